@@ -1,0 +1,451 @@
+"""A race: one case, its candidates and the ceiling probes, in one replica after another.
+
+Rivals run in the same rounds, each round a new balanced random order; inputs are allocated anew several
+times in each replica; what fails becomes a status and the others go on. The worker, the clock and the
+machine's counters are arguments, so that every rule here is tested without a process.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import msgspec
+
+from bench import workload
+from bench.candidate import Candidate
+from bench.case import Case, input_nbytes
+from bench.environment import Seen, Usage, read_usage, seen_between
+from bench.measurement import Accuracy, Contention, Measurement, Samples, Status
+from bench.replica import WorkerFailure, WorkerLike
+
+FLAGS = {
+    "settled": "ten times slower than the baseline in the first replica: stopped there, no interval",
+    "faster-than-ceiling": "faster than the memory allows: something was folded away or not run",
+    "documented": "the wrong answer is a documented one",
+    "contended": "something else used the machine in most of its blocks, and no quieter time came",
+}
+CEILING_FROM_NBYTES = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How long and how often a race runs.
+
+    Attributes:
+        replicas, max_replicas: fresh processes to start with, and at most.
+        allocations: times that inputs are allocated in each.
+        rounds: at most in one allocation.
+        block_seconds: timed calls of one runner in one round, at least one call.
+        budget_seconds: of rounds in the first `replicas` replicas.
+        precision: half-width of the 95% interval of the ratio at which it is enough.
+        margin: equivalence margin of the verdict.
+        timeout_seconds: for each task of a worker.
+        settle_ratio: a runner this many times slower than the baseline stops after one replica.
+        ceiling_slack: how far below the ceiling time a runner may be before it is flagged.
+        seed: of inputs and orders.
+    """
+
+    replicas: int = 5
+    max_replicas: int = 5
+    allocations: int = 4
+    rounds: int = 4
+    block_seconds: float = 0.010
+    budget_seconds: float = 6.0
+    precision: float = 0.02
+    margin: float = 0.05
+    timeout_seconds: float = 60.0
+    settle_ratio: float = 10.0
+    ceiling_slack: float = 0.15
+    seed: int = 0
+
+
+class Fleet(Protocol):
+    """Where replicas come from."""
+
+    def worker(self, replica: int) -> WorkerLike:
+        """The worker of this replica: the same one for the same number, fresh ones for new numbers."""
+
+
+@dataclass
+class _Tally:
+    """One runner as the race goes."""
+
+    name: str
+    candidate: Candidate | None  # None for a probe
+    status: Status = "ok"
+    reason: str = ""
+    tail: str = ""
+    issue: str = ""
+    flags: list[str] = field(default_factory=list)
+    accuracy: Accuracy | None = None
+    first_calls: list[float] = field(default_factory=list)
+    call_seconds: float = 0.0
+    read_nbytes: int = 0
+    written_nbytes: int = 0
+    peak_nbytes: int | None = None
+    settled: bool = False
+    columns: list[tuple[int, int, int, int, float, int]] = field(default_factory=list)
+
+    @property
+    def runs(self) -> bool:
+        return self.status == "ok" and not self.settled
+
+    def samples(self) -> Samples:
+        rows = list(zip(*self.columns, strict=True)) or [()] * 6
+        names = ("replica", "allocation", "round", "calls", "seconds", "contended")
+        return Samples(**dict(zip(names, rows, strict=True)))
+
+    def fail(self, case: Case, failure: WorkerFailure) -> None:
+        """Enter a failure; a documented one becomes `unsupported`, or a documented wrong answer."""
+        self.status, self.reason, self.tail = failure.status, failure.reason, failure.tail
+        for known in self.candidate.failures if self.candidate else ():
+            if known.when(case) and re.search(known.matches, failure.reason):
+                if failure.status == "wrong":
+                    self.flags.append("documented")
+                else:
+                    self.status = "unsupported"
+                self.reason = f"{known.reason} [{failure.reason}]"
+                self.issue = known.issue
+                return
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What a race came to: the measurements, and where its time went (seconds by kind)."""
+
+    measurements: tuple[Measurement, ...]
+    seconds: Counter[str]
+
+
+class Race:
+    """One case and its runners, as they go from replica to replica."""
+
+    def __init__(
+        self,
+        case: Case,
+        candidates: Sequence[Candidate],
+        *,
+        baseline: str,
+        plan: Plan,
+        read_usage: Callable[[], Usage] = read_usage,
+        enough: Callable[[Race, int], bool] | None = None,
+    ) -> None:
+        self.case = case
+        self.baseline = baseline
+        self.plan = plan
+        self.tensorflow = any(entry.framework != "numpy" for entry in candidates)
+        self.tallies = {entry.name: _Tally(entry.name, entry) for entry in candidates}
+        self.tallies |= {name: _Tally(name, None) for name in workload.PROBES}
+        self.seconds: Counter[str] = Counter()
+        self._read_usage = read_usage
+        self._enough = enough or precise_enough
+        self._random = random.Random(f"{plan.seed} {case!r}")
+        self._contention = Counter[str]()
+        self._visible = False
+        self._node = "local"
+
+    def run(self, fleet: Fleet) -> Result:
+        """Every replica that the plan and the precision ask for, and what they came to."""
+        for replica in range(self.plan.max_replicas):
+            if replica >= self.plan.replicas and self._enough(self, replica):
+                break
+            if not self._candidates_running():
+                break
+            self._run_replica(replica, fleet.worker(replica))
+            if replica == 0:
+                self._settle()
+        self._flag_impossible()
+        return Result(
+            measurements=tuple(self._measurement(tally) for tally in self.tallies.values()),
+            seconds=self.seconds,
+        )
+
+    def check(self, worker: WorkerLike) -> Result:
+        """Every candidate once against the oracle, timing nothing."""
+        for name in workload.PROBES:
+            self.tallies.pop(name, None)
+        self._open(0, worker)
+        self._close(worker)
+        return Result(
+            measurements=tuple(self._measurement(tally) for tally in self.tallies.values()),
+            seconds=self.seconds,
+        )
+
+    def _candidates_running(self) -> list[_Tally]:
+        return [tally for tally in self.tallies.values() if tally.runs and tally.candidate]
+
+    def _running(self) -> list[_Tally]:
+        return [tally for tally in self.tallies.values() if tally.runs]
+
+    def _run_replica(self, replica: int, worker: WorkerLike) -> None:
+        self._node = worker.node
+        budget = self.plan.budget_seconds / self.plan.replicas
+        self._open(replica, worker)
+        for allocation in range(self.plan.allocations):
+            runners = self._running()
+            if not any(tally.candidate for tally in runners):
+                return
+            if allocation and not self._allocate(replica, worker):
+                return
+            cost = sum(self._block_cost(tally) for tally in runners)
+            rounds = int(budget / self.plan.allocations / max(cost, 1e-9))
+            self._run_rounds(replica, allocation, min(self.plan.rounds, max(1, rounds)), worker)
+        self._close(worker)
+
+    def _open(self, replica: int, worker: WorkerLike) -> None:
+        """Open the case and every runner; whoever takes the worker down is out, the others again."""
+        while True:
+            try:
+                opened = worker.call(
+                    _open_case, self.case, self.plan.seed, self.tensorflow,
+                    timeout=self.plan.timeout_seconds,
+                )  # fmt: skip
+            except WorkerFailure as failure:
+                for tally in self._running():
+                    tally.fail(self.case, failure)
+                return
+            self.seconds["allocation"] += opened.seconds
+            if all(self._open_runner(tally, replica, worker) for tally in self._running()):
+                return
+
+    def _open_runner(self, tally: _Tally, replica: int, worker: WorkerLike) -> bool:
+        """Open one runner; False if the worker was lost with it."""
+        try:
+            opened = worker.call(
+                _open_runner, tally.name, tally.accuracy is None, timeout=self.plan.timeout_seconds
+            )
+        except WorkerFailure as failure:
+            tally.fail(self.case, failure)
+            return not failure.lost
+        self.seconds["first_calls"] += opened.first_call_seconds
+        self.seconds["checks"] += opened.check_seconds + opened.calibration_seconds
+        tally.accuracy = tally.accuracy or opened.accuracy
+        if opened.status != "ok":
+            tally.fail(self.case, WorkerFailure(opened.status, opened.reason))
+            return True
+        if tally.candidate and len(tally.first_calls) <= replica:
+            tally.first_calls.append(opened.first_call_seconds)
+        tally.call_seconds = opened.call_seconds
+        tally.read_nbytes, tally.written_nbytes = opened.read_nbytes, opened.written_nbytes
+        tally.peak_nbytes = tally.peak_nbytes or opened.peak_nbytes
+        return True
+
+    def _allocate(self, replica: int, worker: WorkerLike) -> bool:
+        try:
+            self.seconds["allocation"] += worker.call(
+                workload.allocate, timeout=self.plan.timeout_seconds
+            )
+        except WorkerFailure as failure:
+            if not failure.lost:
+                for tally in self._running():
+                    tally.fail(self.case, failure)
+                return False
+            self._open(replica, worker)  # lost for a reason of its own: a fresh one goes on
+        return True
+
+    def _close(self, worker: WorkerLike) -> None:
+        # A worker that was lost here holds nothing any more: that is what closing is for.
+        try:
+            worker.call(workload.close_case, timeout=self.plan.timeout_seconds)
+        except WorkerFailure as failure:
+            if not failure.lost:
+                raise
+
+    def _block_cost(self, tally: _Tally) -> float:
+        lead_in, calls = block_calls(tally.call_seconds, self.plan.block_seconds)
+        return (lead_in + calls) * tally.call_seconds
+
+    def _run_rounds(self, replica: int, allocation: int, rounds: int, worker: WorkerLike) -> None:
+        """The rounds of one allocation; a contended one is kept, marked, and done again once."""
+        order = [tally.name for tally in self._running()]
+        self._random.shuffle(order)
+        redo = rounds
+        number = 0
+        while number < rounds:
+            turn = number % max(1, len(order))
+            seen = self._run_round(replica, allocation, number, order[turn:] + order[:turn], worker)
+            if seen is None:
+                return
+            if seen.contended() and redo > 0:
+                redo -= 1
+                rounds += 1
+                self._contention["redone"] += 1
+            number += 1
+
+    def _run_round(
+        self, replica: int, allocation: int, number: int, order: Iterable[str], worker: WorkerLike
+    ) -> Seen | None:
+        """One visit to every runner; None if the worker was lost."""
+        start = self._read_usage()
+        rows: list[tuple[_Tally, int, workload.Block]] = []
+        try:
+            before = worker.call(workload.usage, timeout=self.plan.timeout_seconds)
+        except WorkerFailure:
+            self._open(replica, worker)
+            return None
+        last = before
+        for name in order:
+            tally = self.tallies[name]
+            if not tally.runs:
+                continue
+            lead_in, calls = block_calls(tally.call_seconds, self.plan.block_seconds)
+            try:
+                last = worker.call(
+                    workload.time_block, name, lead_in, calls, timeout=self.plan.timeout_seconds
+                )
+            except WorkerFailure as failure:
+                tally.fail(self.case, failure)
+                if failure.lost:
+                    self._open(replica, worker)
+                    return None
+                continue
+            rows.append((tally, calls, last))
+        seen = seen_between(start, self._read_usage(), last.cpu_seconds - before.cpu_seconds)
+        self._enter_round(replica, allocation, number, rows, seen)
+        self._contention["switches"] += last.switches - before.switches
+        return seen
+
+    def _enter_round(
+        self,
+        replica: int,
+        allocation: int,
+        number: int,
+        rows: Sequence[tuple[_Tally, int, workload.Block]],
+        seen: Seen,
+    ) -> None:
+        contended = int(seen.contended())
+        for tally, calls, block in rows:
+            tally.columns.append(
+                (replica, allocation, number, calls, float(f"{block.seconds:.6g}"), contended)
+            )
+            self.seconds["samples"] += block.seconds * calls
+            self.seconds["lead_in"] += block.lead_in_seconds
+        self._visible = self._visible or seen.others_seconds is not None
+        self._contention["marked"] += contended * len(rows)
+        self._contention["wall_us"] += int(seen.wall_seconds * 1e6)
+        self._contention["steal_us"] += int((seen.steal_seconds or 0.0) * 1e6)
+        self._contention["others_us"] += int((seen.others_seconds or 0.0) * 1e6)
+
+    def _settle(self) -> None:
+        """Stop whoever is so slow in the first replica that more of it would teach nothing."""
+        baseline = self.tallies.get(self.baseline)
+        if baseline is None or not baseline.columns:
+            return
+        limit = self.plan.settle_ratio * middle(row[4] for row in baseline.columns)
+        for tally in self._candidates_running():
+            if tally.columns and middle(row[4] for row in tally.columns) > limit:
+                tally.settled = True
+                tally.flags.append("settled")
+
+    def _flag_impossible(self) -> None:
+        """Flag whoever is faster than the memory allows; its result is not to be believed."""
+        if input_nbytes(self.case) < CEILING_FROM_NBYTES:
+            return
+        read, write = (self.tallies.get(name) for name in workload.PROBES[:2])
+        if read is None or write is None or not read.columns or not write.columns:
+            return
+        seconds_a_byte_read = middle(row[4] for row in read.columns) / max(1, read.read_nbytes)
+        seconds_a_byte_written = middle(row[4] for row in write.columns) / max(
+            1, write.written_nbytes
+        )
+        for tally in self.tallies.values():
+            if not tally.columns or tally.candidate is None:
+                continue
+            ceiling = (
+                tally.read_nbytes * seconds_a_byte_read
+                + tally.written_nbytes * seconds_a_byte_written
+            )
+            if middle(row[4] for row in tally.columns) * (1 + self.plan.ceiling_slack) < ceiling:
+                tally.flags.append("faster-than-ceiling")
+
+    def _measurement(self, tally: _Tally) -> Measurement:
+        samples = tally.samples()
+        if len(samples) and sum(samples.contended) > len(samples) / 2:
+            tally.flags.append("contended")
+        return Measurement(
+            case=self.case,
+            candidate=tally.name,
+            form=tally.candidate.form if tally.candidate else "function",
+            kind="candidate" if tally.candidate else "probe",
+            status=tally.status,
+            reason=tally.reason,
+            tail=tally.tail,
+            issue=tally.issue,
+            baseline=self.baseline,
+            samples=samples,
+            first_call_seconds=tuple(float(f"{value:.4g}") for value in tally.first_calls),
+            accuracy=tally.accuracy,
+            read_nbytes=tally.read_nbytes,
+            written_nbytes=tally.written_nbytes,
+            peak_nbytes=tally.peak_nbytes,
+            settled=tally.settled,
+            flags=tuple(dict.fromkeys(tally.flags)),
+            contention=self._contention_seen(),
+            node=self._node,
+        )
+
+    def _contention_seen(self) -> Contention:
+        wall = self._contention["wall_us"] or 1
+        return Contention(
+            steal=round(self._contention["steal_us"] / wall, 4) if self._visible else None,
+            others=round(self._contention["others_us"] / wall, 4) if self._visible else None,
+            blocks_marked=self._contention["marked"],
+            blocks_redone=self._contention["redone"],
+            involuntary_switches=self._contention["switches"] if self._visible else None,
+        )
+
+
+def _open_case(case: Case, seed: int, tensorflow: bool) -> workload.Opened:
+    return workload.open_case(case, seed, tensorflow=tensorflow)
+
+
+def _open_runner(name: str, check: bool) -> workload.Runner:
+    return workload.open_runner(name, check=check)
+
+
+def block_calls(call_seconds: float, block_seconds: float) -> tuple[int, int]:
+    """(untimed, timed) calls of a block.
+
+    The rival before has emptied the caches and put the threads to sleep: half a block's calls, but
+    not fewer than three of a short op, bring back the steady state that `cache=warm` promises.
+    """
+    calls = max(1, math.ceil(block_seconds / max(call_seconds, 1e-9)))
+    lead_in = max(1, math.ceil(calls / 2)) if calls < 6 else max(3, math.ceil(calls / 3))
+    return lead_in, calls
+
+
+def middle(values: Iterable[float]) -> float:
+    """The median."""
+    ordered = sorted(values)
+    half = len(ordered) // 2
+    return ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2
+
+
+def precise_enough(race: Race, replicas: int) -> bool:
+    """Whether every interval is as narrow as the plan asks, or its verdict is clear already."""
+    from bench.stats import StopRule
+
+    rule = StopRule(
+        precision=race.plan.precision,
+        margin=race.plan.margin,
+        min_replicas=race.plan.replicas,
+        max_replicas=race.plan.max_replicas,
+    )
+    baseline = race.tallies[race.baseline].samples()
+    pairs = [
+        (tally.samples(), baseline)
+        for tally in race.tallies.values()
+        if tally.runs and tally.candidate and tally.name != race.baseline
+    ]
+    return rule.enough(pairs, replicas=replicas)
+
+
+def to_plain(plan: Plan) -> dict[str, object]:
+    """The plan for a journal's header."""
+    return msgspec.to_builtins(plan)

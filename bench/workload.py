@@ -1,0 +1,511 @@
+"""Workloads: a candidate bound to a case's inputs on a device. This runs inside a worker.
+
+TensorFlow is imported here and in bench.ops, inside functions, and nowhere else. The functions at the
+end (`open_case`, `open_runner`, `allocate`, `time_block`, `close_case`) are the tasks that a race sends:
+plain data in, plain data out, the state in this module between them.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import resource
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import repeat
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+
+from bench.candidate import REGISTRY, Candidate
+from bench.case import Case
+from bench.measurement import Accuracy, Status
+from bench.replica import Setting, one_line, status_of
+
+if TYPE_CHECKING:
+    Array = np.ndarray[Any, Any]
+
+PROBES = ("ceiling-read", "ceiling-write", "ceiling-copy")
+# Below this the call's own cost, not the memory, is what a write probe would measure.
+MIN_WRITE_NBYTES = 1 << 20
+EVICT_CAP_NBYTES = 1 << 30
+Call = Callable[..., Any]
+
+
+def start_tensorflow(setting: Setting) -> None:
+    """Import TensorFlow with a process' settings; they hold until the process ends."""
+    import tensorflow as tf
+
+    if setting.threads:
+        tf.config.threading.set_intra_op_parallelism_threads(setting.threads)
+    if setting.logical_cpus > 1:
+        cpu = tf.config.list_physical_devices("CPU")[0]
+        tf.config.set_logical_device_configuration(
+            cpu, [tf.config.LogicalDeviceConfiguration()] * setting.logical_cpus
+        )
+    for gpu in tf.config.list_physical_devices("GPU"):
+        # Replicas share the device: without growth the first takes all of its memory.
+        tf.config.experimental.set_memory_growth(gpu, True)
+    if setting.deterministic:
+        tf.config.experimental.enable_op_determinism()
+    tf.config.list_logical_devices()
+
+
+def list_devices() -> dict[str, str]:
+    """What TensorFlow sees: {'cpu:0': 'CPU', 'gpu:0': 'NVIDIA H100 ...'}."""
+    import tensorflow as tf
+
+    names = {}
+    physical = {kind: tf.config.list_physical_devices(kind) for kind in ("CPU", "GPU")}
+    for device in tf.config.list_logical_devices():
+        kind, index = device.device_type, int(device.name.rsplit(":", 1)[1])
+        if kind not in physical:
+            continue
+        of_kind = physical[kind]
+        details = tf.config.experimental.get_device_details(of_kind[min(index, len(of_kind) - 1)])
+        names[f"{kind.lower()}:{index}"] = details.get("device_name", kind)
+    return names
+
+
+def bind(candidate: Candidate, case: Case) -> Call:
+    """The candidate as the case calls it: forward x -> y, training (x, dy) -> (y, dx), in the mode.
+
+    Functions are defined by `def` so that their names can be found in a trace.
+    """
+    build = candidate.build(case)
+    if candidate.framework == "numpy":
+        return _bind_numpy(build, case)
+    import tensorflow as tf
+
+    def forward(x: Any) -> Any:
+        return build(x)
+
+    def training(x: Any, dy: Any) -> Any:
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = build(x)
+        return y, tape.gradient(y, x, output_gradients=dy)
+
+    step: Call = forward if case.direction == "forward" else training
+    modes: dict[str, Callable[[Call], Call]] = {
+        "eager": lambda function: function,
+        "graph": tf.function,
+        "xla": lambda function: tf.function(function, jit_compile=True),
+    }
+    return modes[case.mode](step)
+
+
+def _bind_numpy(build: Call, case: Case) -> Call:
+    if case.direction != "forward":
+        raise NotImplementedError("a NumPy candidate has no gradient")
+    return build
+
+
+def to_numpy(value: Any) -> Array:
+    """A result on the host, in its own dtype.
+
+    Raises:
+        TypeError: it is no array.
+    """
+    if value is None:
+        raise TypeError("it returned None (a gradient that does not exist?)")
+    array = value.numpy() if hasattr(value, "numpy") else value
+    if not isinstance(array, np.ndarray):
+        if not np.isscalar(array):
+            raise TypeError(f"it returned a {type(value).__name__}, not an array")
+        array = np.asarray(array)
+    return array
+
+
+class Opened(msgspec.Struct, frozen=True, kw_only=True):
+    """What opening a case came to.
+
+    Attributes:
+        nbytes: of the inputs.
+        seconds: by kind: 'allocation'.
+    """
+
+    nbytes: int
+    devices: dict[str, str]
+    seconds: float
+
+
+class Runner(msgspec.Struct, frozen=True, kw_only=True):
+    """What opening a runner came to.
+
+    Attributes:
+        status, reason: 'ok', or why it cannot race.
+        first_call_seconds: trace and compile and the first run.
+        call_seconds: a rough time of one call, to plan blocks by.
+        read_nbytes, written_nbytes: fewest bytes a call reads and writes.
+        check_seconds, calibration_seconds: what else opening took.
+    """
+
+    status: Status = "ok"
+    reason: str = ""
+    accuracy: Accuracy | None = None
+    first_call_seconds: float = 0.0
+    call_seconds: float = 0.0
+    read_nbytes: int = 0
+    written_nbytes: int = 0
+    peak_nbytes: int | None = None
+    check_seconds: float = 0.0
+    calibration_seconds: float = 0.0
+
+
+class Block(msgspec.Struct, frozen=True, kw_only=True):
+    """One block: seconds a call, and what the process used of the machine meanwhile.
+
+    Attributes:
+        lead_in_seconds: the untimed calls before it.
+        cpu_seconds: processor time of this process since it started, all threads.
+        switches: involuntary context switches since it started.
+    """
+
+    seconds: float
+    lead_in_seconds: float
+    cpu_seconds: float
+    switches: int
+
+
+@dataclass
+class _State:
+    """What this process holds of the race that is open."""
+
+    case: Case
+    device: str
+    tensorflow: bool
+    host: tuple[Array, ...]
+    inputs: tuple[Any, ...] = ()
+    calls: dict[str, tuple[Call, tuple[int, ...]]] = field(default_factory=dict)
+    evict: Array | None = None
+
+
+_STATE: list[_State] = []
+
+
+def _state() -> _State:
+    if not _STATE:
+        raise RuntimeError("no case is open in this worker")
+    return _STATE[0]
+
+
+def open_case(case: Case, seed: int, *, tensorflow: bool = True) -> Opened:
+    """Make the case's inputs, on the host and on the device."""
+    from bench.oracle import make_inputs
+
+    start = time.perf_counter()
+    close_case()
+    host = make_inputs(case, seed)
+    state = _State(case=case, device=case.device, tensorflow=tensorflow, host=host)
+    if case.cache == "cold":
+        state.evict = np.ones(_evict_nbytes() // 8, np.int64)
+    _STATE.append(state)
+    allocate()
+    return Opened(
+        nbytes=sum(array.nbytes for array in host),
+        devices=list_devices() if tensorflow else {"cpu:0": "CPU"},
+        seconds=time.perf_counter() - start,
+    )
+
+
+def close_case() -> None:
+    """Let go of all that the last case held, compiled functions included."""
+    if not _STATE:
+        return
+    uses_tensorflow = _STATE[0].tensorflow
+    _STATE.clear()
+    if uses_tensorflow:
+        import keras
+
+        keras.backend.clear_session()
+    gc.collect()
+
+
+def allocate() -> float:
+    """Allocate the inputs anew, for every runner; seconds that it took.
+
+    The old ones are let go only afterwards, so that the new ones lie elsewhere: addresses decide by
+    up to 20% how fast a call is, and an interval from one allocation is too narrow.
+    """
+    start = time.perf_counter()
+    state = _state()
+    if state.tensorflow:
+        import tensorflow as tf
+
+        with tf.device(state.device):
+            state.inputs = tuple(tf.constant(array) + 0 for array in state.host)
+        tf.test.experimental.sync_devices()
+    else:
+        state.inputs = tuple(array.copy() for array in state.host)
+    return time.perf_counter() - start
+
+
+def open_runner(name: str, *, check: bool) -> Runner:
+    """Build a candidate or a probe, call it first, check it against the oracle, and estimate its time.
+
+    A candidate that raises comes back with status 'error' and its text.
+    """
+    try:
+        if name in PROBES:
+            return _open_probe(name)
+        return _open_candidate(name, check=check)
+    except Exception as error:  # noqa: BLE001 (what a candidate raises is a result)
+        return Runner(status=status_of(error), reason=one_line(error))
+
+
+def _open_candidate(name: str, *, check: bool) -> Runner:
+    state = _state()
+    case = state.case
+    candidate = REGISTRY.candidates[case.op, name]
+    start = time.perf_counter()
+    with _device(state):
+        call = bind(candidate, case)
+        result = call(*state.inputs)
+        synchronise(state)
+    first_call = time.perf_counter() - start
+    outputs = tuple(to_numpy(value) for value in (result if isinstance(result, tuple) else (result,)))
+    del result
+    state.calls[name] = (call, tuple(range(len(state.inputs))))
+    accuracy, status, reason, check_seconds = None, "ok", "", 0.0
+    if check:
+        from bench.oracle import check as check_outputs
+
+        start = time.perf_counter()
+        verdict = check_outputs(REGISTRY.ops[case.op], case, state.host, outputs)
+        accuracy, status, reason = verdict.accuracy, verdict.status, verdict.reason
+        check_seconds = time.perf_counter() - start
+    start = time.perf_counter()
+    peak = _peak_nbytes(state, call) if check else None
+    call_seconds = _estimate(state, name)
+    return Runner(
+        status=status,  # type: ignore[arg-type]
+        reason=reason,
+        accuracy=accuracy,
+        first_call_seconds=first_call,
+        call_seconds=call_seconds,
+        read_nbytes=sum(array.nbytes for array in state.host),
+        written_nbytes=sum(array.nbytes for array in outputs),
+        peak_nbytes=peak,
+        check_seconds=check_seconds,
+        calibration_seconds=time.perf_counter() - start,
+    )
+
+
+def _estimate(state: _State, name: str) -> float:
+    """Rough seconds a call: the least of three after one that warms up."""
+    call, places = state.calls[name]
+    arguments = [state.inputs[i] for i in places]
+    seconds = []
+    with _device(state):
+        for _ in range(4):
+            start = time.perf_counter()
+            call(*arguments)
+            synchronise(state)
+            seconds.append(time.perf_counter() - start)
+    return min(seconds[1:])
+
+
+def _peak_nbytes(state: _State, call: Call) -> int | None:
+    """Peak of the device's memory during one call above what was held before it.
+
+    None where the allocator keeps no count: NumPy, and on the CPU tensors below 256 KiB.
+    """
+    if not state.tensorflow or sum(array.nbytes for array in state.host) < 1 << 20:
+        return None
+    import tensorflow as tf
+
+    device = state.device.upper()
+    try:
+        before = tf.config.experimental.get_memory_info(device)["current"]
+        tf.config.experimental.reset_memory_stats(device)
+        with _device(state):
+            call(*state.inputs)
+            synchronise(state)
+        peak = tf.config.experimental.get_memory_info(device)["peak"]
+    except (ValueError, tf.errors.OpError):  # this device or allocator keeps no count
+        return None
+    return int(max(0, peak - before)) or None
+
+
+def _open_probe(name: str) -> Runner:
+    """The fastest of several ways to read, write or copy as many bytes as the case does."""
+    state = _state()
+    nbytes = state.host[0].nbytes
+    if name == "ceiling-write":
+        nbytes = max(nbytes // (state.case.pool_size or nbytes), MIN_WRITE_NBYTES)
+    start = time.perf_counter()
+    ways = PROBE_WAYS[name](state, nbytes)
+    seconds = {}
+    for way, call in ways.items():
+        state.calls[way] = (call, (0,))
+        seconds[way] = _estimate(state, way)
+        del state.calls[way]
+    best = min(seconds, key=lambda way: seconds[way])
+    state.calls[name] = (ways[best], (0,))
+    return Runner(
+        call_seconds=seconds[best],
+        read_nbytes=0 if name == "ceiling-write" else nbytes,
+        written_nbytes=0 if name == "ceiling-read" else nbytes,
+        calibration_seconds=time.perf_counter() - start,
+    )
+
+
+def _words(value: Any, nbytes: int) -> Any:
+    """The bytes of a tensor as float32, without a copy, where their number allows it."""
+    import tensorflow as tf
+
+    flat = tf.reshape(value, [-1])
+    if value.dtype.size == 2 and flat.shape[0] % 2 == 0:
+        return tf.bitcast(tf.reshape(flat, [-1, 2]), tf.float32)
+    return flat
+
+
+def _read_ways(state: _State, nbytes: int) -> dict[str, Call]:
+    # Threads of NumPy's are not TensorFlow's, and a read by one core is only a lower bound of the
+    # ceiling; but its call costs least, which counts where the input is small.
+    host = state.host[0].reshape(-1).view(np.uint8)[: nbytes // 8 * 8].view(np.float64)
+    ways: dict[str, Call] = {"numpy": lambda _: host.max()}
+    if state.tensorflow:
+        import tensorflow as tf
+
+        on_device = _on_cpu(state)
+        if not on_device:
+            ways.clear()
+        ways["reduce_sum"] = lambda x: tf.reduce_sum(_words(x, nbytes))
+        ways["reduce_max"] = lambda x: tf.reduce_max(_words(x, nbytes))
+        if not on_device:
+            ways["xla"] = tf.function(lambda x: tf.reduce_max(_words(x, nbytes)), jit_compile=True)
+    return ways
+
+
+def _write_ways(state: _State, nbytes: int) -> dict[str, Call]:
+    count = nbytes // 4
+    target = np.ones(count, np.float32)
+    ways: dict[str, Call] = {"numpy": lambda _: target.fill(1.0)}
+    if state.tensorflow:
+        import tensorflow as tf
+
+        if not _on_cpu(state):
+            ways.clear()
+        ways["fill"] = lambda _: tf.fill([count], 1.0)
+        if not _on_cpu(state):
+            scalar = tf.constant(1.0)
+            broadcast = tf.function(lambda s: tf.broadcast_to(s, [count]), jit_compile=True)
+            ways["xla"] = lambda _: broadcast(scalar)
+    return ways
+
+
+def _copy_ways(state: _State, nbytes: int) -> dict[str, Call]:
+    host = state.host[0]
+    target = np.ones_like(host)
+    ways: dict[str, Call] = {"numpy": lambda _: np.copyto(target, host)}
+    if state.tensorflow:
+        import tensorflow as tf
+
+        if not _on_cpu(state):
+            ways.clear()
+        ways["negative"] = lambda x: tf.negative(_words(x, nbytes))
+        if not _on_cpu(state):
+            ways["xla"] = tf.function(lambda x: -_words(x, nbytes), jit_compile=True)
+    return ways
+
+
+PROBE_WAYS: dict[str, Callable[[_State, int], dict[str, Call]]] = {
+    "ceiling-read": _read_ways,
+    "ceiling-write": _write_ways,
+    "ceiling-copy": _copy_ways,
+}
+
+
+def _on_cpu(state: _State) -> bool:
+    return state.device.startswith("cpu")
+
+
+def _device(state: _State) -> Any:
+    import contextlib
+
+    if not state.tensorflow:
+        return contextlib.nullcontext()
+    import tensorflow as tf
+
+    return tf.device(state.device)
+
+
+def synchronise(state: _State) -> None:
+    """Return when the device has finished all that it was given."""
+    if state.tensorflow:
+        import tensorflow as tf
+
+        tf.test.experimental.sync_devices()
+
+
+def time_block(name: str, lead_in: int, calls: int) -> Block:
+    """Seconds a call over `calls` calls in a row, after `lead_in` untimed ones.
+
+    This is the one timing loop of the project.
+    """
+    state = _state()
+    call, places = state.calls[name]
+    arguments = [state.inputs[i] for i in places]
+    with _device(state):
+        if state.evict is not None:
+            return _time_cold_block(state, call, arguments, calls)
+        start = time.perf_counter()
+        for _ in repeat(None, lead_in):
+            call(*arguments)
+        synchronise(state)
+        gc.disable()
+        try:
+            begin = time.perf_counter()
+            for _ in repeat(None, calls):
+                call(*arguments)
+            synchronise(state)
+            end = time.perf_counter()
+        finally:
+            gc.enable()
+    return _block((end - begin) / calls, begin - start)
+
+
+def _time_cold_block(state: _State, call: Call, arguments: list[Any], calls: int) -> Block:
+    """As time_block, with the caches emptied before every call and that not timed."""
+    assert state.evict is not None
+    total = evicting = 0.0
+    for _ in repeat(None, calls):
+        start = time.perf_counter()
+        state.evict += 1
+        begin = time.perf_counter()
+        call(*arguments)
+        synchronise(state)
+        total += time.perf_counter() - begin
+        evicting += begin - start
+    return _block(total / calls, evicting)
+
+
+def _block(seconds: float, lead_in_seconds: float) -> Block:
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return Block(
+        seconds=seconds,
+        lead_in_seconds=lead_in_seconds,
+        cpu_seconds=usage.ru_utime + usage.ru_stime,
+        switches=usage.ru_nivcsw,
+    )
+
+
+def _evict_nbytes() -> int:
+    """Bytes to touch so that nothing of the inputs is left in a cache."""
+    from bench.environment import last_level_cache_nbytes
+
+    return min(2 * last_level_cache_nbytes(), EVICT_CAP_NBYTES)
+
+
+def process_id() -> int:
+    """This worker's process id."""
+    return os.getpid()
+
+
+def usage() -> Block:
+    """What this process has used so far, without a call: the start of a round."""
+    return _block(0.0, 0.0)
