@@ -1,0 +1,319 @@
+"""One run: its workers, its journal, what is measured already, and where its time goes."""
+
+from __future__ import annotations
+
+import datetime
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import psutil
+
+from bench import workload
+from bench.candidate import REGISTRY, Candidate
+from bench.case import Case, UsageError, case_label, input_nbytes
+from bench.environment import collect_environment
+from bench.measurement import (
+    Environment,
+    Header,
+    Measurement,
+    Record,
+    Shares,
+    Status,
+)
+from bench.race import Plan, Race, Result
+from bench.replica import Setting, Worker, WorkerFailure
+from bench.store import JOURNAL, Journal, Run, read_run
+
+R = TypeVar("R", bound=Record)
+Key = tuple[Case, str]
+# The inputs, a second allocation, the oracle's answer, outputs and a framework's temporaries.
+COPIES_HELD = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What a run was asked, as the plugin or another door understood it.
+
+    Attributes:
+        folder: results/<run>.
+        plan: of its races.
+        asked: for the header: sweep, axes, as the user typed them.
+        files: the user's files that register ops and candidates.
+        memory_nbytes: a worker's limit.
+        resume: go on with a journal that is there.
+        allow_different: fields in which a resumed run may differ from this one.
+    """
+
+    folder: Path
+    plan: Plan = Plan()
+    asked: Mapping[str, Any] = field(default_factory=dict)
+    files: tuple[Path, ...] = ()
+    memory_nbytes: int | None = None
+    resume: bool = False
+    allow_different: tuple[str, ...] = ()
+
+
+class LocalFleet:
+    """Worker processes on this machine, kept as long as their setting holds."""
+
+    def __init__(self, files: Sequence[Path], memory_nbytes: int | None) -> None:
+        self._files = files
+        self._memory_nbytes = memory_nbytes
+        self._setting: Setting | None = None
+        self._workers: list[Worker] = []
+
+    def use(self, setting: Setting, replicas: int) -> None:
+        """Have at least `replicas` workers with this setting, started side by side."""
+        if setting != self._setting:
+            self.close()
+            self._setting = setting
+        while len(self._workers) < replicas:
+            worker = Worker(setting, files=self._files, memory_nbytes=self._memory_nbytes)
+            self._workers.append(worker)
+            worker.start()
+        for worker in self._workers:
+            worker.wait_started()
+
+    def worker(self, replica: int) -> Worker:
+        """The worker of a replica; a new number gets a fresh process."""
+        assert self._setting is not None, "use() comes first"
+        self.use(self._setting, replica + 1)
+        return self._workers[replica]
+
+    def started(self) -> Worker | None:
+        """A worker that is up, if there is one."""
+        return self._workers[0] if self._workers else None
+
+    def close(self) -> None:
+        """End every worker."""
+        workers, self._workers = self._workers, []
+        self._setting = None
+        for worker in workers:
+            worker.close()
+
+
+class Bench:
+    """A run in progress. Use as a context: leaving it ends the workers and closes the journal."""
+
+    def __init__(self, options: Options, *, progress: Callable[[str], None] = print) -> None:
+        self.options = options
+        self.done: dict[Key, Measurement] = {}
+        self.seconds: Counter[str] = Counter()
+        self._progress = progress
+        self._journal: Journal | None = None
+        self._fleet = LocalFleet(options.files, options.memory_nbytes)
+        self._started = time.monotonic()
+
+    def __enter__(self) -> Bench:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        self.close(finished=kind is None)
+
+    def race(self, case: Case, candidates: Sequence[Candidate], *, baseline: str) -> dict[str, Measurement]:
+        """Race the candidates and the baseline, journal the measurements, and return them by name.
+
+        What a resumed journal holds already is not run again: a race runs whole or not at all.
+        """
+        wanted = {entry.name: entry for entry in candidates}
+        if baseline and baseline not in wanted:
+            wanted = {baseline: REGISTRY.candidates[case.op, baseline]} | wanted
+        found = {name: self.done[case, name] for name in wanted if (case, name) in self.done}
+        if len(found) == len(wanted):
+            return found
+        result = self._run_race(case, list(wanted.values()), baseline)
+        self.seconds.update(result.seconds)
+        for measurement in result.measurements:
+            self.append(measurement)
+            self.done[case, measurement.candidate] = measurement
+        return {name: self.done[case, name] for name in wanted}
+
+    def check(self, case: Case, candidates: Sequence[Candidate]) -> dict[str, Measurement]:
+        """Hold each candidate against the oracle once; time and store nothing."""
+        race = self._make_race(case, candidates, candidates[0].name)
+        if reason := self.too_large(case):
+            return {m.candidate: m for m in refuse(race, reason)}
+        self._fleet.use(self.setting(case, candidates), 1)
+        return {m.candidate: m for m in race.check(self._fleet.worker(0)).measurements}
+
+    def append(self, record: Record) -> None:
+        """Write a record to the journal, which begins with the first."""
+        self.journal().append(record)
+
+    def journal(self) -> Journal:
+        """The open journal; the first call writes or checks its header."""
+        if self._journal is None:
+            self._journal = Journal(self.options.folder)
+            try:
+                self._begin(self._journal)
+            except BaseException:
+                self._journal.close()
+                self._journal = None
+                raise
+        return self._journal
+
+    def worker(self, setting: Setting, replica: int = 0) -> Worker:
+        """A worker with this setting, for what is not a race."""
+        self._fleet.use(setting, replica + 1)
+        return self._fleet.worker(replica)
+
+    def close(self, *, finished: bool = True) -> None:
+        """End the workers; a run that ended by itself leaves its shares as the last line."""
+        self._fleet.close()
+        if self._journal is None:
+            return
+        if finished and self.seconds:
+            self._journal.append(self.shares())
+        self._journal.close()
+        self._journal = None
+
+    def shares(self) -> Shares:
+        """Where the wall time went so far."""
+        wall = time.monotonic() - self._started
+        seconds = {kind: round(value, 3) for kind, value in self.seconds.items()}
+        seconds["other"] = round(wall - sum(seconds.values()), 3)
+        return Shares(seconds=seconds, wall_seconds=round(wall, 3))
+
+    def setting(self, case: Case, candidates: Sequence[Candidate]) -> Setting:
+        """What a process must fix for this case."""
+        kind, _, index = case.device.partition(":")
+        logical = int(index) + 1 if kind == "cpu" and index.isdigit() else 1
+        return Setting(
+            threads=case.threads,
+            logical_cpus=max(logical, self._logical_cpus),
+            tensorflow=any(entry.framework != "numpy" for entry in candidates),
+        )
+
+    _logical_cpus = 1
+
+    def expect(self, cases: Sequence[Case]) -> None:
+        """Tell which cases will come, so that one process setting serves as many as it can."""
+        indices = [case.device.partition(":") for case in cases]
+        self._logical_cpus = max(
+            (int(i) + 1 for kind, _, i in indices if kind == "cpu" and i.isdigit()), default=1
+        )
+
+    def too_large(self, case: Case) -> str:
+        """Why the case is refused before anything is allocated; '' if it fits."""
+        available = psutil.virtual_memory().available
+        limit = min(available, self.options.memory_nbytes or available)
+        needed = COPIES_HELD * input_nbytes(case)
+        if needed <= limit:
+            return ""
+        return (
+            f"the case needs about {needed / 2**30:.1f} GiB ({COPIES_HELD} times its input of "
+            f"{input_nbytes(case) / 2**30:.1f} GiB), {limit / 2**30:.1f} GiB are free; "
+            "take a smaller shape (--axis shape=...)"
+        )
+
+    def _make_race(self, case: Case, candidates: Sequence[Candidate], baseline: str) -> Race:
+        return Race(case, candidates, baseline=baseline, plan=self.options.plan)
+
+    def _run_race(self, case: Case, candidates: Sequence[Candidate], baseline: str) -> Result:
+        race = self._make_race(case, candidates, baseline)
+        if reason := self.too_large(case):
+            return Result(measurements=refuse(race, reason), seconds=Counter())
+        start = time.monotonic()
+        try:
+            self._fleet.use(self.setting(case, candidates), self.options.plan.replicas)
+        except WorkerFailure as failure:
+            reason = f"no worker could be started: {failure.reason}"
+            return Result(
+                measurements=refuse(race, reason, failure.status, failure.tail), seconds=Counter()
+            )
+        self.seconds["start"] += time.monotonic() - start
+        self.journal()
+        start = time.monotonic()
+        result = race.run(self._fleet)
+        spent = sum(result.seconds.values())
+        result.seconds["waiting"] += time.monotonic() - start - spent
+        return result
+
+    def _begin(self, journal: Journal) -> None:
+        environment = collect_environment(self._devices())
+        if journal.path.stat().st_size:
+            if not self.options.resume:
+                raise UsageError(
+                    f"{journal.path.parent.name} holds a run already; go on with it by "
+                    f"--resume {journal.path.parent.name}, or pick another --run NAME"
+                )
+            self._resume(read_run(journal.path.parent), environment)
+            return
+        journal.append(
+            Header(
+                run=self.options.folder.name,
+                created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+                environment=environment,
+                options=dict(self.options.asked),
+                seed=self.options.plan.seed,
+            )
+        )
+
+    def _devices(self) -> dict[str, str]:
+        worker = self._fleet.started()
+        if worker is None or not worker.setting.tensorflow:
+            return {"cpu:0": "CPU"}
+        devices: dict[str, str] = worker.call(workload.list_devices, timeout=60)
+        return devices
+
+    def _resume(self, run: Run, environment: Environment) -> None:
+        different = [
+            name
+            for name in differing_fields(run.header.environment, environment)
+            if name not in self.options.allow_different
+        ]
+        if different:
+            raise UsageError(
+                f"{run.path.name} was run elsewhere or with other code: {', '.join(different)} differ; "
+                + "allow each by --allow-different NAME, or start a new run"
+            )
+        self.done = {(m.case, m.candidate): m for m in run.measurements}
+        self._progress(f"going on with {run.path.name}: {len(self.done)} measurements are there")
+
+
+def refuse(
+    race: Race, reason: str, status: Status = "not_run", tail: str = ""
+) -> tuple[Measurement, ...]:
+    """Measurements that say why nothing of the race was run."""
+    return tuple(
+        Measurement(
+            case=race.case,
+            candidate=tally.name,
+            form=tally.candidate.form if tally.candidate else "function",
+            kind="candidate" if tally.candidate else "probe",
+            status=status,
+            reason=reason,
+            tail=tail,
+            baseline=race.baseline,
+        )
+        for tally in race.tallies.values()
+    )
+
+
+def differing_fields(old: Environment, new: Environment) -> list[str]:
+    """Names of what differs between two environments: 'tensorflow', 'processor', 'commit', ..."""
+    names = []
+    for part in ("machine", "devices", "versions", "settings", "source"):
+        before, after = getattr(old, part), getattr(new, part)
+        names += [key for key in sorted({*before, *after}) if before.get(key) != after.get(key)]
+    return names
+
+
+def new_run_folder(results: Path, label: str) -> Path:
+    """results/<UTC time>-<label>, one that is not there yet."""
+    stamp = datetime.datetime.now(datetime.timezone.utc).strftime("%Y%m%d-%H%M%S")
+    folder = results / f"{stamp}-{label}"
+    number = 1
+    while (folder / JOURNAL).exists():
+        number += 1
+        folder = results / f"{stamp}-{label}-{number}"
+    return folder
+
+
+def describe_case(case: Case) -> str:
+    """The case with its op, for a line of progress."""
+    return f"{case.op} {case_label(case)}"

@@ -1,0 +1,165 @@
+"""The doors of poolbench. `nox -l` lists them; what follows `--` reaches the tool behind the door."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2024.4.15"
+nox.options.sessions = ["tests", "lint", "types"]
+nox.options.reuse_existing_virtualenvs = True
+nox.options.error_on_missing_interpreters = True
+
+ROOT = Path(__file__).parent
+CONSTRAINTS = ROOT / "constraints.txt"
+# One environment serves every session that needs TensorFlow on the CPU: it is the largest by far.
+ENV_DIR = Path(os.environ.get("NOXENVDIR", ROOT / ".nox"))
+CPU_ENV = ENV_DIR / "cpu"
+GPU_ENV = ENV_DIR / "gpu"
+NO_GPU = (
+    "bench-gpu needs a GPU that TensorFlow can use; {seen}. On a machine with an NVIDIA GPU install its "
+    "driver (nvidia-smi must work) and run this again; for the CPU: nox -s bench-cpu"
+)
+
+
+def _python(session: nox.Session, folder: Path, *extras: str) -> str:
+    """A Python in an environment that several sessions share, with poolbench and these extras."""
+    bin_folder = folder / ("Scripts" if os.name == "nt" else "bin")
+    python = bin_folder / ("python.exe" if os.name == "nt" else "python")
+    if not python.exists():
+        session.run(sys.executable, "-m", "venv", "--clear", str(folder), external=True, silent=True)
+    stamp = folder / f"installed-{'-'.join(sorted(extras))}"
+    sources = (ROOT / "pyproject.toml", CONSTRAINTS)
+    if not stamp.exists() or any(stamp.stat().st_mtime < path.stat().st_mtime for path in sources):
+        session.run(
+            str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check",
+            "--constraint", str(CONSTRAINTS), "--editable", f"{ROOT}[{','.join(extras)}]",
+            external=True,
+        )  # fmt: skip
+        stamp.touch()
+    return str(python)
+
+
+def _cpu(session: nox.Session, *extras: str) -> str:
+    return _python(session, CPU_ENV, "cpu", *extras)
+
+
+def _bench(session: nox.Session, python: str, sweep: str, *words: str) -> None:
+    """Run the suites' two ops, then render the run and print its headline."""
+    run = _run_name(session.posargs, sweep)
+    named = [] if any(word.startswith(("--run", "--resume")) for word in session.posargs) else ["--run", run]
+    suites = [word for word in session.posargs if word.startswith("suites")] or [
+        "suites/test_depth_max_pool.py",
+        "suites/test_global_avg_pool.py",
+    ]
+    rest = [word for word in session.posargs if word not in suites]
+    # 1: a candidate failed its test; the report shows which, so it is rendered all the same.
+    session.run(
+        python, "-m", "pytest", *suites, "-q", "--benchmark-quiet", "--sweep", sweep, *words,
+        *named, *rest, external=True, success_codes=[0, 1], env=_environment(),
+    )  # fmt: skip
+    if "--plan" in rest or "--benchmark-disable" in rest:
+        return
+    session.run(python, str(ROOT / "report.py"), run, external=True, env=_environment())
+
+
+def _run_name(posargs: list[str], sweep: str) -> str:
+    """The run's name as the user gave it, or a new one from the time and the sweep."""
+    for i, word in enumerate(posargs):
+        if word in ("--run", "--resume") and i + 1 < len(posargs):
+            return posargs[i + 1]
+        if word.startswith(("--run=", "--resume=")):
+            return word.split("=", 1)[1]
+    import datetime
+
+    return datetime.datetime.now(datetime.timezone.utc).strftime(f"%Y%m%d-%H%M%S-{sweep}")
+
+
+def _environment() -> dict[str, str]:
+    return {"TF_CPP_MIN_LOG_LEVEL": os.environ.get("TF_CPP_MIN_LOG_LEVEL", "2")}
+
+
+@nox.session(name="bench-cpu", venv_backend="none")
+def bench_cpu(session: nox.Session) -> None:
+    """The default sweep of both ops on the CPU, then the report: at most 10 minutes on two cores."""
+    _bench(session, _cpu(session), "default")
+
+
+@nox.session(name="bench-quick", venv_backend="none")
+def bench_quick(session: nox.Session) -> None:
+    """A minute's sweep of both ops on the CPU, then the report."""
+    _bench(session, _cpu(session), "quick")
+
+
+@nox.session(name="bench-full", venv_backend="none")
+def bench_full(session: nox.Session) -> None:
+    """The whole product of the axes, for a night; goes on by: -- --resume NAME."""
+    _bench(session, _cpu(session), "full")
+
+
+@nox.session(name="bench-gpu", venv_backend="none")
+def bench_gpu(session: nox.Session) -> None:
+    """The GPU sweep on every GPU that TensorFlow sees, with the CPU beside it."""
+    if not _has_nvidia_driver():
+        session.error(NO_GPU.format(seen="no NVIDIA driver answers (nvidia-smi)"))
+    python = _python(session, GPU_ENV, "gpu")
+    seen = subprocess.run(  # noqa: S603
+        [python, "-m", "bench", "devices"], capture_output=True, text=True, check=False
+    ).stdout.split()
+    gpus = [name for name in seen if name.startswith("gpu")]
+    if not gpus:
+        session.error(NO_GPU.format(seen=f"TensorFlow sees {', '.join(seen) or 'no device'}"))
+    _bench(session, python, "gpu", "--axis", f"device={','.join([*gpus, 'cpu:0'])}")
+
+
+def _has_nvidia_driver() -> bool:
+    command = shutil.which("nvidia-smi")
+    if command is None:
+        return False
+    answer = subprocess.run([command, "-L"], capture_output=True, text=True, check=False)  # noqa: S603
+    return answer.returncode == 0 and "GPU" in answer.stdout
+
+
+@nox.session(venv_backend="none")
+def report(session: nox.Session) -> None:
+    """Render a run: `nox -s report -- [RUN]`, or any other words of report.py."""
+    python = _cpu(session)
+    session.run(python, str(ROOT / "report.py"), *session.posargs, external=True)
+
+
+@nox.session(venv_backend="none")
+def tests(session: nox.Session) -> None:
+    """The tests that need no browser, no root and few minutes."""
+    python = _cpu(session, "test", "profile")
+    words = session.posargs or ["tests", "-m", "not slow"]
+    session.run(python, "-m", "pytest", "-q", *words, external=True, env=_environment())
+
+
+@nox.session(name="tests-full", venv_backend="none")
+def tests_full(session: nox.Session) -> None:
+    """Real faults, the browser, the cluster, fuzzing."""
+    python = _cpu(session, "test", "profile", "browser", "cluster")
+    words = session.posargs or ["tests", "-m", "slow"]
+    session.run(python, "-m", "pytest", "-q", *words, external=True, env=_environment())
+
+
+@nox.session(venv_backend="none")
+def lint(session: nox.Session) -> None:
+    """Ruff: rules and format."""
+    python = _python(session, ENV_DIR / "lint", "lint")
+    session.run(python, "-m", "ruff", "check", ".", external=True)
+    session.run(python, "-m", "ruff", "format", "--check", ".", external=True)
+
+
+@nox.session(venv_backend="none")
+def types(session: nox.Session) -> None:
+    """Mypy, strict, over bench/."""
+    python = _python(session, ENV_DIR / "lint", "lint")
+    session.run(python, "-m", "mypy", external=True)
+
+
