@@ -11,7 +11,7 @@ import math
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -146,6 +146,7 @@ class Race:
         self._read_usage = read_usage
         self._enough = enough or precise_enough
         self._random = random.Random(f"{plan.seed} {case!r}")
+        self._orders = balanced_orders(list(self.tallies), self._random)
         self._contention = Counter[str]()
         self._visible = False
         self._node = "local"
@@ -263,13 +264,10 @@ class Race:
 
     def _run_rounds(self, replica: int, allocation: int, rounds: int, worker: WorkerLike) -> None:
         """The rounds of one allocation; a contended one is kept, marked, and done again once."""
-        order = [tally.name for tally in self._running()]
-        self._random.shuffle(order)
         redo = rounds
         number = 0
         while number < rounds:
-            turn = number % max(1, len(order))
-            seen = self._run_round(replica, allocation, number, order[turn:] + order[:turn], worker)
+            seen = self._run_round(replica, allocation, number, next(self._orders), worker)
             if seen is None:
                 return
             if seen.contended() and redo > 0:
@@ -418,6 +416,17 @@ def block_calls(call_seconds: float, block_seconds: float) -> tuple[int, int]:
     calls = max(1, math.ceil(block_seconds / max(call_seconds, 1e-9)))
     lead_in = max(1, math.ceil(calls / 2)) if calls < 6 else max(3, math.ceil(calls / 3))
     return lead_in, calls
+
+
+def balanced_orders(names: Sequence[str], generator: random.Random) -> Iterator[list[str]]:
+    """Orders of the names without end: over each len(names) of them, each name has each place once.
+
+    A new random Latin square (the rotations of a random order, in random turn) for every such stretch.
+    """
+    while True:
+        order = generator.sample(names, len(names))
+        for turn in generator.sample(range(len(order)), len(order)):
+            yield order[turn:] + order[:turn]
 
 
 def middle(values: Iterable[float]) -> float:

@@ -1,0 +1,221 @@
+import random
+
+import pytest
+
+from bench import race as race_module
+from bench import workload
+from bench.candidate import Candidate, Failure
+from bench.case import make_case
+from bench.environment import Usage
+from bench.race import Plan, Race, block_calls
+from bench.replica import WorkerFailure
+
+CASE = make_case(op="pool", shape=(8, 28, 28, 96), pool_size=3)
+MS = 1e-3
+
+
+def entry(name, failures=()):
+    return Candidate(
+        op="pool",
+        name=name,
+        form="function",
+        framework="numpy",
+        about="",
+        build=lambda case: None,
+        failures=failures,
+        file="here",
+    )
+
+
+class FakeWorker:
+    """Answers a race's tasks from a table of seconds a call; a value that is a failure is raised."""
+
+    node = "local"
+
+    def __init__(self, seconds, clock):
+        self.seconds = seconds
+        self.clock = clock
+        self.tasks = []
+
+    def call(self, function, *args, timeout):
+        self.tasks.append((function.__name__, *args[:1]))
+        answer = getattr(self, function.__name__.lstrip("_"))
+        return answer(*args)
+
+    def open_case(self, case, seed, tensorflow):
+        return workload.Opened(nbytes=1, devices={}, seconds=0.5)
+
+    def open_runner(self, name, check):
+        seconds = self.seconds[name]
+        if isinstance(seconds, Exception):
+            raise seconds
+        if isinstance(seconds, workload.Runner):
+            return seconds
+        return workload.Runner(
+            call_seconds=seconds, first_call_seconds=0.1, read_nbytes=300, written_nbytes=100
+        )
+
+    def allocate(self):
+        return 0.01
+
+    def usage(self):
+        return workload.Block(seconds=0.0, lead_in_seconds=0.0, cpu_seconds=0.0, switches=0)
+
+    def time_block(self, name, lead_in, calls):
+        seconds = self.seconds[name]
+        self.clock[0] += seconds * (lead_in + calls)
+        return workload.Block(
+            seconds=seconds, lead_in_seconds=seconds * lead_in, cpu_seconds=0.0, switches=0
+        )
+
+    def close_case(self):
+        return None
+
+
+class FakeFleet:
+    def __init__(self, seconds):
+        self.clock = [0.0]
+        self.probes = dict.fromkeys(workload.PROBES, 1e-6)
+        self.seconds = self.probes | seconds
+        self.workers = {}
+
+    def worker(self, replica):
+        return self.workers.setdefault(replica, FakeWorker(self.seconds, self.clock))
+
+    def usage(self, busy=0.0):
+        return lambda: Usage(
+            clock=self.clock[0],
+            busy_seconds=self.clock[0] * busy,
+            steal_seconds=0.0,
+            own_seconds=0.0,
+        )
+
+
+def run(seconds, *, plan=None, busy=0.0, failures=(), enough=lambda race, replicas: True):
+    fleet = FakeFleet(seconds)
+    race = Race(
+        CASE,
+        [entry(name, failures) for name in seconds],
+        baseline="base",
+        plan=plan or Plan(),
+        read_usage=fleet.usage(busy),
+        enough=enough,
+    )
+    result = race.run(fleet)
+    return {m.candidate: m for m in result.measurements}, fleet, result
+
+
+def test_every_runner_is_timed_in_every_round():
+    found, _, _ = run({"base": MS, "fast": MS / 2})
+    places = {name: set(zip(m.samples.replica, m.samples.allocation, m.samples.round)) for name, m in found.items()}
+    assert len(set(map(frozenset, places.values()))) == 1
+    assert {place[:2] for place in places["base"]} == {(r, a) for r in range(5) for a in range(4)}
+
+
+def test_samples_are_what_the_worker_timed():
+    found, _, _ = run({"base": MS, "fast": MS / 2})
+    assert set(found["fast"].samples.seconds) == {MS / 2}
+    assert found["fast"].first_call_seconds == (0.1,) * 5
+
+
+def test_the_order_of_a_round_is_shuffled_and_balanced():
+    _, fleet, _ = run({"base": MS, "a": MS, "b": MS}, plan=Plan(replicas=5, rounds=6))
+    blocks = [task[1] for worker in fleet.workers.values() for task in worker.tasks if task[0] == "time_block"]
+    rounds = [tuple(blocks[i : i + 6]) for i in range(0, len(blocks), 6)]
+    assert all(len(set(order)) == 6 for order in rounds)
+    assert len(set(rounds)) > len(rounds) / 2
+    first = [order[0] for order in rounds]
+    counts = [first.count(name) for name in set(first)]
+    assert max(counts) - min(counts) <= 1
+
+
+def test_a_candidate_that_crashes_is_one_result_and_the_others_go_on():
+    crash = WorkerFailure("crashed", "killed by SIGABRT", lost=True)
+    found, fleet, _ = run({"base": MS, "bad": crash, "good": MS})
+    assert (found["bad"].status, found["bad"].reason) == ("crashed", "killed by SIGABRT")
+    assert len(found["good"].samples) == len(found["base"].samples) == 5 * 4 * 4
+    assert [task for worker in fleet.workers.values() for task in worker.tasks].count(
+        ("_open_runner", "bad")
+    ) == 1
+
+
+def test_a_documented_failure_becomes_unsupported_with_its_reason():
+    known = Failure(when=lambda case: True, matches="only .* CPU", reason="No GPU kernel.", issue="x#1")
+    error = workload.Runner(status="error", reason="currently only implemented for CPU devices")
+    found, _, _ = run({"base": MS, "native": error}, failures=(known,))
+    assert (found["native"].status, found["native"].issue) == ("unsupported", "x#1")
+    assert found["native"].reason.startswith("No GPU kernel.")
+
+
+def test_another_error_than_the_documented_one_stays_an_error():
+    known = Failure(when=lambda case: True, matches="something else", reason="")
+    error = workload.Runner(status="error", reason="ValueError: no")
+    found, _, _ = run({"base": MS, "native": error}, failures=(known,))
+    assert found["native"].status == "error"
+
+
+def test_a_documented_wrong_answer_stays_wrong_and_is_marked():
+    known = Failure(when=lambda case: True, matches="beyond", reason="Half sums.")
+    wrong = workload.Runner(status="wrong", reason="error beyond the bound")
+    found, _, _ = run({"base": MS, "half": wrong}, failures=(known,))
+    assert found["half"].status == "wrong"
+    assert "documented" in found["half"].flags
+    assert not len(found["half"].samples)
+
+
+def test_a_runner_ten_times_slower_is_settled_after_one_replica():
+    found, _, _ = run({"base": MS, "slow": 11 * MS})
+    assert found["slow"].settled
+    assert set(found["slow"].samples.replica) == {0}
+    assert not found["base"].settled
+
+
+def test_a_runner_faster_than_the_memory_allows_is_flagged():
+    seconds = {"ceiling-read": MS, "ceiling-write": MS, "base": 3 * MS, "folded": MS / 10}
+    found, _, _ = run(seconds)
+    assert found["folded"].flags == ("faster-than-ceiling",)
+    assert found["base"].flags == ()
+
+
+def test_rounds_under_contention_are_marked_and_done_again_within_bounds():
+    quiet, _, _ = run({"base": MS})
+    found, _, _ = run({"base": MS}, busy=1.0)
+    assert len(found["base"].samples) == 2 * len(quiet["base"].samples)
+    assert set(found["base"].samples.contended) == {1}
+    assert found["base"].contention.blocks_redone == 5 * 4 * 4
+    assert "contended" in found["base"].flags
+
+
+def test_more_replicas_are_added_until_it_is_precise_enough():
+    plan = Plan(replicas=3, max_replicas=8)
+    found, _, _ = run({"base": MS}, plan=plan, enough=lambda race, replicas: replicas >= 6)
+    assert set(found["base"].samples.replica) == set(range(6))
+
+
+def test_the_time_is_accounted_for_by_kind():
+    _, _, result = run({"base": MS})
+    assert result.seconds["samples"] > 0
+    assert result.seconds["first_calls"] == pytest.approx(5 * 4 * 0.1)
+    assert result.seconds["allocation"] == pytest.approx(5 * (0.5 + 3 * 0.01))
+
+
+def test_a_block_is_long_enough_and_has_a_lead_in():
+    rng = random.Random(0)
+    for _ in range(200):
+        seconds = 10 ** rng.uniform(-6, 0)
+        lead_in, calls = block_calls(seconds, 0.01)
+        assert calls == 1 or calls * seconds >= 0.01
+        assert lead_in >= 1
+        assert seconds > 0.003 or lead_in >= 3 or calls < 6
+
+
+def test_the_same_seed_gives_the_same_order():
+    orders = []
+    for _ in range(2):
+        _, fleet, _ = run({"base": MS, "a": MS})
+        orders.append(fleet.workers[0].tasks)
+    assert orders[0] == orders[1]
+
+
+def test_every_flag_that_a_race_sets_is_explained():
+    assert set(race_module.FLAGS) >= {"settled", "faster-than-ceiling", "documented", "contended"}
