@@ -1,0 +1,246 @@
+"""Which spelling to use: for each race the set not shown slower, and the one recommended of it."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from bench import stats
+from bench.candidate import REGISTRY, Registry
+from bench.case import AXES, USUAL
+from bench.report.load import AXIS_NAMES, Loaded, red_cells
+from bench.report.text import (
+    format_seconds,
+    format_share,
+    format_times,
+    inverse,
+    join_names,
+    significant,
+    with_interval,
+)
+
+GROUP = ("op", "device", "mode", "direction")  # one line of the headline each
+CHOSEN_BY = (*GROUP, "dtype", "shape")  # what the page's chooser asks for
+OTHERS = tuple(name for name in AXIS_NAMES if name not in CHOSEN_BY)
+NO_CODE = 1 << 20  # code that is not at hand sorts after all that is
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """The answer of one race.
+
+    Attributes:
+        race: its number; `row` the table's row of the recommended candidate, `fastest_row` of the fastest.
+        fastest: the right candidate with the least time.
+        best: the candidates not shown slower than the best, the fastest first.
+        recommended: of these the one with the fewest red cells, then the shortest code.
+        alone: only one candidate was right, so that nothing was chosen.
+    """
+
+    race: int
+    row: int
+    fastest_row: int
+    fastest: str
+    best: tuple[str, ...]
+    recommended: str
+    alone: bool
+
+
+def recommend(
+    op: str, best: Sequence[str], red: Mapping[tuple[str, str], int], registry: Registry = REGISTRY
+) -> str:
+    """Of equals the one with the fewest red cells, then the shortest code, then the fastest."""
+    return min(best, key=lambda name: (red.get((op, name), 0), code_length(op, name, registry)))
+
+
+def code_length(op: str, name: str, registry: Registry = REGISTRY) -> int:
+    """Characters of the candidate's code."""
+    code = snippet(op, name, registry)
+    return len(code) if code else NO_CODE
+
+
+def snippet(op: str, name: str, registry: Registry = REGISTRY) -> str:
+    """The code that spells the candidate; '' where its file is not at hand."""
+    entry = registry.candidates.get((op, name))
+    if entry is None:
+        return ""
+    try:
+        return entry.code
+    except (OSError, TypeError):
+        return ""
+
+
+def choices(loaded: Loaded, registry: Registry = REGISTRY) -> list[Choice]:
+    """One choice a race that has a right candidate, in the order of the races."""
+    red = red_cells(loaded.run.capabilities)
+    table = loaded.table
+    right = table[table["right"] & table["seconds"].notna()]
+    names = table["candidate"].tolist()
+    found = []
+    for race, rows in right.groupby("race", sort=True).indices.items():
+        index = right.index[rows].tolist()
+        op = str(table.at[index[0], "op"])
+        best = _best_rows(loaded, index)
+        best_names = tuple(names[row] for row in best)
+        chosen = recommend(op, best_names, red, registry)
+        found.append(
+            Choice(
+                race=int(race),
+                row=best[best_names.index(chosen)],
+                fastest_row=best[0],
+                fastest=best_names[0],
+                best=best_names,
+                recommended=chosen,
+                alone=len(index) == 1,
+            )
+        )
+    return found
+
+
+def _best_rows(loaded: Loaded, rows: Sequence[int]) -> list[int]:
+    """Rows not shown slower than the best, the fastest first; a settled row is not among them."""
+    table = loaded.table
+    open_rows = [row for row in rows if not table.at[row, "settled"]] or list(rows)
+    order = sorted(open_rows, key=lambda row: _rank(table, row))
+    if len(order) == 1:
+        return order
+    by_name = {str(row): loaded.samples[row] for row in order}
+    kept = set(stats.best_set(by_name))
+    best = [row for row in order if str(row) in kept]
+    return best or order[:1]
+
+
+def _rank(table: pd.DataFrame, row: int) -> float:
+    """Time over the baseline where there is one, as it is paired; else the time itself."""
+    ratio = float(table.at[row, "ratio"])
+    return ratio if math.isfinite(ratio) else float(table.at[row, "seconds"])
+
+
+def base_values(table: pd.DataFrame, op: str) -> dict[str, object]:
+    """The value of each axis that most of the op's cases have: what the others are varied around."""
+    cases = table[table["op"] == op].drop_duplicates("race")
+    values: dict[str, object] = {}
+    for name in AXIS_NAMES:
+        counts = Counter(_plain(value) for value in cases[name])
+        top = counts.most_common()
+        usual = [value for value, count in top if count == top[0][1] and value == USUAL.get(name)]
+        values[name] = usual[0] if usual else top[0][0]
+    return values
+
+
+def _plain(value: object) -> object:
+    """A pandas cell as Python's own type, None for a missing one."""
+    if value is None or value != value:
+        return None
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value.item() if hasattr(value, "item") else value
+
+
+def at_base(
+    table: pd.DataFrame, op: str, free: Iterable[str], fixed: Mapping[str, object] | None = None
+) -> pd.DataFrame:
+    """The op's rows in which every axis but `free` has its base value, or the one in `fixed`."""
+    base = {**base_values(table, op), **(fixed or {})}
+    free = set(free)
+    keep = table["op"] == op
+    for name, value in base.items():
+        if name not in free:
+            keep &= table[name].isna() if value is None else table[name] == value
+    return table[keep]
+
+
+def headline(loaded: Loaded, found: Sequence[Choice]) -> list[Choice]:
+    """One choice for each op, device, mode and direction: at the base case, else the largest measured."""
+    table = loaded.table
+    by_race = {choice.race: choice for choice in found}
+    picked = []
+    for key, rows in table.groupby(list(GROUP), sort=False):
+        op = key[0]
+        base = base_values(table, str(op))
+        cases = rows[rows["race"].isin(by_race)].drop_duplicates("race")
+        if cases.empty:
+            continue
+        distance = sum(
+            (cases[name].map(_plain) != base[name]).astype(int)
+            for name in AXIS_NAMES
+            if name not in GROUP
+        )
+        order = cases.assign(distance=distance).sort_values(
+            ["distance", "nbytes"], ascending=[True, False]
+        )
+        picked.append(by_race[int(order.iloc[0]["race"])])
+    return picked
+
+
+def others_label(table: pd.DataFrame, row: int) -> str:
+    """The settings that the chooser does not ask for one by one: 'k3, valid', '1 thread', ..."""
+    parts = []
+    for name in OTHERS:
+        value = _plain(table.at[row, name])
+        if value is not None and USUAL.get(name) != value:
+            parts.append(AXES[name].label(value))
+    return ", ".join(parts) or "as usual"
+
+
+def sentence(loaded: Loaded, choice: Choice, registry: Registry = REGISTRY) -> str:
+    """'on cpu:0, under xla, forward, use X: 5.2 times as fast as the recipe [4.9, 5.5], 91% of what the memory allows'.
+
+    Says no more than the data: no interval where the race was settled, no rank where only one was right.
+    """
+    table, row = loaded.table, choice.row
+    of = {name: table.at[row, name] for name in (*CHOSEN_BY, "candidate", "seconds")}
+    op = registry.ops.get(of["op"])
+    parts = [
+        f"On {of['device']}, {MODE_WORDS.get(of['mode'], of['mode'])}, {of['direction']}, "
+        f"use {choice.recommended}: {format_seconds(of['seconds'])} a call"
+    ]
+    recipe = _speed_up(table, row, "recipe_ratio", "recipe_low", "recipe_high")
+    baseline = _speed_up(table, row, "ratio", "ratio_low", "ratio_high")
+    if recipe and op and choice.recommended != op.recipe:
+        parts.append(f"{recipe} the speed of the book's recipe ({op.recipe})")
+    elif baseline and choice.recommended != table.at[row, "baseline"]:
+        parts.append(f"{baseline} the speed of {table.at[row, 'baseline']}")
+    if math.isfinite(table.at[row, "efficiency"]):
+        parts.append(f"{format_share(table.at[row, 'efficiency'])} of what the memory allows")
+    text = ", ".join(parts) + "."
+    if choice.alone:
+        text += " Nothing else was right here."
+    elif len(choice.best) > 1:
+        rest = [name for name in choice.best if name != choice.recommended]
+        text += f" Not shown slower: {join_names(rest)}."
+    return text
+
+
+MODE_WORDS = {"xla": "under XLA", "graph": "in a graph", "eager": "eagerly"}
+
+
+def _speed_up(table: pd.DataFrame, row: int, middle: str, low: str, high: str) -> str:
+    values = inverse(*(float(table.at[row, name]) for name in (middle, low, high)))
+    value, lower, upper = values
+    if not math.isfinite(value):
+        return ""
+    if math.isfinite(lower) and math.isfinite(upper):
+        return f"{significant(value)} times (95% interval {significant(lower)} to {significant(upper)})"
+    return f"{significant(value)} times"
+
+
+def caveats(loaded: Loaded, op: str, name: str) -> list[str]:
+    """What the support matrix says against a candidate, one line a cell that is not 'pass'."""
+    return [
+        f"{cell.probe}: {cell.state}" + (f" ({cell.evidence})" if cell.evidence else "")
+        for cell in loaded.run.capabilities
+        if cell.op == op and cell.candidate == name and cell.state not in ("pass", "not_run")
+    ]
+
+
+def speed_up_text(table: pd.DataFrame, row: int, columns: tuple[str, str, str]) -> str:
+    """'5.20x [4.90, 5.50]' of a time ratio's three columns, as a speed-up."""
+    return with_interval(*inverse(*(float(table.at[row, name]) for name in columns)))
+
+
+__all__ = ["Choice", "choices", "format_times", "headline", "recommend", "sentence"]

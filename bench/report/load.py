@@ -1,0 +1,479 @@
+"""A run's journal as one tidy DataFrame: one row a measurement, statistics in columns.
+
+The statistics themselves are bench.stats'; here they are only looked up, called and laid out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from bench import stats
+from bench.candidate import REGISTRY, Registry
+from bench.case import AXES, Case, case_label, input_nbytes, label_shape
+from bench.measurement import Capability, Measurement, Samples, Status
+from bench.store import JOURNAL, Run, StoreError, read_run
+
+AXIS_NAMES = tuple(AXES)
+MARGIN = 0.05
+EFFICIENCY_FROM_NBYTES = 1 << 20  # below it the call's own cost decides, not the memory
+PROBE_KINDS = {"ceiling-read": "read_nbytes", "ceiling-write": "written_nbytes"}
+CASE_COLUMNS = ("op", *AXIS_NAMES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """A run, laid out.
+
+    Attributes:
+        run: the records.
+        table: one row a candidate's measurement; see `COLUMNS` for what each holds.
+        samples: by row of `table`, the raw samples.
+        ceilings: by row, the ceiling's time for that row's bytes, block by block; {} below 1 MiB.
+        probes: one row a ceiling probe: case columns, probe, bandwidth in bytes a second.
+        margin: the equivalence margin of the verdicts.
+    """
+
+    run: Run
+    table: pd.DataFrame
+    samples: Sequence[Samples]
+    ceilings: Mapping[int, Samples] = field(default_factory=dict)
+    probes: pd.DataFrame = field(default_factory=pd.DataFrame)
+    margin: float = MARGIN
+
+
+COLUMNS: dict[str, str] = {
+    "line": "line of the journal, the header being 1",
+    "race": "number of the race: one case on one node",
+    **{name: f"axis {name}" for name in CASE_COLUMNS},
+    "label": "the case in one word, without its op",
+    "nbytes": "bytes of x",
+    "moved_nbytes": "fewest bytes that a call must read and write",
+    "candidate": "name",
+    "form": "function or layer",
+    "status": "ok, unsupported, wrong, error, crashed, out_of_memory, timeout, not_run",
+    "reason": "why it is not ok",
+    "issue": "upstream issue",
+    "right": "ok, and its error within the bound: may be ranked",
+    "baseline": "candidate that the ratio is taken to",
+    "seconds": "median of the replicas' medians, seconds a call",
+    "seconds_low": "fastest replica's median",
+    "seconds_high": "slowest replica's median",
+    "samples": "number of samples",
+    "replicas": "number of replicas",
+    "first_seconds": "median first call: trace and compile",
+    "ratio": "time over the baseline's time",
+    "ratio_low": "lower end of its 95% interval",
+    "ratio_high": "upper end",
+    "verdict": "FASTER, SLOWER, SAME, UNDECIDED; empty where it is not ranked",
+    "replicas_needed": "more replicas that would decide an UNDECIDED",
+    "recipe_ratio": "time over the time of the book's recipe",
+    "recipe_low": "lower end of its 95% interval",
+    "recipe_high": "upper end",
+    "recipe_reason": "why there is no ratio to the recipe",
+    "ceiling_seconds": "what the memory allows: bytes read and written over the bandwidths",
+    "efficiency": "ceiling time over time, from 1 MiB up",
+    "efficiency_low": "lower end of its 95% interval",
+    "efficiency_high": "upper end",
+    "worst": "largest error over its bound; 1 is at the bound",
+    "max_relative": "largest relative error of y",
+    "tie": "where a tie's gradient goes",
+    "peak_nbytes": "peak of the device's memory above the inputs",
+    "settled": "stopped after the first replica at ten times the baseline: no interval",
+    "disagree": "its replicas disagree by more than the rest of the run's do",
+    "flags": "what the race said of it",
+    "steal": "share of the processors' time that the hypervisor took during the race",
+    "others": "share that other processes used",
+    "blocks_marked": "blocks under contention",
+    "blocks_redone": "of these, done again",
+    "node": "machine",
+}
+
+
+def register_builtin(registry: Registry = REGISTRY) -> Registry:
+    """Enter the package's own ops; importing them loads no TensorFlow.
+
+    The registry is the process's; the argument is there for tests that bring their own.
+    """
+    import importlib
+    import pkgutil
+
+    import bench.ops
+
+    for module in pkgutil.iter_modules(bench.ops.__path__, "bench.ops."):
+        importlib.import_module(module.name)
+    return registry
+
+
+def find_run(root: Path, given: str | None) -> Path:
+    """The folder of the run that the user means.
+
+    Args:
+        root: folder that holds runs, `results/`.
+        given: a path, a run's name under `root`, or None for the newest, and without a run of one's
+            own the reference run.
+
+    Raises:
+        StoreError: there is none.
+    """
+    if given is not None:
+        for folder in (Path(given), root / given):
+            if (folder / JOURNAL).is_file():
+                return folder
+        if Path(given).name == JOURNAL and Path(given).is_file():
+            return Path(given).parent
+        raise StoreError(
+            f"no {JOURNAL} in {given!r}, nor in {root.name}/{given}; name a run's folder"
+        )
+    journals = [
+        path for path in root.glob(f"*/{JOURNAL}") if not path.parent.name.startswith("reference")
+    ]
+    if journals:
+        return max(journals, key=lambda path: path.stat().st_mtime).parent
+    if (root / "reference" / JOURNAL).is_file():
+        return root / "reference"
+    raise StoreError(f"no run under {root.name}/ yet: measure one with `nox -s bench-cpu`")
+
+
+def load(folder: Path, *, margin: float = MARGIN, registry: Registry | None = None) -> Loaded:
+    """The run in a folder, laid out.
+
+    Raises:
+        StoreError: the journal cannot be read.
+    """
+    return lay_out(read_run(folder), margin=margin, registry=registry)
+
+
+def lay_out(run: Run, *, margin: float = MARGIN, registry: Registry | None = None) -> Loaded:
+    """A run's measurements with every statistic in columns."""
+    registry = registry or register_builtin()
+    lines: list[int] = []
+    found: list[Measurement] = []
+    probes: list[Measurement] = []
+    for line, record in enumerate(run.records, 2):
+        if not isinstance(record, Measurement):
+            continue
+        if record.kind == "probe":
+            probes.append(record)
+        else:
+            lines.append(line)
+            found.append(record)
+    races: dict[tuple[Case, str], int] = {}
+    numbers = [races.setdefault((m.case, m.node), len(races)) for m in found]
+    table = pd.DataFrame([_row(m) for m in found], columns=_row_columns())
+    table.insert(0, "race", numbers)
+    table.insert(0, "line", lines)
+    samples = [m.samples for m in found]
+    ceilings = _ceilings(found, numbers, probes, races)
+    columns = _statistics(table, samples, ceilings, margin, registry)
+    table = pd.concat([table, columns], axis=1)
+    return Loaded(
+        run=run,
+        table=table[list(COLUMNS)],
+        samples=samples,
+        ceilings=ceilings,
+        probes=_probe_table(probes),
+        margin=margin,
+    )
+
+
+def is_right(measurement: Measurement) -> bool:
+    """Whether it may be ranked: status ok, its error within the bound, and it has samples."""
+    accuracy = measurement.accuracy
+    return (
+        measurement.status == "ok"
+        and (accuracy is None or accuracy.worst <= 1)
+        and len(measurement.samples) > 0
+    )
+
+
+def replica_medians(samples: Samples) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """One median a replica, seconds a call; shape (replicas,)."""
+    seconds = np.asarray(samples.seconds, dtype=float)
+    replica = np.asarray(samples.replica)
+    if not len(seconds):
+        return seconds
+    cuts = np.flatnonzero(np.diff(replica)) + 1
+    if len(cuts) + 1 == len(set(samples.replica)):  # stored replica by replica, as a race does
+        return np.array([np.median(part) for part in np.split(seconds, cuts)])
+    return np.array([np.median(seconds[replica == r]) for r in np.unique(replica)])
+
+
+def _row(m: Measurement) -> tuple[Any, ...]:
+    case = m.case
+    medians = replica_medians(m.samples)
+    accuracy, contention = m.accuracy, m.contention
+    return (
+        case.op,
+        label_shape(case.shape),
+        *(getattr(case, name) for name in AXIS_NAMES[1:]),
+        case_label(case),
+        input_nbytes(case) if case.dtype in ("float16", "bfloat16", "float32", "float64") else 0,
+        m.read_nbytes + m.written_nbytes,
+        m.candidate,
+        m.form,
+        m.status,
+        m.reason,
+        m.issue,
+        is_right(m),
+        m.baseline,
+        float(np.median(medians)) if len(medians) else math.nan,
+        float(medians.min()) if len(medians) else math.nan,
+        float(medians.max()) if len(medians) else math.nan,
+        len(m.samples),
+        len(medians),
+        float(np.median(m.first_call_seconds)) if m.first_call_seconds else math.nan,
+        accuracy.worst if accuracy else math.nan,
+        accuracy.max_relative if accuracy else math.nan,
+        (accuracy.tie or "") if accuracy else "",
+        m.peak_nbytes if m.peak_nbytes is not None else math.nan,
+        m.settled,
+        " ".join(m.flags),
+        contention.steal if contention and contention.steal is not None else math.nan,
+        contention.others if contention and contention.others is not None else math.nan,
+        contention.blocks_marked if contention else 0,
+        contention.blocks_redone if contention else 0,
+        m.node,
+    )
+
+
+_DERIVED = (
+    "line race ratio ratio_low ratio_high verdict replicas_needed recipe_ratio recipe_low recipe_high "
+    "recipe_reason ceiling_seconds efficiency efficiency_low efficiency_high disagree"
+).split()  # fmt: skip
+
+
+def _row_columns() -> list[str]:
+    return [name for name in COLUMNS if name not in _DERIVED]
+
+
+def _ceilings(
+    found: Sequence[Measurement],
+    numbers: Sequence[int],
+    probes: Iterable[Measurement],
+    races: Mapping[tuple[Case, str], int],
+) -> dict[int, Samples]:
+    """By row, the ceiling's time for its bytes in each (replica, allocation, round).
+
+    Rows of one race that move the same bytes share one Samples object.
+    """
+    by_race: dict[int, dict[str, Measurement]] = {}
+    for probe in probes:
+        race = races.get((probe.case, probe.node))
+        if race is not None and probe.status == "ok" and len(probe.samples):
+            by_race.setdefault(race, {})[probe.candidate] = probe
+    cache: dict[tuple[int, int, int], Samples | None] = {}
+    ceilings: dict[int, Samples] = {}
+    for row, (m, race) in enumerate(zip(found, numbers, strict=True)):
+        if m.read_nbytes + m.written_nbytes < EFFICIENCY_FROM_NBYTES or race not in by_race:
+            continue
+        key = (race, m.read_nbytes, m.written_nbytes)
+        if key not in cache:
+            cache[key] = ceiling_samples(by_race[race], m.read_nbytes, m.written_nbytes)
+        ceiling = cache[key]
+        if ceiling is not None:
+            ceilings[row] = ceiling
+    return ceilings
+
+
+def ceiling_samples(
+    probes: Mapping[str, Measurement], read_nbytes: int, written_nbytes: int
+) -> Samples | None:
+    """Bytes read over the read bandwidth plus bytes written over the write bandwidth, block by block.
+
+    Returns:
+        Seconds a call for each (replica, allocation, round) that both probes have; None without them.
+    """
+    read, write = probes.get("ceiling-read"), probes.get("ceiling-write")
+    if read is None or write is None or not read.read_nbytes or not write.written_nbytes:
+        return None
+    places = _places(write.samples)
+    pick = {place: i for i, place in enumerate(places)}
+    index = [(i, pick[place]) for i, place in enumerate(_places(read.samples)) if place in pick]
+    if not index:
+        return None
+    left, right = (list(side) for side in zip(*index, strict=True))
+    seconds = (
+        np.asarray(read.samples.seconds)[left] * (read_nbytes / read.read_nbytes)
+        + np.asarray(write.samples.seconds)[right] * (written_nbytes / write.written_nbytes)
+    )  # fmt: skip
+    source = read.samples
+    return Samples(
+        replica=tuple(source.replica[i] for i in left),
+        allocation=tuple(source.allocation[i] for i in left),
+        round=tuple(source.round[i] for i in left),
+        calls=tuple(source.calls[i] for i in left),
+        seconds=tuple(seconds.tolist()),
+        contended=tuple(source.contended[i] for i in left) if source.contended else (),
+    )
+
+
+def _places(samples: Samples) -> list[tuple[int, int, int]]:
+    return list(zip(samples.replica, samples.allocation, samples.round, strict=True))
+
+
+def _statistics(
+    table: pd.DataFrame,
+    samples: Sequence[Samples],
+    ceilings: Mapping[int, Samples],
+    margin: float,
+    registry: Registry,
+) -> pd.DataFrame:
+    """Ratios, verdicts and efficiencies, one row a row of `table`."""
+    right = table["right"].tolist()
+    settled = table["settled"].tolist()
+    baselines = _partners(table, table["baseline"].tolist())
+    recipes_of = {name: op.recipe for name, op in registry.ops.items()}
+    recipe_names = [recipes_of.get(op, "") for op in table["op"]]
+    recipes = _partners(table, recipe_names)
+    rows = range(len(table))
+
+    def pair(row: int, partner: int | None) -> bool:
+        return right[row] and partner is not None and right[partner] and partner != row
+
+    to_baseline = {
+        row: stats.estimate(samples[row], samples[partner])
+        for row, partner in zip(rows, baselines, strict=True)
+        if partner is not None and pair(row, partner)
+    }
+    judged = {row: estimate for row, estimate in to_baseline.items() if not settled[row]}
+    verdicts = stats.compare_run(judged, margin) if judged else {}
+    disagree = set(stats.flag_disagreeing(judged)) if judged else set()
+    to_recipe = {
+        row: (
+            to_baseline[row]
+            if partner == baselines[row] and row in to_baseline
+            else stats.estimate(samples[row], samples[partner])
+        )
+        for row, partner in zip(rows, recipes, strict=True)
+        if partner is not None and pair(row, partner)
+    }
+    efficiency = {
+        row: stats.estimate(ceiling, samples[row])
+        for row, ceiling in ceilings.items()
+        if right[row]
+    }
+    columns: dict[str, list[Any]] = {name: [] for name in _DERIVED if name not in ("line", "race")}
+    statuses, reasons = table["status"].tolist(), table["reason"].tolist()
+    for row in rows:
+        own = row == baselines[row] and right[row]
+        _put(columns, "ratio", "ratio_low", "ratio_high", to_baseline.get(row), settled[row], own)
+        verdict = verdicts.get(row)
+        columns["verdict"].append(str(verdict.verdict) if verdict else "")
+        columns["replicas_needed"].append(
+            verdict.replicas_needed
+            if verdict and verdict.replicas_needed is not None and verdict.verdict == "UNDECIDED"
+            else math.nan
+        )
+        partner = recipes[row]
+        same = row == partner and right[row]
+        _put(
+            columns,
+            "recipe_ratio",
+            "recipe_low",
+            "recipe_high",
+            to_recipe.get(row),
+            settled[row],
+            same,
+        )
+        columns["recipe_reason"].append(
+            _recipe_reason(recipe_names[row], partner, right, statuses, reasons)
+        )
+        ceiling = ceilings.get(row)
+        columns["ceiling_seconds"].append(_ceiling_seconds(ceiling))
+        _put(
+            columns, "efficiency", "efficiency_low", "efficiency_high",
+            efficiency.get(row), settled[row], False,
+        )  # fmt: skip
+        columns["disagree"].append(row in disagree)
+    return pd.DataFrame(columns)
+
+
+def _ceiling_seconds(ceiling: Samples | None) -> float:
+    return float(np.median(replica_medians(ceiling))) if ceiling is not None else math.nan
+
+
+def _put(
+    columns: dict[str, list[Any]],
+    middle: str,
+    low: str,
+    high: str,
+    estimate: Any,
+    settled: bool,
+    one: bool,
+) -> None:
+    """An estimate's three figures; no interval where the race settled it; 1 against itself."""
+    if one:
+        values = (1.0, math.nan, math.nan)
+    elif estimate is None:
+        values = (math.nan, math.nan, math.nan)
+    elif settled:
+        values = (estimate.ratio, math.nan, math.nan)
+    else:
+        values = (estimate.ratio, estimate.ratio_low, estimate.ratio_high)
+    for name, value in zip((middle, low, high), values, strict=True):
+        columns[name].append(value)
+
+
+def _partners(table: pd.DataFrame, names: Sequence[str]) -> list[int | None]:
+    """For each row, the row of the candidate `names[row]` in the same race."""
+    rows = {key: row for row, key in enumerate(zip(table["race"], table["candidate"], strict=True))}
+    return [rows.get((race, name)) for race, name in zip(table["race"], names, strict=True)]
+
+
+def _recipe_reason(
+    name: str,
+    partner: int | None,
+    right: Sequence[bool],
+    statuses: Sequence[Status],
+    reasons: Sequence[str],
+) -> str:
+    if not name:
+        return "the op names no recipe"
+    if partner is None:
+        return f"{name} was not raced here"
+    if not right[partner]:
+        return f"{name}: {statuses[partner]}: {reasons[partner]}".rstrip(": ")
+    return ""
+
+
+def _probe_table(probes: Iterable[Measurement]) -> pd.DataFrame:
+    """One row a probe: its case, and bytes a second, the median of the replicas' medians."""
+    rows = []
+    for probe in probes:
+        medians = replica_medians(probe.samples)
+        if probe.status != "ok" or not len(medians):
+            continue
+        moved = probe.read_nbytes + probe.written_nbytes
+        rows.append(
+            {
+                "op": probe.case.op,
+                "label": case_label(probe.case),
+                "device": probe.case.device,
+                "dtype": probe.case.dtype,
+                "threads": probe.case.threads,
+                "cache": probe.case.cache,
+                "node": probe.node,
+                "probe": probe.candidate,
+                "nbytes": moved,
+                "bandwidth": moved / float(np.median(medians)),
+            }
+        )
+    names = "op label device dtype threads cache node probe nbytes bandwidth".split()
+    return pd.DataFrame(rows, columns=names)
+
+
+def red_cells(capabilities: Iterable[Capability]) -> dict[tuple[str, str], int]:
+    """(op, candidate) to the number of cells of the support matrix that are not 'pass'."""
+    counts: dict[tuple[str, str], int] = {}
+    for cell in capabilities:
+        bad = cell.state not in ("pass", "not_run")
+        key = (cell.op, cell.candidate)
+        counts[key] = counts.get(key, 0) + bad
+    return counts

@@ -1,0 +1,454 @@
+"""The page of a run: one folder that works from disk, with no network.
+
+Everything that a journal holds is untrusted: text reaches HTML through jinja2's escaping, data through
+JSON with no `<`, `>` or `&` in it, files have names of ours; a content security policy with a nonce
+runs no script but the page's own.
+"""
+
+from __future__ import annotations
+
+import base64
+import gc
+import json
+import math
+import re
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+import pandas as pd
+from markupsafe import Markup, escape
+
+from bench.candidate import REGISTRY
+from bench.case import AXES
+from bench.measurement import Capability, Samples
+from bench.report import tables
+from bench.report.choose import (
+    CHOSEN_BY,
+    Choice,
+    caveats,
+    choices,
+    headline,
+    others_label,
+    sentence,
+    snippet,
+)
+from bench.report.load import Loaded
+from bench.report.text import (
+    format_nbytes,
+    format_seconds,
+    format_share,
+    join_names,
+    one_line,
+    significant,
+)
+
+TEMPLATES = Path(__file__).parent / "templates"
+CHUNK = 100  # measurements in a file of samples
+TOP_PARTS = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """What was written: the page, and the headline for the terminal."""
+
+    page: Path
+    headline: str
+
+
+def render(loaded: Loaded, out: Path) -> Written:
+    """Write the page, figures, tables and samples of a run under `out`.
+
+    Returns:
+        The page's path and the headline as text.
+    """
+    gc.freeze()  # a large run is millions of objects that the collector need not visit again and again
+    try:
+        return _render(loaded, out)
+    finally:
+        gc.unfreeze()
+
+
+def _render(loaded: Loaded, out: Path) -> Written:
+    out.mkdir(parents=True, exist_ok=True)
+    found = choices(loaded)
+    picked = headline(loaded, found)
+    summary = tables.headline_table(loaded, picked)
+    figures = write_figures(loaded, out / "figures")
+    _write_samples(loaded.samples, out / "samples")
+    run = loaded.run
+    written = {
+        "headline": summary,
+        "all": loaded.table,
+        "networks": tables.network_table(run.networks),
+        "selftest": tables.selftest_table(run.selftests),
+        "environment": tables.environment_table(run.header.environment),
+        "ceilings": tables.ceiling_table(loaded.probes),
+    }
+    _write_tables(out / "tables", written)
+    context = {
+        "run": run,
+        "created": run.header.created,
+        "networks": tables.network_sentence(run.networks),
+        "missing": tables.MISSING,
+        "sentences": [sentence(loaded, choice) for choice in picked],
+        "headline": summary,
+        "figures": figures,
+        "supports": _supports(run.capabilities),
+        "accounts": _accounts(loaded),
+        "network_table": written["networks"],
+        "selftest_table": written["selftest"],
+        "selftest_sentence": selftest_sentence(loaded),
+        "contention_table": tables.contention_table(loaded),
+        "ceiling_table": written["ceilings"],
+        "shares_table": tables.shares_table(loaded),
+        "environment_tables": [("local", written["environment"])]
+        + [(node.name, tables.environment_table(node.environment)) for node in _nodes(loaded)],
+        "options": one_line(json.dumps(run.header.options, sort_keys=True, default=str), 2000),
+        "disagreeing": _disagreeing(loaded),
+        "count": len(loaded.table),
+        "statuses": _status_counts(loaded.table),
+        "data": embed_json(page_data(loaded, found)),
+    }
+    page = out / "index.html"
+    page.write_text(fill_template("page.html", context), encoding="utf-8")
+    return Written(page=page, headline=headline_text(loaded, picked))
+
+
+def fill_template(name: str, context: Mapping[str, Any]) -> str:
+    """A template of ours, filled; undefined names are an error."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    environment.globals.update(
+        style=(TEMPLATES / "page.css").read_text(encoding="utf-8"),
+        script=(TEMPLATES / "page.js").read_text(encoding="utf-8"),
+        nonce=secrets.token_urlsafe(16),
+        datatables=datatables_bundle,
+    )
+    return environment.get_template(name).render(**context)
+
+
+def datatables_bundle() -> tuple[str, str]:
+    """(script, style) of itables' offline DataTables; the script leaves the class in window.DataTable."""
+    import itables
+
+    folder = Path(itables.__file__).parent / "html"
+    script = (folder / "dt_bundle.js").read_text(encoding="utf-8")
+    style = (folder / "dt_bundle.css").read_text(encoding="utf-8")
+    export = re.search(r"export\{[^}]*?(\w+) as default[^}]*\};?", script)
+    if export is None:
+        raise RuntimeError(
+            f"itables {itables.__version__} exports its bundle in a way unknown here"
+        )
+    script = (
+        script[: export.start()] + f"window.DataTable={export.group(1)};" + script[export.end() :]
+    )
+    return script.replace("</script", "<\\/script"), style.replace("</style", "<\\/style")
+
+
+def embed_json(value: object) -> str:
+    """JSON that can stand in a script element: ASCII only, no `<`, `>` or `&`."""
+    text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def headline_text(loaded: Loaded, picked: Sequence[Choice]) -> str:
+    """One sentence a line of the headline, for the terminal."""
+    lines = [
+        f"{loaded.table.at[choice.row, 'op']}: {sentence(loaded, choice)}" for choice in picked
+    ]
+    opening = tables.network_sentence(loaded.run.networks)
+    if not lines:
+        lines = ["No measurement of this run is right and timed: nothing to rank."]
+    return "\n".join(one_line(line, 2000) for line in ([opening] if opening else []) + lines)
+
+
+def page_data(loaded: Loaded, found: Sequence[Choice]) -> dict[str, Any]:
+    """What the page's script reads: the choices and the rows of the table."""
+    table = loaded.table
+    answers = []
+    for choice in found:
+        row = choice.row
+        answers.append(
+            {
+                "key": [str(table.at[row, name]) for name in CHOSEN_BY]
+                + [others_label(table, row)],
+                "use": choice.recommended,
+                "row": row,
+                "text": sentence(loaded, choice),
+                "disagree": bool(table.at[row, "disagree"]),
+            }
+        )
+    used = {(str(table.at[c.row, "op"]), c.recommended) for c in found}
+    return {
+        "answers": answers,
+        "snippets": [[op, name, snippet(op, name)] for op, name in sorted(used)],
+        "caveats": [[op, name, caveats(loaded, op, name)] for op, name in sorted(used)],
+        "choices": {
+            "mode": list(AXES["mode"].choices),
+            "direction": list(AXES["direction"].choices),
+            "dtype": list(AXES["dtype"].choices),
+        },
+        "matrix": bool(loaded.run.capabilities),
+        "columns": [list(column) for column in PAGE_COLUMNS],
+        **_rows(table),
+        "chunk": CHUNK,
+    }
+
+
+PAGE_COLUMNS = (  # heading, kind
+    ("op", "text"),
+    ("case", "text"),
+    ("candidate", "text"),
+    ("status", "text"),
+    ("time a call", "seconds"),
+    ("speed over baseline", "times"),
+    ("95% interval", "text"),
+    ("verdict", "text"),
+    ("speed over recipe", "times"),
+    ("of the ceiling", "share"),
+    ("error / bound", "number"),
+    ("samples", "samples"),
+)
+
+
+def _rows(table: pd.DataFrame) -> dict[str, Any]:
+    """Rows of the table, texts as indices into a list of words: a run of 20,000 stays small."""
+    words: dict[str, int] = {}
+
+    def index(text: str) -> int:
+        return words.setdefault(text, len(words))
+
+    statuses = [
+        f"{status}: {one_line(reason, 160)}" if reason else status
+        for status, reason in zip(table["status"], table["reason"], strict=True)
+    ]
+    intervals = [
+        f"{significant(1 / high)} to {significant(1 / low)}"
+        if low > 0 and math.isfinite(high)
+        else ""
+        for low, high in zip(table["ratio_low"], table["ratio_high"], strict=True)
+    ]
+    verdicts = [
+        f"UNDECIDED, {int(n)} more replicas" if v == "UNDECIDED" and math.isfinite(n)
+        else ("settled" if settled and not v else v)
+        for v, n, settled in zip(table["verdict"], table["replicas_needed"], table["settled"], strict=True)
+    ]  # fmt: skip
+    rows = [
+        [
+            index(op), index(label), index(name), index(status), rounded(seconds), _invert(ratio), index(interval),
+            index(verdict), _invert(recipe), rounded(efficiency), rounded(worst), int(count),
+        ]
+        for op, label, name, status, seconds, ratio, interval, verdict, recipe, efficiency, worst, count in zip(
+            table["op"], table["label"], table["candidate"], statuses, table["seconds"], table["ratio"],
+            intervals, verdicts, table["recipe_ratio"], table["efficiency"], table["worst"], table["samples"],
+            strict=True,
+        )
+    ]  # fmt: skip
+    return {"words": list(words), "rows": rows}
+
+
+def rounded(value: float) -> float | None:
+    """Four significant digits; None for what is not finite."""
+    return float(f"{value:.4g}") if math.isfinite(value) else None
+
+
+def _invert(ratio: float) -> float | None:
+    return rounded(1 / ratio) if ratio and math.isfinite(ratio) else None
+
+
+def _write_samples(samples: Sequence[Samples], folder: Path) -> None:
+    """Raw samples in files that the page loads when a row is opened: [float32 seconds, replicas' lengths]."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("*.js"):
+        old.unlink()
+    for start in range(0, len(samples), CHUNK):
+        rows = []
+        for one in samples[start : start + CHUNK]:
+            seconds = np.asarray(one.seconds, dtype="<f4")
+            cuts = np.flatnonzero(np.diff(np.asarray(one.replica))) + 1
+            lengths = np.diff([0, *cuts, len(seconds)]).tolist()
+            rows.append([base64.b64encode(seconds.tobytes()).decode(), lengths])
+        number = start // CHUNK
+        text = f"poolbenchSamples({number},{json.dumps(rows, separators=(',', ':'))});\n"
+        (folder / f"{number}.js").write_text(text, encoding="ascii")
+
+
+def write_figures(loaded: Loaded, folder: Path) -> list[dict[str, Any]]:
+    """Every figure that the run has the data for, as SVG and PNG; what the page needs of each."""
+    from bench.report import plots
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in (*folder.glob("*.svg"), *folder.glob("*.png")):
+        old.unlink()
+    groups = []
+    pairs = list(dict.fromkeys(zip(loaded.table["op"], loaded.table["device"], strict=True)))
+    cells = [(c.op, c.device) for c in loaded.run.capabilities]
+    number = 0
+    for op, device in dict.fromkeys([*pairs, *cells]):
+        drawn: list[plots.Plot] = []
+        with plots.styled():
+            if (op, device) in pairs:
+                drawn += [
+                    p for maker in plots.MAKERS if (p := maker(loaded, op, device)) is not None
+                ]
+            support = plots.plot_support(loaded.run.capabilities, op, device)
+        shown = []
+        for plot in drawn + ([support] if support else []):
+            number += 1
+            shown.append(_write_figure(plot, f"{number:02d}-{plot.name}-{plots.slug(op)}", folder))
+        groups.append(
+            {
+                "op": op, "device": device, "title": plots.title_of(op), "figures": shown,
+                "anchor": f"figures-{len(groups)}",
+            }
+        )  # fmt: skip
+    with plots.styled():
+        selftest = plots.plot_selftest(loaded.run.selftests)
+    if selftest is not None:
+        groups.append(
+            {
+                "op": "", "device": "", "title": "Selftest", "anchor": "figures-selftest",
+                "figures": [_write_figure(selftest, f"{number + 1:02d}-selftest", folder)],
+            }
+        )  # fmt: skip
+    return groups
+
+
+def _write_figure(plot: Any, name: str, folder: Path) -> dict[str, Any]:
+    from bench.report import plots
+
+    svg, png = plots.svg_of(plot.figure, name), plots.png_of(plot.figure)
+    standalone = '<?xml version="1.0" encoding="utf-8"?>\n' + svg
+    (folder / f"{name}.svg").write_text(standalone, encoding="utf-8")
+    (folder / f"{name}.png").write_bytes(png)
+    return {
+        "name": name,
+        "title": plot.title,
+        "caption": plot.caption,
+        "svg": inline_svg(svg, plot.title),
+    }
+
+
+def inline_svg(svg: str, title: str) -> Markup:
+    """Our own SVG with a label for screen readers, scaled by the page instead of by its points."""
+    head_end = svg.index(">")
+    head = re.sub(r' (width|height)="[^"]*"', "", svg[:head_end])
+    match = re.search(r' width="([0-9.]+)pt"', svg[:head_end])
+    width = float(match.group(1)) if match else 600.0
+    label = f' role="img" aria-label="{escape(title)}" style="width:{width * 1.2:.0f}px"'
+    return Markup(head + label + svg[head_end:])  # noqa: S704  # matplotlib escapes its text
+
+
+def _write_tables(folder: Path, frames: Mapping[str, pd.DataFrame]) -> None:
+    """CSV of all; Markdown of those that a reader would paste (the whole run is too long for it)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, frame in frames.items():
+        (folder / f"{name}.csv").write_text(tables.as_csv(frame), encoding="utf-8")
+        shown = tables.measurement_table(frame) if name == "all" else frame
+        (folder / f"{name}.md").write_text(tables.as_markdown(shown), encoding="utf-8")
+
+
+def _supports(capabilities: Sequence[Capability]) -> list[dict[str, Any]]:
+    """One matrix an op and device: probes, and rows of cells with their evidence."""
+    found = []
+    for op, device in dict.fromkeys((c.op, c.device) for c in capabilities):
+        cells = [c for c in capabilities if (c.op, c.device) == (op, device)]
+        probes = list(dict.fromkeys(c.probe for c in cells))
+        at = {(c.candidate, c.probe): c for c in cells}
+        names = list(dict.fromkeys(c.candidate for c in cells))
+        rows = [(name, [at.get((name, probe)) for probe in probes]) for name in names]
+        found.append({"op": op, "device": device, "probes": probes, "rows": rows})
+    return found
+
+
+def _accounts(loaded: Loaded) -> list[dict[str, Any]]:
+    """Traced steps as text: where the time and memory went."""
+    from bench.case import case_label
+
+    found = []
+    for account in loaded.run.accounts:
+        parts = sorted(account.parts, key=lambda part: -_number(part.get("seconds", 0)))
+        rows = [
+            (
+                str(part.get("kind", "")),
+                one_line(str(part.get("name", "")), 80),
+                format_seconds(_number(part.get("seconds", math.nan))),
+                significant(_number(part.get("count", 0))),
+                format_nbytes(_number(part.get("nbytes", math.nan))),
+                format_share(_number(part.get("seconds", 0)) / account.step_seconds)
+                if account.step_seconds
+                else "",
+            )
+            for part in parts[:TOP_PARTS]
+        ]
+        facts = {
+            "a traced step": format_seconds(account.step_seconds) if account.steps else "",
+            "peak memory": _nbytes(account.peak_nbytes),
+            "allocated": _nbytes(account.allocated_nbytes),
+            "freed": _nbytes(account.freed_nbytes),
+            "the compiler's peak": _nbytes(account.compiler_nbytes),
+            "threads busy": significant(account.threads_busy)
+            if account.threads_busy is not None
+            else "",
+        }
+        found.append(
+            {
+                "op": account.case.op,
+                "title": f"{account.case.op}: {account.candidate}, {case_label(account.case)}",
+                "status": account.status,
+                "reason": account.reason,
+                "trace": account.trace,
+                "facts": {name: value for name, value in facts.items() if value},
+                "rows": rows,
+                "hidden": max(0, len(parts) - TOP_PARTS),
+            }
+        )
+    return found
+
+
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, (int, float)) else math.nan
+
+
+def _nbytes(value: int | None) -> str:
+    return format_nbytes(float(value)) if value is not None else ""
+
+
+def _nodes(loaded: Loaded) -> list[Any]:
+    from bench.measurement import Node
+
+    return loaded.run.of(Node)
+
+
+def selftest_sentence(loaded: Loaded) -> str:
+    """What the audit says, and which verdicts it withholds."""
+    same = [s for s in loaded.run.selftests if s.injected == 0]
+    if not same:
+        return ""
+    count = sum(s.comparisons for s in same)
+    alarms = sum(s.faster + s.slower for s in same)
+    floor = max(s.noise_floor for s in same)
+    withheld = int((loaded.table["verdict"] == "WITHHELD").sum())
+    return (
+        f"{alarms} false alarms in {count} comparisons of an op with itself; the noise floor is "
+        f"{format_share(floor)}; {withheld} verdicts finer than it are withheld."
+    )
+
+
+def _disagreeing(loaded: Loaded) -> list[str]:
+    rows = loaded.table[loaded.table["disagree"]]
+    names = [f"{r.candidate} ({r.op}-{r.label})" for r in rows.head(20).itertuples(index=False)]
+    rest = len(rows) - len(names)
+    return [*names, f"and {rest} more"] if rest > 0 else names
+
+
+def _status_counts(table: pd.DataFrame) -> str:
+    counts = table["status"].value_counts()
+    return join_names([f"{count} {status}" for status, count in counts.items()])

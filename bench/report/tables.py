@@ -1,0 +1,424 @@
+"""Tables of a run as DataFrames of text, and those as Markdown, CSV, HTML and JSON."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from bench.measurement import Capability, Environment, Network, Selftest
+from bench.report.choose import Choice, speed_up_text
+from bench.report.load import Loaded
+from bench.report.text import (
+    format_bandwidth,
+    format_nbytes,
+    format_seconds,
+    format_share,
+    format_times,
+    inverse,
+    markdown_cell,
+    one_line,
+    significant,
+    with_interval,
+)
+
+BASELINE = ("ratio", "ratio_low", "ratio_high")
+RECIPE = ("recipe_ratio", "recipe_low", "recipe_high")
+MISSING = {
+    "capability": "No support matrix in this run: record one with `nox -s capabilities`.",
+    "account": "No traces in this run: record them with `nox -s trace`.",
+    "selftest": "The harness was not audited in this run: do so with `nox -s selftest`.",
+    "network": "No network was raced in this run, so that the share of pooling in a step is unknown here: "
+    "`nox -s networks` measures the book's, `nox -s which -- model.keras` your own.",
+    "shares": "The run did not end by itself, or is an import: where its wall time went is not recorded.",
+}
+
+
+def headline_table(loaded: Loaded, picked: Sequence[Choice]) -> pd.DataFrame:
+    """One row for each op, device, mode and direction: who to use, how fast, over whom."""
+    table = loaded.table
+    rows = []
+    for choice in picked:
+        row = choice.row
+        at = table.loc[row]
+        fastest = table.loc[choice.fastest_row]
+        rest = [name for name in choice.best if name != choice.recommended]
+        rows.append(
+            {
+                "op": at["op"],
+                "device": at["device"],
+                "mode": at["mode"],
+                "direction": at["direction"],
+                "size": at["shape"],
+                "use": choice.recommended,
+                "time a call": format_seconds(at["seconds"]),
+                "speed over the baseline": _or_is(
+                    speed_up_text(table, row, BASELINE), "is the baseline", row, table
+                ),
+                "baseline": at["baseline"],
+                "speed over the recipe": speed_up_text(table, row, RECIPE) or at["recipe_reason"],
+                "of the memory's ceiling": format_share(at["efficiency"]),
+                "fastest": f"{choice.fastest} ({format_seconds(fastest['seconds'])})",
+                "not shown slower": ", ".join(rest)
+                or ("nothing else was right" if choice.alone else "none"),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _or_is(text: str, instead: str, row: int, table: pd.DataFrame) -> str:
+    return instead if table.at[row, "candidate"] == table.at[row, "baseline"] else text
+
+
+def measurement_table(table: pd.DataFrame) -> pd.DataFrame:
+    """Every measurement in at most twelve columns, base units turned into text."""
+    speed = [
+        with_interval(*inverse(r, low, high))
+        for r, low, high in zip(*(table[name].tolist() for name in BASELINE), strict=True)
+    ]
+    recipe = [
+        with_interval(*inverse(r, low, high)) or reason
+        for r, low, high, reason in zip(
+            *(table[name].tolist() for name in (*RECIPE, "recipe_reason")), strict=True
+        )
+    ]
+    efficiency = [
+        with_interval(e, low, high, "%")
+        for e, low, high in zip(
+            *(table[name].tolist() for name in ("efficiency", "efficiency_low", "efficiency_high")),
+            strict=True,
+        )
+    ]
+    return pd.DataFrame(
+        {
+            "op": table["op"].tolist(),
+            "case": table["label"].tolist(),
+            "candidate": table["candidate"].tolist(),
+            "status": [
+                f"{status}: {one_line(reason)}" if reason else status
+                for status, reason in zip(table["status"], table["reason"], strict=True)
+            ],
+            "time a call": [
+                format_seconds(v) + (" (settled)" if s else "")
+                for v, s in zip(table["seconds"], table["settled"], strict=True)
+            ],
+            "speed over baseline": speed,
+            "verdict": [
+                f"UNDECIDED (+{int(n)} replicas)" if v == "UNDECIDED" and math.isfinite(n) else v
+                for v, n in zip(table["verdict"], table["replicas_needed"], strict=True)
+            ],
+            "speed over recipe": recipe,
+            "efficiency": efficiency,
+            "error / bound": [
+                significant(v, 2) if math.isfinite(v) else "" for v in table["worst"]
+            ],
+            "first call": [format_seconds(v) for v in table["first_seconds"]],
+            "samples": table["samples"].tolist(),
+        }
+    )
+
+
+def support_table(capabilities: Sequence[Capability], op: str, device: str) -> pd.DataFrame:
+    """Candidates down, probes across, states in the cells."""
+    cells = [c for c in capabilities if c.op == op and c.device == device]
+    probes = list(dict.fromkeys(c.probe for c in cells))
+    names = list(dict.fromkeys(c.candidate for c in cells))
+    state = {(c.candidate, c.probe): c.state for c in cells}
+    frame = pd.DataFrame(
+        [[state.get((name, probe), "") for probe in probes] for name in names], columns=probes
+    )
+    frame.insert(0, "candidate", names)
+    return frame
+
+
+def network_table(networks: Sequence[Network]) -> pd.DataFrame:
+    """One row a network, spelling, direction and mode: pooling's share of the step."""
+    rows = []
+    for record in networks:
+        seconds = pd.Series(record.samples.seconds, dtype=float).median()
+        figures = ", ".join(
+            f"{name} {significant(value) if isinstance(value, (int, float)) else one_line(str(value))}"
+            for name, value in record.figures.items()
+            if value is not None
+        )
+        rows.append(
+            {
+                "network": record.network,
+                "direction": record.direction,
+                "mode": record.mode,
+                "batch": record.batch,
+                "op": record.op,
+                "spelling": record.spelling,
+                "status": record.status
+                if record.status == "ok"
+                else f"{record.status}: {one_line(record.reason)}",
+                "time a step": format_seconds(float(seconds)),
+                "pooling's share": share_text(record.share),
+                "figures": figures,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def share_text(share: tuple[float, float, float] | None) -> str:
+    """'1.3% [1.1, 1.5]' from (low, middle, high)."""
+    return with_interval(share[1], share[0], share[2], "%") if share else ""
+
+
+def network_sentence(networks: Sequence[Network]) -> str:
+    """What the page opens with: whether the choice matters in whole networks; '' without records.
+
+    The share of each network is that of its baseline spelling: what a user has before choosing.
+    """
+    shares: dict[tuple[str, str], tuple[float, float, float]] = {}
+    for record in networks:
+        if record.status == "ok" and record.share is not None:
+            key = (record.network, record.direction)
+            if key not in shares or record.spelling == record.baseline:
+                shares[key] = record.share
+    if not shares:
+        return ""
+    parts = [
+        f"{share_text(share)} of {name}'s {direction} step"
+        for (name, direction), share in shares.items()
+    ]
+    small = [key for key, share in shares.items() if share[2] < 0.02]
+    if len(small) == len(shares):
+        advice = "Below 2% of the step, choose by the support matrix, not by speed."
+    elif small:
+        advice = (
+            f"Below 2% ({len(small)} of {len(shares)} here), choose by the support matrix, not by speed; "
+            "above, the choice can be seen in the step."
+        )
+    else:
+        advice = "That is enough for the choice to be seen in the step."
+    return f"Pooling takes {'; '.join(parts)}. {advice}"
+
+
+def selftest_table(selftests: Sequence[Selftest]) -> pd.DataFrame:
+    """One row an injected slowdown: how often it was seen, and what was seen falsely."""
+    rows = []
+    for record in selftests:
+        found = record.faster + record.slower if record.injected == 0 else record.slower
+        what = "false alarms" if record.injected == 0 else "power"
+        rows.append(
+            {
+                "injected": "none (A/A)" if record.injected == 0 else format_share(record.injected),
+                "margin": format_share(record.margin),
+                "comparisons": record.comparisons,
+                "FASTER": record.faster,
+                "SLOWER": record.slower,
+                "SAME": record.same,
+                "UNDECIDED": record.undecided,
+                "reads as": f"{what} {format_share(found / record.comparisons) if record.comparisons else '?'}",
+                "noise floor": format_share(record.noise_floor),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def environment_table(environment: Environment) -> pd.DataFrame:
+    """Field and value, one row each."""
+    groups: tuple[tuple[str, dict[str, object]], ...] = (
+        ("machine", dict(environment.machine)),
+        ("device", dict(environment.devices)),
+        ("version", dict(environment.versions)),
+        ("setting", dict(environment.settings)),
+        ("source", dict(environment.source)),
+    )
+    return pd.DataFrame(
+        [
+            {"what": group, "field": name, "value": _environment_value(name, value)}
+            for group, fields in groups
+            for name, value in fields.items()
+        ],
+        columns=["what", "field", "value"],
+    )
+
+
+def _environment_value(name: str, value: object) -> str:
+    if value is None:
+        return "cannot be seen here"
+    if name.endswith("nbytes") and isinstance(value, (int, float)):
+        return format_nbytes(float(value))
+    return one_line(str(value), 600)
+
+
+def contention_table(loaded: Loaded) -> pd.DataFrame:
+    """What else the machine did, by op and mode: the worst race and the blocks marked and redone."""
+    races = loaded.table.drop_duplicates("race")
+    rows = []
+    for (op, mode), group in races.groupby(["op", "mode"], sort=False):
+        steal, others = group["steal"].max(), group["others"].max()
+        rows.append(
+            {
+                "op": op,
+                "mode": mode,
+                "races": len(group),
+                "blocks marked": int(group["blocks_marked"].sum()),
+                "blocks redone": int(group["blocks_redone"].sum()),
+                "worst steal": format_share(steal) or "cannot be seen here",
+                "worst others' share": format_share(others) or "cannot be seen here",
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def ceiling_table(probes: pd.DataFrame) -> pd.DataFrame:
+    """Memory bandwidths by device, dtype and threads, at the largest array probed."""
+    if probes.empty:
+        return pd.DataFrame()
+    rows = []
+    for (device, dtype, threads, probe), group in probes.groupby(
+        ["device", "dtype", "threads", "probe"], sort=True
+    ):
+        top = group.sort_values("nbytes").iloc[-1]
+        rows.append(
+            {
+                "device": device,
+                "dtype": dtype,
+                "threads": threads or "all",
+                "probe": probe,
+                "bytes a call": format_nbytes(top["nbytes"]),
+                "bandwidth": format_bandwidth(top["bandwidth"]),
+                "races": len(group),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def shares_table(loaded: Loaded) -> pd.DataFrame:
+    """Where the wall time went, by kind."""
+    from bench.measurement import Shares
+
+    rows = []
+    for record in loaded.run.of(Shares):
+        for kind, seconds in sorted(record.seconds.items(), key=lambda item: -item[1]):
+            share = seconds / record.wall_seconds if record.wall_seconds else math.nan
+            rows.append(
+                {"kind": kind, "time": format_seconds(seconds), "share": format_share(share)}
+            )
+        rows.append({"kind": "wall", "time": format_seconds(record.wall_seconds), "share": ""})
+    return pd.DataFrame(rows)
+
+
+def break_even_table(loaded: Loaded) -> pd.DataFrame:
+    """After how many calls a compiled function has paid for its first call, against the same candidate eager.
+
+    Calls = (first call - steady call, compiled, minus the same eager) / (eager steady - compiled steady).
+    """
+    table = loaded.table
+    right = table[table["right"] & table["first_seconds"].notna()]
+    keys = [name for name in ("op", *CASE_AXES, "candidate", "node") if name != "mode"]
+    eager = right[right["mode"] == "eager"][[*keys, "seconds", "first_seconds"]]
+    compiled = right[right["mode"] != "eager"][
+        [*keys, "mode", "seconds", "first_seconds", "nbytes"]
+    ]
+    for frame in (eager, compiled):
+        for name in ("pool_size", "padding"):
+            frame[name] = frame[name].astype(object).where(frame[name].notna(), "")
+    joined = compiled.merge(eager, on=keys, suffixes=("", "_eager"))
+    saved = joined["seconds_eager"] - joined["seconds"]
+    paid = (joined["first_seconds"] - joined["seconds"]) - (
+        joined["first_seconds_eager"] - joined["seconds_eager"]
+    )
+    joined["saved"] = saved
+    joined["calls"] = (paid / saved).where(saved > 0).clip(lower=1)
+    return joined
+
+
+CASE_AXES = "shape dtype data_format pool_size padding direction mode device threads cache distribution".split()
+
+
+def as_markdown(frame: pd.DataFrame) -> str:
+    """A GitHub table; cells are escaped, for names and errors come from outside."""
+    if frame.empty:
+        return "(nothing)\n"
+    out = ["| " + " | ".join(markdown_cell(str(name)) for name in frame.columns) + " |"]
+    out.append("|" + "---|" * len(frame.columns))
+    for row in frame.itertuples(index=False):
+        out.append("| " + " | ".join(markdown_cell(_cell(value)) for value in row) + " |")
+    return "\n".join(out) + "\n"
+
+
+def as_csv(frame: pd.DataFrame) -> str:
+    """Comma-separated; a cell that a spreadsheet would run as a formula gets a leading apostrophe."""
+    safe = frame.copy()
+    for name in safe.columns:
+        if not pd.api.types.is_numeric_dtype(safe[name]) and not pd.api.types.is_bool_dtype(
+            safe[name]
+        ):
+            safe[name] = [_no_formula(value) for value in safe[name]]
+    out = io.StringIO()
+    safe.to_csv(out, index=False)
+    return out.getvalue()
+
+
+def _no_formula(value: object) -> object:
+    return (
+        f"'{value}"
+        if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r")
+        else value
+    )
+
+
+def as_html(frame: pd.DataFrame) -> str:
+    """A plain HTML table, escaped."""
+    return str(frame.to_html(index=False, escape=True, border=0, na_rep=""))
+
+
+def as_json(frame: pd.DataFrame) -> str:
+    """One object a row; what is not finite is null."""
+    rows = [
+        {str(name): _json_cell(value) for name, value in zip(frame.columns, row, strict=True)}
+        for row in frame.itertuples(index=False)
+    ]
+    return json.dumps(rows, ensure_ascii=True, allow_nan=False, indent=1) + "\n"
+
+
+def _json_cell(value: object) -> object:
+    if hasattr(value, "item"):
+        value = value.item()
+    if value is None or isinstance(value, float):
+        return value if value is not None and math.isfinite(value) else None
+    return value
+
+
+def _cell(value: object) -> str:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    return str(value)
+
+
+WRITERS: dict[str, Callable[[pd.DataFrame], str]] = {
+    "markdown": as_markdown,
+    "csv": as_csv,
+    "html": as_html,
+    "json": as_json,
+}
+
+
+def write_tables(folder: Path, tables: dict[str, pd.DataFrame]) -> list[Path]:
+    """Each table as CSV and Markdown; the names are ours, never the data's."""
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for name, frame in tables.items():
+        for suffix, writer in ((".csv", as_csv), (".md", as_markdown)):
+            path = folder / f"{name}{suffix}"
+            path.write_text(writer(frame), encoding="utf-8")
+            written.append(path)
+    return written
+
+
+__all__ = [
+    "MISSING",
+    "WRITERS",
+    "format_times",
+    "headline_table",
+    "measurement_table",
+    "write_tables",
+]

@@ -1,0 +1,115 @@
+"""Numbers as text: base units in, what a reader likes out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+SECONDS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
+NBYTES = ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"), (1, "B"))
+
+
+def significant(value: float, digits: int = 3) -> str:
+    """The value with so many significant digits and no exponent: 7.5, 120, 0.0042."""
+    if value == 0 or not math.isfinite(value):
+        return str(value) if not math.isfinite(value) else "0"
+    places = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    text = f"{value:.{places}f}"
+    return text.rstrip("0").rstrip(".") if "." in text and places > 3 else text
+
+
+def format_seconds(value: float) -> str:
+    """'1.20 ms' from 0.0012; '' from nan."""
+    return _scaled(value, SECONDS)
+
+
+def format_nbytes(value: float) -> str:
+    """'38.5 MiB'; '' from nan."""
+    return _scaled(value, NBYTES)
+
+
+def format_bandwidth(value: float) -> str:
+    """'12.3 GB/s' from bytes a second; '' from nan."""
+    return f"{significant(value / 1e9)} GB/s" if math.isfinite(value) else ""
+
+
+def format_times(value: float) -> str:
+    """'5.20x'; '' from nan."""
+    return f"{significant(value)}x" if math.isfinite(value) else ""
+
+
+def format_share(value: float) -> str:
+    """'91%' from 0.91; '1.3%' from 0.013; '' from nan."""
+    return f"{significant(100 * value, 2)}%" if math.isfinite(value) else ""
+
+
+def format_count(value: float) -> str:
+    """'12'; '' from nan."""
+    return f"{int(value)}" if math.isfinite(value) else ""
+
+
+def _scaled(value: float, units: tuple[tuple[float, str], ...]) -> str:
+    if not math.isfinite(value):
+        return ""
+    for size, unit in units:
+        if abs(value) >= size:
+            return f"{significant(value / size)} {unit}"
+    size, unit = units[-1]
+    return f"{significant(value / size)} {unit}"
+
+
+FORMATTERS: dict[str, Callable[[float], str]] = {
+    "s": format_seconds,
+    "B": format_nbytes,
+    "B/s": format_bandwidth,
+    "x": format_times,
+    "%": format_share,
+    "": format_count,
+}
+
+
+def format_value(value: float, unit: str) -> str:
+    """`format_value(0.0012, "s") == "1.20 ms"`; units are the keys of FORMATTERS."""
+    return FORMATTERS[unit](value)
+
+
+def with_interval(value: float, low: float, high: float, unit: str = "x") -> str:
+    """'5.20x [4.90, 5.50]'; without an interval just '5.20x'; '' from nan."""
+    if not math.isfinite(value):
+        return ""
+    middle = format_value(value, unit)
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return middle
+    scale, digits = (100, 2) if unit == "%" else (1, 3)
+    ends = ", ".join(significant(scale * end, digits) for end in (low, high))
+    return f"{middle} [{ends}]"
+
+
+def inverse(value: float, low: float, high: float) -> tuple[float, float, float]:
+    """A time ratio with its interval as a speed-up: 1/x, the ends exchanged."""
+    return (_one_over(value), _one_over(high), _one_over(low))
+
+
+def _one_over(value: float) -> float:
+    return 1 / value if value else math.nan
+
+
+def join_names(names: list[str] | tuple[str, ...]) -> str:
+    """'a, b and c'."""
+    if len(names) < 2:
+        return "".join(names)
+    return f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def one_line(text: str, limit: int = 300) -> str:
+    """The text without line breaks or control characters, cut to a limit."""
+    flat = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return flat if len(flat) <= limit else flat[: limit - 1] + "…"
+
+
+def markdown_cell(text: str) -> str:
+    """Text that can neither end a Markdown cell nor start markup in it."""
+    flat = one_line(text)
+    for char in "\\`*_[]<>|":
+        flat = flat.replace(char, "\\" + char) if char not in "_" else flat
+    return flat.replace("\\<", "&lt;").replace("\\>", "&gt;")
