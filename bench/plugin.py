@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,8 @@ from bench.case import AXES, OPTIONAL_AXES, Case, Planned, Sweep, UsageError, ca
 
 if TYPE_CHECKING:
     from bench.measurement import Measurement
-    from bench.run import Bench
+    from bench.cluster import RayFleet
+    from bench.run import Bench, Options
 
 SWEEPS = ("default", "quick", "full", "gpu")
 PACKAGE = Path(__file__).parent
@@ -63,6 +64,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add("--resume", metavar="NAME", help="go on with a run")
     add("--allow-different", action="append", default=[], metavar="NAME",
         help="a field in which a resumed run may differ: tensorflow, commit, ...")  # fmt: skip
+    add("--ray", metavar="ADDRESS", help="race on the nodes of a Ray cluster: HOST:PORT, ray://HOST:PORT or auto")
     add("--candidates", action="append", default=[], metavar="FILE", help="a file that registers candidates")
     add("--seed", type=int, default=0, help="of the inputs and the order of rounds")
     add("--plan", action="store_true", help="print the cases and the predicted time, run nothing")
@@ -187,10 +189,21 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         plan = {item.case: tuple(racing(op, item)) for item in planned}
     except UsageError as error:
         raise pytest.UsageError(str(error)) from None
+    if metafunc.config.getoption("--ray") is None:
+        _refuse_kinds(plan)
     setup.plan = (setup.plan or {}) | plan
     names = [name for name in REGISTRY.of(op.name) if any(name in row for row in plan.values())]
     metafunc.parametrize("case", list(plan), ids=case_label, indirect=True, scope="session")
     metafunc.parametrize("candidate", names)
+
+
+def _refuse_kinds(cases: Iterable[Case]) -> None:
+    for device in {case.device for case in cases}:
+        if not device.partition(":")[2].isdigit():
+            raise pytest.UsageError(
+                f"{device} names a kind of accelerator in a fleet (--ray ADDRESS); on this machine "
+                "devices are numbered: --axis device=gpu:0"
+            )
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -240,7 +253,7 @@ def _open_benchmark_json(config: pytest.Config) -> None:
         return
     folder = _bench(config).options.folder
     folder.mkdir(parents=True, exist_ok=True)
-    benchmarks.json = (folder / "benchmark.json").open("wb")
+    benchmarks.json = str(folder / "benchmark.json")
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -339,9 +352,28 @@ def _begin(config: pytest.Config, setup: _Setup) -> Bench:
         resume=config.getoption("--resume") is not None,
         allow_different=tuple(config.getoption("--allow-different")),
     )
-    bench = Bench(options, progress=lambda line: _say(config, line))
+    fleet = _fleet(config, options)
+    bench = Bench(options, progress=lambda line: _say(config, line), remote=fleet)
     bench.expect(list(setup.plan or ()))
+    for case, names in (setup.plan or {}).items() if fleet is not None else ():
+        entries = [REGISTRY.candidates[case.op, name] for name in names]
+        bench.ahead(case, entries, baseline=REGISTRY.ops[case.op].baseline)
     return bench
+
+
+def _fleet(config: pytest.Config, options: Options) -> RayFleet | None:
+    """The cluster of --ray; None where the races are this machine's."""
+    address = config.getoption("--ray")
+    if address is None or _checks_only(config):
+        return None
+    from bench.cluster import RayFleet
+
+    try:
+        return RayFleet(
+            address, files=options.files, memory_nbytes=config.getoption("--memory")
+        )
+    except UsageError as error:
+        raise pytest.UsageError(str(error)) from None
 
 
 def user_files(named: Sequence[Path]) -> tuple[Path, ...]:

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import psutil
 
@@ -27,6 +27,9 @@ from bench.measurement import (
 from bench.race import Plan, Race, Result
 from bench.replica import Setting, Worker, WorkerFailure
 from bench.store import JOURNAL, Journal, Run, read_run
+
+if TYPE_CHECKING:
+    from bench.cluster import Job, RayFleet
 
 R = TypeVar("R", bound=Record)
 Key = tuple[Case, str]
@@ -99,8 +102,19 @@ class LocalFleet:
 class Bench:
     """A run in progress. Use as a context: leaving it ends the workers and closes the journal."""
 
-    def __init__(self, options: Options, *, progress: Callable[[str], None] = print) -> None:
+    def __init__(
+        self,
+        options: Options,
+        *,
+        progress: Callable[[str], None] = print,
+        remote: RayFleet | None = None,
+    ) -> None:
         self.options = options
+        self._remote = remote
+        self._ahead: list[Job] = []
+        self._submitted: set[Case] = set()
+        self._faults: dict[Case, Exception] = {}
+        self._nodes: set[str] = set()
         self.done: dict[Key, Measurement] = {}
         self.seconds: Counter[str] = Counter()
         self._progress = progress
@@ -125,12 +139,62 @@ class Bench:
         found = {name: self.done[case, name] for name in wanted if (case, name) in self.done}
         if len(found) == len(wanted):
             return found
-        result = self._run_race(case, list(wanted.values()), baseline)
-        self.seconds.update(result.seconds)
+        if self._remote is not None:
+            self._await(self._remote, self._job(case, list(wanted), baseline))
+        else:
+            result = self._run_race(case, list(wanted.values()), baseline)
+            self.seconds.update(result.seconds)
+            self._keep(result)
+        return {name: self.done[case, name] for name in wanted}
+
+    def ahead(self, case: Case, candidates: Sequence[Candidate], *, baseline: str) -> None:
+        """Tell a fleet of a race to come: from the first `race` on, they run side by side."""
+        names = [entry.name for entry in candidates]
+        self._ahead.append(
+            self._job(case, names if baseline in names else [baseline, *names], baseline)
+        )
+
+    def _job(self, case: Case, names: Sequence[str], baseline: str) -> Job:
+        from bench.cluster import Job
+
+        return Job(
+            case=case,
+            candidates=tuple(names),
+            baseline=baseline,
+            plan=self.options.plan,
+            setting=self.setting(case, [REGISTRY.candidates[case.op, name] for name in names]),
+        )
+
+    def _await(self, remote: RayFleet, wanted: Job) -> None:
+        """Have the fleet run what is not measured yet, and keep what comes back until `wanted` is."""
+        self.journal()
+        start = time.monotonic()
+        for job in (*self._ahead, wanted):
+            if job.case not in self._submitted and not self._measured(job):
+                self._submitted.add(job.case)
+                remote.submit(job)
+        self._ahead.clear()
+        while not self._measured(wanted):
+            if wanted.case in self._faults:
+                raise self._faults[wanted.case]
+            done = remote.next_done()
+            if done.error is not None:
+                self._faults[done.job.case] = done.error
+            if done.node is not None and done.node.name not in self._nodes:
+                self._nodes.add(done.node.name)
+                self.append(done.node)
+            self._keep(done.result)
+        # On many nodes at once, what the races took is not where this run's time went.
+        self.seconds["waiting"] += time.monotonic() - start
+
+    def _measured(self, job: Job) -> bool:
+        return all((job.case, name) in self.done for name in job.candidates)
+
+    def _keep(self, result: Result) -> None:
+        """Journal what a race came to."""
         for measurement in result.measurements:
             self.append(measurement)
-            self.done[case, measurement.candidate] = measurement
-        return {name: self.done[case, name] for name in wanted}
+            self.done[measurement.case, measurement.candidate] = measurement
 
     def check(self, case: Case, candidates: Sequence[Candidate]) -> dict[str, Measurement]:
         """Hold each candidate against the oracle once; time and store nothing."""
@@ -164,6 +228,8 @@ class Bench:
     def close(self, *, finished: bool = True) -> None:
         """End the workers; a run that ended by itself leaves its shares as the last line."""
         self._fleet.close()
+        if self._remote is not None:
+            self._remote.close()
         if self._journal is None:
             return
         if finished and self.seconds:
@@ -199,42 +265,22 @@ class Bench:
 
     def too_large(self, case: Case) -> str:
         """Why the case is refused before anything is allocated; '' if it fits."""
-        available = psutil.virtual_memory().available
-        limit = min(available, self.options.memory_nbytes or available)
-        needed = COPIES_HELD * input_nbytes(case)
-        if needed <= limit:
-            return ""
-        return (
-            f"the case needs about {needed / 2**30:.1f} GiB ({COPIES_HELD} times its input of "
-            f"{input_nbytes(case) / 2**30:.1f} GiB), {limit / 2**30:.1f} GiB are free; "
-            "take a smaller shape (--axis shape=...)"
-        )
+        return too_large(case, self.options.memory_nbytes)
 
     def _make_race(self, case: Case, candidates: Sequence[Candidate], baseline: str) -> Race:
         return Race(case, candidates, baseline=baseline, plan=self.options.plan)
 
     def _run_race(self, case: Case, candidates: Sequence[Candidate], baseline: str) -> Result:
-        race = self._make_race(case, candidates, baseline)
-        if reason := self.too_large(case):
-            return Result(measurements=refuse(race, reason), seconds=Counter())
-        start = time.monotonic()
-        try:
-            self._fleet.use(self.setting(case, candidates), self.options.plan.replicas)
-        except WorkerFailure as failure:
-            reason = f"no worker could be started: {failure.reason}"
-            return Result(
-                measurements=refuse(race, reason, failure.status, failure.tail), seconds=Counter()
-            )
-        self.seconds["start"] += time.monotonic() - start
-        self.journal()
-        start = time.monotonic()
-        result = race.run(self._fleet)
-        spent = sum(result.seconds.values())
-        result.seconds["waiting"] += time.monotonic() - start - spent
-        return result
+        return run_race(
+            self._make_race(case, candidates, baseline),
+            self._fleet,
+            self.setting(case, candidates),
+            memory_nbytes=self.options.memory_nbytes,
+            ready=self.journal,
+        )
 
     def _begin(self, journal: Journal) -> None:
-        environment = collect_environment(self._devices())
+        environment = collect_environment(device_names(self._fleet.started()))
         if journal.path.stat().st_size:
             if not self.options.resume:
                 raise UsageError(
@@ -253,13 +299,6 @@ class Bench:
             )
         )
 
-    def _devices(self) -> dict[str, str]:
-        worker = self._fleet.started()
-        if worker is None or not worker.setting.tensorflow:
-            return {"cpu:0": "CPU"}
-        devices: dict[str, str] = worker.call(workload.list_devices, timeout=60)
-        return devices
-
     def _resume(self, run: Run, environment: Environment) -> None:
         different = [
             name
@@ -272,7 +311,63 @@ class Bench:
                 + "allow each by --allow-different NAME, or start a new run"
             )
         self.done = {(m.case, m.candidate): m for m in run.measurements}
+        if self._remote is not None:
+            self._remote.adopt(run)
         self._progress(f"going on with {run.path.name}: {len(self.done)} measurements are there")
+
+
+def run_race(
+    race: Race,
+    fleet: LocalFleet,
+    setting: Setting,
+    *,
+    memory_nbytes: int | None,
+    ready: Callable[[], object] = lambda: None,
+) -> Result:
+    """Run a race on this machine, or say in its measurements why it cannot be.
+
+    `ready` is called when the workers are up, before anything is run: a journal that cannot be
+    written is found out before time is spent.
+    """
+    if reason := too_large(race.case, memory_nbytes):
+        return Result(measurements=refuse(race, reason), seconds=Counter())
+    start = time.monotonic()
+    try:
+        fleet.use(setting, race.plan.replicas)
+    except WorkerFailure as failure:
+        reason = f"no worker could be started: {failure.reason}"
+        measurements = refuse(race, reason, failure.status, failure.tail)
+        return Result(measurements=measurements, seconds=Counter())
+    starting = time.monotonic() - start
+    ready()
+    start = time.monotonic()
+    result = race.run(fleet)
+    spent = sum(result.seconds.values())
+    result.seconds["waiting"] += time.monotonic() - start - spent
+    result.seconds["start"] += starting
+    return result
+
+
+def too_large(case: Case, memory_nbytes: int | None) -> str:
+    """Why this machine, or a worker's limit, cannot hold the case; '' if they can."""
+    available = psutil.virtual_memory().available
+    limit = min(available, memory_nbytes or available)
+    needed = COPIES_HELD * input_nbytes(case)
+    if needed <= limit:
+        return ""
+    return (
+        f"the case needs about {needed / 2**30:.1f} GiB ({COPIES_HELD} times its input of "
+        f"{input_nbytes(case) / 2**30:.1f} GiB), {limit / 2**30:.1f} GiB are free; "
+        "take a smaller shape (--axis shape=...)"
+    )
+
+
+def device_names(worker: Worker | None) -> dict[str, str]:
+    """The devices that a worker sees, by name; without TensorFlow, the CPU alone."""
+    if worker is None or not worker.setting.tensorflow:
+        return {"cpu:0": "CPU"}
+    devices: dict[str, str] = worker.call(workload.list_devices, timeout=60)
+    return devices
 
 
 def refuse(
