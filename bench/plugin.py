@@ -5,6 +5,7 @@ Nothing here imports TensorFlow: collection reads the sweeps, workers do the res
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -103,6 +104,8 @@ def _nbytes(text: str) -> int:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Read the options, load the user's files, and send benchmark.json to the run's folder."""
+    # A candidate that cannot run leaves pytest-benchmark's fixture unused: that is its result.
+    config.addinivalue_line("filterwarnings", "ignore:Benchmark fixture was not used")
     config.addinivalue_line("markers", "op(name): the op whose cases and candidates a test races")
     try:
         config.stash[_SETUP] = _read_options(config)
@@ -386,9 +389,13 @@ def user_files(named: Sequence[Path]) -> tuple[Path, ...]:
 def _say(config: pytest.Config, line: str) -> None:
     """A line to the terminal, past pytest's capture."""
     reporter: Any = config.pluginmanager.getplugin("terminalreporter")
-    if reporter is not None:
+    capture: Any = config.pluginmanager.getplugin("capturemanager")
+    if reporter is None:
+        return
+    with capture.global_and_fixture_disabled() if capture else contextlib.nullcontext():
         reporter.ensure_newline()
         reporter.write_line(line)
+        reporter.flush()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -474,7 +481,10 @@ def replay(
             outcome = pytest.xfail
         if measurement.status != "ok":
             request.config.stash.setdefault(_NOT_RUN, []).append(_extra(measurement))
-            outcome(f"{measurement.status}: {measurement.reason}")
+            text = f"{measurement.status}: {measurement.reason}"
+            if outcome is pytest.fail:
+                pytest.fail(text + (f"\n{measurement.tail}" if measurement.tail else ""), pytrace=False)
+            outcome(text)
         seconds = measurement.samples.seconds
         marker = request.node.get_closest_marker("benchmark")
         marker.kwargs["timer"].load(seconds)

@@ -340,9 +340,8 @@ def _open_probe(name: str) -> Runner:
     ways = PROBE_WAYS[name](state, nbytes)
     seconds = {}
     for way, call in ways.items():
-        state.calls[way] = (call, (0,))
-        seconds[way] = _estimate(state, way)
-        del state.calls[way]
+        state.calls[name] = (call, (0,))
+        seconds[way] = _estimate(state, name)
     best = min(seconds, key=lambda way: seconds[way])
     state.calls[name] = (ways[best], (0,))
     return Runner(
