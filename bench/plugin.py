@@ -393,9 +393,11 @@ def _say(config: pytest.Config, line: str) -> None:
     if reporter is None:
         return
     with capture.global_and_fixture_disabled() if capture else contextlib.nullcontext():
-        reporter.ensure_newline()
-        reporter.write_line(line)
-        reporter.flush()
+        writer = config.get_terminal_writer()
+        if writer.width_of_current_line:
+            writer.line()
+        writer.line(line)
+        writer.flush()
 
 
 @dataclass(frozen=True, kw_only=True)
