@@ -35,7 +35,7 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         source: commit and whether the tree was dirty.
     """
 
-    machine: dict[str, str | int | float | None]
+    machine: dict[str, str | bool | int | float | None]
     devices: dict[str, str]
     versions: dict[str, str]
     settings: dict[str, str]
