@@ -123,6 +123,31 @@ class Result:
     seconds: Counter[str]
 
 
+def _open_case(case: Case, seed: int, tensorflow: bool) -> workload.Opened:
+    return workload.open_case(case, seed, tensorflow=tensorflow)
+
+
+def _open_runner(name: str, check: bool) -> workload.Runner:
+    return workload.open_runner(name, check=check)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tasks:
+    """How a worker opens a case and its runners: module-level functions, sent by name.
+
+    The defaults open an op's case, its candidates and the ceiling probes; a network's step brings its own.
+
+    Attributes:
+        open_case: (case, seed, tensorflow) -> Opened.
+        open_runner: (name, check) -> Runner.
+        probes: names of the ceiling probes that race too.
+    """
+
+    open_case: Callable[[Case, int, bool], workload.Opened] = _open_case
+    open_runner: Callable[[str, bool], workload.Runner] = _open_runner
+    probes: tuple[str, ...] = workload.PROBES
+
+
 class Race:
     """One case and its runners, as they go from replica to replica."""
 
@@ -133,6 +158,7 @@ class Race:
         *,
         baseline: str,
         plan: Plan,
+        tasks: Tasks | None = None,
         read_usage: Callable[[], Usage] = read_usage,
         enough: Callable[[Race, int], bool] | None = None,
     ) -> None:
@@ -141,7 +167,8 @@ class Race:
         self.plan = plan
         self.tensorflow = any(entry.framework != "numpy" for entry in candidates)
         self.tallies = {entry.name: _Tally(entry.name, entry) for entry in candidates}
-        self.tallies |= {name: _Tally(name, None) for name in workload.PROBES}
+        self.tasks = tasks or Tasks()
+        self.tallies |= {name: _Tally(name, None) for name in self.tasks.probes}
         self.seconds: Counter[str] = Counter()
         self._read_usage = read_usage
         self._enough = enough or precise_enough
@@ -169,7 +196,7 @@ class Race:
 
     def check(self, worker: WorkerLike) -> Result:
         """Every candidate once against the oracle, timing nothing."""
-        for name in workload.PROBES:
+        for name in self.tasks.probes:
             self.tallies.pop(name, None)
         self._open(0, worker)
         self._close(worker)
@@ -204,7 +231,7 @@ class Race:
         while True:
             try:
                 opened = worker.call(
-                    _open_case, self.case, self.plan.seed, self.tensorflow,
+                    self.tasks.open_case, self.case, self.plan.seed, self.tensorflow,
                     timeout=self.plan.timeout_seconds,
                 )  # fmt: skip
             except WorkerFailure as failure:
@@ -219,8 +246,9 @@ class Race:
         """Open one runner; False if the worker was lost with it."""
         try:
             opened = worker.call(
-                _open_runner, tally.name, tally.accuracy is None, timeout=self.plan.timeout_seconds
-            )
+                self.tasks.open_runner, tally.name, tally.accuracy is None,
+                timeout=self.plan.timeout_seconds,
+            )  # fmt: skip
         except WorkerFailure as failure:
             tally.fail(self.case, failure)
             return not failure.lost
@@ -397,14 +425,6 @@ class Race:
             blocks_redone=self._contention["redone"],
             involuntary_switches=self._contention["switches"] if self._visible else None,
         )
-
-
-def _open_case(case: Case, seed: int, tensorflow: bool) -> workload.Opened:
-    return workload.open_case(case, seed, tensorflow=tensorflow)
-
-
-def _open_runner(name: str, check: bool) -> workload.Runner:
-    return workload.open_runner(name, check=check)
 
 
 def block_calls(call_seconds: float, block_seconds: float) -> tuple[int, int]:

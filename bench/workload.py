@@ -25,11 +25,15 @@ from bench.measurement import Accuracy, Status
 from bench.replica import Setting, one_line, status_of
 
 if TYPE_CHECKING:
+    from bench.oracle import Verdict
+
     Array = np.ndarray[Any, Any]
 
 PROBES = ("ceiling-read", "ceiling-write", "ceiling-copy")
 # Below this the call's own cost, not the memory, is what a write probe would measure.
 MIN_WRITE_NBYTES = 1 << 20
+# The CPU's allocator counts no tensor below 256 KiB: of a small case it would say too little.
+MIN_PEAK_NBYTES = 1 << 20
 EVICT_CAP_NBYTES = 1 << 30
 Call = Callable[..., Any]
 
@@ -196,9 +200,13 @@ def open_case(case: Case, seed: int, *, tensorflow: bool = True) -> Opened:
     """Make the case's inputs, on the host and on the device."""
     from bench.oracle import make_inputs
 
-    start = time.perf_counter()
     close_case()
-    host = make_inputs(case, seed)
+    return hold(case, make_inputs(case, seed), tensorflow=tensorflow)
+
+
+def hold(case: Case, host: tuple[Array, ...], *, tensorflow: bool = True) -> Opened:
+    """Open a case on these inputs: for what brings its own, such as a network's step."""
+    start = time.perf_counter()
     state = _State(case=case, device=case.device, tensorflow=tensorflow, host=host)
     if case.cache == "cold":
         state.evict = np.ones(_evict_nbytes() // 8, np.int64)
@@ -260,33 +268,62 @@ def _open_candidate(name: str, *, check: bool) -> Runner:
     state = _state()
     case = state.case
     candidate = REGISTRY.candidates[case.op, name]
+
+    def judge(outputs: tuple[Array, ...]) -> Verdict:
+        from bench.oracle import check as check_outputs
+
+        return check_outputs(REGISTRY.ops[case.op], case, state.host, outputs)
+
+    return open_call(
+        name,
+        lambda: bind(candidate, case),
+        judge=judge if check else None,
+        measure_peak=check and sum(array.nbytes for array in state.host) >= MIN_PEAK_NBYTES,
+    )
+
+
+def open_call(
+    name: str,
+    make: Callable[[], Call],
+    *,
+    places: tuple[int, ...] | None = None,
+    judge: Callable[[tuple[Array, ...]], Verdict] | None = None,
+    measure_peak: bool = False,
+) -> Runner:
+    """Make a call, call it first, judge what it returned, and estimate its time.
+
+    Args:
+        name: of the runner, for `time_block`.
+        make: makes the call; its time is part of the first call's.
+        places: which of the case's inputs it takes; None: all.
+        judge: given the outputs of the first call; None: they are not checked.
+        measure_peak: whether to read the peak of the device's memory.
+    """
+    state = _state()
+    places = tuple(range(len(state.inputs))) if places is None else places
+    arguments = [state.inputs[i] for i in places]
     start = time.perf_counter()
     with _device(state):
-        call = bind(candidate, case)
-        result = call(*state.inputs)
+        call = make()
+        result = call(*arguments)
         synchronise(state)
     first_call = time.perf_counter() - start
     outputs = tuple(to_numpy(value) for value in (result if isinstance(result, tuple) else (result,)))
     del result
-    state.calls[name] = (call, tuple(range(len(state.inputs))))
-    accuracy, status, reason, check_seconds = None, "ok", "", 0.0
-    if check:
-        from bench.oracle import check as check_outputs
-
-        start = time.perf_counter()
-        verdict = check_outputs(REGISTRY.ops[case.op], case, state.host, outputs)
-        accuracy, status, reason = verdict.accuracy, verdict.status, verdict.reason
-        check_seconds = time.perf_counter() - start
+    state.calls[name] = (call, places)
     start = time.perf_counter()
-    peak = _peak_nbytes(state, call) if check else None
+    verdict = judge(outputs) if judge else None
+    check_seconds = time.perf_counter() - start
+    start = time.perf_counter()
+    peak = _peak_nbytes(state, call, arguments) if measure_peak else None
     call_seconds = _estimate(state, name)
     return Runner(
-        status=status,  # type: ignore[arg-type]
-        reason=reason,
-        accuracy=accuracy,
+        status=verdict.status if verdict else "ok",
+        reason=verdict.reason if verdict else "",
+        accuracy=verdict.accuracy if verdict else None,
         first_call_seconds=first_call,
         call_seconds=call_seconds,
-        read_nbytes=sum(array.nbytes for array in state.host),
+        read_nbytes=sum(state.host[i].nbytes for i in places),
         written_nbytes=sum(array.nbytes for array in outputs),
         peak_nbytes=peak,
         check_seconds=check_seconds,
@@ -308,12 +345,12 @@ def _estimate(state: _State, name: str) -> float:
     return min(seconds[1:])
 
 
-def _peak_nbytes(state: _State, call: Call) -> int | None:
+def _peak_nbytes(state: _State, call: Call, arguments: list[Any]) -> int | None:
     """Peak of the device's memory during one call above what was held before it.
 
     None where the allocator keeps no count: NumPy, and on the CPU tensors below 256 KiB.
     """
-    if not state.tensorflow or sum(array.nbytes for array in state.host) < 1 << 20:
+    if not state.tensorflow:
         return None
     import tensorflow as tf
 
@@ -322,7 +359,7 @@ def _peak_nbytes(state: _State, call: Call) -> int | None:
         before = tf.config.experimental.get_memory_info(device)["current"]
         tf.config.experimental.reset_memory_stats(device)
         with _device(state):
-            call(*state.inputs)
+            call(*arguments)
             synchronise(state)
         peak = tf.config.experimental.get_memory_info(device)["peak"]
     except (ValueError, tf.errors.OpError):  # this device or allocator keeps no count
