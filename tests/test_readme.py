@@ -1,0 +1,82 @@
+"""What the README and the docs show is run as it stands there."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench.store import read_run
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+CONFIG = ["-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT)]
+
+
+def example(name):
+    """The Python block behind a marker of the README."""
+    found = re.search(rf"<!-- example:{name} -->\s*```python\n(.*?)```", README, re.DOTALL)
+    assert found, f"the README has no example {name}"
+    return found[1]
+
+
+def run_suite(tmp_path, *words):
+    return subprocess.run(
+        [
+            sys.executable, "-m", "pytest", "-q", *CONFIG, "--results", str(tmp_path), "--run", "run",
+            "--replicas", "2", "--budget", "0.3", "--benchmark-quiet", *words,
+        ],
+        cwd=ROOT, capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+
+
+def test_a_candidate_of_five_lines_joins_the_race(tmp_path):
+    code = example("candidate")
+    assert len(code.splitlines()) <= 5
+    file = tmp_path / "mine.py"
+    file.write_text(code)
+    done = run_suite(
+        tmp_path, "suites/test_global_avg_pool.py", "--sweep", "quick", "--candidates", str(file),
+        "--axis", "shape=2x7x7x64", "--axis", "mode=graph", "--axis", "direction=forward",
+        "--axis", "dtype=float32", "--axis", "threads=all",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = {m.candidate: m for m in read_run(tmp_path / "run").measurements}
+    assert found["sum-over-count"].status == "ok"
+    assert len(found["sum-over-count"].samples) == len(found["layer-global_avg_pool"].samples) > 0
+
+
+def test_an_op_of_thirty_lines_runs_is_stored_and_is_reported(tmp_path):
+    code = example("op")
+    lines = [line for line in code.splitlines() if line.strip()]
+    assert len(lines) <= 30
+    file = tmp_path / "test_row_max.py"
+    file.write_text(code)
+    done = run_suite(tmp_path, str(file))
+    assert done.returncode == 0, done.stdout + done.stderr
+    run = read_run(tmp_path / "run")
+    ran = {(m.case.mode, m.candidate) for m in run.measurements if m.kind == "candidate"}
+    assert ran == {(mode, name) for mode in ("eager", "graph") for name in ("reduce_max", "sort")}
+    report = subprocess.run(
+        [sys.executable, "report.py", str(tmp_path / "run")],
+        cwd=ROOT, capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert report.returncode == 0, report.stdout + report.stderr
+    page = (tmp_path / "run" / "report" / "index.html").read_text()
+    assert "row_max" in page
+    assert "forward only" in page
+
+
+@pytest.mark.parametrize("path", sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")]), ids=lambda p: p.name)
+def test_every_link_to_a_file_leads_somewhere(path):
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", path.read_text()):
+        assert (path.parent / target).exists(), f"{path.name} links to {target}"
+
+
+def test_every_session_that_the_docs_name_exists():
+    sessions = set(re.findall(r"def (\w+)\(session", (ROOT / "noxfile.py").read_text()))
+    named = set()
+    for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        named |= set(re.findall(r"nox -s ([a-z][a-z-]*)", path.read_text()))
+    assert {name.replace("-", "_") for name in named} <= sessions
