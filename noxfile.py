@@ -117,6 +117,20 @@ def bench_gpu(session: nox.Session) -> None:
     _bench(session, python, "gpu", "--axis", f"device={','.join([*gpus, 'cpu:0'])}")
 
 
+@nox.session(venv_backend="none")
+def capabilities(session: nox.Session) -> None:
+    """What works where: every probe of every candidate, then the report. `-- --exports` for all."""
+    exports = ["export"] if "--exports" in session.posargs else []
+    python = _cpu(session, *exports)
+    run = _run_name(session.posargs, "capabilities")
+    named = [] if any(word.startswith(("--run", "--resume")) for word in session.posargs) else ["--run", run]
+    session.run(
+        python, "-m", "pytest", "suites/test_capabilities.py", "-q", "-r", "fE", *named, *session.posargs,
+        external=True, success_codes=[0, 1], env=_environment(),
+    )  # fmt: skip
+    session.run(python, str(ROOT / "report.py"), run, external=True, env=_environment())
+
+
 def _has_nvidia_driver() -> bool:
     command = shutil.which("nvidia-smi")
     if command is None:

@@ -69,6 +69,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add("--candidates", action="append", default=[], metavar="FILE", help="a file that registers candidates")
     add("--seed", type=int, default=0, help="of the inputs and the order of rounds")
     add("--plan", action="store_true", help="print the cases and the predicted time, run nothing")
+    add("--exports", action="store_true", help="try TFLite and ONNX too, in the support matrix")
     add("--results", default="results", metavar="FOLDER", help="where runs are kept")
 
 
@@ -406,6 +407,12 @@ class Raced:
 
     case: Case
     measurements: dict[str, Measurement]
+
+
+@pytest.fixture(scope="session")
+def running(request: pytest.FixtureRequest) -> Bench:
+    """The run that is being written, for a suite that measures in its own way."""
+    return _bench(request.config)
 
 
 @pytest.fixture(scope="session")

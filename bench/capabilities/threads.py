@@ -1,0 +1,66 @@
+"""How much a second thread helps: one process that has one, one that has all. Evidence, no ranking."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+
+from bench.capabilities import judge
+from bench.capabilities.probe import Finding, Probe, Step, Trial
+
+SHAPE = (16, 56, 56, 48)
+CALLS = 7
+
+
+def seconds_a_call(trial: Trial) -> Finding:
+    """The least seconds of a few calls in graph mode, in this process."""
+    import tensorflow as tf
+
+    from bench.workload import bind
+
+    case = trial.case(mode="graph", shape=SHAPE)
+    with judge.on_device(trial):
+        bound = bind(trial.candidate, case)
+        x = tf.random.stateless_normal(SHAPE, seed=(0, 1))
+        bound(x)
+        times = []
+        for _ in range(CALLS):
+            start = time.perf_counter()
+            bound(x)
+            tf.test.experimental.sync_devices()
+            times.append(time.perf_counter() - start)
+    return Finding(state="pass", figures={"seconds": min(times)})
+
+
+def scaling(findings: Sequence[Finding]) -> Finding:
+    """The ratio of the two processes' times, in words."""
+    one, every = (float(finding.figures["seconds"] or 0) for finding in findings)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    figures: dict[str, float | int | str | None] = {
+        "seconds, one thread": one,
+        "seconds, all threads": every,
+        "cores": cores,
+    }
+    if cores == 1:
+        words = "this machine has one core: nothing to scale over"
+        return Finding(state="not_run", evidence=words, figures=figures)
+    words = f"{one / every:.2f} times as fast with all {cores} cores as with one thread (one pair only)"
+    return Finding(state="pass", evidence=words, figures=figures)
+
+
+PROBES = (
+    Probe(
+        key="threads",
+        title="thread scaling",
+        group="repeats",
+        question="How much faster is it with all threads than with one? A single reading of two "
+        "processes, in graph mode; it passes when it was read.",
+        steps=(
+            Step(run=seconds_a_call, process="one-thread"),
+            Step(run=seconds_a_call, process="other"),
+        ),
+        judge=scaling,
+        accelerators=False,
+    ),
+)

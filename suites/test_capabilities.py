@@ -1,0 +1,45 @@
+"""What works where: every probe of every candidate, as a cell of the support matrix."""
+
+from collections.abc import Callable
+
+import pytest
+
+import bench.ops  # noqa: F401 (registers what ships)
+from bench.candidate import REGISTRY
+from bench.case import parse_axis
+from bench.capabilities.matrix import Key, all_keys, run_matrix
+from bench.measurement import Capability
+from bench.run import Bench
+
+Matrix = dict[Key, list[Capability]]
+
+# The layer to take away promises every row on the CPU; of the other spellings that ship, what does
+# not work is the result. A user's own candidate is held to every row too.
+PROMISED = ("depth_max_pool", "layer-depth_max_pool")
+OUTCOMES: dict[str, Callable[..., object]] = {"unsupported": pytest.skip, "not_run": pytest.skip}
+
+
+@pytest.fixture(scope="session")
+def matrix(request: pytest.FixtureRequest, running: Bench) -> Matrix:
+    """The cells of the selected tests, filled once."""
+    keys = [
+        item.callspec.params["key"] for item in request.session.items if hasattr(item, "callspec")
+        and "key" in item.callspec.params
+    ]  # fmt: skip
+    axes = dict(parse_axis(text) for text in request.config.getoption("--axis"))
+    devices = [str(device) for device in axes.get("device", ())]
+    return run_matrix(
+        running, keys, exports=request.config.getoption("--exports"), devices=devices
+    )
+
+
+@pytest.mark.parametrize("key", all_keys(), ids="-".join)
+def test_capability(key: Key, matrix: Matrix) -> None:
+    """One probe of one candidate, on every device."""
+    op, candidate, _ = key
+    promised = (op, candidate) == PROMISED or not REGISTRY.candidates[op, candidate].builtin
+    for cell in matrix.get(key, []):
+        if cell.state == "pass":
+            continue
+        outcome = OUTCOMES.get(cell.state, pytest.fail if promised else pytest.xfail)
+        outcome(f"{cell.device} {cell.state}: {cell.evidence}")
