@@ -1,0 +1,209 @@
+"""The statistics hold what they promise, in simulation and by their properties."""
+
+import math
+import random
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bench import stats
+from bench.measurement import Samples
+
+ALLOCATIONS, ROUNDS = 3, 4
+
+
+def make_noise(kind, generator, shape):
+    if kind == "heavy-tailed":
+        return 0.01 * generator.standard_t(2, shape)
+    noise = generator.normal(0, 0.01, shape)
+    if kind == "drifting":
+        slope = generator.normal(0, 0.005, (*shape[:-1], 1))
+        return noise + slope * (np.arange(shape[-1]) - (shape[-1] - 1) / 2)
+    if kind == "AR(1)":
+        for k in range(1, shape[-1]):
+            noise[..., k] = 0.7 * noise[..., k - 1] + math.sqrt(1 - 0.49) * noise[..., k]
+    return noise
+
+
+def make_cubes(kind, runs, replicas, *, truth=0.0, spread=0.01, seed=3):
+    generator = np.random.default_rng(seed)
+    effects = generator.normal(0, spread, (runs, replicas, 1, 1))
+    effects = effects + generator.normal(0, 0.01, (runs, replicas, ALLOCATIONS, 1))
+    return truth + effects + make_noise(kind, generator, (runs, replicas, ALLOCATIONS, ROUNDS))
+
+
+def coverage(units, truth):
+    mean, error, degrees = stats.mean_and_error(units)
+    return float(np.mean(np.abs(mean - truth) <= stats.quantile(0.95, degrees) * error))
+
+
+KINDS = ("independent", "AR(1)", "drifting", "heavy-tailed")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("replicas", [3, 5, 10])
+def test_a_95_percent_interval_covers_in_93_to_97_percent(kind, replicas):
+    units = stats.replica_means(make_cubes(kind, 6000, replicas))
+    assert 0.93 <= coverage(units, 0.0) <= 0.97
+
+
+def stop(units, rule, truth):
+    """(covered, called SLOWER) of each run when the race stops at a look."""
+    covered, slower = np.zeros(len(units), bool), np.zeros(len(units), bool)
+    going = np.ones(len(units), bool)
+    for count in sorted({rule.min_replicas, *rule.looks}):
+        mean, error, degrees = stats.mean_and_error(units[:, :count])
+        done = going & (rule.satisfied(mean, error, degrees) | (count >= rule.max_replicas))
+        reach = stats.quantile(rule.reported_confidence, degrees) * error
+        covered[done] = (np.abs(mean - truth) <= reach)[done]
+        slower[done] = (mean - reach > math.log1p(rule.margin))[done]
+        going &= ~done
+    return covered.mean(), slower.mean()
+
+
+@pytest.mark.parametrize("first", [3, 5])
+@pytest.mark.parametrize("kind", KINDS)
+def test_looking_again_keeps_coverage_and_false_alarms(kind, first):
+    rule = stats.StopRule(min_replicas=first)
+    for spread in (0.003, 0.01, 0.02, 0.04):
+        for truth in (0.0, 0.03, math.log(1.05), 0.06):
+            cubes = make_cubes(kind, 3000, 10, truth=truth, spread=spread)
+            covered, slower = stop(stats.replica_means(cubes), rule, truth)
+            assert covered >= 0.93
+            if truth <= math.log(1.05):
+                assert slower <= 0.025 + 0.009  # three standard errors of 3000 runs
+
+
+def test_two_modes_are_covered_in_83_percent_at_five_replicas():
+    generator = np.random.default_rng(5)
+    cubes = make_cubes("independent", 20000, 5)
+    cubes += math.log(1.3) * (generator.random((20000, 5, 1, 1)) < 0.3)
+    assert round(coverage(stats.replica_means(cubes), 0.3 * math.log(1.3)), 2) == 0.83
+
+
+def make_samples(cube):
+    rows = [
+        (*place, float(np.exp(value))) for place, value in np.ndenumerate(cube) for place in [place]
+    ]
+    replica, allocation, number, seconds = zip(*rows, strict=True)
+    zeros = (0,) * len(rows)
+    return Samples(
+        replica=replica, allocation=allocation, round=number, seconds=seconds,
+        calls=(1,) * len(rows), contended=zeros,
+    )  # fmt: skip
+
+
+def make_pair(seed=0, replicas=5, truth=0.0):
+    one, other = make_cubes("independent", 2, replicas, seed=seed)
+    return make_samples(one + truth), make_samples(other)
+
+
+def test_ten_equal_candidates_have_a_false_sole_winner_in_at_most_5_percent():
+    alone = 0
+    for seed in range(100):
+        cubes = make_cubes("independent", 10, 5, seed=seed)
+        found = stats.best_set({str(n): make_samples(cube) for n, cube in enumerate(cubes)})
+        assert found.best in found.names
+        alone += len(found) == 1
+    assert alone <= 5
+
+
+def test_the_core_is_what_estimate_runs():
+    one, other = make_cubes("independent", 2, 5)
+    units = stats.replica_means(one - other)
+    found = stats.estimate(make_samples(one), make_samples(other))
+    mean, error, _ = stats.mean_and_error(units)
+    assert (found.log_ratio, found.standard_error) == pytest.approx((mean, error))
+
+
+def scale(samples, factor):
+    return Samples(**{
+        **{name: getattr(samples, name) for name in ("replica", "allocation", "round", "calls", "contended")},
+        "seconds": tuple(factor * value for value in samples.seconds),
+    })  # fmt: skip
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10**6), st.floats(1e-3, 1e3))
+def test_scale_of_both_sides_does_not_matter_and_swapping_negates(seed, factor):
+    one, other = make_pair(seed)
+    found = stats.estimate(one, other)
+    scaled = stats.estimate(scale(one, factor), scale(other, factor))
+    swapped = stats.estimate(other, one)
+    assert scaled.log_ratio == pytest.approx(found.log_ratio, abs=1e-9)
+    assert swapped.log_ratio == pytest.approx(-found.log_ratio, abs=1e-12)
+    assert swapped.low == pytest.approx(-found.high, abs=1e-12)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10**6))
+def test_the_order_of_blocks_does_not_matter(seed):
+    one, other = make_pair(seed)
+    order = list(range(len(one)))
+    random.Random(seed).shuffle(order)
+    shuffled = Samples(
+        **{name: tuple(getattr(one, name)[i] for i in order) for name in one.__struct_fields__}
+    )
+    assert stats.estimate(shuffled, other) == stats.estimate(one, other)
+
+
+def test_one_outlier_round_hardly_moves_the_estimate():
+    one, other = make_pair()
+    slow = Samples(**{
+        **{name: getattr(one, name) for name in one.__struct_fields__},
+        "seconds": (1000 * one.seconds[0], *one.seconds[1:]),
+    })  # fmt: skip
+    assert abs(stats.estimate(slow, other).log_ratio - stats.estimate(one, other).log_ratio) < 0.005
+
+
+def test_one_replica_has_no_interval_unless_allocations_are_asked_for():
+    pair = make_pair(replicas=1)
+    assert stats.estimate(*pair).low is None
+    assert stats.verdict(stats.estimate(*pair)) == "UNDECIDED"
+    assert stats.estimate(*pair, level="allocation").replicas == ALLOCATIONS
+
+
+def test_nothing_paired_has_no_estimate():
+    assert math.isnan(stats.estimate(make_pair()[0], Samples()).ratio)
+
+
+@pytest.mark.parametrize(
+    ("truth", "expected"), [(-0.3, "FASTER"), (0.3, "SLOWER"), (0.0, "SAME"), (0.0488, "UNDECIDED")]
+)
+def test_verdicts(truth, expected):
+    comparisons = stats.compare_run({0: stats.from_error(truth, 0.004, 4, 5)}, 0.05)
+    assert comparisons[0].verdict == expected
+
+
+def test_an_undecided_one_says_how_many_replicas_it_takes():
+    found = stats.compare_run({0: stats.from_error(0.03, 0.01, 4, 5)}, 0.05)[0]
+    assert found.verdict == "UNDECIDED"
+    assert found.replicas_needed >= 1
+
+
+def test_adjusted_p_are_those_of_benjamini_and_hochberg():
+    assert stats.adjust([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.04, 0.04])
+
+
+def test_differences_and_means_of_estimates():
+    a, b = stats.from_error(0.2, 0.03, 4, 5), stats.from_error(0.1, 0.04, 4, 5)
+    assert stats.difference(a, b).log_ratio == pytest.approx(0.1)
+    assert stats.difference(a, b).standard_error == pytest.approx(0.05)
+    assert stats.geometric_mean([a, b]).log_ratio == pytest.approx(0.15)
+
+
+def test_two_mode_replicas_are_flagged_among_quiet_ones():
+    quiet = {n: stats.from_error(0.0, 0.004 + 0.0001 * n, 4, 5) for n in range(20)}
+    assert stats.flag_disagreeing({**quiet, "odd": stats.from_error(0.05, 0.05, 4, 5)}) == {"odd"}
+
+
+def test_resolution_needs_two_replicas_and_narrows_with_more():
+    widths = [
+        stats.resolution(
+            replica=0.01, allocation=0.01, round=0.01, replicas=n, allocations=4, rounds=4
+        )
+        for n in (1, 3, 10)
+    ]
+    assert widths[0] == math.inf > widths[1] > widths[2]
