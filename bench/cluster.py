@@ -1,9 +1,9 @@
 """A fleet: the same races on other machines, by Ray.
 
-One actor, a keeper, holds one node: it takes all of the node's processors and accelerators, so that Ray
-runs nothing else there, and runs whole races with the same replica processes as on one machine. So
-clocks, limits and contention are the node's own, and the network is crossed once a race. The driver
-keeps a queue and the journal; which node offers what is Ray's to know, and placing an actor Ray's to do.
+One actor, a keeper, holds one node: it takes all of the node's processors and accelerators, so that
+Ray runs nothing else there, and runs whole races with the same replica processes as on one machine.
+So clocks, limits and contention are the node's own, and the network is crossed once a race. The
+driver keeps a queue and the journal; which node offers what, and placing an actor there, is Ray's.
 
 Ray is imported when a fleet is made: nobody else needs it.
 """
@@ -97,7 +97,7 @@ class Offer:
 
 
 def read_offer(resources: Mapping[str, float]) -> Offer:
-    """What the resources of one entry of `ray.nodes()` offer; a custom resource names a kind too."""
+    """What an entry of `ray.nodes()` offers; a custom resource names a kind of accelerator too."""
     kinds = [
         name.removeprefix(ACCELERATOR).lower()
         for name in resources
@@ -180,7 +180,7 @@ class _Host:
 
 @dataclass
 class _Kinds:
-    """Which kind of node measures each device: one kind a device, for as long as the run goes on."""
+    """Which kind of node measures each device: one kind a device, as long as the run goes on."""
 
     of: dict[str, Environment] = field(default_factory=dict)
 
@@ -188,7 +188,7 @@ class _Kinds:
         return device in self.of and not unlike(self.of[device], environment)
 
     def choose(self, device: str, hosts: Iterable[_Host]) -> None:
-        """Settle on the kind that most of the hosts are of; for the CPU, one without accelerator first."""
+        """Settle on the kind that most hosts are of; for the CPU, one without accelerator first."""
         able = [host for host in hosts if host.environment and host.offer.serves(device)]
         if device in self.of or not able:
             return
@@ -204,7 +204,7 @@ class _Kinds:
 
 
 class RayFleet:
-    """Races on the nodes of a Ray cluster: `submit` them all, then ask for `next_done` until each is back.
+    """Races on the nodes of a Ray cluster: `submit` them, then ask for `next_done` until all are back.
 
     Args:
         address: of the cluster: HOST:PORT, ray://HOST:PORT, or auto.
@@ -244,7 +244,7 @@ class RayFleet:
             raise
 
     def adopt(self, run: Run) -> None:
-        """Go on with a run: each device stays with the kind of node that has measured it already."""
+        """Go on with a run: each device stays with the kind of node that has measured it."""
         nodes = run.of(Node)
         environments = {"local": run.header.environment} | {n.name: n.environment for n in nodes}
         for measurement in run.measurements:
@@ -335,7 +335,7 @@ class RayFleet:
         host.since = time.monotonic()
 
     def _assign(self) -> None:
-        """Give every idle host the first race that it may run; give back those that none is left for."""
+        """Give every idle host the first race that it may run; release those that none is left for."""
         hosts = [host for host in self._hosts.values() if not host.fault]
         for device in dict.fromkeys(job.case.device for job in self._queue):
             # The kind is chosen among all who could: not by who happened to be up first.
@@ -413,12 +413,16 @@ class RayFleet:
         able = [host for host in hosts if host.offer.serves(device)]
         if not able:
             kinds = sorted({f"gpu:{kind}" for host in hosts for kind in host.offer.kinds})
-            return f"no node of the fleet has {device}; {len(hosts)} nodes offer {', '.join(['cpu', *kinds])}"
+            offers = ", ".join(["cpu", *kinds])
+            return f"no node of the fleet has {device}; {len(hosts)} nodes offer {offers}"
         if faults := [host.fault for host in able if host.fault]:
             return f"no node could be used for {device}: {faults[-1]}"
-        other = next(host.environment for host in able if host.environment is not None)
-        fields = ", ".join(unlike(self._kinds.of[device], other))
-        return f"the nodes that are left for {device} are of another kind than those before: {fields} differ"
+        kind = self._kinds.of[device]
+        nearest = min((unlike(kind, h.environment) for h in able if h.environment), key=len)
+        return (
+            f"the nodes that are left for {device} are of another kind than those before: "
+            f"{', '.join(nearest)} differ"
+        )
 
     def _refusal(self, job: Job, reason: str, *, crashed: bool = False) -> Done:
         entries = [REGISTRY.candidates[job.case.op, name] for name in job.candidates]
@@ -463,7 +467,8 @@ def connect(address: str, working_dir: Path | None) -> Any:
         )
     except (OSError, OverflowError, ValueError, RuntimeError) as error:
         raise UsageError(
-            f"no Ray cluster answers at {address} (--ray): {brief(error)}; start one with: ray start --head"
+            f"no Ray cluster answers at {address} (--ray): {brief(error)}; "
+            "start one with: ray start --head"
         ) from None
     return ray
 
