@@ -9,15 +9,19 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import importlib.util
+import io
 import multiprocessing
 import os
+import re
+import shutil
 import signal
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import CancelledError, Future
+from concurrent import futures
+from concurrent.futures import BrokenExecutor, CancelledError, Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +32,7 @@ import pebble
 import psutil
 from pebble.common import CONSTS
 
+from bench import guardian
 from bench.measurement import Status
 
 # pebble waits this long after SIGTERM before SIGKILL, for each worker in turn; a hung op never
@@ -35,6 +40,8 @@ from bench.measurement import Status
 CONSTS.term_timeout = 0.2
 TAIL_NBYTES = 2000
 LOG_NBYTES = 1 << 20
+# What a call may print before its log is emptied under way: a flood must not fill the disk.
+FLOOD_NBYTES = 64 << 20
 START_TIMEOUT_SECONDS = 180.0
 
 
@@ -64,20 +71,31 @@ class WorkerFailure(Exception):  # noqa: N818 (a result, not a programming error
         reason: one line.
         tail: the end of what the worker printed.
         lost: whether the worker's state is gone with it.
+        blameless: whether it was lost before the task began, so that the task is not the cause.
     """
 
-    def __init__(self, status: Status, reason: str, *, tail: str = "", lost: bool = False) -> None:
+    def __init__(
+        self,
+        status: Status,
+        reason: str,
+        *,
+        tail: str = "",
+        lost: bool = False,
+        blameless: bool = False,
+    ) -> None:
         super().__init__(reason)
         self.status: Status = status
         self.reason = reason
         self.tail = tail
         self.lost = lost
+        self.blameless = blameless
 
 
 class WorkerLike(Protocol):
     """What a race needs of a worker, wherever it runs."""
 
     node: str
+    tail: str  # the end of what the last task printed
 
     def call(self, function: Callable[..., Any], *args: Any, timeout: float) -> Any:
         """The function's result, run in the worker; raises WorkerFailure."""
@@ -110,19 +128,23 @@ class Worker:
         self, setting: Setting, *, files: Sequence[Path] = (), memory_nbytes: int | None = None
     ) -> None:
         self.setting = setting
+        self.tail = ""
         self._files = tuple(map(str, files))
         self._memory_nbytes = memory_nbytes
-        descriptor, name = tempfile.mkstemp(prefix="poolbench-", suffix=".log")
-        os.close(descriptor)
-        self._log = Path(name)
-        self._pool = pebble.ProcessPool(
+        self._folder = Path(tempfile.mkdtemp(dir=guardian.guarded_folder()))
+        self._log = self._folder / "log"
+        self._log.touch()
+        self._pool = self._make_pool()
+        self._pid: int | None = None
+        self._started: Future[Outcome] | None = None
+
+    def _make_pool(self) -> pebble.ProcessPool:
+        return pebble.ProcessPool(
             max_workers=1,
             context=multiprocessing.get_context("spawn"),
             initializer=_initialise,
-            initargs=(setting, self._files, name, os.getpid()),
+            initargs=(self.setting, self._files, str(self._folder), os.getpid()),
         )
-        self._pid: int | None = None
-        self._started: Future[Outcome] | None = None
 
     def start(self) -> None:
         """Begin to start the process, without waiting: several start side by side."""
@@ -138,7 +160,11 @@ class Worker:
         self.start()
         assert self._started is not None
         if self._pid is None:
-            self._pid = self._collect(self._started, START_TIMEOUT_SECONDS)
+            try:
+                self._pid = self._collect(self._started, START_TIMEOUT_SECONDS)
+            except WorkerFailure:
+                self._started = None
+                raise
 
     def call(self, function: Callable[..., Any], *args: Any, timeout: float) -> Any:
         """The function's result, run in the process.
@@ -147,86 +173,136 @@ class Worker:
             WorkerFailure: it raised, died, took too long or too much memory.
         """
         self.wait_started()
-        return self._collect(self._schedule(function, args, timeout), timeout)
+        printed = self._log_nbytes()
+        return self._collect(self._schedule(function, args, timeout), timeout, printed)
 
     def close(self) -> None:
-        """End the process, by force if it does not answer."""
-        self._pool.stop()
+        """End the process and all that it started, by force."""
+        self.kill()
         self._pool.join()
-        self._log.unlink(missing_ok=True)
+        guardian.kill_processes(self._folder)  # pebble may have started another meanwhile
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def kill(self) -> None:
+        """Kill the process and all that it started, without waiting; only `close` comes after."""
+        self._pool.stop()
+        guardian.kill_processes(self._folder)
 
     def _schedule(self, function: Callable[..., Any], args: tuple[Any, ...], timeout: float) -> Any:
         try:
             return self._pool.schedule(_guard, args=(function, args), timeout=timeout)
-        except RuntimeError as error:  # pebble's pool broke, its processes with it
-            raise WorkerFailure("crashed", f"the worker cannot be reached: {error}", lost=True) from None
+        except RuntimeError:  # pebble's pool broke: its process died while it had nothing to do
+            raise self._lost_idle() from None
 
-    def _collect(self, future: Any, timeout: float) -> Any:
-        with _MemoryWatch(self._pid, self._memory_nbytes) as watch:
+    def _collect(self, future: Any, timeout: float, printed: int = 0) -> Any:
+        begun, killings = time.monotonic(), system_killings()
+        with _Watch(self._pid, self._memory_nbytes, self._log) as watch:
             try:
-                outcome: Outcome = future.result()
+                outcome: Outcome = self._wait(future)
             except (pebble.ProcessExpired, FutureTimeoutError, CancelledError) as error:
-                raise self._lost(error, timeout, watch.exceeded_nbytes) from None
-            except MemoryError:
-                raise self._lost(None, timeout, None) from None
-        tail = self._trim_log()
+                slept = time.monotonic() - begun < timeout / 2
+                if isinstance(error, FutureTimeoutError) and slept:
+                    # pebble's clock goes on while the machine is suspended, this one does not.
+                    raise self._lost_idle() from None
+                reason = self._why_lost(error, timeout, watch.exceeded_nbytes, killings)
+                tail = self._trim_log(printed)
+                self._renew()
+                raise WorkerFailure(*reason, tail=tail, lost=True) from None
+            except BrokenExecutor:
+                raise self._lost_idle() from None
+        self.tail = self._trim_log(printed)
         if outcome.status != "ok":
-            raise WorkerFailure(outcome.status, outcome.reason, tail=tail)
+            raise WorkerFailure(outcome.status, outcome.reason, tail=self.tail)
         return outcome.value
 
-    def _lost(
-        self, error: BaseException | None, timeout: float, exceeded_nbytes: int | None
-    ) -> WorkerFailure:
+    def _wait(self, future: Any) -> Outcome:
+        """The future's outcome; pebble does not notice a process that exits with code 0."""
+        gone = False
+        while not futures.wait([future], timeout=1.0).done:
+            if gone:
+                raise pebble.ProcessExpired("it ended by itself", code=0)
+            gone = self._pid is not None and not psutil.pid_exists(self._pid)
+        outcome: Outcome = future.result()
+        return outcome
+
+    def _lost_idle(self) -> WorkerFailure:
+        self._renew()
+        reason = "the worker died between two tasks"
+        return WorkerFailure("crashed", reason, lost=True, blameless=True)
+
+    def _renew(self) -> None:
+        """Clear away what is left of a lost process; the next call starts a fresh one."""
         self._started = self._pid = None
-        tail = self._trim_log()
+        self.kill()
+        self._pool.join()
+        guardian.kill_processes(self._folder)
         self._log.write_bytes(b"")
+        self._pool = self._make_pool()
+
+    def _why_lost(
+        self, error: BaseException, timeout: float, exceeded_nbytes: int | None, killings: int
+    ) -> tuple[Status, str]:
         if exceeded_nbytes is not None:
-            reason = (
-                f"killed at {exceeded_nbytes / 2**20:.0f} MiB of host memory, the limit is "
+            return "out_of_memory", (
+                f"host memory: killed at {exceeded_nbytes / 2**20:.0f} MiB, the limit is "
                 f"{(self._memory_nbytes or 0) / 2**20:.0f} MiB (--memory)"
             )
-            return WorkerFailure("out_of_memory", reason, tail=tail, lost=True)
         if isinstance(error, FutureTimeoutError):
-            return WorkerFailure(
-                "timeout", f"no answer within {timeout:g} s (--timeout)", tail=tail, lost=True
-            )
+            return "timeout", f"no answer within {timeout:g} s (--limit)"
         code = getattr(error, "exitcode", None)
         if code == -signal.SIGKILL:
-            reason = "killed by SIGKILL: by somebody, or by the system for want of memory"
-        elif isinstance(code, int) and code < 0:
-            reason = f"killed by {signal.Signals(-code).name}"
-        else:
-            reason = f"the process exited with code {code}"
-        return WorkerFailure("crashed", reason, tail=tail, lost=True)
+            if system_killings() > killings:
+                return "out_of_memory", "host memory: killed by the system, which had none left"
+            return "crashed", "killed by SIGKILL: by somebody, or by the system"
+        if isinstance(code, int) and code < 0:
+            return "crashed", f"killed by {signal.Signals(-code).name}"
+        return "crashed", f"the process exited with code {code}"
 
-    def _trim_log(self) -> str:
-        """The log's tail; the file is emptied when something floods it."""
+    def _log_nbytes(self) -> int:
+        try:
+            return self._log.stat().st_size
+        except OSError:
+            return 0
+
+    def _trim_log(self, start: int = 0) -> str:
+        """The end of what was printed from `start` on; the file is emptied when it grows large."""
         try:
             with self._log.open("r+b") as file:
                 size = file.seek(0, os.SEEK_END)
-                file.seek(max(0, size - TAIL_NBYTES))
-                tail = file.read().decode("utf-8", "replace").strip()
+                start = min(start, size)  # emptied under way
+                file.seek(max(start, size - TAIL_NBYTES))
+                tail = file.read(TAIL_NBYTES).decode("utf-8", "replace")
                 if size > LOG_NBYTES:
                     file.truncate(0)
-        except FileNotFoundError:
+        except OSError:
             return ""
-        return tail
+        return printable(tail.replace("\r\n", "\n")).strip()
 
 
-class _MemoryWatch:
-    """Kills a process whose resident memory passes a limit, while a call is waited for."""
+def system_killings(counters: Path = Path("/proc/vmstat")) -> int:
+    """How many processes the system has killed for want of memory; 0 where it does not say."""
+    with contextlib.suppress(OSError, ValueError):
+        for line in counters.read_text().splitlines():
+            if line.startswith("oom_kill "):
+                return int(line.split()[1])
+    return 0
+
+
+class _Watch:
+    """While a call is waited for: kills a process at its memory limit, empties a flooded log."""
 
     PERIOD_SECONDS = 0.1
 
-    def __init__(self, pid: int | None, limit_nbytes: int | None) -> None:
+    def __init__(self, pid: int | None, limit_nbytes: int | None, log: Path) -> None:
         self.exceeded_nbytes: int | None = None
         self._pid = pid
         self._limit_nbytes = limit_nbytes
+        self._log = log
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
-    def __enter__(self) -> _MemoryWatch:
-        if self._pid is not None and self._limit_nbytes is not None:
+    def __enter__(self) -> _Watch:
+        if self._pid is not None:
             self._thread.start()
         return self
 
@@ -236,49 +312,91 @@ class _MemoryWatch:
             self._thread.join()
 
     def _watch(self) -> None:
-        assert self._limit_nbytes is not None
+        limit = self._limit_nbytes or sys.maxsize
         # A process that is gone is told by the future, not here.
-        with contextlib.suppress(psutil.Error):
+        with contextlib.suppress(psutil.Error, OSError):
             process = psutil.Process(self._pid)
             while not self._done.wait(self.PERIOD_SECONDS):
                 nbytes = process.memory_info().rss
-                if nbytes > self._limit_nbytes:
+                if nbytes > limit:
                     self.exceeded_nbytes = nbytes
                     process.kill()
                     return
+                if self._log.stat().st_size > FLOOD_NBYTES:
+                    os.truncate(self._log, 0)
 
 
 def _guard(function: Callable[..., Any], args: tuple[Any, ...]) -> Outcome:
     """Run a task in the worker; whatever it raises becomes plain data."""
+    process = os.getpid()
     try:
-        return Outcome(value=function(*args))
-    except MemoryError as error:
-        return Outcome(status="out_of_memory", reason=f"host memory: {one_line(error)}")
+        outcome = Outcome(value=function(*args))
     except SystemExit as error:
-        return Outcome(status="error", reason=f"it called sys.exit({error.code!r})")
+        outcome = Outcome(status="error", reason=f"it called sys.exit({error.code!r})")
     except BaseException as error:  # noqa: BLE001 (a candidate may raise anything: it is a result)
-        return Outcome(status=status_of(error), reason=one_line(error))
+        outcome = Outcome(status=status_of(error), reason=reason_of(error))
+    if os.getpid() != process:  # a candidate forked, and its child came back here too
+        os._exit(0)
+    return outcome
+
+
+# What an exception's text says where it is the host's memory that is full, not an accelerator's.
+_HOST_ALLOCATOR = re.compile(r"device:CPU|allocator.{0,3}cpu|host memory", re.IGNORECASE)
+_FULL = re.compile(r"RESOURCE_EXHAUSTED|CUDA_ERROR_OUT_OF_MEMORY|out of memory", re.IGNORECASE)
 
 
 def status_of(error: BaseException) -> Status:
-    """out_of_memory for what TensorFlow raises when a device is full, else error."""
-    return "out_of_memory" if type(error).__name__ == "ResourceExhaustedError" else "error"
+    """out_of_memory for what Python and TensorFlow raise when memory is full, else error."""
+    return "out_of_memory" if _memory_of(error) else "error"
+
+
+def reason_of(error: BaseException) -> str:
+    """The exception in one line, behind whose memory is full: the host's or the device's."""
+    memory = _memory_of(error)
+    return f"{memory} memory: {one_line(error)}" if memory else one_line(error)
+
+
+def _memory_of(error: BaseException) -> str:
+    """'host' or 'device', whichever is full; '' for any other error."""
+    if isinstance(error, MemoryError):
+        return "host"
+    name = type(error).__name__
+    text = one_line(error, 4000) if name in ("ResourceExhaustedError", "InternalError") else ""
+    if name == "ResourceExhaustedError" or _FULL.search(text):
+        return "host" if _HOST_ALLOCATOR.search(text) else "device"
+    return ""
 
 
 def one_line(error: BaseException, limit: int = 400) -> str:
     """An exception's type and text in one line of at most `limit` characters."""
-    text = " ".join(f"{type(error).__name__}: {error}".split())
+    try:
+        said = str(error)
+    except Exception:  # noqa: BLE001 (a candidate's own exception may not even have a text)
+        said = "(its text cannot be made)"
+    text = printable(" ".join(f"{type(error).__name__}: {said[: 10 * limit]}".split()))
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
-def _initialise(setting: Setting, files: Sequence[str], log: str, parent: int) -> None:
+def printable(text: str) -> str:
+    """The text with control characters and lone surrogates spelled out: it reaches terminals."""
+    return "".join(
+        char if char.isprintable() or char in "\n\t" else char.encode("unicode_escape").decode()
+        for char in text
+    )
+
+
+def _initialise(setting: Setting, files: Sequence[str], folder: str, parent: int) -> None:
     """First thing in the process: its own session, its output to the log, its user files."""
     _die_with(parent)
+    guardian.enter_process(Path(folder))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    target = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    target = os.open(Path(folder) / "log", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     os.dup2(target, 1)
     os.dup2(target, 2)
     os.close(target)
+    for stream in (sys.stdout, sys.stderr):  # what was printed before a crash must not be lost
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(line_buffering=True)
     os.environ.update({"TF_CPP_MIN_LOG_LEVEL": "2", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"})
     os.environ.update(dict(setting.environment))
     _FILES[:] = files

@@ -1,0 +1,150 @@
+"""Runs beside a run and cleans up after it, however the run ends: kill -9 included.
+
+A worker dies with its parent, but the processes that a candidate started do not, nor do the
+temporary files. So the run holds a pipe to this process; when the pipe ends, the run has ended, and
+what is left of its workers is killed and its temporary folder removed.
+
+Run as a script by `start`, with the standard library alone: it has to be up in milliseconds.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+PREFIX = "poolbench-"
+OWNER = "owner"
+PROCESSES = "processes"
+# Workers carry their folder in this variable, and so does every program that they start.
+MARKER = "POOLBENCH_WORKER"
+WAIT_SECONDS = 2.0
+
+_GUARDED: dict[int, Path] = {}  # by the process that guards it: a forked child has its own
+
+
+def guarded_folder() -> Path:
+    """This process' folder for its workers' files; a guardian removes it when the process ends."""
+    known = _GUARDED.get(os.getpid())
+    if known is not None and known.is_dir():
+        return known
+    remove_orphans(Path(tempfile.gettempdir()))
+    folder = Path(tempfile.mkdtemp(prefix=PREFIX))
+    (folder / OWNER).write_text(str(os.getpid()))
+    _GUARDED[os.getpid()] = folder
+    guardian = subprocess.Popen(  # noqa: S603
+        [sys.executable, "-I", "-S", __file__, str(folder)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,  # Ctrl-C and a kill of the run's group are not for it
+        cwd="/" if os.name == "posix" else None,
+        env={name: value for name, value in os.environ.items() if name != MARKER},
+    )
+    atexit.register(_dismiss, guardian, os.getpid())
+    return folder
+
+
+def _dismiss(guardian: subprocess.Popen[bytes], owner: int) -> None:
+    """Let the guardian do its work, and wait for it: nothing is left when the run has ended."""
+    if os.getpid() != owner:
+        return
+    assert guardian.stdin is not None
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+        guardian.stdin.close()
+        guardian.wait(WAIT_SECONDS)
+
+
+def remove_orphans(temporary: Path) -> None:
+    """Clean up after runs whose guardian died too."""
+    for folder in temporary.glob(f"{PREFIX}*"):
+        with contextlib.suppress(OSError, ValueError):
+            if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+                continue
+            owner = int((folder / OWNER).read_text())
+            if not _is_alive(owner):
+                clean(folder)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def enter_process(folder: Path) -> None:
+    """Called in a worker: lead a session of its own, and be known by the worker's folder."""
+    with contextlib.suppress(OSError, AttributeError):
+        os.setsid()
+    os.environ[MARKER] = str(folder)
+    with (folder / PROCESSES).open("a") as file:
+        file.write(f"{os.getpid()}\n")
+
+
+def kill_processes(folder: Path) -> None:
+    """Kill all that a worker's folder knows: its process, and what that started."""
+    leaders = set()
+    with contextlib.suppress(OSError, ValueError):
+        leaders = {int(line) for line in (folder / PROCESSES).read_text().split()}
+    for pid in descendants(leaders, str(folder)):
+        with contextlib.suppress(OSError):
+            os.kill(pid, signal.SIGKILL)
+    with contextlib.suppress(OSError):
+        (folder / PROCESSES).write_text("")
+
+
+def descendants(leaders: Iterable[int], marker: str) -> list[int]:
+    """Processes in the leaders' sessions, or that carry the marker in their environment."""
+    leaders = set(leaders)
+    needle = f"{MARKER}={marker}".encode() + b"\0"
+    found = []
+    for pid in _process_ids(leaders):
+        if pid == os.getpid():
+            continue
+        with contextlib.suppress(OSError):
+            if os.getsid(pid) in leaders:
+                found.append(pid)
+                continue
+        with contextlib.suppress(OSError):
+            if needle in Path(f"/proc/{pid}/environ").read_bytes() + b"\0":
+                found.append(pid)
+    return found
+
+
+def _process_ids(leaders: set[int]) -> Iterable[int]:
+    """Every process where /proc shows them; elsewhere the leaders alone."""
+    try:
+        return [int(name) for name in os.listdir("/proc") if name.isdigit()]  # noqa: PTH208
+    except OSError:
+        return leaders
+
+
+def clean(folder: Path) -> None:
+    """Kill what is left of the workers under a run's folder, and remove it."""
+    for child in sorted(folder.glob("*/")):
+        kill_processes(child)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def main() -> None:
+    """Wait for the end of the pipe, then clean the folder that is named on the command line."""
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    sys.stdin.buffer.read()
+    clean(Path(sys.argv[1]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,273 @@
+"""Real processes, NumPy only: what a worker's end becomes, and that nothing outlives it."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from bench import guardian
+from bench.replica import (
+    Setting,
+    Worker,
+    WorkerFailure,
+    one_line,
+    printable,
+    reason_of,
+    status_of,
+    system_killings,
+)
+
+NUMPY = Setting(tensorflow=False)
+MEMORY_NBYTES = 400 << 20
+
+
+def say(text):
+    print(text, flush=True)
+    return os.getpid()
+
+
+def raise_it():
+    print("before the end")
+    raise ValueError("first line\nsecond \x1b[31mline")
+
+
+def raise_without_text():
+    class NoTextError(Exception):
+        def __str__(self):
+            raise RuntimeError
+
+    raise NoTextError
+
+
+def leave(code):
+    os._exit(code)
+
+
+def kill_itself(number):
+    print("last words", flush=True)
+    os.kill(os.getpid(), number)
+    time.sleep(60)
+
+
+def exit_politely():
+    sys.exit("enough")
+
+
+def loop():
+    while True:
+        pass
+
+
+def grow():
+    held = []
+    while True:
+        held.append(np.ones(4 << 20))
+
+
+def flood():
+    for _ in range(100):
+        os.write(1, b"x" * (1 << 20))
+    os.write(1, b"the end")
+    return "done"
+
+
+def run_program(seconds):
+    return subprocess.Popen(["sleep", str(seconds)]).pid
+
+
+def run_daemon(seconds):
+    return subprocess.Popen(["sleep", str(seconds)], start_new_session=True).pid
+
+
+def fork_and_return():
+    return os.fork()
+
+
+def raise_memory_error():
+    np.ones(1 << 46)
+
+
+@pytest.fixture(scope="module")
+def worker():
+    worker = Worker(NUMPY, memory_nbytes=MEMORY_NBYTES)
+    yield worker
+    worker.close()
+
+
+def is_gone(pid):
+    """Whether a process has ended within some seconds."""
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        try:
+            if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+                return True
+        except psutil.NoSuchProcess:
+            return True
+        time.sleep(0.02)
+    return False
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments", "status", "reason", "tail", "lost"),
+    [
+        (raise_it, (), "error", r"^ValueError: first line second \\x1b\[31mline$", "before the end", False),
+        (raise_without_text, (), "error", "NoTextError: .*cannot be made", "", False),
+        (exit_politely, (), "error", r"sys.exit\('enough'\)", "", False),
+        (raise_memory_error, (), "out_of_memory", "^host memory: ", "", False),
+        (leave, (3,), "crashed", "exited with code 3", "", True),
+        (leave, (0,), "crashed", "exited with code 0", "", True),
+        (kill_itself, (signal.SIGSEGV,), "crashed", "SIGSEGV", "last words", True),
+        (kill_itself, (signal.SIGABRT,), "crashed", "SIGABRT", "last words", True),
+        (kill_itself, (signal.SIGKILL,), "crashed", "SIGKILL", "last words", True),
+        (kill_itself, (signal.SIGSTOP,), "timeout", "no answer within 2 s", "last words", True),
+        (loop, (), "timeout", r"no answer within 2 s \(--limit\)", "", True),
+        (grow, (), "out_of_memory", r"host memory: killed at \d+ MiB, the limit is 400 MiB", "", True),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)  # fmt: skip
+def test_each_end_of_a_task_is_one_typed_failure(
+    worker, function, arguments, status, reason, tail, lost
+):
+    with pytest.raises(WorkerFailure) as caught:
+        worker.call(function, *arguments, timeout=2 if status == "timeout" else 30)
+    failure = caught.value
+    assert failure.status == status
+    assert failure.lost == lost
+    assert not failure.blameless
+    assert tail in failure.tail
+    assert "\n" not in failure.reason
+    assert re.search(reason, failure.reason), failure.reason
+    assert worker.call(say, "alive", timeout=30)  # a fresh one, where it was lost
+    assert worker.tail == "alive"
+
+
+def test_a_tail_is_of_its_own_task_only(worker):
+    worker.call(say, "of the first task", timeout=30)
+    with pytest.raises(WorkerFailure) as caught:
+        worker.call(raise_it, timeout=30)
+    assert caught.value.tail == "before the end"
+
+
+def test_a_flood_of_output_is_cut_to_its_end(worker):
+    assert worker.call(flood, timeout=60) == "done"
+    assert worker.tail.endswith("the end")
+    assert len(worker.tail) <= 2000
+    assert worker._log.stat().st_size < 1 << 20
+
+
+def test_a_death_between_two_tasks_blames_neither(worker):
+    pid = worker.call(say, "", timeout=30)
+    os.kill(pid, signal.SIGKILL)
+    time.sleep(0.5)  # pebble looks every 0.1 s
+    with pytest.raises(WorkerFailure) as caught:
+        worker.call(say, "", timeout=30)
+    assert (caught.value.lost, caught.value.blameless) == (True, True)
+    assert worker.call(say, "", timeout=30) != pid
+
+
+def test_a_forked_child_that_returns_answers_nothing(worker):
+    child = worker.call(fork_and_return, timeout=30)
+    assert child > 0
+    assert is_gone(child)
+    assert worker.call(say, "", timeout=30) == worker.call(say, "", timeout=30)
+
+
+@pytest.mark.parametrize("start", [run_program, run_daemon])
+def test_a_program_that_a_task_started_does_not_outlive_the_worker(start):
+    worker = Worker(NUMPY)
+    child = worker.call(start, 600, timeout=30)
+    worker.close()
+    assert is_gone(child)
+
+
+def test_a_user_file_that_cannot_be_imported_is_said(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text("import nothing_of_this_name\n")
+    worker = Worker(NUMPY, files=[file])
+    with pytest.raises(WorkerFailure, match="nothing_of_this_name"):
+        worker.call(say, "", timeout=30)
+    worker.close()
+
+
+RUN = """
+import sys, time, threading
+from bench.replica import Setting, Worker
+from tests import test_replica as there
+workers = [Worker(Setting(tensorflow=False)) for _ in range(2)]
+pids = [worker.call(there.say, "", timeout=30) for worker in workers]
+pids += [worker.call(there.run_program, 600, timeout=30) for worker in workers]
+pids += [workers[0].call(there.run_daemon, 600, timeout=30)]
+print(workers[0]._folder.parent, *pids, flush=True)
+workers[0].call(there.loop, timeout=600)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
+def test_nothing_outlives_a_run_that_is_killed(number):
+    root = Path(__file__).parent.parent
+    run = subprocess.Popen(
+        [sys.executable, "-c", RUN], stdout=subprocess.PIPE, text=True, cwd=root,
+        start_new_session=True,
+    )  # fmt: skip
+    folder, *pids = run.stdout.readline().split()
+    os.killpg(run.pid, number)
+    run.wait()
+    assert all(is_gone(int(pid)) for pid in pids)
+    deadline = time.monotonic() + 10
+    while Path(folder).exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not Path(folder).exists()
+
+
+def test_a_folder_whose_run_and_guardian_are_dead_is_removed(tmp_path):
+    dead = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True
+    )
+    for name, owner in {
+        "dead": dead.stdout.decode(),
+        "alive": str(os.getpid()),
+        "odd": "x",
+    }.items():
+        (tmp_path / f"poolbench-{name}").mkdir()
+        (tmp_path / f"poolbench-{name}" / guardian.OWNER).write_text(owner)
+    guardian.remove_orphans(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["poolbench-alive", "poolbench-odd"]
+
+
+class ResourceExhaustedError(Exception):
+    """By the name that TensorFlow gives it."""
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "start"),
+    [
+        (MemoryError("too much"), "out_of_memory", "host memory: "),
+        (ResourceExhaustedError("OOM when allocating on /device:GPU:0 by allocator GPU_0_bfc"), "out_of_memory", "device memory: "),
+        (ResourceExhaustedError("OOM when allocating on /device:CPU:0 by allocator cpu"), "out_of_memory", "host memory: "),
+        (ValueError("out of memory"), "error", "ValueError: "),
+    ],
+)  # fmt: skip
+def test_a_full_device_is_told_from_a_full_host(error, status, start):
+    assert status_of(error) == status
+    assert reason_of(error).startswith(start)
+
+
+def test_an_error_is_one_printable_line():
+    line = one_line(ValueError("a\nb\x00\udc80" + "x" * 1000))
+    assert line.startswith(r"ValueError: a b\x00\udc80x")
+    assert len(line) == 400
+    assert printable("a\n\tb") == "a\n\tb"
+
+
+def test_the_system_s_killings_are_counted(tmp_path):
+    counters = tmp_path / "vmstat"
+    counters.write_text("pgfault 5\noom_kill 7\n")
+    assert system_killings(counters) == 7
+    assert system_killings(tmp_path / "nothing") == 0
