@@ -1,8 +1,8 @@
 """Ratios of times, their intervals and verdicts: pure functions over recorded samples.
 
-Derivations, sources and simulated figures are in docs/method.md. Values are natural
-logs of candidate seconds over baseline seconds: below 0 the candidate is faster. The cores take
-arrays with any leading axes, so that the simulation in tests/test_stats.py runs the very code that a
+Derivations, sources and simulated figures are in docs/method.md. Values are natural logs of
+candidate seconds over baseline seconds: below 0 the candidate is faster. The cores take arrays
+with any leading axes, so that the simulation in tests/test_stats.py runs the very code that a
 report runs.
 """
 
@@ -448,7 +448,9 @@ class StopRule:
 
         Calibrated by simulation: tests/test_stats.py.
         """
-        return 0.95 if self.max_replicas <= self.min_replicas else 0.97
+        if self.max_replicas <= self.min_replicas:
+            return 0.95
+        return 0.97 if self.min_replicas >= 5 else 0.975
 
     def satisfied(self, log_ratio: Any, error: Any, degrees: Any) -> Array:
         """Elementwise: narrow enough, or the verdict is clear."""
