@@ -3,13 +3,22 @@
 Pure: msgspec and filelock. A line is `{"crc32":"89abcdef","record":{...}}`; the checksum is of the
 record's bytes as they stand in the line. Non-finite numbers are written as strings ("nan", "inf"),
 for JSON has none.
+
+The records of a race belong together: each line but the last of such a batch says how many more
+there are, `{"crc32":...,"more":3,"record":...}`; a batch that a killed writer left unfinished is
+left out whole: a race is in the journal with all its measurements or not at all.
+
+A journal may come from anybody: what is read is checked here, so that nobody else need doubt it.
 """
 
 from __future__ import annotations
 
+import functools
+import math
 import os
+import re
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,6 +26,7 @@ from typing import Any, TypeVar
 import filelock
 import msgspec
 
+from bench.case import Case, UsageError, make_case
 from bench.measurement import (
     SCHEMA_VERSION,
     Account,
@@ -27,12 +37,20 @@ from bench.measurement import (
     Network,
     Node,
     Record,
+    Samples,
     Selftest,
     Shares,
 )
 
 JOURNAL = "journal.jsonl"
-MAX_NBYTES = 1 << 30
+# A night's run of the whole product writes some tens of MiB. Small values take up to 24 times as
+# much memory as text, so that one line must not be large, nor all of them.
+MAX_NBYTES = 128 << 20
+MAX_LINE_NBYTES = 4 << 20
+MAX_INTEGER = 1 << 53
+# Where the schema takes any scalar, a number that was not finite comes back as its text.
+NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+TRACE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}|")
 R = TypeVar("R", bound=Record)
 
 
@@ -43,6 +61,7 @@ class StoreError(Exception):
 class _Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     crc32: str
     record: msgspec.Raw
+    more: int = 0
 
 
 _encoder = msgspec.json.Encoder()
@@ -72,7 +91,8 @@ class Run:
 
     @property
     def measurements(self) -> list[Measurement]:
-        return self.of(Measurement)
+        """The last of each candidate, case and node: a race that is run again replaces itself."""
+        return list({(m.case, m.candidate, m.node): m for m in self.of(Measurement)}.values())
 
     @property
     def capabilities(self) -> list[Capability]:
@@ -91,20 +111,35 @@ class Run:
         return self.of(Network)
 
 
-def encode_line(record: Record) -> bytes:
-    """A record as a line of the journal."""
-    body = _encoder.encode(finite_text(msgspec.to_builtins(record)))
-    return b'{"crc32":"%08x","record":%s}\n' % (zlib.crc32(body), body)
+def encode_line(record: Record, *, more: int = 0) -> bytes:
+    """A record as a line of the journal; `more` of its batch follow."""
+    plain = finite_text(msgspec.to_builtins(record))
+    try:
+        body = _encoder.encode(plain)
+    except UnicodeEncodeError:  # a lone surrogate, in an error's text or a name
+        body = _encoder.encode(_spell_surrogates(plain))
+    follow = b'"more":%d,' % more if more else b""
+    return b'{"crc32":"%08x",%s"record":%s}\n' % (zlib.crc32(body), follow, body)
 
 
 def finite_text(value: Any) -> Any:
     """The value with non-finite floats as strings: msgspec would write them as null."""
     if isinstance(value, float):
-        return value if value - value == 0 else str(value)
+        return value if math.isfinite(value) else str(value)
     if isinstance(value, dict):
         return {key: finite_text(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [finite_text(item) for item in value]
+    return value
+
+
+def _spell_surrogates(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, dict):
+        return {_spell_surrogates(key): _spell_surrogates(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_spell_surrogates(item) for item in value]
     return value
 
 
@@ -114,14 +149,91 @@ def decode_line(line: bytes) -> AnyRecord:
     Raises:
         StoreError: it is no such line, in words.
     """
+    return _decode_batched(line)[0]
+
+
+def _decode_batched(line: bytes) -> tuple[AnyRecord, int]:
+    """A line's record, and how many more of its batch follow."""
+    if len(line) > MAX_LINE_NBYTES:
+        raise StoreError(f"it has {len(line)} bytes; a line has at most {MAX_LINE_NBYTES}")
     try:
         outer = _line_decoder.decode(line)
         body = bytes(outer.record)
         if f"{zlib.crc32(body):08x}" != outer.crc32:
             raise StoreError("its checksum does not match")
-        return _record_decoder.decode(body)
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
-        raise StoreError(str(error).split("\n")[0]) from None
+        record = check_record(_record_decoder.decode(body))
+    # A ValueError of its own comes from msgspec where a number's text is beyond any number.
+    except (msgspec.MsgspecError, RecursionError, ValueError) as error:
+        raise StoreError(_short(error)) from None
+    return record, outer.more
+
+
+def _short(error: Exception, limit: int = 300) -> str:
+    """An error's first line, in letters that a terminal shows as they are."""
+    text = (str(error) or type(error).__name__).split("\n")[0][:limit]
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
+def check_record(record: AnyRecord) -> AnyRecord:
+    """The record, if what the types do not say holds as well.
+
+    Raises:
+        StoreError: a case that no axis allows, columns of unequal lengths, a path in a name, ...
+    """
+    if isinstance(record, (Measurement, Account)):
+        _check_case(record.case)
+    if isinstance(record, (Measurement, Network)):
+        _check_samples(record.samples)
+    if isinstance(record, Measurement):
+        _check_counts(record)
+    if isinstance(record, Account):
+        if not TRACE_NAME.fullmatch(record.trace):
+            raise StoreError(f"a trace is named by a folder's name; got {record.trace[:80]!r}")
+        parts = tuple(_restore(part) for part in record.parts)
+        return msgspec.structs.replace(record, parts=parts)
+    if isinstance(record, (Capability, Network)):
+        return msgspec.structs.replace(record, figures=_restore(record.figures))
+    return record
+
+
+def _restore(figures: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: NON_FINITE.get(value, value) if isinstance(value, str) else value
+        for name, value in figures.items()
+    }
+
+
+@functools.lru_cache(maxsize=4096)
+def _check_case(case: Case) -> None:
+    try:
+        if make_case(**msgspec.structs.asdict(case)) == case and case.op:
+            return
+    except (UsageError, TypeError, ValueError) as error:
+        raise StoreError(_short(error)) from None
+    raise StoreError(f"its case is not as a case is written: {case!r:.200}")
+
+
+def _check_samples(samples: Samples) -> None:
+    columns = (
+        samples.replica, samples.allocation, samples.round, samples.calls, samples.contended,
+    )  # fmt: skip
+    count = len(samples)
+    if any(len(column) not in (0, count) for column in columns):
+        raise StoreError("its samples' columns have unequal lengths")
+    if count and not all(len(column) for column in columns[:3]):
+        raise StoreError("its samples lack replica, allocation or round")
+    if any(not 0 <= value < MAX_INTEGER for column in columns for value in column):
+        raise StoreError(f"its samples count from 0 and below {MAX_INTEGER}")
+    if not all(0 <= value < math.inf for value in samples.seconds):
+        raise StoreError("its samples are not all finite seconds from 0")
+
+
+def _check_counts(record: Measurement) -> None:
+    counts = (record.read_nbytes, record.written_nbytes, record.peak_nbytes or 0)
+    if not all(0 <= value < MAX_INTEGER for value in counts):
+        raise StoreError(f"bytes count from 0 and below {MAX_INTEGER}; got {max(counts)}")
+    if not all(0 <= value < math.inf for value in record.first_call_seconds):
+        raise StoreError("its first calls are not all finite seconds from 0")
 
 
 class Journal:
@@ -134,36 +246,45 @@ class Journal:
     """
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / JOURNAL
-        self._lock = filelock.FileLock(folder / ".lock", timeout=0)
         try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._lock = filelock.FileLock(folder / ".lock", timeout=0)
             self._lock.acquire()
         except filelock.Timeout:
             raise StoreError(
                 f"another run is writing {folder.name}; wait for it, or pick another --run NAME"
             ) from None
-        _drop_torn_line(self.path)
-        self._file = self.path.open("ab", buffering=0)
+        except OSError as error:
+            raise StoreError(f"cannot write to {folder}: {error.strerror or error}") from None
+        try:
+            self.dropped = _drop_torn_end(self.path)
+            self._file = self.path.open("ab", buffering=0)
+        except OSError as error:
+            self._lock.release()
+            raise StoreError(f"cannot write {self.path}: {error.strerror or error}") from None
 
-    def append(self, record: Record) -> None:
-        """Write a record and sync it.
+    def append(self, *records: Record) -> None:
+        """Write records that belong together and sync them: all are kept, or none.
 
         Raises:
             StoreError: the disk refuses; what was synced before stays.
         """
-        size = self._file.tell()
-        line = encode_line(record)
+        size = self._file.seek(0, os.SEEK_END)
+        data = b"".join(
+            encode_line(record, more=len(records) - place)
+            for place, record in enumerate(records, 1)
+        )
         try:
-            written = self._file.write(line)
-            if written != len(line):
-                raise OSError("only a part of the line could be written")
+            left = memoryview(data)
+            while left:
+                left = left[self._file.write(left) :]
             os.fsync(self._file.fileno())
         except OSError as error:
             self._file.truncate(size)
             raise StoreError(
-                f"cannot write {self.path.name}: {error.strerror or error}; what was finished is kept: "
-                "make room, then go on with --resume"
+                f"cannot write {self.path.name}: {error.strerror or error}; what was finished is "
+                f"kept: make room, then go on with --resume {self.path.parent.name}"
             ) from None
 
     def close(self) -> None:
@@ -178,15 +299,34 @@ class Journal:
         self.close()
 
 
-def _drop_torn_line(path: Path) -> None:
-    """Cut a last line that a killed writer left half written, so that the next line stands alone."""
+def _drop_torn_end(path: Path) -> str:
+    """Cut what a killed writer left unfinished, so that the next line stands alone; what it was."""
     if not path.exists():
-        return
+        return ""
     with path.open("r+b") as file:
-        data = file.read()
-        end = data.rfind(b"\n") + 1
-        if end < len(data):
-            file.truncate(end)
+        data = file.read(MAX_NBYTES)
+        kept, dropped = split_torn(data)
+        if dropped:
+            file.truncate(len(kept))
+            os.fsync(file.fileno())
+    return dropped
+
+
+def split_torn(data: bytes) -> tuple[bytes, str]:
+    """(what a journal holds without an unfinished end, what was left out in words or '')."""
+    end = data.rfind(b"\n") + 1
+    dropped = "the last line was torn and is left out" if end < len(data) else ""
+    # Back over the lines of a batch that say that more were to follow.
+    while end:
+        start = data.rfind(b"\n", 0, end - 1) + 1
+        try:
+            more = _line_decoder.decode(data[start:end]).more
+        except (msgspec.MsgspecError, RecursionError, ValueError):
+            break  # reading it says what is wrong
+        if more <= 0:
+            break
+        end, dropped = start, "the last race was torn and is left out"
+    return data[:end], dropped
 
 
 def read_run(folder: Path) -> Run:
@@ -197,22 +337,24 @@ def read_run(folder: Path) -> Run:
     """
     path = folder / JOURNAL
     try:
-        size = path.stat().st_size
-        if size > MAX_NBYTES:
-            raise StoreError(f"{path} has {size} bytes; a journal has at most {MAX_NBYTES}")
-        data = path.read_bytes()
+        if not path.is_file():
+            raise StoreError(f"cannot read {path}: no such file; expected a run's folder")
+        with path.open("rb") as file:
+            data = file.read(MAX_NBYTES + 1)
     except OSError as error:
         raise StoreError(f"cannot read {path}: {error.strerror}; expected a run's folder") from None
-    lines = data.split(b"\n")
-    torn = lines.pop()
-    records = list(_decode_lines(path, lines))
+    if len(data) > MAX_NBYTES:
+        raise StoreError(f"{path} is too large; a journal has at most {MAX_NBYTES} bytes")
+    data, dropped = split_torn(data)
+    records = list(_decode_lines(path, data.split(b"\n")[:-1]))
     if not records or not isinstance(records[0], Header):
         raise StoreError(f"{path} does not begin with a header line; it is no journal of poolbench")
-    dropped = "the last line was torn and is left out" if torn else ""
+    if any(isinstance(record, Header) for record in records[1:]):
+        raise StoreError(f"{path} has a second header line; two runs were put into one")
     return Run(path=folder, header=records[0], records=tuple(records[1:]), dropped=dropped)
 
 
-def _decode_lines(path: Path, lines: Iterable[bytes]) -> Iterator[AnyRecord]:
+def _decode_lines(path: Path, lines: Sequence[bytes]) -> Iterator[AnyRecord]:
     for number, line in enumerate(lines, 1):
         if number == 1:
             _check_schema(path, line)
@@ -233,7 +375,7 @@ class _LinePeek(msgspec.Struct):
 def _check_schema(path: Path, line: bytes) -> None:
     try:
         peek = msgspec.json.decode(line, type=_LinePeek)
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+    except (msgspec.MsgspecError, RecursionError, ValueError):
         return  # decode_line will say it better
     if peek.record.schema != SCHEMA_VERSION:
         raise StoreError(

@@ -1,14 +1,25 @@
 import math
 import subprocess
 import sys
+from pathlib import Path
 
 import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bench import store
 from bench.case import make_case
-from bench.measurement import Accuracy, Environment, Header, Measurement, Samples
+from bench.measurement import (
+    Account,
+    Accuracy,
+    Capability,
+    Environment,
+    Header,
+    Measurement,
+    Network,
+    Samples,
+)
 from bench.store import JOURNAL, Journal, StoreError, decode_line, encode_line, read_run
 
 HEADER = Header(
@@ -25,6 +36,18 @@ def measurement(**fields):
     return Measurement(**({"case": CASE, "candidate": "a", "status": "ok"} | fields))
 
 
+def samples(seconds):
+    count = len(seconds)
+    return Samples(
+        replica=(0,) * count,
+        allocation=(0,) * count,
+        round=tuple(range(count)),
+        calls=(1,) * count,
+        seconds=tuple(seconds),
+        contended=(0,) * count,
+    )
+
+
 def write(folder, *records):
     with Journal(folder) as journal:
         for record in records:
@@ -34,9 +57,7 @@ def write(folder, *records):
 
 @given(st.text(), st.lists(st.floats(0, 1e3), max_size=5))
 def test_a_record_comes_back_equal(text, seconds):
-    record = measurement(
-        reason=text, tail=text, samples=Samples(seconds=tuple(seconds), calls=(1,) * len(seconds))
-    )
+    record = measurement(reason=text, tail=text, samples=samples(seconds))
     assert decode_line(encode_line(record)) == record
 
 
@@ -45,6 +66,60 @@ def test_non_finite_numbers_survive():
     back = decode_line(encode_line(measurement(accuracy=accuracy))).accuracy
     assert math.isnan(back.worst)
     assert (back.max_relative, back.max_absolute) == (math.inf, -math.inf)
+
+
+def test_non_finite_figures_survive():
+    cell = Capability(
+        op="pool",
+        candidate="a",
+        probe="nan",
+        state="wrong",
+        figures={"x": math.nan, "y": -math.inf, "z": "text"},
+    )
+    figures = decode_line(encode_line(cell)).figures
+    assert math.isnan(figures["x"])
+    assert (figures["y"], figures["z"]) == (-math.inf, "text")
+
+
+def test_a_lone_surrogate_is_spelled_out():
+    assert decode_line(encode_line(measurement(reason="a\udc80b"))).reason == "a\\udc80b"
+
+
+def test_a_race_that_was_torn_is_left_out_whole(tmp_path):
+    path = write(tmp_path, HEADER, measurement(candidate="before"))
+    with Journal(tmp_path) as journal:
+        journal.append(*(measurement(candidate=name) for name in "abc"))
+    whole = path.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    for kept in (3, 4):
+        path.write_bytes(b"".join(lines[:kept]) + lines[kept][:10])
+        run = read_run(tmp_path)
+        assert [m.candidate for m in run.measurements] == ["before"]
+        assert "the last race was torn" in run.dropped
+        Journal(tmp_path).close()
+        assert path.read_bytes() == b"".join(lines[:2])
+    path.write_bytes(whole)
+    assert [m.candidate for m in read_run(tmp_path).measurements] == ["before", "a", "b", "c"]
+
+
+@given(st.data())
+def test_a_journal_cut_anywhere_holds_whole_races(tmp_path_factory, data):
+    folder = tmp_path_factory.mktemp("cut")
+    path = write(folder, HEADER)
+    with Journal(folder) as journal:
+        journal.append(measurement(candidate="a"), measurement(candidate="b"))
+        journal.append(measurement(candidate="c"), measurement(candidate="d"))
+    whole = path.read_bytes()
+    header = whole.index(b"\n") + 1
+    path.write_bytes(whole[: data.draw(st.integers(header, len(whole)))])
+    names = [m.candidate for m in read_run(folder).measurements]
+    assert names == list("abcd")[: len(names)]
+    assert len(names) % 2 == 0
+
+
+def test_a_race_that_is_run_again_replaces_itself(tmp_path):
+    write(tmp_path, HEADER, measurement(reason="old"), measurement(reason="new"))
+    assert [m.reason for m in read_run(tmp_path).measurements] == ["new"]
 
 
 def test_a_run_is_read_back_in_order(tmp_path):
@@ -73,7 +148,7 @@ def test_the_next_writer_cuts_a_torn_line(tmp_path):
 def test_a_changed_byte_is_noticed(tmp_path):
     path = write(tmp_path, HEADER, measurement(reason="quick"))
     path.write_bytes(path.read_bytes().replace(b"quick", b"quack"))
-    with pytest.raises(StoreError, match="line 2 .* checksum"):
+    with pytest.raises(StoreError, match=r"line 2 .* checksum"):
         read_run(tmp_path)
 
 
@@ -90,6 +165,79 @@ def test_what_is_no_journal_is_said_in_one_line(tmp_path, data):
     with pytest.raises(StoreError) as caught:
         read_run(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        (measurement(case=msgspec.structs.replace(CASE, dtype="../../etc")), "dtype must be one of"),
+        (measurement(case=msgspec.structs.replace(CASE, shape=(1, 2))), "shape must be like"),
+        (measurement(case=msgspec.structs.replace(CASE, shape=(1, 2, 3, 10**10))), "shape must be like"),
+        (measurement(samples=Samples(seconds=(1.0,), replica=(0, 1))), "unequal lengths"),
+        (measurement(samples=Samples(seconds=(1.0,), calls=(1,))), "lack replica"),
+        (measurement(samples=samples([math.nan])), "not all finite seconds"),
+        (measurement(samples=samples([-1.0])), "not all finite seconds"),
+        (measurement(read_nbytes=-1), "bytes count from 0"),
+        (measurement(first_call_seconds=(math.inf,)), "first calls"),
+        (Account(case=CASE, candidate="a", trace="../../home"), "named by a folder's name"),
+        (Network(network="n", op="o", spelling="s", direction="inference", mode="xla", batch=1, samples=samples([math.inf])), "finite"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)  # fmt: skip
+def test_what_the_types_do_not_say_is_checked_too(record, said):
+    with pytest.raises(StoreError, match=said):
+        decode_line(encode_line(record))
+
+
+def test_what_is_too_large_is_refused(tmp_path, monkeypatch):
+    path = write(tmp_path, HEADER, measurement())
+    monkeypatch.setattr(store, "MAX_LINE_NBYTES", 100)
+    with pytest.raises(StoreError, match="a line has at most 100"):
+        read_run(tmp_path)
+    monkeypatch.setattr(store, "MAX_NBYTES", path.stat().st_size - 1)
+    with pytest.raises(StoreError, match="too large; a journal has at most"):
+        read_run(tmp_path)
+
+
+def test_two_runs_in_one_journal_are_refused(tmp_path):
+    write(tmp_path, HEADER, HEADER)
+    with pytest.raises(StoreError, match="second header"):
+        read_run(tmp_path)
+
+
+LIMITED = """
+import resource, sys
+from pathlib import Path
+from tests.test_store import HEADER, measurement
+from bench.store import Journal, StoreError
+folder, limit = Path(sys.argv[1]), int(sys.argv[2])
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+with Journal(folder) as journal:
+    journal.append(HEADER)
+    try:
+        for number in range(1000):
+            journal.append(measurement(candidate=f"a{number}"), measurement(candidate=f"b{number}"))
+    except StoreError as error:
+        print(error)
+"""
+
+
+def test_a_full_disk_keeps_what_was_synced(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(tmp_path), "5000"], cwd=Path(__file__).parent.parent,
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "what was finished is kept" in done.stdout
+    run = read_run(tmp_path)
+    assert run.dropped == ""
+    assert len(run.measurements) > 2
+    assert [m.candidate[0] for m in run.measurements] == ["a", "b"] * (len(run.measurements) // 2)
+
+
+def test_a_folder_that_cannot_be_written_is_said(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="cannot write to"):
+        Journal(tmp_path / "file" / "run")
 
 
 def test_a_second_writer_is_kept_out(tmp_path):
