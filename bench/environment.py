@@ -8,11 +8,13 @@ import os
 import platform
 import subprocess
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
 
+from bench.gpu import DeviceUsage, driver_versions, watch_device
 from bench.measurement import Environment
 
 PACKAGES = (
@@ -45,7 +47,7 @@ def collect_environment(devices: dict[str, str]) -> Environment:
             "virtual": "hypervisor" in info.get("flags", []),
         },
         devices=devices,
-        versions=package_versions(),
+        versions=package_versions() | driver_versions(),
         settings=relevant_settings(),
         source=source_state(Path(__file__).parent),
     )
@@ -110,12 +112,14 @@ class Usage:
         busy_seconds: processor time that all processes used since the start, over all processors.
         steal_seconds: processor time that the hypervisor gave to others.
         own_seconds: processor time of this process.
+        device: the case's device; None on a CPU.
     """
 
     clock: float
     busy_seconds: float | None
     steal_seconds: float | None
     own_seconds: float
+    device: DeviceUsage | None = None
 
 
 def read_usage(stat: Path = PROC_STAT) -> Usage:
@@ -135,6 +139,14 @@ def read_usage(stat: Path = PROC_STAT) -> Usage:
     )
 
 
+def usage_reader(device: str) -> Callable[[], Usage]:
+    """What reads the counters while a case runs on the device: a GPU's own among them."""
+    watch = watch_device(device)
+    if watch is None:
+        return read_usage
+    return lambda: replace(read_usage(), device=watch())
+
+
 @dataclass(frozen=True, kw_only=True)
 class Seen:
     """What else used the machine over some time, in processor seconds; None: it cannot be seen."""
@@ -142,6 +154,7 @@ class Seen:
     wall_seconds: float
     steal_seconds: float | None
     others_seconds: float | None
+    device: DeviceUsage | None = None
 
     def contended(self, share: float = 0.15, least_seconds: float = 0.035) -> bool:
         """Whether others used more than `share` of one processor.
@@ -149,7 +162,8 @@ class Seen:
         The counters step by 10 ms for each processor, so that less than `least_seconds` proves nothing.
         """
         used = (self.steal_seconds or 0.0) + max(0.0, self.others_seconds or 0.0)
-        return used > max(least_seconds, share * self.wall_seconds)
+        on_device = self.device is not None and self.device.contended()
+        return on_device or used > max(least_seconds, share * self.wall_seconds)
 
 
 def seen_between(start: Usage, end: Usage, worker_seconds: float) -> Seen:
@@ -162,5 +176,8 @@ def seen_between(start: Usage, end: Usage, worker_seconds: float) -> Seen:
     if start.steal_seconds is not None and end.steal_seconds is not None:
         steal = end.steal_seconds - start.steal_seconds
     return Seen(
-        wall_seconds=end.clock - start.clock, steal_seconds=steal, others_seconds=others
+        wall_seconds=end.clock - start.clock,
+        steal_seconds=steal,
+        others_seconds=others,
+        device=end.device,
     )

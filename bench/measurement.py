@@ -118,6 +118,10 @@ class Contention(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         others: share of the processors' time that other processes used.
         blocks_marked, blocks_redone: blocks under contention, and those done again.
         involuntary_switches: of the workers.
+        device_clock_mhz: lowest and highest clock of a GPU at the ends of its rounds.
+        device_celsius: its highest temperature.
+        device_slowdowns: why its clock was held down, in words.
+        device_others: largest share of its processors' time that others took.
     """
 
     steal: float | None
@@ -125,6 +129,10 @@ class Contention(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     blocks_marked: int
     blocks_redone: int
     involuntary_switches: int | None
+    device_clock_mhz: tuple[float, float] | None = None
+    device_celsius: float | None = None
+    device_slowdowns: tuple[str, ...] = ()
+    device_others: float | None = None
 
 
 class Measurement(Record, frozen=True, kw_only=True, tag="measurement"):

@@ -13,14 +13,15 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 
 from bench import workload
 from bench.candidate import Candidate
 from bench.case import Case, input_nbytes
-from bench.environment import Seen, Usage, read_usage, seen_between
+from bench.environment import Seen, Usage, seen_between, usage_reader
+from bench.gpu import DeviceUsage, is_gpu
 from bench.measurement import Accuracy, Contention, Measurement, Samples, Status
 from bench.replica import WorkerFailure, WorkerLike
 
@@ -89,6 +90,7 @@ class _Tally:
     read_nbytes: int = 0
     written_nbytes: int = 0
     peak_nbytes: int | None = None
+    joules: float | None = None
     settled: bool = False
     columns: list[tuple[int, int, int, int, float, int]] = field(default_factory=list)
 
@@ -159,7 +161,7 @@ class Race:
         baseline: str,
         plan: Plan,
         tasks: Tasks | None = None,
-        read_usage: Callable[[], Usage] = read_usage,
+        read_usage: Callable[[], Usage] | None = None,
         enough: Callable[[Race, int], bool] | None = None,
     ) -> None:
         self.case = case
@@ -170,7 +172,8 @@ class Race:
         self.tasks = tasks or Tasks()
         self.tallies |= {name: _Tally(name, None) for name in self.tasks.probes}
         self.seconds: Counter[str] = Counter()
-        self._read_usage = read_usage
+        self._read_usage = read_usage or usage_reader(case.device)
+        self._device_usages: list[DeviceUsage] = []
         self._enough = enough or precise_enough
         self._random = random.Random(f"{plan.seed} {case!r}")
         self._orders = balanced_orders(list(self.tallies), self._random)
@@ -224,7 +227,23 @@ class Race:
             cost = sum(self._block_cost(tally) for tally in runners)
             rounds = int(budget / self.plan.allocations / max(cost, 1e-9))
             self._run_rounds(replica, allocation, min(self.plan.rounds, max(1, rounds)), worker)
+        if replica == 0 and is_gpu(self.case.device):
+            self._measure_energy(worker)
         self._close(worker)
+
+    def _measure_energy(self, worker: WorkerLike) -> None:
+        """Joules a call of every runner, where the device keeps a count."""
+        for tally in self._running():
+            try:
+                tally.joules = worker.call(
+                    workload.measure_energy, tally.name, timeout=self.plan.timeout_seconds
+                )
+            except WorkerFailure as failure:
+                tally.fail(self.case, failure)
+                if failure.lost:  # the next replica starts a fresh one
+                    return
+            if tally.joules is None:
+                return
 
     def _open(self, replica: int, worker: WorkerLike) -> None:
         """Open the case and every runner; whoever takes the worker down is out, the others again."""
@@ -352,6 +371,8 @@ class Race:
             )
             self.seconds["samples"] += block.seconds * calls
             self.seconds["lead_in"] += block.lead_in_seconds
+        if seen.device is not None:
+            self._device_usages.append(seen.device)
         self._visible = self._visible or seen.others_seconds is not None
         self._contention["marked"] += contended * len(rows)
         self._contention["wall_us"] += int(seen.wall_seconds * 1e6)
@@ -414,6 +435,7 @@ class Race:
             flags=tuple(dict.fromkeys(tally.flags)),
             contention=self._contention_seen(),
             node=self._node,
+            joules=tally.joules,
         )
 
     def _contention_seen(self) -> Contention:
@@ -424,7 +446,21 @@ class Race:
             blocks_marked=self._contention["marked"],
             blocks_redone=self._contention["redone"],
             involuntary_switches=self._contention["switches"] if self._visible else None,
+            **device_contention(self._device_usages),
         )
+
+
+def device_contention(usages: Sequence[DeviceUsage]) -> dict[str, Any]:
+    """The fields of a Contention that tell of the device, from its readings after each round."""
+    clocks = [usage.clock_mhz for usage in usages if usage.clock_mhz is not None]
+    degrees = [usage.celsius for usage in usages if usage.celsius is not None]
+    others = [usage.others_share for usage in usages if usage.others_share is not None]
+    return {
+        "device_clock_mhz": (min(clocks), max(clocks)) if clocks else None,
+        "device_celsius": max(degrees, default=None),
+        "device_slowdowns": tuple(dict.fromkeys(w for usage in usages for w in usage.slowdowns)),
+        "device_others": max(others, default=None),
+    }
 
 
 def block_calls(call_seconds: float, block_seconds: float) -> tuple[int, int]:

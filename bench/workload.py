@@ -21,6 +21,7 @@ import numpy as np
 
 from bench.candidate import REGISTRY, Candidate
 from bench.case import Case
+from bench.gpu import EVICT_NBYTES
 from bench.measurement import Accuracy, Status
 from bench.replica import Setting, one_line, status_of
 
@@ -35,6 +36,7 @@ MIN_WRITE_NBYTES = 1 << 20
 # The CPU's allocator counts no tensor below 256 KiB: of a small case it would say too little.
 MIN_PEAK_NBYTES = 1 << 20
 EVICT_CAP_NBYTES = 1 << 30
+ENERGY_CALLS = 10
 Call = Callable[..., Any]
 
 
@@ -184,7 +186,7 @@ class _State:
     host: tuple[Array, ...]
     inputs: tuple[Any, ...] = ()
     calls: dict[str, tuple[Call, tuple[int, ...]]] = field(default_factory=dict)
-    evict: Array | None = None
+    evict: Callable[[], None] | None = None
 
 
 _STATE: list[_State] = []
@@ -209,7 +211,7 @@ def hold(case: Case, host: tuple[Array, ...], *, tensorflow: bool = True) -> Ope
     start = time.perf_counter()
     state = _State(case=case, device=case.device, tensorflow=tensorflow, host=host)
     if case.cache == "cold":
-        state.evict = np.ones(_evict_nbytes() // 8, np.int64)
+        state.evict = _make_evict(state)
     _STATE.append(state)
     allocate()
     return Opened(
@@ -511,7 +513,7 @@ def _time_cold_block(state: _State, call: Call, arguments: list[Any], calls: int
     total = evicting = 0.0
     for _ in repeat(None, calls):
         start = time.perf_counter()
-        state.evict += 1
+        state.evict()
         begin = time.perf_counter()
         call(*arguments)
         synchronise(state)
@@ -528,6 +530,56 @@ def _block(seconds: float, lead_in_seconds: float) -> Block:
         cpu_seconds=usage.ru_utime + usage.ru_stime,
         switches=usage.ru_nivcsw,
     )
+
+
+def measure_energy(name: str, seconds: float = 1.0) -> float | None:
+    """Joules a call, the device's idle power included; None where it keeps no count.
+
+    The counter is coarse, so that calls are made for about a second between its readings.
+    """
+    from bench.gpu import energy_joules
+
+    state = _state()
+    before = energy_joules(state.device)
+    if before is None:
+        return None
+    calls = 0
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        time_block(name, 0, ENERGY_CALLS)
+        calls += ENERGY_CALLS
+    after = energy_joules(state.device)
+    return None if after is None else (after - before) / calls
+
+
+def _make_evict(state: _State) -> Callable[[], None]:
+    """What empties the caches of the case's device: it touches twice the bytes that they hold."""
+    if not state.tensorflow or _on_cpu(state):
+        words = np.ones(_evict_nbytes() // 8, np.int64)
+
+        def evict_host() -> None:
+            np.add(words, 1, out=words)
+
+        return evict_host
+    return make_device_evict(state.device, EVICT_NBYTES)
+
+
+def make_device_evict(device: str, nbytes: int) -> Callable[[], None]:
+    """A function that reads and writes `nbytes` of the device's own memory and waits until it has.
+
+    A GPU's caches are its own: touching the host's memory would leave them as they are.
+    """
+    import tensorflow as tf
+
+    with tf.device(device):
+        words = tf.Variable(tf.zeros([nbytes // 4], tf.float32))
+
+    def evict() -> None:
+        with tf.device(device):
+            words.assign(words + 1.0)
+        tf.test.experimental.sync_devices()
+
+    return evict
 
 
 def _evict_nbytes() -> int:
