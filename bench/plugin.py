@@ -416,6 +416,12 @@ def running(request: pytest.FixtureRequest) -> Bench:
 
 
 @pytest.fixture(scope="session")
+def say(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Prints a line of progress, past pytest's capture."""
+    return lambda line: _say(request.config, line)
+
+
+@pytest.fixture(scope="session")
 def case(request: pytest.FixtureRequest) -> Case:
     """The case that the test's race is about."""
     found: Case = request.param
@@ -470,6 +476,20 @@ def fastest_line(measurements: dict[str, Measurement], baseline: str) -> str:
     if baseline not in times or best == baseline:
         return f"fastest {best}"
     return f"fastest {best}, {times[best] / times[baseline]:.2f} of {baseline}"
+
+
+@pytest.fixture(scope="session")
+def run_in_progress(request: pytest.FixtureRequest) -> Bench:
+    """The run, for a suite that races something else than an op's cases; skipped by --plan."""
+    if request.config.getoption("--plan"):
+        pytest.skip("nothing is run (--plan)")
+    return _bench(request.config)
+
+
+@pytest.fixture(scope="session")
+def checks_only(request: pytest.FixtureRequest) -> bool:
+    """Whether --benchmark-disable asks for checks without times."""
+    return _checks_only(request.config)
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from bench.measurement import (
     Environment,
     Header,
     Measurement,
+    Network,
     Record,
     Shares,
     Status,
@@ -116,6 +117,7 @@ class Bench:
         self._faults: dict[Case, Exception] = {}
         self._nodes: set[str] = set()
         self.done: dict[Key, Measurement] = {}
+        self.networks: list[Network] = []
         self.seconds: Counter[str] = Counter()
         self._progress = progress
         self._journal: Journal | None = None
@@ -311,6 +313,7 @@ class Bench:
                 + "allow each by --allow-different NAME, or start a new run"
             )
         self.done = {(m.case, m.candidate): m for m in run.measurements}
+        self.networks = run.networks
         if self._remote is not None:
             self._remote.adopt(run)
         self._progress(f"going on with {run.path.name}: {len(self.done)} measurements are there")
