@@ -20,7 +20,7 @@ OUTCOMES: dict[str, Callable[..., object]] = {"unsupported": pytest.skip, "not_r
 
 
 @pytest.fixture(scope="session")
-def matrix(request: pytest.FixtureRequest, running: Bench) -> Matrix:
+def matrix(request: pytest.FixtureRequest, running: Bench, say: Callable[[str], None]) -> Matrix:
     """The cells of the selected tests, filled once."""
     keys = [
         item.callspec.params["key"] for item in request.session.items if hasattr(item, "callspec")
@@ -28,9 +28,8 @@ def matrix(request: pytest.FixtureRequest, running: Bench) -> Matrix:
     ]  # fmt: skip
     axes = dict(parse_axis(text) for text in request.config.getoption("--axis"))
     devices = [str(device) for device in axes.get("device", ())]
-    return run_matrix(
-        running, keys, exports=request.config.getoption("--exports"), devices=devices
-    )
+    exports = request.config.getoption("--exports")
+    return run_matrix(running, keys, exports=exports, devices=devices, say=say)
 
 
 @pytest.mark.parametrize("key", all_keys(), ids="-".join)

@@ -141,9 +141,9 @@ def _pool2d() -> Overlap:
 def _pool3d() -> Overlap:
     import tensorflow as tf
 
-    return lambda x: tf.nn.max_pool3d(
-        x[..., None], (1, 1, 1, 3, 1), (1, 1, 1, 2, 1), "VALID"
-    )[..., 0]
+    return lambda x: tf.nn.max_pool3d(x[..., None], (1, 1, 1, 3, 1), (1, 1, 1, 2, 1), "VALID")[
+        ..., 0
+    ]
 
 
 def _layer() -> Overlap:

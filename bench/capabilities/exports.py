@@ -8,9 +8,8 @@ import msgspec
 import numpy as np
 
 from bench.capabilities import judge
-from bench.capabilities.probe import Finding, Probe, Step, Trial
+from bench.capabilities.probe import Finding, Probe, Step, Trial, error_words
 from bench.case import Case
-from bench.replica import one_line
 
 if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
@@ -49,13 +48,13 @@ def tflite(trial: Trial, ops: tuple[str, ...]) -> Finding:
     try:
         model = converter.convert()
     except Exception as error:  # noqa: BLE001 (a converter may raise anything: it is a result)
-        text = one_line(error)
+        text = error_words(error)
         return Finding(state="unsupported", evidence=f"the converter refuses it [{text}]")
     x = judge.distinct_input(case)
     try:
         y = run_tflite(model, x)
     except (RuntimeError, ValueError) as error:
-        text = one_line(error)
+        text = error_words(error)
         if "Flex" not in text and "Select TensorFlow op" not in text:
             raise
         return Finding(
@@ -85,7 +84,9 @@ def onnx(trial: Trial) -> Finding:
         import onnxruntime
         import tf2onnx
     except ImportError as error:
-        return Finding(state="not_run", evidence=f"install the extra 'export' [{one_line(error)}]")
+        return Finding(
+            state="not_run", evidence=f"install the extra 'export' [{error_words(error)}]"
+        )
     case = trial.case(mode="graph")
     model, _ = tf2onnx.convert.from_function(
         concrete(trial, case),

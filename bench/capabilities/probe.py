@@ -128,7 +128,7 @@ def attempt(trial: Trial, case: Case, ask: Callable[[], Finding]) -> Finding:
     try:
         return ask()
     except Exception as error:  # noqa: BLE001 (what a candidate raises is a result)
-        return explain_error(trial.candidate, case, one_line(error))
+        return explain_error(trial.candidate, case, error)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,19 +185,42 @@ REFUSALS = (
 )
 
 
-def explain_error(candidate: Candidate, case: Case, text: str) -> Finding:
+def explain_error(candidate: Candidate, case: Case, error: BaseException) -> Finding:
     """`unsupported` where the error is a documented one, its candidate's or upstream's; else `error`."""
+    whole = one_line(error, limit=100_000)
+    text = error_words(error)
     for failure in candidate.failures:
-        if failure.when(case) and re.search(failure.matches, text):
+        if failure.when(case) and re.search(failure.matches, whole):
             return Finding(
                 state="unsupported", evidence=f"{failure.reason} [{text}]", issue=failure.issue
             )
     for refusal in REFUSALS:
-        if re.search(refusal.matches, text):
+        if re.search(refusal.matches, whole):
             return Finding(
                 state="unsupported", evidence=f"{refusal.reason} [{text}]", issue=refusal.issue
             )
     return Finding(state="error", evidence=text)
+
+
+# Where an error came from, in TensorFlow's and Keras' words: paths of this machine, no evidence.
+_ORIGIN = re.compile(
+    r"""\s*(File\ "|Detected\ at\ node|in\ user\ code:|Graph\ execution\ error:|Traceback\ |
+    Exception\ encountered\ when\ calling|Arguments\ received\ by|Stack\ trace\ for)""",
+    re.VERBOSE,
+)
+_NOISE = re.compile(
+    r"\{\{(function_node|node) [^}]*\}\}|\[\[.*?\]\]|\[Op:[^\]]*\](\s*name:\s?)?|\x1b\[[0-9;]*m"
+)
+
+
+def error_words(error: BaseException, limit: int = 300) -> str:
+    """An error's type and what it says, in one line, without stack traces and names of nodes."""
+    blocks = re.split(r"\n\s*\n", str(error).strip())
+    said = [block for block in blocks if not _ORIGIN.match(block)] or blocks[-1:]
+    text = " ".join(_NOISE.sub(" ", " ".join(said)).split())
+    name = type(error).__name__
+    text = text if text.startswith(name) else f"{name}: {text}"
+    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 # From best to worst: a silent wrong answer is worse than any error.
@@ -228,9 +251,7 @@ def combine(findings: Mapping[str, Finding]) -> Finding:
     )
 
 
-def in_modes(
-    trial: Trial, ask: Callable[[str], Finding], modes: Sequence[str] = MODES
-) -> Finding:
+def in_modes(trial: Trial, ask: Callable[[str], Finding], modes: Sequence[str] = MODES) -> Finding:
     """One finding over the modes, each tried whatever the others came to."""
     return combine(
         {mode: attempt(trial, trial.case(mode=mode), lambda mode=mode: ask(mode)) for mode in modes}  # type: ignore[misc]

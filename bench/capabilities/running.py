@@ -69,12 +69,14 @@ def second_order(mode: str) -> Callable[[Trial], Finding]:
         random = np.random.default_rng(2)
         ratios = []
         for direction in random.standard_normal((3, *x.shape)):
-            slope = (size_of(point + step * direction) - size_of(point - step * direction)) / 2 / step
+            slope = (
+                (size_of(point + step * direction) - size_of(point - step * direction)) / 2 / step
+            )
             ratios.append(float((result.numpy() * direction).sum()) / slope - 1)
         error = max(map(abs, ratios))
         figures: dict[str, float | int | str | None] = {"largest relative error": error}
         if not error < 1e-3:
-            words = f"off by {100 * error:.2g}% along a random direction"
+            words = f"off by {100 * error:.3g}% along a random direction"
             return Finding(state="wrong", evidence=words, figures=figures)
         return Finding(state="pass", evidence=f"off by {error:.1e} at most", figures=figures)
 
@@ -123,7 +125,7 @@ def fit_once(trial: Trial, jit: bool | str, dtype: str, *, relative: float) -> F
     error = float(np.abs(update - expected).max() / np.abs(expected).max())
     figures: dict[str, float | int | str | None] = {"error of the weights' update": error}
     if not error <= relative:
-        words = f"the weights' update is off by {100 * error:.2g}%{auto}"
+        words = f"the weights' update is off by {100 * error:.3g}%{auto}"
         return Finding(state="wrong", evidence=words, figures=figures)
     words = f"one step moves the weights as it should, to {100 * error:.1g}%{auto}"
     return Finding(state="pass", evidence=words, figures=figures)

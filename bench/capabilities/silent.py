@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bench.capabilities import judge
-from bench.capabilities.probe import Finding, Probe, Step, Trial
+from bench.capabilities.probe import Finding, Probe, Step, Trial, error_words
 from bench.case import Case
-from bench.replica import one_line
 
 if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
@@ -106,7 +105,9 @@ def cases(trial: Trial) -> dict[str, Case]:
     """What every candidate is asked: depths that do not divide, or long means in half precision."""
     if trial.has_window:
         return {
-            f"depth {depth}, window 3, {padding}": trial.case(shape=(2, 4, 5, depth), padding=padding)
+            f"depth {depth}, window 3, {padding}": trial.case(
+                shape=(2, 4, 5, depth), padding=padding
+            )
             for depth, padding in ((6, "same"), (5, "valid"), (5, "same"), (4, "same"))
         }
     return {
@@ -123,7 +124,7 @@ def answer(trial: Trial, case: Case, mode: str) -> Array | str:
     try:
         (y,) = judge.call(trial, of_mode, judge.uniform_input(of_mode))
     except Exception as error:  # noqa: BLE001 (an error said aloud is not silent)
-        return one_line(error)
+        return error_words(error)
     return y.astype(np.float64)
 
 
@@ -141,7 +142,7 @@ def difference(eager: Array, xla: Array) -> str:
     if eager.shape != xla.shape:
         return f"eager gives shape {eager.shape}, XLA {xla.shape}"
     worst = judge.errors(eager, xla, (1.0, 0.0))[1]
-    return f"eager and XLA differ by up to {100 * worst:.2g}%"
+    return f"eager and XLA differ by up to {100 * worst:.3g}%"
 
 
 def describe_arguments(trial: Trial, arguments: Arguments) -> str:

@@ -36,7 +36,9 @@ def seconds_a_call(trial: Trial) -> Finding:
 def scaling(findings: Sequence[Finding]) -> Finding:
     """The ratio of the two processes' times, in words."""
     one, every = (float(finding.figures["seconds"] or 0) for finding in findings)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     figures: dict[str, float | int | str | None] = {
         "seconds, one thread": one,
         "seconds, all threads": every,
@@ -45,7 +47,9 @@ def scaling(findings: Sequence[Finding]) -> Finding:
     if cores == 1:
         words = "this machine has one core: nothing to scale over"
         return Finding(state="not_run", evidence=words, figures=figures)
-    words = f"{one / every:.2f} times as fast with all {cores} cores as with one thread (one pair only)"
+    words = (
+        f"{one / every:.2f} times as fast with all {cores} cores as with one thread (one pair only)"
+    )
     return Finding(state="pass", evidence=words, figures=figures)
 
 

@@ -95,7 +95,9 @@ def tie_in_mode(trial: Trial, mode: str) -> Finding:
     share = dx[0, 0, 0].reshape(len(TIED_GROUPS), -1) / dy[0, 0, 0][:, None].astype(np.float64)
     rule = tie_rule(share)
     figures: dict[str, float | int | str | None] = {"rule": rule}
-    outside = (dx.reshape(*largest.shape, -1) != 0) & (x.reshape(*largest.shape, -1) < largest[..., None])
+    outside = (dx.reshape(*largest.shape, -1) != 0) & (
+        x.reshape(*largest.shape, -1) < largest[..., None]
+    )
     if outside.any():
         words = f"{rule}; some of the gradient goes to values below the maximum"
         return Finding(state="wrong", evidence=words, figures=figures)

@@ -8,6 +8,7 @@ from bench.capabilities.probe import Trial
 from bench.case import Case
 
 LAMBDA_WORDS = "wrapped in a keras.layers.Lambda"
+_FUNCTIONS: list[Any] = []
 
 
 def as_layer(trial: Trial, case: Case) -> Any:
@@ -15,11 +16,16 @@ def as_layer(trial: Trial, case: Case) -> Any:
     import keras
 
     built = trial.candidate.build(case)
-    return built if isinstance(built, keras.layers.Layer) else keras.layers.Lambda(built)
+    if isinstance(built, keras.layers.Layer):
+        return built
+    # By a global, as a notebook's lambda finds its `tf`: what a candidate's function closes over is
+    # no business of Keras', which would try to save it.
+    _FUNCTIONS.append(built)
+    return keras.layers.Lambda(lambda x, number=len(_FUNCTIONS) - 1: _FUNCTIONS[number](x))
 
 
 def is_lambda(layer: Any) -> bool:
-    """Whether as_layer had to wrap."""
+    """Whether the layer is a Lambda, the candidate's own or as_layer's."""
     import keras
 
     return isinstance(layer, keras.layers.Lambda)
