@@ -347,6 +347,7 @@ def _begin(config: pytest.Config, setup: _Setup) -> Bench:
             "sweep": sweep,
             "axes": list(config.getoption("--axis")),
             "replicas": preset.replicas,
+            "max_replicas": preset.max_replicas,
             "budget_seconds": preset.budget_seconds,
             "precision": config.getoption("--precision"),
             "margin": config.getoption("--margin"),

@@ -7,6 +7,7 @@ machine's counters are arguments, so that every rule here is tested without a pr
 
 from __future__ import annotations
 
+import contextlib
 import math
 import random
 import re
@@ -32,6 +33,8 @@ FLAGS = {
     "contended": "something else used the machine in most of its blocks, and no quieter time came",
 }
 CEILING_FROM_NBYTES = 1 << 20
+# How often in one race a worker may die of nobody knows what before the race is given up.
+MAX_DEATHS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +51,8 @@ class Plan:
         margin: equivalence margin of the verdict.
         timeout_seconds: for each task of a worker.
         settle_ratio: a runner this many times slower than the baseline stops after one replica.
+        clear_ratio: with every rival this far from the baseline in the whole first replica, the other
+            replicas run one round an allocation.
         ceiling_slack: how far below the ceiling time a runner may be before it is flagged.
         seed: of inputs and orders.
     """
@@ -62,6 +67,7 @@ class Plan:
     margin: float = 0.05
     timeout_seconds: float = 60.0
     settle_ratio: float = 10.0
+    clear_ratio: float = 1.5
     ceiling_slack: float = 0.15
     seed: int = 0
 
@@ -179,7 +185,9 @@ class Race:
         self._orders = balanced_orders(list(self.tallies), self._random)
         self._contention = Counter[str]()
         self._visible = False
+        self._clear = False
         self._node = "local"
+        self._deaths = 0
 
     def run(self, fleet: Fleet) -> Result:
         """Every replica that the plan and the precision ask for, and what they came to."""
@@ -188,9 +196,15 @@ class Race:
                 break
             if not self._candidates_running():
                 break
-            self._run_replica(replica, fleet.worker(replica))
+            try:
+                worker = fleet.worker(replica)
+            except WorkerFailure as failure:
+                self._fail_all(failure)
+                break
+            self._run_replica(replica, worker)
             if replica == 0:
                 self._settle()
+                self._clear = self._is_clear()
         self._flag_impossible()
         return Result(
             measurements=tuple(self._measurement(tally) for tally in self.tallies.values()),
@@ -226,7 +240,8 @@ class Race:
                 return
             cost = sum(self._block_cost(tally) for tally in runners)
             rounds = int(budget / self.plan.allocations / max(cost, 1e-9))
-            self._run_rounds(replica, allocation, min(self.plan.rounds, max(1, rounds)), worker)
+            most = 1 if self._clear else self.plan.rounds
+            self._run_rounds(replica, allocation, min(most, max(1, rounds)), worker)
         if replica == 0 and is_gpu(self.case.device):
             self._measure_energy(worker)
         self._close(worker)
@@ -254,28 +269,49 @@ class Race:
                     timeout=self.plan.timeout_seconds,
                 )  # fmt: skip
             except WorkerFailure as failure:
-                for tally in self._running():
-                    tally.fail(self.case, failure)
+                if self._forgives(failure):
+                    continue
+                self._fail_all(failure)
                 return
             self.seconds["allocation"] += opened.seconds
             if all(self._open_runner(tally, replica, worker) for tally in self._running()):
                 return
 
+    def _fail_all(self, failure: WorkerFailure) -> None:
+        for tally in self._running():
+            tally.fail(self.case, failure)
+
+    def _forgives(self, failure: WorkerFailure) -> bool:
+        """Whether a worker's death is nobody's fault here, and has not happened too often."""
+        self._deaths += failure.blameless
+        return failure.blameless and self._deaths <= MAX_DEATHS
+
+    def _replace(self, worker: WorkerLike) -> None:
+        """End the worker's process; its next task gets a fresh one."""
+        # It does not answer: that is how it ends.
+        with contextlib.suppress(WorkerFailure):
+            worker.call(workload.end_process, timeout=self.plan.timeout_seconds)
+
     def _open_runner(self, tally: _Tally, replica: int, worker: WorkerLike) -> bool:
-        """Open one runner; False if the worker was lost with it."""
+        """Open one runner; False if the worker was lost with it, or is no good for the others."""
         try:
             opened = worker.call(
                 self.tasks.open_runner, tally.name, tally.accuracy is None,
                 timeout=self.plan.timeout_seconds,
             )  # fmt: skip
         except WorkerFailure as failure:
-            tally.fail(self.case, failure)
+            if not self._forgives(failure):
+                tally.fail(self.case, failure)
             return not failure.lost
         self.seconds["first_calls"] += opened.first_call_seconds
         self.seconds["checks"] += opened.check_seconds + opened.calibration_seconds
         tally.accuracy = tally.accuracy or opened.accuracy
         if opened.status != "ok":
-            tally.fail(self.case, WorkerFailure(opened.status, opened.reason))
+            tally.fail(self.case, WorkerFailure(opened.status, opened.reason, tail=worker.tail))
+        if opened.tainted:
+            self._replace(worker)
+            return False
+        if opened.status != "ok":
             return True
         if tally.candidate and len(tally.first_calls) <= replica:
             tally.first_calls.append(opened.first_call_seconds)
@@ -291,8 +327,7 @@ class Race:
             )
         except WorkerFailure as failure:
             if not failure.lost:
-                for tally in self._running():
-                    tally.fail(self.case, failure)
+                self._fail_all(failure)
                 return False
             self._open(replica, worker)  # lost for a reason of its own: a fresh one goes on
         return True
@@ -302,8 +337,8 @@ class Race:
         try:
             worker.call(workload.close_case, timeout=self.plan.timeout_seconds)
         except WorkerFailure as failure:
-            if not failure.lost:
-                raise
+            if not failure.lost:  # something that a candidate left there does not let go
+                self._replace(worker)
 
     def _block_cost(self, tally: _Tally) -> float:
         lead_in, calls = block_calls(tally.call_seconds, self.plan.block_seconds)
@@ -345,7 +380,8 @@ class Race:
                     workload.time_block, name, lead_in, calls, timeout=self.plan.timeout_seconds
                 )
             except WorkerFailure as failure:
-                tally.fail(self.case, failure)
+                if not self._forgives(failure):
+                    tally.fail(self.case, failure)
                 if failure.lost:
                     self._open(replica, worker)
                     return None
@@ -378,6 +414,25 @@ class Race:
         self._contention["wall_us"] += int(seen.wall_seconds * 1e6)
         self._contention["steal_us"] += int((seen.steal_seconds or 0.0) * 1e6)
         self._contention["others_us"] += int((seen.others_seconds or 0.0) * 1e6)
+
+    def _is_clear(self) -> bool:
+        """Whether every rival stands far beyond the margin from the baseline: a short race will do.
+
+        Then one round an allocation is enough; replicas and allocations, from which the interval
+        comes, stay as many as they were.
+        """
+        baseline = self.tallies.get(self.baseline)
+        if baseline is None or not baseline.runs:
+            return False
+        base = {row[:3]: row[4] for row in baseline.columns}
+        rivals = [tally for tally in self._candidates_running() if tally is not baseline]
+        ratios = [
+            [row[4] / base[row[:3]] for row in tally.columns if row[:3] in base] for tally in rivals
+        ]
+        far = self.plan.clear_ratio
+        return bool(ratios) and all(
+            row and (min(row) > far or max(row) < 1 / far) for row in ratios
+        )
 
     def _settle(self) -> None:
         """Stop whoever is so slow in the first replica that more of it would teach nothing."""

@@ -31,6 +31,7 @@ class FakeWorker:
     """Answers a race's tasks from a table of seconds a call; a value that is a failure is raised."""
 
     node = "local"
+    tail = ""
 
     def __init__(self, seconds, clock):
         self.seconds = seconds
@@ -190,6 +191,12 @@ def test_more_replicas_are_added_until_it_is_precise_enough():
     plan = Plan(replicas=3, max_replicas=8)
     found, _, _ = run({"base": MS}, plan=plan, enough=lambda race, replicas: replicas >= 6)
     assert set(found["base"].samples.replica) == set(range(6))
+
+
+def test_a_race_that_is_clear_runs_one_round_an_allocation_after_the_first_replica():
+    found, _, _ = run({"base": MS, "fast": MS / 3, "slow": 3 * MS}, plan=Plan(budget_seconds=60))
+    samples = found["base"].samples
+    assert [samples.replica.count(replica) for replica in range(5)] == [16, 4, 4, 4, 4]
 
 
 def test_the_time_is_accounted_for_by_kind():
