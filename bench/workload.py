@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
+from bench import footprint
 from bench.candidate import REGISTRY, Candidate
 from bench.case import Case
 from bench.gpu import EVICT_NBYTES
 from bench.measurement import Accuracy, Status
-from bench.replica import Setting, one_line, status_of
+from bench.replica import Setting, reason_of, status_of
 
 if TYPE_CHECKING:
     from bench.oracle import Verdict
@@ -147,6 +148,7 @@ class Runner(msgspec.Struct, frozen=True, kw_only=True):
         call_seconds: a rough time of one call, to plan blocks by.
         read_nbytes, written_nbytes: fewest bytes a call reads and writes.
         check_seconds, calibration_seconds: what else opening took.
+        tainted: it left the process other than it was: its rivals need a fresh one.
     """
 
     status: Status = "ok"
@@ -159,6 +161,7 @@ class Runner(msgspec.Struct, frozen=True, kw_only=True):
     peak_nbytes: int | None = None
     check_seconds: float = 0.0
     calibration_seconds: float = 0.0
+    tainted: bool = False
 
 
 class Block(msgspec.Struct, frozen=True, kw_only=True):
@@ -256,14 +259,21 @@ def allocate() -> float:
 def open_runner(name: str, *, check: bool) -> Runner:
     """Build a candidate or a probe, call it first, check it against the oracle, and estimate its time.
 
-    A candidate that raises comes back with status 'error' and its text.
+    A candidate that raises comes back with status 'error' and its text; so does one that leaves
+    threads or processes behind, or changes what its rivals share with it.
     """
+    before = footprint.read()
     try:
         if name in PROBES:
             return _open_probe(name)
-        return _open_candidate(name, check=check)
+        runner = _open_candidate(name, check=check)
     except Exception as error:  # noqa: BLE001 (what a candidate raises is a result)
-        return Runner(status=status_of(error), reason=one_line(error))
+        runner = Runner(status=status_of(error), reason=reason_of(error))
+    if left := footprint.left_behind(before):
+        reason = left if runner.status == "ok" else f"{runner.reason}; {left}"
+        status = "error" if runner.status == "ok" else runner.status
+        return msgspec.structs.replace(runner, status=status, reason=reason, tainted=True)
+    return runner
 
 
 def _open_candidate(name: str, *, check: bool) -> Runner:
@@ -587,6 +597,11 @@ def _evict_nbytes() -> int:
     from bench.environment import last_level_cache_nbytes
 
     return min(2 * last_level_cache_nbytes(), EVICT_CAP_NBYTES)
+
+
+def end_process() -> None:
+    """End this worker at once, without the chance to refuse that a candidate may have taken."""
+    os._exit(1)
 
 
 def process_id() -> int:
