@@ -22,8 +22,8 @@ ENV_DIR = Path(os.environ.get("NOXENVDIR", ROOT / ".nox"))
 CPU_ENV = ENV_DIR / "cpu"
 GPU_ENV = ENV_DIR / "gpu"
 NO_GPU = (
-    "bench-gpu needs a GPU that TensorFlow can use; {seen}. On a machine with an NVIDIA GPU install its "
-    "driver (nvidia-smi must work) and run this again; for the CPU: nox -s bench-cpu"
+    "bench-gpu needs a GPU that TensorFlow can use: {seen}; on a machine with an NVIDIA GPU install its "
+    "driver (nvidia-smi must work) and run this again, on any other run bench-cpu"
 )
 
 
@@ -106,14 +106,14 @@ def bench_full(session: nox.Session) -> None:
 def bench_gpu(session: nox.Session) -> None:
     """The GPU sweep on every GPU that TensorFlow sees, with the CPU beside it."""
     if not _has_nvidia_driver():
-        session.error(NO_GPU.format(seen="no NVIDIA driver answers (nvidia-smi)"))
+        # Said before the CUDA wheels are fetched: they are gigabytes, and useless without a driver.
+        seen = ", ".join(_devices(CPU_ENV)) or "the CPU alone"
+        session.error(NO_GPU.format(seen=f"no NVIDIA driver answers, TensorFlow sees {seen}"))
     python = _python(session, GPU_ENV, "gpu")
-    seen = subprocess.run(  # noqa: S603
-        [python, "-m", "bench", "devices"], capture_output=True, text=True, check=False
-    ).stdout.split()
-    gpus = [name for name in seen if name.startswith("gpu")]
+    devices = _devices(GPU_ENV)
+    gpus = [name for name in devices if name.startswith("gpu")]
     if not gpus:
-        session.error(NO_GPU.format(seen=f"TensorFlow sees {', '.join(seen) or 'no device'}"))
+        session.error(NO_GPU.format(seen=f"TensorFlow sees {', '.join(devices) or 'no device'}"))
     _bench(session, python, "gpu", "--axis", f"device={','.join([*gpus, 'cpu:0'])}")
 
 
@@ -129,6 +129,17 @@ def capabilities(session: nox.Session) -> None:
         external=True, success_codes=[0, 1], env=_environment(),
     )  # fmt: skip
     session.run(python, str(ROOT / "report.py"), run, external=True, env=_environment())
+
+
+def _devices(folder: Path) -> list[str]:
+    """What TensorFlow sees, asked in the environment in this folder; [] where there is none yet."""
+    python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    if not python.exists():
+        return []
+    answer = subprocess.run(
+        [python, "-m", "bench", "devices"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    return answer.stdout.split()
 
 
 def _has_nvidia_driver() -> bool:
