@@ -6,8 +6,8 @@ import pytest
 
 import bench.ops  # noqa: F401 (registers what ships)
 from bench.candidate import REGISTRY
-from bench.case import parse_axis
 from bench.capabilities.matrix import Key, all_keys, run_matrix
+from bench.case import parse_axis
 from bench.measurement import Capability
 from bench.run import Bench
 

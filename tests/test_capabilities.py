@@ -95,8 +95,9 @@ def ask(worker, probe, candidate, folder):
     return PROBES[probe].judge(findings)
 
 
-@pytest.mark.parametrize(("probe", "candidate", "state", "words"), CAUGHT)
-def test_a_probe_catches_what_is_wrong(worker, tmp_path, probe, candidate, state, words):
+@pytest.mark.parametrize("row", CAUGHT, ids=lambda row: "-".join(row[:2]))
+def test_a_probe_catches_what_is_wrong(worker, tmp_path, row):
+    probe, candidate, state, words = row
     found = ask(worker, probe, candidate, tmp_path)
     assert (found.state, words in found.evidence) == (state, True), found
 
@@ -247,7 +248,8 @@ class FakeWorker:
         self._process, self._answers, self._log = process, answers, log
         self.closed = False
 
-    def call(self, function, op, candidate, probe, step, device, folder, *, timeout):
+    def call(self, function, *args, timeout):
+        _, candidate, probe, step, _, folder = args
         assert Path(folder).is_dir()
         self._log.append((self._process, candidate, probe, step))
         answer = self._answers.get((candidate, probe), Finding(state="pass", evidence="fine"))

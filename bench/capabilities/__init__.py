@@ -1,6 +1,6 @@
 """What works where: the probes of the support matrix, by key.
 
-Pure: importing this loads neither TensorFlow nor Keras. `bench.capabilities.matrix` runs the probes.
+Pure: importing this loads neither TensorFlow nor Keras. `bench.capabilities.matrix` runs them.
 """
 
 from bench.capabilities import (

@@ -168,8 +168,8 @@ PROBES = (
         key="depth-remainder-valid",
         title="depth 5, window 3, valid",
         group="depth",
-        question="Where the window does not divide the depth, does padding valid drop the tail, in eager, "
-        "graph and XLA?",
+        question="Where the window does not divide the depth, does padding valid drop the tail, "
+        "in eager, graph and XLA?",
         steps=(Step(run=remainder(ONE_SHORT, "valid", "drops the tail")),),
         window=True,
     ),
@@ -177,8 +177,8 @@ PROBES = (
         key="depth-remainder-same",
         title="depth 5, window 3, same",
         group="depth",
-        question="Where the window does not divide the depth, does padding same pad with the lowest "
-        "value, in eager, graph and XLA? All values are negative: zero would show.",
+        question="Where the window does not divide the depth, does padding same pad with the "
+        "lowest value, in eager, graph and XLA? All values are negative: zero would show.",
         steps=(Step(run=remainder(ONE_SHORT, "same", "pads with the lowest value")),),
         window=True,
     ),
@@ -186,8 +186,8 @@ PROBES = (
         key="padding-same",
         title="padding same by its definition",
         group="depth",
-        question="At depth 4 and window 3, does padding same put one value before and one behind, as "
-        "TensorFlow defines it: groups {0,1} and {2,3}?",
+        question="At depth 4 and window 3, does padding same put one value before and one behind, "
+        "as TensorFlow defines it: groups {0,1} and {2,3}?",
         steps=(Step(run=remainder(TWO_SHORT, "same", "pads one before and one behind")),),
         window=True,
     ),

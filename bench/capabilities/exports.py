@@ -1,4 +1,4 @@
-"""Does it leave TensorFlow: TFLite with builtins only, TFLite with Flex, ONNX. Only with --exports."""
+"""Does it leave TensorFlow: TFLite with builtins only or with Flex, ONNX. Only with --exports."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ def concrete(trial: Trial, case: Case) -> Any:
 
     build = trial.candidate.build(case)
     return tf.function(
-        lambda x: build(x), input_signature=[tf.TensorSpec(case.shape, case.dtype, name="x")]
+        lambda x: build(x),  # noqa: PLW0108 (tf.function wants a function: build may be a layer)
+        input_signature=[tf.TensorSpec(case.shape, case.dtype, name="x")],
     )
 
 
@@ -59,7 +60,7 @@ def tflite(trial: Trial, ops: tuple[str, ...]) -> Finding:
             raise
         return Finding(
             state="not_run",
-            evidence=f"it converts; this interpreter has no Flex ops, so it was not executed [{text}]",
+            evidence=f"it converts; this interpreter has no Flex ops, so it did not run [{text}]",
         )
     return judge.judge_forward(trial, case, x, y)
 
@@ -77,7 +78,7 @@ def run_tflite(model: bytes, x: Array) -> Array:
 
 
 def onnx(trial: Trial) -> Finding:
-    """Convert by tf2onnx, run by onnxruntime, compare: its converter drops what it does not read."""
+    """Convert by tf2onnx, run by onnxruntime, compare: the converter drops what it cannot read."""
     import tensorflow as tf
 
     try:
@@ -119,8 +120,8 @@ PROBES = (
         key="tflite-flex",
         title="TFLite with Flex",
         group="leaves home",
-        question="Does it convert to TFLite with TensorFlow's own ops allowed, and give the right values "
-        "where the interpreter can run it?",
+        question="Does it convert to TFLite with TensorFlow's own ops allowed, and give the right "
+        "values where the interpreter can run it?",
         steps=(Step(run=tflite_flex),),
         accelerators=False,
         exports=True,

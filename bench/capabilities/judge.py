@@ -26,14 +26,15 @@ def numpy_dtype(name: str) -> Any:
 
 
 def distinct_input(case: Case, seed: int = 0) -> Array:
-    """x for a case, in its layout: within a pixel no two channels are equal (up to 256 channels).
+    """An x for a case, in its layout: within a pixel no two channels (of 256 at most) are equal.
 
-    Whole multiples of 1/64 in [-2, 2): every dtype down to bfloat16 holds them exactly, so that what
-    is wrong is the candidate's doing. Integer dtypes get the whole numbers of one byte.
+    Whole multiples of 1/64 in [-2, 2): every dtype down to bfloat16 holds them exactly, so that
+    what is wrong is the candidate's doing. Integer dtypes get the whole numbers of one byte.
     """
     n, h, w, c = case.shape
     random = np.random.default_rng(seed)
-    codes = np.argsort(random.random((n, h, w, 256)), axis=-1)[..., :c]
+    codes: Array = np.argsort(random.random((n, h, w, 256)), axis=-1)[..., :c]
+    values: Array
     if case.dtype == "uint8":
         values = codes
     elif np.issubdtype(numpy_dtype(case.dtype), np.integer):
@@ -44,7 +45,7 @@ def distinct_input(case: Case, seed: int = 0) -> Array:
 
 
 def uniform_input(case: Case, seed: int = 0) -> Array:
-    """x for a case, uniform in [1, 2): sums grow with their length, as they do after a ReLU."""
+    """An x for a case, uniform in [1, 2): sums grow with their length, as they do after a ReLU."""
     values = np.random.default_rng(seed).uniform(1, 2, case.shape)
     return to_layout(values.astype(numpy_dtype(case.dtype)), case)
 
@@ -56,14 +57,16 @@ def to_layout(x: Array, case: Case) -> Array:
 
 def oracle(trial: Trial, case: Case, x: Array) -> Array:
     """The right answer in float64."""
-    return trial.op.oracle(x.astype(np.float64), case)
+    y: Array = trial.op.oracle(x.astype(np.float64), case)
+    return y
 
 
 def output_gradient(trial: Trial, case: Case, x: Array, seed: int = 1) -> Array:
     """A dy for the case: no zeros, no two equal neighbours, exact in every float dtype."""
     shape = oracle(trial, case, x).shape
     values = np.random.default_rng(seed).integers(1, 128, shape) / 64
-    return values.astype(numpy_dtype(case.dtype))
+    dy: Array = values.astype(numpy_dtype(case.dtype))
+    return dy
 
 
 def call(trial: Trial, case: Case, *host: Array) -> tuple[Array, ...]:
@@ -137,7 +140,7 @@ def bound_of(trial: Trial, case: Case) -> tuple[float, float]:
     return bound.relative, bound.absolute
 
 
-def judge_array(
+def judge_array(  # noqa: PLR0917 (read in this order everywhere)
     name: str,
     actual: Array,
     expected: Array,
@@ -145,7 +148,7 @@ def judge_array(
     bound: tuple[float, float],
     dtype: str | None = None,
 ) -> Finding:
-    """Pass if shape and dtype are right and |actual - expected| <= absolute + relative |expected|."""
+    """Pass if shape and dtype are right and the error at most absolute + relative |expected|."""
     if actual.shape != expected.shape:
         return Finding(
             state="wrong", evidence=f"{name} has shape {actual.shape}; {expected.shape} is right"

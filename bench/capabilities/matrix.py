@@ -1,4 +1,4 @@
-"""Fill the support matrix: every cell tried in a worker with a time limit, two workers side by side.
+"""Fill the support matrix: every cell in a worker with a time limit, two workers side by side.
 
 A worker serves many cells, for starting TensorFlow costs more than most probes; one that crashes or
 hangs costs its own cell only, and is replaced. Claims about another process, op determinism or
@@ -7,6 +7,7 @@ threads wait for a phase of their own, in which one process serves every candida
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import tempfile
 import threading
@@ -23,6 +24,7 @@ from bench.capabilities import PROBES
 from bench.capabilities.probe import PROCESSES, Finding, Probe, Trial, attempt
 from bench.measurement import Capability, CellState, Status
 from bench.replica import Worker, WorkerFailure, WorkerLike
+from bench.store import read_run
 
 if TYPE_CHECKING:
     from bench.run import Bench
@@ -92,7 +94,7 @@ STATES: Mapping[Status, CellState] = {
 
 
 def plan_cells(keys: Iterable[Key], devices: Sequence[str]) -> list[Cell]:
-    """The cells of these (op, candidate, probe) on these devices: on a GPU, what a GPU may change."""
+    """The cells of these (op, candidate, probe) by device: on a GPU, what a GPU may change."""
     return [
         Cell(op=op, candidate=candidate, probe=PROBES[probe], device=device)
         for device in devices
@@ -150,7 +152,7 @@ def fill(
             waiting = [cell for cell in waiting if cell.process is not None]
 
 
-def _run_phase(
+def _run_phase(  # noqa: C901 (one phase: its lanes and what comes out of them)
     cells: Sequence[Cell],
     lanes: Sequence[Sequence[str]],
     open_worker: Callable[[str, int], WorkerLike],
@@ -210,11 +212,9 @@ def _batches(cells: Iterable[Cell]) -> queue.SimpleQueue[list[Cell]]:
 
 
 def _drain(batches: queue.SimpleQueue[list[Cell]]) -> Iterator[list[Cell]]:
-    while True:
-        try:
+    with contextlib.suppress(queue.Empty):
+        while True:
             yield batches.get_nowait()
-        except queue.Empty:
-            return
 
 
 def _take_step(cell: Cell, worker: WorkerLike, timeout_seconds: float) -> None:
@@ -232,7 +232,9 @@ def _take_step(cell: Cell, worker: WorkerLike, timeout_seconds: float) -> None:
     cell.seconds += time.monotonic() - start
 
 
-def run_step(op: str, candidate: str, probe: str, step: int, device: str, folder: str) -> Finding:
+def run_step(  # noqa: PLR0917 (a task's arguments travel by place)
+    op: str, candidate: str, probe: str, step: int, device: str, folder: str
+) -> Finding:
     """One step, in the worker; whatever it raises becomes a finding."""
     trial = Trial(
         op=REGISTRY.ops[op],
@@ -275,8 +277,16 @@ def run_matrix(
             PROCESSES[process], files=bench.options.files, memory_nbytes=bench.options.memory_nbytes
         )
 
-    cells = plan_cells(keys, wanted)
     found: dict[Key, list[Capability]] = {}
+    # The journal of a run that is gone on with holds cells already.
+    for record in read_run(bench.options.folder).capabilities:
+        found.setdefault((record.op, record.candidate, record.probe), []).append(record)
+    known = {(record.device, *key) for key, records in found.items() for record in records}
+    cells = [
+        cell
+        for cell in plan_cells(keys, wanted)
+        if (cell.device, cell.op, cell.candidate, cell.probe.key) not in known
+    ]
     tally = Tally(cells)
     limit = bench.options.plan.timeout_seconds
     for record in fill(cells, open_worker, timeout_seconds=limit, exports=exports):
@@ -285,6 +295,7 @@ def run_matrix(
         if line := tally.count(record):
             say(line)
     say(f"{len(cells)} cells in {time.monotonic() - start:.0f} s: {tally.line()}")
+    say(f"stored in results/{bench.options.folder.name}")
     return found
 
 

@@ -60,8 +60,8 @@ PROBES = (
             key=f"dtype-{name}",
             title=name,
             group="numbers",
-            question=f"Is {name} as near to float64 as it can be, over 112 by 112 values in [1, 2), in "
-            "eager, graph and XLA?",
+            question=f"Is {name} as near to float64 as it can be, over 112 by 112 values from 1 to "
+            "2, in eager, graph and XLA?",
             steps=(Step(run=dtype(name)),),
         )
         for name in FLOATS

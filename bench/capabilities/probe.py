@@ -1,6 +1,6 @@
 """What a probe is, what it finds, and how what several findings say becomes one cell.
 
-Pure: the report imports this for titles and questions; TensorFlow is imported inside the probes only.
+Pure: the report imports this for titles and questions; TensorFlow is imported inside the probes.
 """
 
 from __future__ import annotations
@@ -186,7 +186,7 @@ REFUSALS = (
 
 
 def explain_error(candidate: Candidate, case: Case, error: BaseException) -> Finding:
-    """`unsupported` where the error is a documented one, its candidate's or upstream's; else `error`."""
+    """`unsupported` where the error is documented, by its candidate or upstream; else `error`."""
     whole = one_line(error, limit=100_000)
     text = error_words(error)
     for failure in candidate.failures:

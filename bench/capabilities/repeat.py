@@ -96,7 +96,7 @@ def same_digests(findings: Sequence[Finding]) -> Finding:
 
 
 def digests(trial: Trial) -> Finding:
-    """The digests of every mode that runs; a mode that does not is none of this probe's business."""
+    """The digests of every mode that runs; a mode that does not is another probe's business."""
     found = {
         mode: attempt(trial, trial.case(mode=mode), lambda mode=mode: repeat_mode(trial, mode))  # type: ignore[misc]
         for mode in ("eager", "graph", "xla")
@@ -136,8 +136,8 @@ PROBES = (
             key=f"determinism-{mode}",
             title=f"op determinism, {name}",
             group="repeats",
-            question="Under tf.config.experimental.enable_op_determinism, are values and gradient right "
-            f"and the same again in {name} mode?",
+            question="Under tf.config.experimental.enable_op_determinism, are values and gradient "
+            f"right and the same again in {name} mode?",
             steps=(Step(run=under_determinism(mode), process="deterministic"),),
         )
         for mode, name in (("graph", "graph"), ("xla", "XLA"))

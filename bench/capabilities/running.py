@@ -95,8 +95,8 @@ def fit(jit: str) -> Callable[[Trial], Finding]:
 def fit_once(trial: Trial, jit: bool | str, dtype: str, *, relative: float) -> Finding:
     """Fit scale -> candidate -> mean squared error for one step and compare the scale's update.
 
-    `dtype` is what the candidate computes in. The scale is a weight a channel, all one: a product by
-    it is exact, so that no value of a window changes its rank.
+    `dtype` is what the candidate computes in. The scale is a weight a channel, all one: a product
+    by it is exact, so that no value of a window changes its rank.
     """
     import keras
 

@@ -1,4 +1,4 @@
-"""Does it survive being saved: `.keras` in safe mode, and SavedModel, both loaded by a fresh process."""
+"""Does it survive being saved: `.keras` in safe mode and SavedModel, loaded by a fresh process."""
 
 from __future__ import annotations
 
@@ -81,7 +81,8 @@ def save_export(trial: Trial) -> Finding:
         else:
             module = tf.Module()
             module.serve = tf.function(
-                lambda x: build(x), input_signature=[tf.TensorSpec(case.shape, case.dtype)]
+                lambda x: build(x),  # noqa: PLW0108 (build may be no function)
+                input_signature=[tf.TensorSpec(case.shape, case.dtype)],
             )
             tf.saved_model.save(module, target)
     return Finding(state="pass", evidence="exported")
@@ -103,8 +104,8 @@ PROBES = (
         key="save-keras",
         title=".keras, safe mode",
         group="leaves home",
-        question="Does a model with it, saved as .keras, load in safe mode in a fresh process and give "
-        "the right values? (A function is wrapped in a keras.layers.Lambda.)",
+        question="Does a model with it, saved as .keras, load in safe mode in a fresh process and "
+        "give the right values? (A function is wrapped in a keras.layers.Lambda.)",
         steps=(Step(run=save_keras), Step(run=load_keras, process="fresh")),
         accelerators=False,
     ),
@@ -112,8 +113,8 @@ PROBES = (
         key="save-export",
         title="SavedModel",
         group="leaves home",
-        question="Does it export to a SavedModel that a fresh process loads and that gives the right "
-        "values?",
+        question="Does it export to a SavedModel that a fresh process loads and that gives the "
+        "right values?",
         steps=(Step(run=save_export), Step(run=load_export, process="fresh")),
     ),
 )

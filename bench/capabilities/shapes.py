@@ -35,7 +35,7 @@ def dynamic(which: str) -> Callable[[Trial], Finding]:
                 run: Any = keras.Model(inputs, build(inputs))
             else:
                 run = tf.function(
-                    lambda x: build(x),
+                    lambda x: build(x),  # noqa: PLW0108 (build may be no function)
                     input_signature=[tf.TensorSpec(signature, case.dtype)],
                     jit_compile=mode == "xla" or None,
                 )
@@ -89,8 +89,8 @@ PROBES = (
             key=f"dynamic-{which}",
             title=f"dynamic {words}",
             group="shapes",
-            question=f"Does one traced function take any {words}, in graph and XLA (a layer also as a "
-            "Keras model)?",
+            question=f"Does one traced function take any {words}, in graph and XLA (a layer also "
+            "as a Keras model)?",
             steps=(Step(run=dynamic(which)),),
         )
         for which, (words, _, _) in DYNAMIC.items()
@@ -99,8 +99,8 @@ PROBES = (
         key="empty-batch",
         title="empty batch",
         group="shapes",
-        question="Does a batch of no images give empty values and an empty gradient, in eager, graph and "
-        "XLA?",
+        question="Does a batch of no images give empty values and an empty gradient, in eager, "
+        "graph and XLA?",
         steps=(Step(run=empty_batch),),
     ),
     Probe(

@@ -48,7 +48,8 @@ def _with_argmax() -> Any:
 
 def _groups(x: Array) -> Array:
     """Maximum over threes along the depth."""
-    return x.reshape(*x.shape[:-1], -1, 3).max(-1)
+    y: Array = x.reshape(*x.shape[:-1], -1, 3).max(-1)
+    return y
 
 
 NATIVE = (
@@ -64,7 +65,7 @@ NATIVE = (
     ),
     Arguments(
         words="tf.nn.max_pool_with_argmax(ksize=(1, 1, 1, 3), strides=(1, 1, 1, 3))",
-        make=lambda: _with_argmax(),
+        make=_with_argmax,
         right=_groups,
     ),
 )
@@ -174,8 +175,8 @@ PROBES = (
         key="silent",
         title="eager and XLA agree",
         group="runs",
-        question="Is there no argument that eager mode and XLA both take and answer differently, without "
-        "an error?",
+        question="Is there no argument that eager mode and XLA both take and answer differently, "
+        "without an error?",
         steps=(Step(run=silent),),
     ),
 )

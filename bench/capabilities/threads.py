@@ -1,4 +1,4 @@
-"""How much a second thread helps: one process that has one, one that has all. Evidence, no ranking."""
+"""How much more threads help: a process with one beside a process with all. Evidence only."""
 
 from __future__ import annotations
 

@@ -23,14 +23,14 @@ NAN_ISSUE = "tensorflow#125965"
 
 
 def with_groups(case: Case, groups: tuple[tuple[float, ...], ...]) -> Array:
-    """x whose first pixel holds these groups along the depth; all else is distinct and below them."""
+    """An x whose first pixel holds these groups along the depth; the rest is distinct and lower."""
     x = negative_input(case)
     x[0, 0, 0, :] = np.concatenate([np.asarray(group, x.dtype) for group in groups])
     return x
 
 
 def not_a_number(trial: Trial) -> Finding:
-    """Whether NaN comes through as NumPy has it, and leaves the other groups alone, in each mode."""
+    """Whether NaN comes out as NumPy has it and leaves the other groups alone, in each mode."""
     case = trial.case(shape=(2, 4, 5, 12))
 
     def ask(mode: str) -> Finding:
@@ -141,7 +141,7 @@ def probe_of(
 PROBES = (
     probe_of("nan", "NaN", "Does a NaN come out as NumPy has it", not_a_number),
     probe_of("minus-inf", "-inf", "Does a window of -inf alone give -inf", minus_infinity),
-    probe_of("negative", "all negative", "Do windows without a positive value come out right", all_negative),
+    probe_of("negative", "all negative", "Do windows below zero come out right", all_negative),
     probe_of("tie", "ties", "Does the gradient at a tie go to the tied values and sum to one", tie,
              window=True),
 )  # fmt: skip

@@ -21,7 +21,8 @@ def as_layer(trial: Trial, case: Case) -> Any:
     # By a global, as a notebook's lambda finds its `tf`: what a candidate's function closes over is
     # no business of Keras', which would try to save it.
     _FUNCTIONS.append(built)
-    return keras.layers.Lambda(lambda x, number=len(_FUNCTIONS) - 1: _FUNCTIONS[number](x))
+    place = len(_FUNCTIONS) - 1
+    return keras.layers.Lambda(lambda x, place=place: _FUNCTIONS[place](x))
 
 
 def is_lambda(layer: Any) -> bool:
