@@ -1,0 +1,65 @@
+"""A fleet whose workers answer at once, for tests of what stands around them."""
+
+from collections import Counter
+
+from bench import workload
+from bench.candidate import Candidate
+
+
+def fake_candidate(name, op="fake"):
+    """A candidate that nobody will build."""
+    return Candidate(
+        op=op, name=name, form="function", framework="numpy", about="",
+        build=lambda case: None, file="here",
+    )  # fmt: skip
+
+
+ANSWERS = {
+    "open_case": workload.Opened(nbytes=1, devices={}, seconds=0.0),
+    "open_runner": workload.Runner(
+        call_seconds=1e-3, first_call_seconds=0.1, read_nbytes=300, written_nbytes=100
+    ),
+    "allocate": 0.0,
+    "usage": workload.Block(seconds=0.0, lead_in_seconds=0.0, cpu_seconds=0.0, switches=0),
+    "time_block": workload.Block(seconds=1e-3, lead_in_seconds=0.0, cpu_seconds=0.0, switches=0),
+    "close_case": None,
+    "measure_energy": None,
+}
+
+
+class FakeWorker:
+    """Answers each of a race's tasks from a table, and counts them."""
+
+    node = "local"
+
+    def __init__(self, tasks, **answers):
+        self.tasks = tasks
+        self.answers = ANSWERS | answers
+
+    def call(self, function, *args, timeout):
+        name = function.__name__.lstrip("_")
+        self.tasks[name] += 1
+        return self.answers[name]
+
+    def close(self):
+        pass
+
+
+class FakeFleet:
+    """One fake worker for every replica; `joules` is what it says a call uses."""
+
+    def __init__(self, *, joules=None):
+        self.tasks = Counter()
+        self._worker = FakeWorker(self.tasks, measure_energy=joules)
+
+    def use(self, setting, replicas):
+        pass
+
+    def worker(self, replica):
+        return self._worker
+
+    def started(self):
+        return None
+
+    def close(self):
+        pass

@@ -1,0 +1,311 @@
+"""GPU code paths as far as they go without a GPU.
+
+NVML is faked; TensorFlow's logical CPU devices stand for several devices.
+"""
+# ruff: noqa: N802, N815 (NVML's own names)
+
+import inspect
+import os
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from fakes import FakeFleet, fake_candidate
+
+from bench.case import make_case
+from bench.environment import Seen, Usage, read_usage, seen_between, usage_reader
+from bench.gpu import DeviceUsage, driver_versions, energy_joules, nvml_handle, watch_device
+from bench.race import Plan, Race, device_contention
+from bench.replica import Setting, Worker, import_file
+from bench.run import Bench, Options
+from bench.store import read_run
+
+ROOT = Path(__file__).parent.parent
+OURS, OTHER = 100, 200
+
+
+class NotSupportedError(Exception):
+    pass
+
+
+class FakeNvml:
+    """NVML as far as `bench.gpu` asks it; what is None raises, as on a device that does not know."""
+
+    NVMLError = NotSupportedError
+    NVML_CLOCK_SM = 1
+    NVML_TEMPERATURE_GPU = 0
+    nvmlClocksEventReasonHwSlowdown = 0x8
+    nvmlClocksEventReasonSwThermalSlowdown = 0x20
+    nvmlClocksEventReasonHwThermalSlowdown = 0x40
+    nvmlClocksEventReasonHwPowerBrakeSlowdown = 0x80
+    SW_POWER_CAP = 0x4
+
+    def __init__(self, *, clock=1980, celsius=41, reasons=0, samples=(), millijoules=None):
+        self.answers = {
+            "clock": clock,
+            "celsius": celsius,
+            "reasons": reasons,
+            "samples": samples or None,
+            "millijoules": millijoules,
+        }
+        self.asked_since = []
+
+    def answer(self, name):
+        if self.answers[name] is None:
+            raise NotSupportedError(name)
+        return self.answers[name]
+
+    def nvmlDeviceGetHandleByIndex(self, index):
+        if index > 3:
+            raise NotSupportedError("no such device")
+        return f"index {index}"
+
+    def nvmlDeviceGetHandleByUUID(self, uuid):
+        return f"uuid {uuid}"
+
+    def nvmlDeviceGetClockInfo(self, handle, kind):
+        return self.answer("clock")
+
+    def nvmlDeviceGetTemperature(self, handle, sensor):
+        return self.answer("celsius")
+
+    def nvmlDeviceGetCurrentClocksEventReasons(self, handle):
+        return self.answer("reasons")
+
+    def nvmlDeviceGetProcessUtilization(self, handle, since):
+        self.asked_since.append(since)
+        return [sample for sample in self.answer("samples") if sample.timeStamp > since]
+
+    def nvmlDeviceGetTotalEnergyConsumption(self, handle):
+        return self.answer("millijoules")
+
+    def nvmlSystemGetDriverVersion(self):
+        return "570.86.10"
+
+
+def sample(pid, percent, time=1):
+    return SimpleNamespace(pid=pid, smUtil=percent, timeStamp=time)
+
+
+def read(**answers):
+    return watch_device("gpu:0", nvml=FakeNvml(**answers), own=lambda: {OURS})()
+
+
+def test_a_quiet_device_is_read_and_does_not_contend():
+    usage = read(samples=(sample(OURS, 90),))
+    assert usage == DeviceUsage(clock_mhz=1980, celsius=41, others_share=0.0)
+    assert not usage.contended()
+
+
+@pytest.mark.parametrize(
+    ("reasons", "words"),
+    [
+        (0x8, ("hardware slowdown",)),
+        (0x20, ("thermal slowdown",)),
+        (0x40 | 0x80, ("hardware thermal slowdown", "power brake")),
+    ],
+)
+def test_a_slowdown_contends_and_says_which(reasons, words):
+    usage = read(reasons=reasons)
+    assert usage.slowdowns == words
+    assert usage.contended()
+
+
+def test_the_power_cap_is_a_steady_state_and_does_not_contend():
+    assert not read(reasons=FakeNvml.SW_POWER_CAP).contended()
+
+
+def test_another_process_that_computes_contends_and_an_idle_one_does_not():
+    busy = read(samples=(sample(OURS, 50), sample(OTHER, 40)))
+    assert busy.others_share == pytest.approx(0.4)
+    assert busy.contended()
+    assert not read(samples=(sample(OURS, 50), sample(OTHER, 0))).contended()
+
+
+def test_the_others_share_is_a_mean_over_the_moments_that_were_sampled():
+    samples = (sample(OURS, 10, 1), sample(OTHER, 40, 1), sample(OURS, 90, 2))
+    assert read(samples=samples).others_share == pytest.approx(0.2)
+
+
+def test_process_ids_of_another_namespace_are_not_taken_for_others():
+    assert read(samples=(sample(7, 90), sample(8, 5))).others_share is None
+
+
+def test_each_reading_asks_for_what_came_since_the_last():
+    nvml = FakeNvml(samples=(sample(OURS, 10, 5), sample(OTHER, 80, 9)))
+    watch = watch_device("gpu:0", nvml=nvml, own=lambda: {OURS})
+    watch()
+    assert watch().others_share is None
+    assert nvml.asked_since == [0, 9]
+
+
+def test_what_a_device_does_not_know_is_none():
+    usage = read(clock=None, celsius=None, reasons=None)
+    assert usage == DeviceUsage()
+    assert energy_joules("gpu:0", nvml=FakeNvml()) is None
+
+
+def test_energy_is_in_joules():
+    assert energy_joules("gpu:0", nvml=FakeNvml(millijoules=2500)) == 2.5
+
+
+@pytest.mark.parametrize(
+    ("visible", "device", "handle"),
+    [
+        (None, "gpu:1", "index 1"),
+        ("2,3", "gpu:1", "index 3"),
+        ("GPU-ab", "gpu:0", "uuid GPU-ab"),
+        (None, "gpu:9", None),
+    ],
+)
+def test_a_device_is_found_behind_cuda_visible_devices(monkeypatch, visible, device, handle):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert nvml_handle(FakeNvml(), device) == handle
+
+
+def test_the_driver_is_among_the_versions():
+    assert driver_versions(nvml=FakeNvml()) == {"nvidia-driver": "570.86.10"}
+
+
+def test_a_cpu_has_no_device_counters():
+    assert watch_device("cpu:0", nvml=FakeNvml()) is None
+    assert energy_joules("cpu:0", nvml=FakeNvml(millijoules=1)) is None
+    assert usage_reader("cpu:0") is read_usage
+
+
+def test_a_round_on_a_hot_device_is_contended_though_the_host_is_quiet():
+    def usage(clock, device=None):
+        return Usage(
+            clock=clock, busy_seconds=0.0, steal_seconds=0.0, own_seconds=0.0, device=device
+        )
+
+    hot = DeviceUsage(slowdowns=("thermal slowdown",))
+    assert seen_between(usage(0.0), usage(1.0, hot), 0.0).contended()
+    assert not seen_between(usage(0.0), usage(1.0, DeviceUsage()), 0.0).contended()
+
+
+def test_a_race_keeps_the_extremes_of_its_device():
+    usages = [
+        DeviceUsage(clock_mhz=1900, celsius=50, others_share=0.0),
+        DeviceUsage(clock_mhz=1500, celsius=80, slowdowns=("power brake",)),
+    ]
+    assert device_contention(usages) == {
+        "device_clock_mhz": (1500, 1900),
+        "device_celsius": 80,
+        "device_slowdowns": ("power brake",),
+        "device_others": 0.0,
+    }
+    assert not Seen(wall_seconds=1, steal_seconds=0, others_seconds=0, device=usages[0]).contended()
+
+
+def test_energy_is_measured_once_for_every_runner_and_only_on_a_gpu():
+    def energies(device):
+        fleet = FakeFleet(joules=0.002)
+        case = make_case(op="fake", shape=(1, 8, 8, 3), device=device)
+        plan = Plan(replicas=2, max_replicas=2, allocations=1, rounds=1)
+        race = Race(case, [fake_candidate("one")], baseline="one", plan=plan)
+        found = race.run(fleet).measurements
+        return [m.joules for m in found], fleet.tasks["measure_energy"]
+
+    assert energies("gpu:0") == ([0.002] * 4, 4)  # the candidate and three probes
+    assert energies("cpu:0") == ([None] * 4, 0)
+
+
+def test_bench_gpu_without_a_driver_stops_with_one_line_and_installs_nothing(tmp_path):
+    pytest.importorskip("nox")
+    for tool in ("git", "uv"):  # a PATH without nvidia-smi, whatever this machine has
+        if found := shutil.which(tool):
+            (tmp_path / tool).symlink_to(found)
+    done = subprocess.run(
+        [sys.executable, "-m", "nox", "-s", "bench-gpu"],
+        cwd=ROOT,
+        env=os.environ | {"PATH": str(tmp_path), "NOXENVDIR": str(tmp_path / "envs")},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode == 1
+    (line,) = [line for line in done.stderr.splitlines() if "bench-gpu needs a GPU" in line]
+    assert "no NVIDIA driver answers, TensorFlow sees the CPU alone" in line
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "envs").exists()
+
+
+TWO_DEVICES = """
+from bench.candidate import Bound, Op, candidate, register
+from bench.case import Case, Sweep
+
+register(Op(
+    name="tripling", oracle=lambda x, case: 3 * x, baseline="multiply",
+    bounds=lambda case: Bound(relative=1e-6, absolute=1e-6),
+    sweeps={"default": Sweep(base=Case(op="tripling", shape=(1, 8, 8, 3), mode="eager"))},
+))
+
+
+@candidate(op="tripling", name="multiply")
+def multiply(case):
+    def call(x):
+        y = x * 3
+        here = case.device.upper()
+        assert x.device.endswith(here) and y.device.endswith(here), (x.device, y.device, here)
+        return y
+
+    return call
+"""
+
+
+@pytest.mark.slow
+def test_two_devices_are_both_raced_and_told_apart_in_journal_and_report(tmp_path):
+    from bench.candidate import REGISTRY
+    from bench.report.load import load
+
+    file = tmp_path / "tripling.py"
+    file.write_text(TWO_DEVICES)
+    import_file(file)
+    cases = [make_case(op="tripling", shape=(1, 8, 8, 3), mode="eager", device=d) for d in DEVICES]
+    plan = Plan(replicas=1, max_replicas=1, allocations=2, rounds=2, budget_seconds=0.2)
+    options = Options(folder=tmp_path / "run", plan=plan, files=(file,))
+    entries = list(REGISTRY.of("tripling").values())
+    with Bench(options, progress=lambda _: None) as bench:
+        bench.expect(cases)
+        for case in cases:
+            bench.race(case, entries, baseline="multiply")
+    run = read_run(tmp_path / "run")
+    assert set(run.header.environment.devices) == set(DEVICES)
+    measured = [m for m in run.measurements if m.kind == "candidate"]
+    assert Counter(m.case.device for m in measured) == dict.fromkeys(DEVICES, 1)
+    assert [(m.status, m.reason) for m in measured] == [("ok", "")] * 2
+    assert all(len(m.samples) for m in run.measurements)
+    table = load(tmp_path / "run").table
+    assert sorted(table[table["candidate"] == "multiply"]["device"]) == list(DEVICES)
+
+
+DEVICES = ("cpu:0", "cpu:1")
+
+
+def evict_there(device):
+    from bench.workload import make_device_evict
+
+    evict = make_device_evict(device, 1 << 20)
+    evict()
+    evict()
+    words = inspect.getclosurevars(evict).nonlocals["words"]
+    return words.device, float(words[0]), words.shape[0] * 4
+
+
+@pytest.mark.slow
+def test_cold_caches_are_those_of_the_case_s_own_device():
+    worker = Worker(Setting(logical_cpus=2))
+    try:
+        device, times, nbytes = worker.call(evict_there, "cpu:1", timeout=60)
+    finally:
+        worker.close()
+    assert device.endswith("CPU:1")
+    assert (times, nbytes) == (2.0, 1 << 20)
