@@ -19,11 +19,12 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from concurrent.futures import BrokenExecutor, CancelledError, Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -190,7 +191,8 @@ class Worker:
 
     def _schedule(self, function: Callable[..., Any], args: tuple[Any, ...], timeout: float) -> Any:
         try:
-            return self._pool.schedule(_guard, args=(function, args), timeout=timeout)
+            with _without_interrupts():
+                return self._pool.schedule(_guard, args=(function, args), timeout=timeout)
         except RuntimeError:  # pebble's pool broke: its process died while it had nothing to do
             raise self._lost_idle() from None
 
@@ -277,6 +279,18 @@ class Worker:
         except OSError:
             return ""
         return printable(tail.replace("\r\n", "\n")).strip()
+
+
+@contextlib.contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Start processes and threads that Ctrl-C does not reach: it is this thread's to handle."""
+    # It would unblock the signal again when the first worker is started.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def system_killings(counters: Path = Path("/proc/vmstat")) -> int:
@@ -367,12 +381,19 @@ def _memory_of(error: BaseException) -> str:
     return ""
 
 
+# A graph's error puts the Python stack before what went wrong, which a limited line would cut off.
+_STACK_LINE = re.compile(
+    r"\s*File \"|Graph execution error:|in user code:|Detected at node .* defined at|\s*\[\[\{\{node"
+)
+
+
 def one_line(error: BaseException, limit: int = 400) -> str:
     """An exception's type and text in one line of at most `limit` characters."""
     try:
         said = str(error)
     except Exception:  # noqa: BLE001 (a candidate's own exception may not even have a text)
         said = "(its text cannot be made)"
+    said = "\n".join(line for line in said.splitlines() if not _STACK_LINE.match(line))
     text = printable(" ".join(f"{type(error).__name__}: {said[: 10 * limit]}".split()))
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
