@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.metadata
 import os
 import platform
@@ -24,6 +25,7 @@ PACKAGES = (
 SETTING_PREFIXES = ("TF_", "XLA_", "KERAS_", "OMP_", "MKL_", "OPENBLAS_", "CUDA_", "NVIDIA_TF32", "MALLOC_")
 SETTING_NAMES = ("LD_PRELOAD", "PYTHONHASHSEED", "PYTHONMALLOC")
 PROC_STAT = Path("/proc/stat")
+STAT_LINE_NBYTES = 256  # its first line: ten counters of at most twenty digits
 
 
 def collect_environment(devices: dict[str, str]) -> Environment:
@@ -126,7 +128,9 @@ def read_usage(stat: Path = PROC_STAT) -> Usage:
     """The counters now."""
     busy = steal = None
     with contextlib.suppress(OSError, ValueError, IndexError):
-        fields = [int(word) for word in stat.read_text().split("\n", 1)[0].split()[1:]]
+        # A round reads this twice, a race 160 times: the file stays open.
+        line = os.pread(_open_to_read(stat), STAT_LINE_NBYTES, 0).split(b"\n", 1)[0]
+        fields = [int(word) for word in line.split()[1:]]
         tick = os.sysconf("SC_CLK_TCK")
         user, nice, system, _idle, _iowait, irq, softirq = fields[:7]
         busy = (user + nice + system + irq + softirq) / tick
@@ -137,6 +141,11 @@ def read_usage(stat: Path = PROC_STAT) -> Usage:
         steal_seconds=steal,
         own_seconds=time.process_time(),
     )
+
+
+@functools.cache
+def _open_to_read(path: Path) -> int:
+    return os.open(path, os.O_RDONLY)
 
 
 def usage_reader(device: str) -> Callable[[], Usage]:
