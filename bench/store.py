@@ -129,8 +129,19 @@ def finite_text(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: finite_text(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [finite_text(item) for item in value]
+        return value if _all_finite(value) else [finite_text(item) for item in value]
     return value
+
+
+def _all_finite(values: Sequence[Any]) -> bool:
+    """Whether these are numbers, all finite: a sum tells, in a hundredth of a walk's time.
+
+    A sum that overflows says False of finite numbers; then they are walked.
+    """
+    try:
+        return math.isfinite(sum(values))
+    except (TypeError, OverflowError):
+        return False
 
 
 def _spell_surrogates(value: Any) -> Any:
