@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import re
+import shlex
+import signal
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -19,8 +22,8 @@ from bench.candidate import REGISTRY, Candidate, Op
 from bench.case import AXES, OPTIONAL_AXES, Case, Planned, Sweep, UsageError, case_label, parse_axis
 
 if TYPE_CHECKING:
-    from bench.measurement import Measurement
     from bench.cluster import RayFleet
+    from bench.measurement import Measurement
     from bench.run import Bench, Options
 
 SWEEPS = ("default", "quick", "full", "gpu")
@@ -49,25 +52,25 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """The doors of `pytest suites`."""
     group = parser.getgroup("poolbench", "poolbench: races of candidates")
     add = group.addoption
-    add("--sweep", default="default", choices=SWEEPS, help="which sweep of each op")
+    add("--sweep", default="default", metavar="NAME", help=f"which sweep of each op: {', '.join(SWEEPS)}")
     add(
         "--axis", action="append", default=[], metavar="NAME=V1,V2",
         help=f"replace an axis' values; axes: {', '.join(AXES)}",
     )  # fmt: skip
-    add("--replicas", type=_whole, help="fresh processes to start with (at least 1)")
-    add("--precision", type=_fraction, default=0.02, help="half-width that is enough: 2%%")
-    add("--margin", type=_fraction, default=0.05, help="equivalence margin of verdicts: 5%%")
-    add("--budget", type=_seconds, help="seconds of rounds that a race may take")
-    add("--timeout-task", "--limit", type=_seconds, default=60.0, dest="task_timeout",
+    add("--replicas", help="fresh processes to start with (at least 1)")
+    add("--precision", default="2%", help="half-width that is enough: 2%%")
+    add("--margin", default="5%", help="equivalence margin of verdicts: 5%%")
+    add("--budget", help="seconds of rounds that a race may take")
+    add("--timeout-task", "--limit", default="60", dest="task_timeout",
         help="seconds that one task of a worker may take")  # fmt: skip
-    add("--memory", type=_nbytes, help="memory a worker may hold: 8GiB; default: three quarters of the machine's")
+    add("--memory", help="memory a worker may hold: 8GiB; default: three quarters of the machine's")
     add("--run", dest="poolbench_run", metavar="NAME", help="name of the run under results/")
     add("--resume", metavar="NAME", help="go on with a run")
     add("--allow-different", action="append", default=[], metavar="NAME",
         help="a field in which a resumed run may differ: tensorflow, commit, ...")  # fmt: skip
     add("--ray", metavar="ADDRESS", help="race on the nodes of a Ray cluster: HOST:PORT, ray://HOST:PORT or auto")
     add("--candidates", action="append", default=[], metavar="FILE", help="a file that registers candidates")
-    add("--seed", type=int, default=0, help="of the inputs and the order of rounds")
+    add("--seed", default="0", help="of the inputs and the order of rounds")
     add("--plan", action="store_true", help="print the cases and the predicted time, run nothing")
     add("--exports", action="store_true", help="try TFLite and ONNX too, in the support matrix")
     add("--results", default="results", metavar="FOLDER", help="where runs are kept")
@@ -75,11 +78,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def _argument(pattern: str, example: str) -> Callable[[str], re.Match[str]]:
     def match(text: str) -> re.Match[str]:
-        import argparse
-
         found = re.fullmatch(pattern, text.strip(), re.IGNORECASE)
         if found is None:
-            raise argparse.ArgumentTypeError(f"expected something like {example}; got {text!r}")
+            raise UsageError(f"takes something like {example}; got {text!r}")
         return found
 
     return match
@@ -103,12 +104,51 @@ def _nbytes(text: str) -> int:
     return int(float(found[1]) * 1024 ** "_kmgt".index(found[2].lower() or "_"))
 
 
+def _integer(text: str) -> int:
+    return int(_argument(r"-?\d{1,18}", "7")(text)[0])
+
+
+def _sweep(text: str) -> str:
+    if text not in SWEEPS:
+        raise UsageError(f"takes one of {', '.join(SWEEPS)}; got {text!r}")
+    return text
+
+
+# Read here and not by argparse, which says what is wrong in three lines.
+PARSERS: dict[str, tuple[str, Callable[[str], Any]]] = {
+    "sweep": ("--sweep", _sweep),
+    "replicas": ("--replicas", _whole),
+    "precision": ("--precision", _fraction),
+    "margin": ("--margin", _fraction),
+    "budget": ("--budget", _seconds),
+    "task_timeout": ("--limit", _seconds),
+    "memory": ("--memory", _nbytes),
+    "seed": ("--seed", _integer),
+}
+
+
+def _parse_options(config: pytest.Config) -> None:
+    """Put values in the place of the options' texts.
+
+    Raises:
+        UsageError: an option's value is bad.
+    """
+    for name, (flag, parse) in PARSERS.items():
+        text = getattr(config.option, name, None)
+        if isinstance(text, str):
+            try:
+                setattr(config.option, name, parse(text))
+            except UsageError as error:
+                raise UsageError(f"{flag} {error}") from None
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Read the options, load the user's files, and send benchmark.json to the run's folder."""
     # A candidate that cannot run leaves pytest-benchmark's fixture unused: that is its result.
     config.addinivalue_line("filterwarnings", "ignore:Benchmark fixture was not used")
     config.addinivalue_line("markers", "op(name): the op whose cases and candidates a test races")
     try:
+        _parse_options(config)
         config.stash[_SETUP] = _read_options(config)
     except UsageError as error:
         raise pytest.UsageError(str(error)) from None
@@ -255,9 +295,19 @@ def _open_benchmark_json(config: pytest.Config) -> None:
     benchmarks = getattr(config, "_benchmarksession", None)
     if benchmarks is None or benchmarks.json or benchmarks.disabled:
         return
-    folder = _bench(config).options.folder
-    folder.mkdir(parents=True, exist_ok=True)
-    benchmarks.json = str(folder / "benchmark.json")
+    bench = _bench(config)
+    _prepare(bench)
+    benchmarks.json = str(bench.options.folder / "benchmark.json")
+
+
+def _prepare(bench: Bench) -> None:
+    """Open the run's journal before anything is run: what is wrong with it is found out now."""
+    from bench.store import StoreError
+
+    try:
+        bench.prepare()
+    except (UsageError, StoreError) as error:
+        raise pytest.UsageError(str(error)) from None
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -351,6 +401,8 @@ def _begin(config: pytest.Config, setup: _Setup) -> Bench:
             "budget_seconds": preset.budget_seconds,
             "precision": config.getoption("--precision"),
             "margin": config.getoption("--margin"),
+            "limit_seconds": config.getoption("task_timeout"),
+            "memory_nbytes": config.getoption("--memory"),
         },
         files=user_files(setup.files),
         memory_nbytes=config.getoption("--memory") or psutil.virtual_memory().total * 3 // 4,
@@ -440,11 +492,15 @@ def race(case: Case, request: pytest.FixtureRequest) -> Raced:
     bench = _bench(config)
     if _checks_only(config):
         return Raced(case=case, measurements=bench.check(case, entries))
+    from bench.store import StoreError
+
     start = time.monotonic()
     try:
         measurements = bench.race(case, entries, baseline=op.baseline)
     except UsageError as error:
         pytest.exit(str(error), returncode=4)
+    except StoreError as error:
+        pytest.exit(str(error), returncode=EXIT_STOPPED)
     setup.races += 1
     setup.spent += time.monotonic() - start
     _say(config, _progress_line(setup, case, measurements, op))
@@ -577,24 +633,69 @@ def pytest_benchmark_update_json(
     output_json["poolbench"] = {"not_ok": config.stash.get(_NOT_RUN, [])}
 
 
+def pytest_exception_interact(call: pytest.CallInfo[Any]) -> None:
+    """Stop where the disk refuses: what is not written down need not be measured."""
+    from bench.store import StoreError
+
+    if call.excinfo is not None and isinstance(call.excinfo.value, StoreError):
+        pytest.exit(str(call.excinfo.value), returncode=EXIT_STOPPED)
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """End the run: workers, journal, and its last line."""
+    from bench.store import StoreError
+
     setup = session.config.stash.get(_SETUP, None)
     if setup is None or setup.bench is None:
         return
     bench = setup.bench
-    interrupted = session.exitstatus in (pytest.ExitCode.INTERRUPTED, pytest.ExitCode.INTERNAL_ERROR)
+    stopped = session.exitstatus in STOPPED
     setup.bench = None
     shares = bench.shares()
-    bench.close(finished=not interrupted)
-    if not bench.done or _checks_only(session.config):
+    with _ignoring_interrupts():  # a second Ctrl-C would leave workers behind
+        try:
+            bench.close(finished=not stopped)
+        except StoreError as error:
+            _say(session.config, str(error))
+            stopped = True
+    if _checks_only(session.config):
         return
     name = bench.options.folder.name
-    if interrupted:
-        _say(session.config, f"{len(bench.done)} measurements are kept; go on with --resume {name}")
-        return
-    _say(session.config, shares_line(shares.seconds, shares.wall_seconds))
-    _say(session.config, f"stored in results/{name}; render it with: python report.py {name}")
+    if stopped:
+        _say(session.config, f"{len(bench.done)} measurements are kept in results/{name}; go on with:")
+        _say(session.config, resume_command(session.config.invocation_params.args, name))
+    elif bench.done:
+        _say(session.config, shares_line(shares.seconds, shares.wall_seconds))
+        _say(session.config, f"stored in results/{name}; render it with: python report.py {name}")
+
+
+# The exit status of a run that the disk stopped: pytest's own for an error that is no test's.
+EXIT_STOPPED = int(pytest.ExitCode.INTERNAL_ERROR)
+STOPPED = (pytest.ExitCode.INTERRUPTED, pytest.ExitCode.INTERNAL_ERROR)
+
+
+@contextlib.contextmanager
+def _ignoring_interrupts() -> Iterator[None]:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def resume_command(words: Sequence[str], name: str) -> str:
+    """The command that goes on with a run that was started with these words."""
+    kept: list[str] = []
+    skip = False
+    for word in map(str, words):
+        flag = word.partition("=")[0]
+        if not skip and flag not in ("--run", "--resume"):
+            kept.append(word)
+        skip = not skip and word in ("--run", "--resume")
+    python = Path(sys.executable)
+    with contextlib.suppress(ValueError):
+        python = python.relative_to(Path.cwd())
+    return shlex.join([str(python), "-m", "pytest", *kept, "--resume", name])
 
 
 def shares_line(seconds: dict[str, float], wall_seconds: float) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
+import shlex
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -10,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import msgspec
 import psutil
 
 from bench import workload
@@ -36,6 +39,9 @@ R = TypeVar("R", bound=Record)
 Key = tuple[Case, str]
 # The inputs, a second allocation, the oracle's answer, outputs and a framework's temporaries.
 COPIES_HELD = 10
+# What a resumed run must be asked alike, for its measurements to be those of one run.
+COMPARED_OPTIONS = ("seed", "replicas", "max_replicas", "budget_seconds", "precision", "margin")
+ORDER_OF_ROUNDS = "random Latin squares of the runners by random.Random(f'{seed} {case!r}')"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +103,8 @@ class LocalFleet:
         workers, self._workers = self._workers, []
         self._setting = None
         for worker in workers:
+            worker.kill()  # all at once: waiting for the end of each is felt at a Ctrl-C
+        for worker in workers:
             worker.close()
 
 
@@ -120,7 +128,10 @@ class Bench:
         self.networks: list[Network] = []
         self.seconds: Counter[str] = Counter()
         self._progress = progress
+        self.resumed: Run | None = None
         self._journal: Journal | None = None
+        self._begun = False
+        self._environment: Environment | None = None
         self._fleet = LocalFleet(options.files, options.memory_nbytes)
         self._started = time.monotonic()
 
@@ -133,14 +144,22 @@ class Bench:
     def race(self, case: Case, candidates: Sequence[Candidate], *, baseline: str) -> dict[str, Measurement]:
         """Race the candidates and the baseline, journal the measurements, and return them by name.
 
-        What a resumed journal holds already is not run again: a race runs whole or not at all.
+        What a resumed journal holds already is not run again: a race runs whole or not at all. If
+        some candidates of the case are measured and others are asked for, all race again together:
+        samples of two races do not pair.
         """
+        self.prepare()
         wanted = {entry.name: entry for entry in candidates}
         if baseline and baseline not in wanted:
             wanted = {baseline: REGISTRY.candidates[case.op, baseline]} | wanted
         found = {name: self.done[case, name] for name in wanted if (case, name) in self.done}
         if len(found) == len(wanted):
             return found
+        wanted |= {
+            name: entry
+            for name, entry in REGISTRY.of(case.op).items()
+            if name not in wanted and (case, name) in self.done
+        }
         if self._remote is not None:
             self._await(self._remote, self._job(case, list(wanted), baseline))
         else:
@@ -194,9 +213,8 @@ class Bench:
 
     def _keep(self, result: Result) -> None:
         """Journal what a race came to."""
-        for measurement in result.measurements:
-            self.append(measurement)
-            self.done[measurement.case, measurement.candidate] = measurement
+        self.append(*result.measurements)
+        self.done |= {(m.case, m.candidate): m for m in result.measurements}
 
     def check(self, case: Case, candidates: Sequence[Candidate]) -> dict[str, Measurement]:
         """Hold each candidate against the oracle once; time and store nothing."""
@@ -206,20 +224,40 @@ class Bench:
         self._fleet.use(self.setting(case, candidates), 1)
         return {m.candidate: m for m in race.check(self._fleet.worker(0)).measurements}
 
-    def append(self, record: Record) -> None:
-        """Write a record to the journal, which begins with the first."""
-        self.journal().append(record)
+    def append(self, *records: Record) -> None:
+        """Write records to the journal, which begins with the first: all of them or none."""
+        self.journal().append(*records)
+
+    def prepare(self) -> None:
+        """Open the journal and read what it holds; nothing is run or written.
+
+        Raises:
+            UsageError: such a run is there already, or the one to go on with is not, or differs.
+            StoreError: the journal cannot be read or written.
+        """
+        if self._journal is not None:
+            return
+        folder = self.options.folder
+        if self.options.resume and not folder.is_dir():
+            raise UsageError(
+                f"there is no run {folder.name} to go on with; begin it by --run {folder.name}"
+            )
+        self._journal = Journal(folder)
+        try:
+            if self._journal.path.stat().st_size:
+                self._resume(self._journal)
+        except BaseException:
+            self._journal.close()
+            self._journal = None
+            raise
 
     def journal(self) -> Journal:
-        """The open journal; the first call writes or checks its header."""
-        if self._journal is None:
-            self._journal = Journal(self.options.folder)
-            try:
-                self._begin(self._journal)
-            except BaseException:
-                self._journal.close()
-                self._journal = None
-                raise
+        """The open journal; the first call writes its header, or checks the devices in it."""
+        self.prepare()
+        assert self._journal is not None
+        if not self._begun:
+            self._begin(self._journal)
+            self._begun = True
         return self._journal
 
     def worker(self, setting: Setting, replica: int = 0) -> Worker:
@@ -234,10 +272,12 @@ class Bench:
             self._remote.close()
         if self._journal is None:
             return
-        if finished and self.seconds:
-            self._journal.append(self.shares())
-        self._journal.close()
-        self._journal = None
+        try:
+            if finished and self.seconds:
+                self._journal.append(self.shares())
+        finally:
+            self._journal.close()
+            self._journal = None
 
     def shares(self) -> Shares:
         """Where the wall time went so far."""
@@ -282,41 +322,85 @@ class Bench:
         )
 
     def _begin(self, journal: Journal) -> None:
-        environment = collect_environment(device_names(self._fleet.started()))
-        if journal.path.stat().st_size:
-            if not self.options.resume:
-                raise UsageError(
-                    f"{journal.path.parent.name} holds a run already; go on with it by "
-                    f"--resume {journal.path.parent.name}, or pick another --run NAME"
-                )
-            self._resume(read_run(journal.path.parent), environment)
+        """Write the header; of a resumed run, check the devices, which only a worker can tell."""
+        devices = device_names(self._fleet.started())
+        if self.resumed is not None:
+            here, known = self.environment(), self.resumed.header.environment.devices
+            shared = [name for name in known if name in devices]  # NumPy's worker sees no GPU
+            old, new = (
+                msgspec.structs.replace(here, devices={name: seen[name] for name in shared})
+                for seen in (known, devices)
+            )
+            self._refuse_different(old, new, journal.path.parent.name)
             return
         journal.append(
             Header(
                 run=self.options.folder.name,
                 created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-                environment=environment,
-                options=dict(self.options.asked),
+                environment=msgspec.structs.replace(self.environment(), devices=devices),
+                options=dict(self.options.asked) | {"order_of_rounds": ORDER_OF_ROUNDS},
                 seed=self.options.plan.seed,
             )
         )
 
-    def _resume(self, run: Run, environment: Environment) -> None:
-        different = [
-            name
-            for name in differing_fields(run.header.environment, environment)
-            if name not in self.options.allow_different
-        ]
-        if different:
+    def environment(self) -> Environment:
+        """This machine and this code, digests included; the devices are left to a worker."""
+        if self._environment is None:  # it takes a second
+            found = collect_environment({})
+            source = found.source | source_digests(self.options.files)
+            self._environment = msgspec.structs.replace(found, source=source)
+        return self._environment
+
+    def _resume(self, journal: Journal) -> None:
+        """Take over what the journal holds, if it was measured here, by this code, as asked now."""
+        name = journal.path.parent.name
+        if not self.options.resume:
             raise UsageError(
-                f"{run.path.name} was run elsewhere or with other code: {', '.join(different)} differ; "
-                + "allow each by --allow-different NAME, or start a new run"
+                f"{name} holds a run already; go on with it by --resume {name}, "
+                "or pick another --run NAME"
             )
+        run = read_run(journal.path.parent)
+        old = run.header.environment
+        here = msgspec.structs.replace(self.environment(), devices=old.devices)
+        asked = dict(self.options.asked) | {"seed": self.options.plan.seed}
+        before = dict(run.header.options) | {"seed": run.header.seed}
+        options = [
+            key for key in COMPARED_OPTIONS if key in before and before[key] != asked.get(key)
+        ]
+        self._refuse_different(old, here, name, options)
+        self.resumed = run
         self.done = {(m.case, m.candidate): m for m in run.measurements}
-        self.networks = run.networks
         if self._remote is not None:
             self._remote.adopt(run)
-        self._progress(f"going on with {run.path.name}: {len(self.done)} measurements are there")
+        dropped = f"; {journal.dropped}" if journal.dropped else ""
+        self._progress(f"going on with {name}: {len(self.done)} measurements are there{dropped}")
+
+    def _refuse_different(
+        self, old: Environment, new: Environment, name: str, options: Sequence[str] = ()
+    ) -> None:
+        different = [*differing_fields(old, new), *options]
+        if "code" in old.source and "code" in new.source:
+            # The digests say it better: a commit may leave the code as it is, and a dirty tree not.
+            different = [field for field in different if field not in ("commit", "dirty")]
+        if refused := [field for field in different if field not in self.options.allow_different]:
+            raise UsageError(
+                f"{name} was run elsewhere, with other code or other options: "
+                f"{', '.join(refused)} differ; go on by "
+                + " ".join(f"--allow-different {shlex.quote(field)}" for field in refused)
+                + ", or begin a new run"
+            )
+
+
+def source_digests(files: Sequence[Path]) -> dict[str, str]:
+    """What the code is: {'code': digest of this package, 'mine.py': digest of a user's file, ...}."""
+    package = Path(__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        digest.update(f"{path.relative_to(package).as_posix()}\0".encode() + path.read_bytes())
+    digests = {"code": digest.hexdigest()[:16]}
+    for path in files:
+        digests[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    return digests
 
 
 def run_race(

@@ -1,0 +1,113 @@
+"""Whole runs in processes of their own, and what is left of them."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+
+from bench.store import StoreError, read_run
+
+ROOT = Path(__file__).parent.parent.parent
+CANDIDATES = ROOT / "tests" / "candidates"
+NUMPY = CANDIDATES / "numpy_faults.py"
+MARK = "POOLBENCH_TEST"
+QUICK = ("--sweep", "quick", "--replicas", "2", "--budget", "0.4", "--benchmark-quiet")
+
+
+class Started:
+    """A `pytest SUITE` in a session of its own, all of whose processes can be found by a mark."""
+
+    def __init__(self, results, *words, suite=NUMPY, limit_nbytes=None):
+        self.mark = uuid.uuid4().hex
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(suite)]
+        command += ["--results", str(results), *map(str, words)]
+        if limit_nbytes is not None:
+            limited = (
+                "import os, resource, sys;"
+                f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit_nbytes}, {limit_nbytes}));"
+                "os.execv(sys.argv[1], sys.argv[1:])"
+            )
+            command = [sys.executable, "-c", limited, *command]
+        self.output = results / f"output-{self.mark}"
+        results.mkdir(exist_ok=True)
+        with self.output.open("wb") as file:
+            self.process = subprocess.Popen(
+                command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT,
+                env=os.environ | {MARK: self.mark}, start_new_session=True,
+            )  # fmt: skip
+
+    def wait(self, timeout=300):
+        """(exit status, what it printed)."""
+        try:
+            status = self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            raise
+        return status, self.output.read_text(errors="replace")
+
+    def signal(self, number):
+        """Send a signal to the run's process group, as a terminal does."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, number)
+
+    def left(self):
+        """Processes that carry the run's mark."""
+        needle = f"{MARK}={self.mark}".encode()
+        found = []
+        for name in filter(str.isdigit, os.listdir("/proc")):
+            with contextlib.suppress(OSError):
+                if needle in Path(f"/proc/{name}/environ").read_bytes().split(b"\0"):
+                    found.append(int(name))
+        return found
+
+    def nothing_left(self, timeout=10):
+        """Whether no process of the run is there any more, at once or soon."""
+        deadline = time.monotonic() + timeout
+        while self.left():
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.02)
+        return True
+
+
+def run(results, *words, **options):
+    started = Started(results, *words, **options)
+    status, output = started.wait()
+    assert started.nothing_left()
+    return status, output
+
+
+def wait_for(condition, timeout=60):
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come"
+        time.sleep(0.02)
+
+
+def lines(folder):
+    """A journal's whole lines; none where there is no journal yet."""
+    try:
+        return (folder / "journal.jsonl").read_bytes().splitlines(keepends=True)
+    except OSError:
+        return []
+
+
+def measured(folder):
+    """(case, candidate, status) of each line of a run, duplicates included."""
+    try:
+        records = read_run(folder).records
+    except StoreError:
+        return []
+    return [(r.case, r.candidate, r.status) for r in records if hasattr(r, "samples")]
+
+
+def verdicts(folder):
+    """Candidate to verdict, as the report judges it."""
+    from bench.report.load import load
+
+    table = load(folder).table
+    return dict(zip(table["candidate"], table["verdict"], strict=True))
