@@ -1,0 +1,177 @@
+"""DepthMaxPool2D, a Keras layer to take away: copy this one file, it needs Keras and nothing else.
+
+It is right where the usual spellings are not: any depth, any layout, any dtype, on every backend, saved
+and loaded in safe mode, trained with or without XLA. Under TensorFlow it compiles itself, because the
+strided reads that a window over the channels needs are slow in every kernel but a fused loop.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+
+PADDINGS = ("valid", "same")
+
+
+@keras.saving.register_keras_serializable(package="poolbench")
+class DepthMaxPool2D(keras.layers.Layer):  # type: ignore[misc]
+    """Maximum over windows of neighbouring channels, (N, H, W, C) -> (N, H, W, windows).
+
+    At a tie the gradient goes to the first of the tied elements; NaN in a window gives NaN.
+
+    Args:
+        pool_size: channels in a window.
+        strides: channels from one window to the next; None: `pool_size`.
+        padding: 'valid' drops channels that do not fill a window, 'same' pads with the lowest value, half
+            of what is missing before the first channel and the rest after the last.
+        data_format: 'channels_last' or 'channels_first'; None: Keras's own setting.
+        kwargs: of keras.layers.Layer.
+
+    Raises:
+        ValueError: an argument that is none of these, or a window wider than the depth under 'valid'.
+    """
+
+    def __init__(
+        self,
+        pool_size: int,
+        strides: int | None = None,
+        padding: str = "valid",
+        data_format: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.pool_size = _positive("pool_size", pool_size)
+        self.strides = self.pool_size if strides is None else _positive("strides", strides)
+        self.padding = str(padding).lower()
+        if self.padding not in PADDINGS:
+            raise ValueError(f"padding must be one of 'valid', 'same'; got {padding!r}")
+        self.data_format = keras.config.image_data_format() if data_format is None else data_format
+        if self.data_format not in ("channels_last", "channels_first"):
+            raise ValueError(
+                f"data_format must be 'channels_last' or 'channels_first'; got {data_format!r}"
+            )
+        self.input_spec = keras.layers.InputSpec(ndim=4)
+
+    def call(self, inputs: Any) -> Any:
+        """y of inputs, one element a window."""
+        arguments = (self.pool_size, self.strides, self.padding == "same", self._axis)
+        if keras.backend.backend() == "tensorflow":
+            return _compiled(*arguments)(inputs)
+        return pool_windows(inputs, *arguments)
+
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        """The shape of y."""
+        shape = list(input_shape)
+        channels = shape[self._axis]
+        if channels is not None:
+            count, _, _ = _layout(channels, self.pool_size, self.strides, self.padding == "same")
+            if count < 1:
+                raise ValueError(
+                    f"pool_size must be at most the depth of {channels} with padding 'valid'; "
+                    f"got {self.pool_size}"
+                )
+            shape[self._axis] = count
+        return tuple(shape)
+
+    def get_config(self) -> dict[str, Any]:
+        """What the layer is made again from."""
+        return {
+            **super().get_config(),
+            "pool_size": self.pool_size,
+            "strides": self.strides,
+            "padding": self.padding,
+            "data_format": self.data_format,
+        }
+
+    @property
+    def _axis(self) -> int:
+        return 3 if self.data_format == "channels_last" else 1
+
+
+def _positive(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+        raise ValueError(f"{name} must be a whole number from 1; got {value!r}")
+    return int(value)
+
+
+def _layout(channels: Any, pool_size: int, strides: int, same: bool) -> tuple[Any, Any, Any]:
+    """(windows, channels padded before, after); numbers, or scalar tensors for an unknown depth."""
+    if not same:
+        return (channels - pool_size) // strides + 1, 0, 0
+    count = -(-channels // strides)
+    span = (count - 1) * strides + pool_size
+    if isinstance(channels, int):
+        missing = max(span - channels, 0)
+    else:
+        missing = keras.ops.maximum(span - channels, 0)
+    return count, missing // 2, missing - missing // 2
+
+
+def pool_windows(x: Any, pool_size: int, strides: int, same: bool, axis: int) -> Any:
+    """y by k strided slices of x, in keras.ops: element i of every window at a time."""
+    return functools.reduce(_larger, _slices(x, pool_size, strides, same, axis))
+
+
+def _larger(best: Any, other: Any) -> Any:
+    # Not ops.maximum: at a tie some backends share its gradient, and some lose a NaN.
+    return keras.ops.where((other > best) | (other != other), other, best)  # noqa: PLR0124
+
+
+def _slices(x: Any, pool_size: int, strides: int, same: bool, axis: int) -> list[Any]:
+    """Slice i holds element i of every window."""
+    channels = x.shape[axis]
+    known = channels is not None
+    count, before, after = _layout(
+        channels if known else keras.ops.shape(x)[axis], pool_size, strides, same
+    )
+    start: Any = 0
+    if same and not (known and before == after == 0):
+        # As much as is ever missing is padded where the depth is unknown, and skipped by `start`.
+        widths = (before, after) if known else (pool_size - 1, pool_size - 1)
+        start = 0 if known else pool_size - 1 - before
+        padding = [(0, 0)] * 4
+        padding[axis] = widths
+        x = keras.ops.pad(x, padding, constant_values=_lowest(x))
+    return [_slice(x, start + i, start + i + (count - 1) * strides + 1, strides, axis) for i in range(pool_size)]
+
+
+def _slice(x: Any, begin: Any, end: Any, step: int, axis: int) -> Any:
+    places = tuple(slice(begin, end, step) if i == axis else slice(None) for i in range(4))
+    return x[places]
+
+
+def _lowest(x: Any) -> float | int:
+    """What never wins in a window: -inf, or the least whole number of the dtype."""
+    dtype = keras.backend.standardize_dtype(x.dtype)
+    return -float("inf") if "float" in dtype else int(np.iinfo(dtype).min)
+
+
+@functools.cache
+def _compiled(pool_size: int, strides: int, same: bool, axis: int) -> Callable[[Any], Any]:
+    """pool_windows as a TensorFlow function that XLA compiles, forward and backward."""
+    import tensorflow as tf
+
+    pool = functools.partial(
+        pool_windows, pool_size=pool_size, strides=strides, same=same, axis=axis
+    )
+
+    @tf.function(jit_compile=True)
+    @tf.custom_gradient
+    def depth_max_pool(x: Any) -> Any:
+        def gradient(dy: Any) -> Any:
+            return spread(x, dy)
+
+        return pool(x), gradient
+
+    def spread(x: Any, dy: Any) -> Any:
+        # The winner is found again from x: to store it would cost every forward call that is not trained.
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = pool(x)
+        return tape.gradient(y, x, output_gradients=dy)
+
+    return depth_max_pool
