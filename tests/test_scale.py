@@ -1,0 +1,165 @@
+"""What the driver costs as a run grows: fake workers answer at once, all else is the real thing.
+
+Times are the process' own processor time, so that a busy machine does not decide. The slow tests print
+the figures of docs/scale.md: pytest tests/test_scale.py -m slow -s.
+"""
+
+import itertools
+import os
+import resource
+import subprocess
+import sys
+import time
+
+import pytest
+from fakes import FakeFleet, fake_candidate
+
+from bench.case import make_case
+from bench.race import Plan
+from bench.run import Bench, Options
+from bench.store import read_run
+
+ONE_ROUND = Plan(replicas=1, max_replicas=1, allocations=1, rounds=1)
+CANDIDATES = [fake_candidate(name) for name in ("one", "two")]
+LIMIT_SECONDS = 5e-3
+
+
+def fake_cases(count):
+    return [make_case(op="fake", shape=(1, 1, 1 + i // 1000, 1 + i % 1000)) for i in range(count)]
+
+
+def drive(folder, count, plan=ONE_ROUND):
+    """Seconds of processor time that each of `count` races took, after the journal was begun."""
+    moments = []
+    with Bench(Options(folder=folder, plan=plan), progress=lambda _: None) as bench:
+        bench._fleet = FakeFleet()
+        bench.journal()
+        moments.append(time.process_time())
+        for case in fake_cases(count):
+            bench.race(case, CANDIDATES, baseline="one")
+            moments.append(time.process_time())
+    return [after - before for before, after in itertools.pairwise(moments)]
+
+
+def mean(values):
+    return sum(values) / len(values)
+
+
+def test_a_race_is_synced_once_whatever_the_number_of_its_candidates(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(os, "fsync", synced.append)
+    drive(tmp_path / "run", 20)
+    assert len(synced) <= 1 + 20 + 1  # the header, each race, the shares
+
+
+def test_a_race_takes_as_many_bytes_of_the_journal_at_the_end_as_at_the_beginning(tmp_path):
+    drive(tmp_path / "run", 50)
+    sizes = [len(line) for line in (tmp_path / "run" / "journal.jsonl").open("rb")][1:-1]
+    assert max(sizes[-25:]) < 1.1 * max(sizes[:25])
+
+
+def test_a_measured_race_asks_no_worker_again(tmp_path):
+    with Bench(Options(folder=tmp_path / "run", plan=ONE_ROUND), progress=lambda _: None) as bench:
+        bench._fleet = fleet = FakeFleet()
+        (case,) = fake_cases(1)
+        bench.race(case, CANDIDATES, baseline="one")
+        before = fleet.tasks.total()
+        bench.race(case, CANDIDATES, baseline="one")
+    assert fleet.tasks.total() == before
+
+
+@pytest.mark.slow
+def test_ten_thousand_races_cost_the_driver_at_most_5_ms_each_and_the_last_as_the_first(tmp_path):
+    start = time.perf_counter()
+    seconds = drive(tmp_path / "run", 10_000)
+    wall = time.perf_counter() - start
+    first, last = mean(seconds[:2000]), mean(seconds[-2000:])
+    nbytes = (tmp_path / "run" / "journal.jsonl").stat().st_size
+    start = time.process_time()
+    assert len(read_run(tmp_path / "run").measurements) == 10_000 * 5
+    reading = time.process_time() - start
+    print(
+        f"\n10,000 races of one round: {1e3 * mean(seconds):.2f} ms of processor time a race "
+        f"(first 2,000: {1e3 * first:.2f}, last 2,000: {1e3 * last:.2f}), "
+        f"{1e3 * wall / 10_000:.2f} ms of wall time with its sync; journal {nbytes / 10_000:.0f} B "
+        f"a race, read back in {reading:.1f} s"
+    )
+    assert mean(seconds) < LIMIT_SECONDS
+    assert last < 2 * first
+
+
+@pytest.mark.slow
+def test_a_race_of_the_default_plan_costs_the_driver_little_more(tmp_path):
+    seconds = drive(tmp_path / "run", 300, Plan())
+    nbytes = (tmp_path / "run" / "journal.jsonl").stat().st_size
+    print(
+        f"\n300 races of 80 rounds: {1e3 * mean(seconds):.2f} ms of processor time a race, "
+        f"journal {nbytes / 300:.0f} B a race"
+    )
+    assert mean(seconds) < 0.01 * Plan().budget_seconds
+
+
+SUITE = """
+import pytest
+import bench.run
+from fakes import FakeFleet
+from bench.candidate import Op, candidate, register
+from bench.case import Case, Sweep, product
+
+bench.run.LocalFleet = lambda *words: FakeFleet()
+COUNT = {count}
+shapes = [(1, 1, 1 + i // 1000, 1 + i % 1000) for i in range(COUNT)]
+register(Op(
+    name="fake", oracle=lambda x, case: x, baseline="one",
+    sweeps={{"default": Sweep(base=Case(op="fake"), parts=(product(shape=shapes),))}},
+))
+
+
+@candidate(op="fake", name="one", framework="numpy")
+def one(case):
+    return lambda x: x
+
+
+@candidate(op="fake", name="two", framework="numpy")
+def two(case):
+    return lambda x: x
+
+
+@pytest.mark.op("fake")
+def test_fake(replay):
+    replay()
+"""
+
+
+@pytest.mark.slow
+def test_pytest_around_the_races_grows_in_proportion(tmp_path):
+    def seconds_a_race(count):
+        folder = tmp_path / str(count)
+        folder.mkdir()
+        (folder / "test_fake.py").write_text(SUITE.format(count=count))
+        here = os.pathsep.join([os.path.dirname(__file__), os.environ.get("PYTHONPATH", "")])
+        words = [
+            "-q",
+            "--benchmark-quiet",
+            "--replicas",
+            "1",
+            "--run",
+            "r",
+            "-p",
+            "no:cacheprovider",
+        ]
+        before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", *words, str(folder)],
+            cwd=folder,
+            env=os.environ | {"PYTHONPATH": here},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert f"{2 * count} passed" in done.stdout, done.stdout[-2000:] + done.stderr
+        return (resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before) / count
+
+    few, many = seconds_a_race(250), seconds_a_race(1000)
+    print(f"\npytest, two tests a race: {1e3 * few:.1f} ms at 250 races, {1e3 * many:.1f} at 1,000")
+    assert many < 1.5 * few
