@@ -1,8 +1,10 @@
-"""`python -m bench devices`: what TensorFlow sees on this machine."""
+"""`python -m bench DOOR`: what the sessions call that no pytest run is behind."""
 
 from __future__ import annotations
 
+import importlib
 import sys
+from collections.abc import Callable
 
 
 def main(words: list[str]) -> int:
@@ -24,7 +26,22 @@ def print_devices(words: list[str]) -> int:
     return 0
 
 
-DOORS = {"devices": print_devices}
+def _open_proof(module: str) -> Callable[[list[str]], int]:
+    """A door of bench.proof, imported when it is opened."""
+
+    def run(words: list[str]) -> int:
+        door: Callable[[list[str]], int] = importlib.import_module(f"bench.proof.{module}").main
+        return door(words)
+
+    return run
+
+
+DOORS = {
+    "devices": print_devices,
+    "selftest": _open_proof("selftest"),
+    "acceptance": _open_proof("acceptance"),
+    "versus": _open_proof("versus"),
+}
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

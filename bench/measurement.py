@@ -246,6 +246,9 @@ class Selftest(Record, frozen=True, kw_only=True, tag="selftest"):
         comparisons, faster, slower, same, undecided: counts of verdicts.
         noise_floor: 95th percentile of the A/A log ratio's size.
         seconds: what it took.
+        kind: 'aa', an op with itself; 'injected', a known slowdown.
+        power: share of the comparisons that got SLOWER; None for A/A.
+        figures: how it was raced: case, replicas, allocations, races, share of blocks contended.
     """
 
     injected: float
@@ -257,6 +260,9 @@ class Selftest(Record, frozen=True, kw_only=True, tag="selftest"):
     undecided: int
     noise_floor: float
     seconds: float
+    kind: Literal["aa", "injected"] = "aa"
+    power: float | None = None
+    figures: dict[str, float | int | str | None] = {}
 
 
 class Network(Record, frozen=True, kw_only=True, tag="network"):

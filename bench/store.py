@@ -202,7 +202,7 @@ def check_record(record: AnyRecord) -> AnyRecord:
             raise StoreError(f"a trace is named by a folder's name; got {record.trace[:80]!r}")
         parts = tuple(_restore(part) for part in record.parts)
         return msgspec.structs.replace(record, parts=parts)
-    if isinstance(record, (Capability, Network)):
+    if isinstance(record, (Capability, Network, Selftest)):
         return msgspec.structs.replace(record, figures=_restore(record.figures))
     return record
 
