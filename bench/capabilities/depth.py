@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -110,21 +111,28 @@ def overlap(trial: Trial) -> Finding:
     return in_modes(trial, ask)
 
 
-def _native() -> Overlap:
+def _native(padding: str = "VALID") -> Overlap:
     import tensorflow as tf
 
-    return lambda x: tf.nn.max_pool(x, (1, 1, 1, 3), (1, 1, 1, 2), "VALID")
+    return lambda x: tf.nn.max_pool(x, (1, 1, 1, 3), (1, 1, 1, 2), padding)
 
 
-def _pool1d() -> Overlap:
+def _nested_jit() -> Overlap:
     import tensorflow as tf
 
-    def pool(x: Any) -> Any:
-        n, h, w, c = x.shape
-        y = tf.nn.max_pool1d(tf.reshape(x, [-1, c, 1]), 3, 2, "VALID")
-        return tf.reshape(y, [n, h, w, y.shape[1]])
+    run: Overlap = tf.function(_native(), jit_compile=True)
+    return run
 
-    return pool
+
+def _slices() -> Overlap:
+    import tensorflow as tf
+
+    def maximum(x: Any) -> Any:
+        windows = (x.shape[-1] - 3) // 2 + 1
+        parts = [x[..., i : i + 2 * windows - 1 : 2] for i in range(3)]
+        return functools.reduce(tf.maximum, parts)
+
+    return maximum
 
 
 def _pool2d() -> Overlap:
@@ -138,12 +146,23 @@ def _pool2d() -> Overlap:
     return pool
 
 
+def _stock() -> Overlap:
+    import keras
+
+    layers: Overlap = keras.Sequential(
+        [
+            keras.layers.Reshape((20, 9, 1)),
+            keras.layers.MaxPooling2D((1, 3), (1, 2)),
+            keras.layers.Reshape((4, 5, 4)),
+        ]
+    )
+    return layers
+
+
 def _pool3d() -> Overlap:
     import tensorflow as tf
 
-    return lambda x: tf.nn.max_pool3d(x[..., None], (1, 1, 1, 3, 1), (1, 1, 1, 2, 1), "VALID")[
-        ..., 0
-    ]
+    return lambda x: tf.nn.max_pool3d(x[..., None], (1, 1, 3), (1, 1, 2), "VALID")[..., 0]
 
 
 def _layer() -> Overlap:
@@ -155,11 +174,16 @@ def _layer() -> Overlap:
 
 # The spellings that take a stride, with a window of 3 and a stride of 2.
 OVERLAPS: Mapping[str, Callable[[], Overlap]] = {
+    "recipe-verbatim": lambda: _native("valid"),
+    "max_pool": _native,
     "lambda-max_pool": _native,
     "layer-max_pool": _native,
-    "reshape-max_pool1d": _pool1d,
-    "reshape-max_pool2d": _pool2d,
-    "reshape-max_pool3d": _pool3d,
+    "cpu-pinned-max_pool": _native,
+    "nested-jit-max_pool": _nested_jit,
+    "slices-maximum": _slices,
+    "max_pool2d-view": _pool2d,
+    "max_pool3d": _pool3d,
+    "keras-stock": _stock,
     "layer-depth_max_pool": _layer,
 }
 

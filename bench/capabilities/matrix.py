@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import queue
+import re
 import tempfile
 import threading
 import time
@@ -247,9 +248,16 @@ def run_step(  # noqa: PLR0917 (a task's arguments travel by place)
 
 
 def _last_words(failure: WorkerFailure) -> str:
-    """Why a worker did not answer, and the last line that it printed."""
+    """Why a worker did not answer, and what it printed at the end: the failed check, if any."""
     lines = failure.tail.strip().splitlines()
-    return f"{failure.reason} [{lines[-1][:300]}]" if lines and failure.lost else failure.reason
+    if not lines or not failure.lost:
+        return failure.reason
+    said = next((line for line in lines if "Check failed" in line), lines[-1])
+    return f"{failure.reason} [{_WHERE.sub('', said)[:300]}]"
+
+
+# 'F0000 00:00:1763856.12 4242 tensor_shape.cc:12] ' before what a failed check says.
+_WHERE = re.compile(r"^.*?[A-Za-z_]+\.(cc|h):\d+\]\s*")
 
 
 def run_matrix(
@@ -273,9 +281,14 @@ def run_matrix(
     def open_worker(process: str, lane: int) -> WorkerLike:
         if process == "shared":
             return shared[lane]
-        return Worker(
-            PROCESSES[process], files=bench.options.files, memory_nbytes=bench.options.memory_nbytes
+        options = bench.options
+        worker = Worker(
+            PROCESSES[process], files=options.files, memory_nbytes=options.memory_nbytes
         )
+        # Starting is no part of the first cell's time; a start that fails will fail again there.
+        with contextlib.suppress(WorkerFailure):
+            worker.wait_started()
+        return worker
 
     found: dict[Key, list[Capability]] = {}
     # The journal of a run that is gone on with holds cells already.

@@ -41,11 +41,11 @@ def mixed(name: str) -> Callable[[Trial], Finding]:
             case = trial.case(mode="graph", dtype=name)
             x = judge.distinct_input(case)
             with judge.on_device(trial):
-                y = as_layer(trial, case)(tf.constant(x.astype("float32"))).numpy()
+                y = as_layer(trial, case, mixed=True)(tf.constant(x.astype("float32"))).numpy()
             found = judge.judge_forward(trial, case, x, y)
             if found.state != "pass":
                 return found
-            fitted = fit_once(trial, "auto", name, relative=MIXED_RELATIVE[name])
+            fitted = fit_once(trial, "auto", name, relative=MIXED_RELATIVE[name], mixed=True)
         finally:
             keras.config.set_dtype_policy(before)
         words = f"float32 comes in, {name} comes out right; {fitted.evidence}"

@@ -16,7 +16,7 @@ import msgspec
 from bench.candidate import Candidate, Op
 from bench.case import Case
 from bench.measurement import CellState
-from bench.replica import Setting, one_line
+from bench.replica import Setting
 
 MODES = ("eager", "graph", "xla")
 Figures = dict[str, float | int | str | None]
@@ -145,7 +145,6 @@ REFUSALS = (
     Refusal(
         matches="MaxPoolingGrad is not yet supported on the depth dimension",
         reason="TensorFlow has no gradient of depthwise max pooling outside XLA",
-        issue="tensorflow#51682",
     ),
     Refusal(
         matches="Depthwise max pooling is currently only implemented for CPU",
@@ -170,6 +169,10 @@ REFUSALS = (
         issue="keras#20167",
     ),
     Refusal(
+        matches="Could not locate (class|function)",
+        reason="its class is not registered: Keras cannot find it by its name",
+    ),
+    Refusal(
         matches="(?i)determinis",
         reason="TensorFlow has no deterministic implementation of this",
     ),
@@ -187,7 +190,7 @@ REFUSALS = (
 
 def explain_error(candidate: Candidate, case: Case, error: BaseException) -> Finding:
     """`unsupported` where the error is documented, by its candidate or upstream; else `error`."""
-    whole = one_line(error, limit=100_000)
+    whole = " ".join(f"{type(error).__name__}: {error}".split())
     text = error_words(error)
     for failure in candidate.failures:
         if failure.when(case) and re.search(failure.matches, whole):
@@ -215,7 +218,9 @@ _NOISE = re.compile(
 
 def error_words(error: BaseException, limit: int = 300) -> str:
     """An error's type and what it says, in one line, without stack traces and names of nodes."""
-    blocks = re.split(r"\n\s*\n", str(error).strip())
+    # Keras says first what it was doing, with all its configuration, and then why it failed.
+    inner = str(error).rpartition("Exception encountered: ")[2]
+    blocks = re.split(r"\n\s*\n", inner.strip())
     said = [block for block in blocks if not _ORIGIN.match(block)] or blocks[-1:]
     text = " ".join(_NOISE.sub(" ", " ".join(said)).split())
     name = type(error).__name__

@@ -92,11 +92,14 @@ def fit(jit: str) -> Callable[[Trial], Finding]:
     return probe
 
 
-def fit_once(trial: Trial, jit: bool | str, dtype: str, *, relative: float) -> Finding:
+def fit_once(
+    trial: Trial, jit: bool | str, dtype: str, *, relative: float, mixed: bool = False
+) -> Finding:
     """Fit scale -> candidate -> mean squared error for one step and compare the scale's update.
 
-    `dtype` is what the candidate computes in. The scale is a weight a channel, all one: a product
-    by it is exact, so that no value of a window changes its rank.
+    `dtype` is what the candidate computes in, `mixed` whether by a mixed policy. The scale is a
+    weight a channel, all one: a product by it is exact, so that no value of a window changes its
+    rank.
     """
     import keras
 
@@ -108,10 +111,10 @@ def fit_once(trial: Trial, jit: bool | str, dtype: str, *, relative: float) -> F
     target = np.random.default_rng(3).integers(-64, 64, y.shape) / 64
     rate = 0.5
     with judge.on_device(trial):
+        layer = as_layer(trial, case, mixed=mixed)
         scale = keras.layers.DepthwiseConv2D(1, use_bias=False, depthwise_initializer="ones")
-        model = keras.Sequential(
-            [keras.Input(x.shape[1:], batch_size=None), scale, as_layer(trial, case)]
-        )
+        inputs = keras.Input(x.shape[1:])
+        model = keras.Model(inputs, layer(scale(inputs)))
         model.compile(optimizer=keras.optimizers.SGD(rate), loss="mse", jit_compile=jit)
         auto = f"; auto chose jit_compile={model.jit_compile}" if jit == "auto" else ""
         model.fit(

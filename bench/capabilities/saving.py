@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 
 from bench.capabilities import judge
-from bench.capabilities.probe import Finding, Probe, Step, Trial
+from bench.capabilities.probe import Finding, Probe, Step, Trial, explain_error
 from bench.capabilities.wrap import LAMBDA_WORDS, as_layer, is_lambda
 
 KERAS_FILE = "model.keras"
@@ -25,7 +25,8 @@ def save_keras(trial: Trial) -> Finding:
 
     case = trial.case()
     layer = as_layer(trial, case)
-    model = keras.Sequential([keras.Input(case.shape[1:]), layer])
+    inputs = keras.Input(case.shape[1:])
+    model = keras.Model(inputs, layer(inputs))
     model.save(trial.folder / KERAS_FILE)
     note = {"module": type(layer).__module__, "lambda": is_lambda(layer)}
     (trial.folder / NOTE).write_text(json.dumps(note), encoding="utf-8")
@@ -38,14 +39,12 @@ def load_keras(trial: Trial) -> Finding:
 
     note = json.loads((trial.folder / NOTE).read_text(encoding="utf-8"))
     words = f"{LAMBDA_WORDS}: " if note["lambda"] else ""
-    path = trial.folder / KERAS_FILE
-    try:
-        model, needs = load_with_imports(path, note["module"])
-    except Exception as error:
-        if not words:
-            raise
-        raise type(error)(f"{words}{error}") from error
     case = trial.case()
+    try:
+        model, needs = load_with_imports(trial.folder / KERAS_FILE, note["module"])
+    except Exception as error:  # noqa: BLE001 (what loading raises is the result)
+        refused = explain_error(trial.candidate, case, error)
+        return msgspec.structs.replace(refused, evidence=words + refused.evidence)
     x = judge.distinct_input(case)
     found = judge.judge_forward(trial, case, x, np.asarray(keras.ops.convert_to_numpy(model(x))))
     return msgspec.structs.replace(
@@ -76,7 +75,8 @@ def save_export(trial: Trial) -> Finding:
     with judge.on_device(trial):
         build = trial.candidate.build(case)
         if isinstance(build, keras.layers.Layer):
-            model = keras.Sequential([keras.Input(case.shape[1:]), build])
+            inputs = keras.Input(case.shape[1:])
+            model = keras.Model(inputs, build(inputs))
             model.export(target, verbose=False)
         else:
             module = tf.Module()

@@ -71,6 +71,7 @@ NATIVE = (
 )
 # Beside the cases that every candidate is asked: spellings whose own arguments reach further.
 EXTRA: Mapping[str, tuple[Arguments, ...]] = {
+    "max_pool": NATIVE,
     "lambda-max_pool": NATIVE,
     "layer-max_pool": NATIVE,
 }

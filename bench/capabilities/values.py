@@ -38,7 +38,7 @@ def not_a_number(trial: Trial) -> Finding:
         x = with_groups(of_mode, NAN_GROUPS)
         (y,) = judge.call(trial, of_mode, x)
         found = judge.judge_forward(trial, of_mode, x, y)
-        words = "NaN comes out, other groups are as they were"
+        words = "NaN comes out, and nowhere else"
         if found.state != "pass":
             words = nan_words(trial, of_mode, x, y)
         return msgspec.structs.replace(found, evidence=words, figures={})

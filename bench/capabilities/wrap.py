@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
 from bench.capabilities.probe import Trial
 from bench.case import Case
 
@@ -11,10 +13,16 @@ LAMBDA_WORDS = "wrapped in a keras.layers.Lambda"
 _FUNCTIONS: list[Any] = []
 
 
-def as_layer(trial: Trial, case: Case) -> Any:
-    """The candidate where it is a Keras layer; a function goes into a Lambda, as the book does."""
+def as_layer(trial: Trial, case: Case, *, mixed: bool = False) -> Any:
+    """The candidate where it is a Keras layer; a function goes into a Lambda, as the book does.
+
+    `mixed`: the layer gets the mixed policy of the case's dtype, by the name that Keras takes for
+    a layer's dtype; a function sees the dtype alone, and its Lambda has the policy that is set.
+    """
     import keras
 
+    if mixed and trial.candidate.form == "layer":
+        case = msgspec.structs.replace(case, dtype=f"mixed_{case.dtype}")
     built = trial.candidate.build(case)
     if isinstance(built, keras.layers.Layer):
         return built
