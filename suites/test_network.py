@@ -1,0 +1,27 @@
+"""Does the choice matter in a network: a step with each spelling in place, and pooling's share of it.
+
+`nox -s networks` runs this. One test is one race: a network, a direction, a batch size; what it found is in
+the run's journal and on its page.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from bench.network import Entry, entries_of, run_entry
+from bench.run import Bench
+
+FAILED = ("wrong", "error", "crashed", "out_of_memory", "timeout")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """One test for each race of the sweep."""
+    entries = entries_of(metafunc.config.getoption("--sweep"))
+    metafunc.parametrize("entry", entries, ids=[entry.label for entry in entries])
+
+
+def test_network(entry: Entry, run_in_progress: Bench, checks_only: bool) -> None:  # noqa: FBT001
+    """Every spelling runs in this network, or fails where that is documented; all agree."""
+    records = run_entry(entry, run_in_progress, checks_only=checks_only)
+    failed = [f"{r.op}={r.spelling} {r.status}: {r.reason}" for r in records if r.status in FAILED]
+    assert not failed, "\n".join(failed)
