@@ -32,7 +32,9 @@ def _python(session: nox.Session, folder: Path, *extras: str) -> str:
     bin_folder = folder / ("Scripts" if os.name == "nt" else "bin")
     python = bin_folder / ("python.exe" if os.name == "nt" else "python")
     if not python.exists():
-        session.run(sys.executable, "-m", "venv", "--clear", str(folder), external=True, silent=True)
+        session.run(
+            sys.executable, "-m", "venv", "--clear", str(folder), external=True, silent=True
+        )
     stamp = folder / f"installed-{'-'.join(sorted(extras))}"
     sources = (ROOT / "pyproject.toml", CONSTRAINTS)
     if not stamp.exists() or any(stamp.stat().st_mtime < path.stat().st_mtime for path in sources):
@@ -52,7 +54,11 @@ def _cpu(session: nox.Session, *extras: str) -> str:
 def _bench(session: nox.Session, python: str, sweep: str, *words: str) -> None:
     """Run the suites' two ops, then render the run and print its headline."""
     run = _run_name(session.posargs, sweep)
-    named = [] if any(word.startswith(("--run", "--resume")) for word in session.posargs) else ["--run", run]
+    named = (
+        []
+        if any(word.startswith(("--run", "--resume")) for word in session.posargs)
+        else ["--run", run]
+    )
     suites = [word for word in session.posargs if word.startswith("suites")] or [
         "suites/test_depth_max_pool.py",
         "suites/test_global_avg_pool.py",
@@ -123,7 +129,11 @@ def capabilities(session: nox.Session) -> None:
     exports = ["export"] if "--exports" in session.posargs else []
     python = _cpu(session, *exports)
     run = _run_name(session.posargs, "capabilities")
-    named = [] if any(word.startswith(("--run", "--resume")) for word in session.posargs) else ["--run", run]
+    named = (
+        []
+        if any(word.startswith(("--run", "--resume")) for word in session.posargs)
+        else ["--run", run]
+    )
     session.run(
         python, "-m", "pytest", "suites/test_capabilities.py", "-q", "-r", "fE", *named, *session.posargs,
         external=True, success_codes=[0, 1], env=_environment(),
@@ -148,6 +158,70 @@ def _has_nvidia_driver() -> bool:
         return False
     answer = subprocess.run([command, "-L"], capture_output=True, text=True, check=False)  # noqa: S603
     return answer.returncode == 0 and "GPU" in answer.stdout
+
+
+@nox.session(venv_backend="none")
+def selftest(session: nox.Session) -> None:
+    """Audit the harness here: false alarms, power, noise floor; into the newest run, or -- --run NAME."""
+    session.run(
+        _cpu(session),
+        "-m",
+        "bench",
+        "selftest",
+        *session.posargs,
+        external=True,
+        env=_environment(),
+    )
+
+
+@nox.session(venv_backend="none")
+def acceptance(session: nox.Session) -> None:
+    """Hold the promises of real timings against this machine: 25 minutes; one by -- --only NAME."""
+    session.run(
+        _cpu(session),
+        "-m",
+        "bench",
+        "acceptance",
+        *session.posargs,
+        external=True,
+        env=_environment(),
+    )
+
+
+@nox.session(venv_backend="none")
+def versus(session: nox.Session) -> None:
+    """The same callables by pytest-benchmark, pyperf, timeit, torch's Timer (if installed) and us."""
+    python = _cpu(session, "versus")
+    session.run(
+        python, "-m", "bench", "versus", *session.posargs, external=True, env=_environment()
+    )
+
+
+@nox.session(venv_backend="none")
+def trace(session: nox.Session) -> None:
+    """Record traces of the candidates: `nox -s trace -- [OP] [MODE] [CANDIDATE] [--run NAME]`."""
+    gpu = bool(_devices(GPU_ENV)) and _has_nvidia_driver()
+    python = _python(session, GPU_ENV, "gpu") if gpu else _cpu(session)
+    session.run(python, "-m", "bench", "trace", *session.posargs, external=True, env=_environment())
+
+
+@nox.session(venv_backend="none")
+def tensorboard(session: nox.Session) -> None:
+    """Open a run's traces: `nox -s tensorboard -- [RUN]`; an environment without TensorFlow."""
+    folder = ENV_DIR / "viewer"
+    python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    stamp = folder / "installed"
+    if not stamp.exists() or stamp.stat().st_mtime < CONSTRAINTS.stat().st_mtime:
+        session.run(sys.executable, "-m", "venv", "--clear", str(folder), external=True, silent=True)
+        session.run(
+            str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check",
+            "--constraint", str(CONSTRAINTS), "tensorboard>=2.21", "tensorboard-plugin-profile>=2.24",
+            external=True,
+        )  # fmt: skip
+        stamp.touch()
+    # -I: the folder of the script holds modules that are named as some of the standard library's.
+    viewer = str(ROOT / "bench" / "viewer.py")
+    session.run(str(python), "-I", viewer, *session.posargs, external=True)
 
 
 @nox.session(venv_backend="none")
@@ -186,5 +260,3 @@ def types(session: nox.Session) -> None:
     """Mypy, strict, over bench/."""
     python = _python(session, ENV_DIR / "lint", "lint")
     session.run(python, "-m", "mypy", external=True)
-
-

@@ -36,8 +36,16 @@ def _open_proof(module: str) -> Callable[[list[str]], int]:
     return run
 
 
+def record_traces(words: list[str]) -> int:
+    """Record traces of the selected candidates."""
+    from bench.profile import main
+
+    return main(words)
+
+
 DOORS = {
     "devices": print_devices,
+    "trace": record_traces,
     "selftest": _open_proof("selftest"),
     "acceptance": _open_proof("acceptance"),
     "versus": _open_proof("versus"),

@@ -220,6 +220,10 @@ class Account(Record, frozen=True, kw_only=True, tag="account"):
         peak_nbytes, allocated_nbytes, freed_nbytes: from the trace's memory events.
         threads_busy: mean number of threads at work during a step.
         compiler_nbytes: the compiler's own figure for the peak, under XLA.
+        covered: by kind of part, the share of the steps' time in which one was under way.
+        device_seconds: seconds a step in which the GPU ran a kernel: the third clock.
+        launches: kernels a step on the GPU.
+        gap_seconds: seconds a step between its first and last kernel in which none ran.
     """
 
     case: Case
@@ -235,6 +239,10 @@ class Account(Record, frozen=True, kw_only=True, tag="account"):
     freed_nbytes: int | None = None
     threads_busy: float | None = None
     compiler_nbytes: int | None = None
+    covered: dict[str, float] = {}
+    device_seconds: float | None = None
+    launches: float | None = None
+    gap_seconds: float | None = None
 
 
 class Selftest(Record, frozen=True, kw_only=True, tag="selftest"):

@@ -100,7 +100,8 @@ class Run:
 
     @property
     def accounts(self) -> list[Account]:
-        return self.of(Account)
+        """The last of each candidate and case: a trace that is recorded again replaces itself."""
+        return list({(a.case, a.candidate): a for a in self.of(Account)}.values())
 
     @property
     def selftests(self) -> list[Selftest]:
