@@ -1,8 +1,8 @@
 """Races of an op with copies of itself: equal ones, and ones made slower by a known share.
 
-A copy is traced on its own and gets the same input buffers as the others. Its true ratio is known, so
-that a race of copies says how often the harness errs and what it can see. The races are those that a
-user runs: the same workers, rounds and timing loop.
+A copy is traced on its own and gets the same input buffers as the others. Its true ratio is known,
+so that a race of copies says how often the harness errs and what it can see. The races are those
+that a user runs: the same workers, rounds and timing loop.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from bench.measurement import Contention, Measurement, Samples
 from bench.race import Fleet, Plan, Race, Tasks
 from bench.stats import Estimate, Verdict, estimate, verdict
 
-# Some hundred microseconds a call: long enough that a spin of 1% is some microseconds, which a clock
-# can hold; short enough for hundreds of comparisons in a minute.
+# Some hundred microseconds a call: long enough that a spin of 1% is some microseconds, which a
+# clock can hold; short enough for a hundred comparisons in a minute or two.
 CASE = make_case(
     op="depth_max_pool", shape=(2, 28, 28, 96), pool_size=3, padding="valid", mode="graph"
 )
@@ -192,11 +192,15 @@ def judge_copies(
     assert baseline.contention is not None
     return CopiesRace(
         compared=tuple(
-            Compared(injected=injected, found=estimate(measurements[name].samples, baseline.samples))
+            Compared(
+                injected=injected, found=estimate(measurements[name].samples, baseline.samples)
+            )
             for name, injected in names.items()
             if name != BASELINE
         ),
-        equal={name: measurements[name].samples for name, injected in names.items() if not injected},
+        equal={
+            name: measurements[name].samples for name, injected in names.items() if not injected
+        },
         contention=baseline.contention,
         blocks=sum(len(m.samples) for m in measurements.values()),
         seconds=seconds,
@@ -210,7 +214,7 @@ def race_series(
     until: float = float("inf"),
     clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[CopiesRace]:
-    """`races` races, fewer if the longest so far would not end by the time `until`; at least one."""
+    """`races` races; none but the first that would end after `until` if as long as the longest."""
     longest = 0.0
     for number in range(races):
         begun = clock()
@@ -230,9 +234,9 @@ def noise_floor(same: Sequence[Compared]) -> float:
     return float(np.quantile([abs(one.found.log_ratio) for one in same], 0.95))
 
 
-def count_verdicts(compared: Sequence[Compared], margin: float) -> dict[Verdict, int]:
+def count_verdicts(compared: Sequence[Compared], margin: float) -> dict[str, int]:
     """How many comparisons got each verdict."""
-    counts: dict[Verdict, int] = {"FASTER": 0, "SLOWER": 0, "SAME": 0, "UNDECIDED": 0}
+    counts: dict[str, int] = {"FASTER": 0, "SLOWER": 0, "SAME": 0, "UNDECIDED": 0}
     for one in compared:
         counts[one.verdict(margin)] += 1
     return counts
