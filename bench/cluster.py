@@ -19,7 +19,7 @@ import socket
 import tempfile
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,7 +33,14 @@ from bench.environment import collect_environment, source_state
 from bench.measurement import Environment, Node
 from bench.race import Plan, Race, Result
 from bench.replica import Setting, load_registry
-from bench.run import LocalFleet, device_names, differing_fields, refuse, run_race
+from bench.run import (
+    LocalFleet,
+    device_names,
+    differing_fields,
+    refuse,
+    run_race,
+    source_digests,
+)
 
 if TYPE_CHECKING:
     from bench.store import Run
@@ -117,8 +124,11 @@ def local_device(device: str) -> str:
 
 
 def unlike(one: Environment, other: Environment) -> list[str]:
-    """What tells two nodes apart; [] where their figures may stand in one table."""
-    names = differing_fields(one, other)
+    """What tells two nodes apart; [] where their figures may stand in one table.
+
+    The code is the driver's on every node: whether it has changed, resuming asks.
+    """
+    names = differing_fields(*(msgspec.structs.replace(e, source={}) for e in (one, other)))
     memory = [float(e.machine.get("memory_nbytes") or 0) for e in (one, other)]
     if abs(memory[0] - memory[1]) <= MEMORY_SLACK * max(memory):
         names = [name for name in names if name != "memory_nbytes"]
@@ -204,7 +214,7 @@ class _Kinds:
 
 
 class RayFleet:
-    """Races on the nodes of a Ray cluster: `submit` them, then ask for `next_done` until all are back.
+    """Races on the nodes of a Ray cluster: `submit` them, ask for `next_done` until all are back.
 
     Args:
         address: of the cluster: HOST:PORT, ray://HOST:PORT, or auto.
@@ -212,6 +222,7 @@ class RayFleet:
             beside them.
         memory_nbytes: a worker's limit; None takes three quarters of each node's memory.
         patience_seconds: how long a race waits for a node that could run it.
+        progress: told of nodes that are lost or lacking, a line each.
 
     Raises:
         UsageError: Ray is not installed, or no cluster answers.
@@ -224,11 +235,13 @@ class RayFleet:
         files: Sequence[Path] = (),
         memory_nbytes: int | None = None,
         patience_seconds: float = 120.0,
+        progress: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._files = tuple(files)
         self._memory_nbytes = memory_nbytes
         self._patience_seconds = patience_seconds
-        self._source = source_state(PACKAGE)
+        self._progress = progress
+        self._source = {**source_state(PACKAGE), **source_digests(self._files)}
         self._queue: deque[Job] = deque()
         self._attempts: Counter[Job] = Counter()
         self._hosts: dict[str, _Host] = {}
@@ -335,7 +348,7 @@ class RayFleet:
         host.since = time.monotonic()
 
     def _assign(self) -> None:
-        """Give every idle host the first race that it may run; release those that none is left for."""
+        """Give every idle host the first race that it may run; release those without any."""
         hosts = [host for host in self._hosts.values() if not host.fault]
         for device in dict.fromkeys(job.case.device for job in self._queue):
             # The kind is chosen among all who could: not by who happened to be up first.
@@ -385,6 +398,7 @@ class RayFleet:
             return Done(job=job, result=nothing, error=error)
         self._release(host)
         reason = brief(error)
+        self._progress(f"{host.name or 'a node'} was lost: {reason}")
         if job is None:
             host.fault = reason
             return None
@@ -403,8 +417,11 @@ class RayFleet:
             if any(self._can(host, job) for host in hosts for job in jobs):
                 self._lacking_since.pop(device, None)
                 continue
-            since = self._lacking_since.setdefault(device, now)
-            if now - since >= self._patience_seconds:
+            if device not in self._lacking_since:
+                self._lacking_since[device] = now
+                why = self._why_lacking(device, hosts)
+                self._progress(f"{why}; waiting {self._patience_seconds:g} s for one")
+            if now - self._lacking_since[device] >= self._patience_seconds:
                 self._queue.remove(jobs[0])
                 return self._refusal(jobs[0], self._why_lacking(device, hosts))
         return None

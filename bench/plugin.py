@@ -427,7 +427,10 @@ def _fleet(config: pytest.Config, options: Options) -> RayFleet | None:
 
     try:
         return RayFleet(
-            address, files=options.files, memory_nbytes=config.getoption("--memory")
+            address,
+            files=options.files,
+            memory_nbytes=config.getoption("--memory"),
+            progress=lambda line: _say(config, line),
         )
     except UsageError as error:
         raise pytest.UsageError(str(error)) from None

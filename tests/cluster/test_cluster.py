@@ -156,7 +156,11 @@ def make_cases(devices=("cpu:0", "gpu:H100"), channels=(3, 4)):
 
 
 def race_all(folder, cases, fleet=None, *, plan=PLAN, resume=False):
-    options = Options(folder=folder, plan=plan, files=(FILE,), resume=resume)
+    # The checkout may change while these tests run: that is not what they are about.
+    allowed = ("code", "commit", "dirty") if resume else ()
+    options = Options(
+        folder=folder, plan=plan, files=(FILE,), resume=resume, allow_different=allowed
+    )
     entries = list(REGISTRY.of("doubling").values())
     with Bench(options, remote=fleet, progress=lambda _: None) as bench:
         for case in cases if fleet else ():
