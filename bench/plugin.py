@@ -644,6 +644,12 @@ def pytest_exception_interact(call: pytest.CallInfo[Any]) -> None:
         pytest.exit(str(call.excinfo.value), returncode=EXIT_STOPPED)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_keyboard_interrupt(excinfo: pytest.ExceptionInfo[BaseException]) -> None:
+    """Show where the run was stopped, and not every frame: to read their sources takes seconds."""
+    excinfo.traceback = excinfo.traceback[-1:]
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """End the run: workers, journal, and its last line."""
     from bench.store import StoreError
