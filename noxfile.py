@@ -225,6 +225,25 @@ def tensorboard(session: nox.Session) -> None:
 
 
 @nox.session(venv_backend="none")
+def networks(session: nox.Session) -> None:
+    """Whole networks: pooling's share of a step, each spelling in place; at most 6 minutes on two cores."""
+    python = _cpu(session)
+    run = _run_name(session.posargs, "networks")
+    named = [] if any(word.startswith(("--run", "--resume")) for word in session.posargs) else ["--run", run]
+    session.run(
+        python, "-m", "pytest", "suites/test_network.py", "-q", *named, *session.posargs,
+        external=True, success_codes=[0, 1], env=_environment(),
+    )  # fmt: skip
+    session.run(python, str(ROOT / "report.py"), run, external=True, env=_environment())
+
+
+@nox.session(venv_backend="none")
+def which(session: nox.Session) -> None:
+    """Which spelling your model's pooling should have: `nox -s which -- model.keras [--input 224x224x3]`."""
+    session.run(_cpu(session), "-m", "bench", "which", *session.posargs, external=True, env=_environment())
+
+
+@nox.session(venv_backend="none")
 def report(session: nox.Session) -> None:
     """Render a run: `nox -s report -- [RUN]`, or any other words of report.py."""
     python = _cpu(session)

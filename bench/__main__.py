@@ -43,9 +43,17 @@ def record_traces(words: list[str]) -> int:
     return main(words)
 
 
+def choose_for_model(words: list[str]) -> int:
+    """Say which spelling a saved model's pooling should have."""
+    from bench.which import main
+
+    return main(words)
+
+
 DOORS = {
     "devices": print_devices,
     "trace": record_traces,
+    "which": choose_for_model,
     "selftest": _open_proof("selftest"),
     "acceptance": _open_proof("acceptance"),
     "versus": _open_proof("versus"),

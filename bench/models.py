@@ -237,7 +237,7 @@ def mended_entry(mend: Mend) -> dict[str, Any]:
     layer = (
         keras.layers.GlobalAveragePooling2D(name=mend.layer)
         if mend.op == GLOBAL
-        else DepthMaxPool2D(mend.pool_size, name=mend.layer)
+        else DepthMaxPool2D(mend.pool_size or 1, name=mend.layer)
     )
     entry = keras.saving.serialize_keras_object(layer)
     return {key: entry[key] for key in ("module", "class_name", "config", "registered_name")}
@@ -317,6 +317,8 @@ def _known(layer: Any) -> _Known | None:
     from bench.layers import DepthMaxPool2D
 
     if isinstance(layer, DepthMaxPool2D):
+        if layer.strides != layer.pool_size:
+            return None  # windows that overlap: another op
         return _Known(
             op=DEPTH,
             pool_size=layer.pool_size,
