@@ -647,7 +647,8 @@ def pytest_exception_interact(call: pytest.CallInfo[Any]) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_keyboard_interrupt(excinfo: pytest.ExceptionInfo[BaseException]) -> None:
     """Show where the run was stopped, and not every frame: to read their sources takes seconds."""
-    excinfo.traceback = excinfo.traceback[-1:]
+    if isinstance(excinfo.value, KeyboardInterrupt):
+        excinfo.traceback = excinfo.traceback[-1:]
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
