@@ -23,7 +23,17 @@ class Started:
 
     def __init__(self, results, *words, suite=NUMPY, limit_nbytes=None):
         self.mark = uuid.uuid4().hex
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(suite)]
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "-p",
+            "no:hypothesispytest",
+            str(suite),
+        ]
         command += ["--results", str(results), *map(str, words)]
         if limit_nbytes is not None:
             limited = (
@@ -38,6 +48,8 @@ class Started:
             self.process = subprocess.Popen(
                 command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT,
                 env=os.environ | {MARK: self.mark}, start_new_session=True,
+                # A shell's background job ignores Ctrl-C, and so would its children.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )  # fmt: skip
 
     def wait(self, timeout=300):

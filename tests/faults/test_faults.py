@@ -1,0 +1,260 @@
+"""Faults for real: NumPy candidates in real workers, through pytest, race, journal and report."""
+
+import re
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+import runs
+
+from bench.store import read_run
+
+SOUND = ("base", "fast", "slow")
+# Somebody may be at work on the package while these tests run; they ask other things.
+SAME_CODE = ("--allow-different", "code")
+# candidate: status, what its reason says, what its tail holds.
+EXPECTED = {
+    "raise": ("error", r"^ValueError: <script>.* \.\./\.\./etc/passwd$", "last words"),
+    "segv": ("crashed", "SIGSEGV", "last words"),
+    "abort": ("crashed", "SIGABRT", ""),
+    "kill": ("crashed", "SIGKILL", "last words"),
+    "memory": ("out_of_memory", r"^host memory: killed at \d+ MiB, the limit is 400 MiB", ""),
+    "loop": ("timeout", r"no answer within 3 s \(--limit\)", "last words"),
+    "sysexit": ("error", r"sys\.exit\('enough'\)", ""),
+    "leave": ("crashed", "exited with code 0", ""),
+    "flood": ("error", "after the flood", "xxx"),
+    "thread": ("error", r"it left \d+ threads that stay", ""),
+    "program": ("error", r"it left \d+ processes that stay", ""),
+    "state": ("error", "changed numpy.geterr.*changed working directory", ""),
+    "descriptors": ("crashed", "exited with code", ""),
+    "nan": ("wrong", "finite", ""),
+    "shape": ("wrong", "shape", ""),
+    "none": ("error", "returned None", ""),
+    "late": ("crashed", "SIGABRT", ""),
+}
+
+
+def shapes(count):
+    """An axis of so many shapes, one race each."""
+    return "shape=" + ",".join(f"4x16x16x{12 * size}" for size in range(1, count + 1))
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    return tmp_path_factory.mktemp("results")
+
+
+@pytest.fixture(scope="module")
+def with_faults(results):
+    """The run of every fault beside three sound candidates."""
+    words = ("--run", "faults", "--limit", "3", "--memory", "400MiB", *runs.QUICK)
+    status, output = runs.run(results, *words)
+    assert status == 1, output  # candidates failed their tests; the run did not
+    return results / "faults"
+
+
+@pytest.fixture(scope="module")
+def without_faults(results):
+    status, output = runs.run(results, "--run", "sound", "-k", " or ".join(SOUND), *runs.QUICK)
+    assert status == 0, output
+    return results / "sound"
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_a_fault_is_one_typed_result(with_faults, name):
+    found = [m for m in read_run(with_faults).records if getattr(m, "candidate", "") == name]
+    status, reason, tail = EXPECTED[name]
+    assert len(found) == 1
+    assert found[0].status == status
+    assert re.search(reason, found[0].reason), found[0].reason
+    assert "\n" not in found[0].reason
+    assert tail in found[0].tail
+    assert len(found[0].tail) <= 2000
+
+
+def test_the_candidates_beside_faults_have_the_verdicts_that_they_have_alone(
+    with_faults, without_faults
+):
+    beside, alone = runs.verdicts(with_faults), runs.verdicts(without_faults)
+    assert {name: alone[name] for name in SOUND} == {"base": "", "fast": "FASTER", "slow": "SLOWER"}
+    assert {name: beside[name] for name in SOUND} == {name: alone[name] for name in SOUND}
+
+
+def test_the_header_says_what_the_run_was(without_faults):
+    header = read_run(without_faults).header
+    assert header.seed == 0
+    assert {"replicas", "budget_seconds", "limit_seconds", "order_of_rounds"} <= set(header.options)
+    assert {"python", "numpy", "pytest"} <= set(header.environment.versions)
+    assert {"processor", "features", "memory_nbytes"} <= set(header.environment.machine)
+    assert {"code", "numpy_faults.py"} <= set(header.environment.source)
+
+
+def test_resuming_a_finished_run_runs_nothing_and_rebuilds_benchmark_json(without_faults):
+    (without_faults / "benchmark.json").unlink()
+    before = runs.lines(without_faults)
+    status, output = runs.run(
+        without_faults.parent,
+        "--resume",
+        "sound",
+        "-k",
+        " or ".join(SOUND),
+        *runs.QUICK,
+        *SAME_CODE,
+    )
+    assert status == 0, output
+    assert runs.lines(without_faults) == before
+    assert (without_faults / "benchmark.json").stat().st_size > 1000
+
+
+def test_a_name_that_is_taken_is_refused_and_nothing_is_touched(without_faults):
+    before = (without_faults / "benchmark.json").read_bytes(), runs.lines(without_faults)
+    status, output = runs.run(without_faults.parent, "--run", "sound", *runs.QUICK)
+    assert status == 4
+    assert "ERROR: sound holds a run already; go on with it by --resume sound" in output
+    assert ((without_faults / "benchmark.json").read_bytes(), runs.lines(without_faults)) == before
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--seed", "7"], "other options: seed differ; go on by --allow-different seed"),
+        (["--replicas", "3"], "replicas"),
+    ],
+)
+def test_a_resume_that_asks_for_other_measurements_is_refused(without_faults, words, said):
+    status, output = runs.run(
+        without_faults.parent, "--resume", "sound", *runs.QUICK, *SAME_CODE, *words
+    )
+    assert status == 4
+    assert said in output
+
+
+def test_a_resume_with_other_code_is_refused_unless_told(results, tmp_path):
+    suite = tmp_path / "mine.py"
+    suite.write_bytes(runs.NUMPY.read_bytes())
+    words = ("-k", "base or fast", *runs.QUICK)
+    assert runs.run(results, "--run", "code", *words, suite=suite)[0] == 0
+    suite.write_bytes(runs.NUMPY.read_bytes() + b"# changed\n")
+    status, output = runs.run(results, "--resume", "code", *words, suite=suite)
+    assert status == 4
+    assert re.search(r"mine\.py differ; go on by .*--allow-different mine\.py", output)
+    words += ("--allow-different", "mine.py", *SAME_CODE)
+    assert runs.run(results, "--resume", "code", *words, suite=suite)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--resume", "nothing"], "there is no run nothing to go on with"),
+        (["--run", "../up"], "a run's name is letters"),
+        (["--memory", "lots"], "--memory takes something like 8GiB; got 'lots'"),
+        (["--limit", "soon"], "--limit takes something like 10; got 'soon'"),
+        (["--replicas", "0"], "--replicas takes something like 5; got '0'"),
+        (["--seed", "x"], "--seed takes something like 7; got 'x'"),
+        (["--sweep", "x"], "--sweep takes one of default, quick, full"),
+        (["--axis", "mode=x"], "mode must be one of"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)  # fmt: skip
+def test_a_bad_option_is_one_line_and_exit_4(results, words, said):
+    status, output = runs.run(results, *words)
+    assert status == 4
+    errors = [line for line in output.splitlines() if line.strip()]
+    assert len([line for line in errors if line.startswith("ERROR: ")]) == 1
+    assert said in output
+    assert "Traceback" not in output
+
+
+def test_a_case_too_large_is_refused_with_its_figures(results):
+    words = ("--run", "large", "-k", "base", "--axis", "shape=4096x4096x4096x3", *runs.QUICK)
+    status, output = runs.run(results, *words)
+    assert status == 0, output
+    measurements = read_run(results / "large").measurements
+    assert {m.status for m in measurements} == {"not_run"}
+    assert re.search(r"needs about 7680\.0 GiB .* \d+\.\d GiB are free", measurements[0].reason)
+
+
+def test_a_disk_that_refuses_stops_the_run_and_keeps_what_was_synced(results):
+    words = ("-k", "base or fast", "--axis", shapes(6), *runs.QUICK)
+    status, output = runs.run(results, "--run", "full", *words, limit_nbytes=24_000)
+    assert status == 3, output
+    assert "cannot write journal.jsonl: File too large; what was finished is kept" in output
+    assert "--resume full" in output
+    assert "Traceback" not in output
+    kept = runs.lines(results / "full")
+    assert len(kept) > 1
+    assert (results / "full" / "journal.jsonl").stat().st_size <= 24_000
+    status, output = runs.run(results, "--resume", "full", *words, *SAME_CODE)
+    assert status == 0, output
+    assert runs.lines(results / "full")[: len(kept)] == kept
+    found = runs.measured(results / "full")
+    assert len(found) == len(set(found)) == 6 * 5
+
+
+@pytest.mark.parametrize("delay_seconds", [0.0, 0.6, 2.5])
+def test_ctrl_c_ends_at_once_and_says_how_to_go_on(results, tmp_path, delay_seconds):
+    words = ("--run", f"stop{delay_seconds}", "-k", "base or loop", *runs.QUICK)
+    started = runs.Started(results, *words)
+    folder = results / f"stop{delay_seconds}"
+    runs.wait_for(lambda: (folder / "journal.jsonl").exists())
+    time.sleep(delay_seconds)  # while workers start; while they race; while one hangs
+    started.signal(signal.SIGINT)
+    status, output = started.wait(timeout=5)
+    assert started.nothing_left(timeout=2)
+    assert status == 2, output
+    assert f"are kept in results/stop{delay_seconds}; go on with:" in output
+    assert f"--resume stop{delay_seconds}" in output
+    assert "Traceback" not in output
+
+
+def test_a_run_that_is_killed_leaves_nothing_and_goes_on(results):
+    kill_and_go_on(results, "killed", delays=[0.3], sizes=4)
+
+
+@pytest.mark.slow
+def test_twenty_kills_lose_at_most_the_race_in_flight(results):
+    import random
+
+    generator = random.Random(6)
+    delays = [generator.uniform(0.0, 1.5) for _ in range(20)]
+    kill_and_go_on(results, "killed20", delays=delays, sizes=40)
+
+
+def kill_and_go_on(results, name, *, delays, sizes):
+    """Kill a run again and again and go on; then hold it against an undisturbed one.
+
+    Every third kill comes at a moment after the start, while pytest or the workers start; the others
+    come at a moment after the run has got further: while a race runs or its lines are written.
+    """
+    words = ("-k", "base or fast or raise", "--axis", shapes(sizes), *runs.QUICK, *SAME_CODE)
+    folder = results / name
+    kept = []
+    for number, delay in enumerate(delays):
+        begin = "--resume" if folder.is_dir() else "--run"
+        started = runs.Started(results, begin, name, *words)
+        if number % 3 != 2:
+            runs.wait_for(
+                lambda: started.process.poll() is not None or len(runs.lines(folder)) > len(kept),
+                timeout=120,
+            )
+        time.sleep(delay)
+        started.signal(signal.SIGKILL)
+        started.wait()
+        assert started.nothing_left()
+        assert runs.lines(folder)[: len(kept)] == kept
+        whole = len(runs.measured(folder))
+        assert whole % 6 == 0  # three candidates, three probes: a race is whole or not there
+        kept = runs.lines(folder)[: whole + 1 if whole else 0]
+    status, output = runs.run(results, "--resume", name, *words)
+    assert status == 1, output  # `raise` fails its test
+    assert runs.lines(folder)[: len(kept)] == kept
+    found = runs.measured(folder)
+    assert len(found) == len(set(found)) == 6 * sizes  # nothing twice, nothing missing
+    cases = {case for case, _, _ in found}
+    undisturbed = {"base": "ok", "fast": "ok", "raise": "error", "ceiling-read": "ok",
+                   "ceiling-write": "ok", "ceiling-copy": "ok"}  # fmt: skip
+    assert set(found) == {(c, n, s) for c in cases for n, s in undisturbed.items()}
