@@ -1,0 +1,201 @@
+"""What TensorFlow and Keras do today that the project relies on or warns of, each by its issue.
+
+A test that finds the behaviour gone fails with "mended upstream": take the limitation out of the candidate's
+table of failures and of docs/recipes.md, and make the support matrix anew.
+"""
+
+import numpy as np
+import pytest
+
+tf = pytest.importorskip("tensorflow")
+import keras  # noqa: E402
+
+X = tf.constant(np.random.default_rng(0).standard_normal((2, 4, 4, 6)), tf.float32)
+WINDOW = (1, 1, 1, 3)
+REFUSALS = (ValueError, TypeError, NotImplementedError, NameError, LookupError, tf.errors.OpError)
+
+
+def refused(call, match, issue=""):
+    """The call fails with a text that matches; where it no longer fails, that is the news."""
+    try:
+        call()
+    except REFUSALS as error:
+        assert match in str(error), f"it fails with another text now {issue}: {error}"
+        return
+    pytest.fail(f"mended upstream {issue}: this works now")
+
+
+def pool(x, padding="VALID", ksize=WINDOW, strides=WINDOW, **options):
+    return tf.nn.max_pool(x, ksize, strides, padding, **options)
+
+
+def compiled(function, *arguments):
+    return tf.function(function, jit_compile=True)(*arguments)
+
+
+@pytest.mark.parametrize("wrap", [lambda f: f, tf.function], ids=["eager", "graph"])
+class TestOutsideXla:
+    def test_the_book_s_lower_case_padding_is_refused(self, wrap):
+        refused(lambda: wrap(lambda: pool(X, "valid"))(), "padding")
+
+    @pytest.mark.parametrize("padding", ["VALID", "SAME"])
+    def test_a_window_that_does_not_divide_the_depth_is_refused(self, wrap, padding):
+        refused(lambda: wrap(lambda: pool(X[..., :5], padding))(), "evenly divide the input depth", "(handson-ml3#83)")
+
+    def test_a_window_that_is_not_the_stride_is_refused(self, wrap):
+        refused(lambda: wrap(lambda: pool(X, strides=(1, 1, 1, 2)))(), "equal the depth stride")
+
+    def test_depth_and_space_at_once_are_refused(self, wrap):
+        refused(lambda: wrap(lambda: pool(X, ksize=(1, 2, 2, 3), strides=(1, 2, 2, 3)))(), "exactly one of pooling")
+
+    def test_channels_first_is_refused_on_the_cpu(self, wrap):
+        first = tf.transpose(X, (0, 3, 1, 2))
+        refused(
+            lambda: wrap(lambda: pool(first, ksize=(1, 3, 1, 1), strides=(1, 3, 1, 1), data_format="NCHW"))(),
+            "only supports NHWC on device type CPU",
+        )
+
+    def test_the_gradient_is_refused_on_the_cpu(self, wrap):
+        def gradient():
+            with tf.GradientTape() as tape:
+                tape.watch(X)
+                y = pool(X)
+            return tape.gradient(y, X)
+
+        refused(lambda: wrap(gradient)(), "not yet supported on the depth dimension", "(tensorflow#636)")
+
+
+@pytest.mark.parametrize(
+    ("channels", "padding", "groups"),
+    [
+        (5, "SAME", [[0, 1, 2], [3, 4]]),
+        (4, "SAME", [[0, 1], [2, 3]]),
+        (5, "VALID", [[0, 1, 2]]),
+        (6, "VALID", [[0, 1, 2], [3, 4, 5]]),
+    ],
+)
+def test_xla_takes_any_depth_and_pads_with_less_than_any_value(channels, padding, groups):
+    x = X[..., :channels] - 10
+    expected = np.stack([x.numpy()[..., group].max(-1) for group in groups], -1)
+    np.testing.assert_array_equal(compiled(lambda x: pool(x, padding), x), expected)
+
+
+def test_xla_has_the_gradient():
+    def gradient(x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = pool(x)
+        return tape.gradient(y, x)
+
+    assert float(tf.reduce_sum(compiled(gradient, X))) == 2 * 4 * 4 * 2
+
+
+class TestSilentDifferences:
+    """Arguments under which eager and XLA differ without a word."""
+
+    def test_the_spatial_stride_is_ignored_on_the_cpu(self):
+        strides = (1, 2, 2, 3)
+        shapes = pool(X, strides=strides).shape, compiled(lambda x: pool(x, strides=strides), X).shape
+        assert shapes == ((2, 4, 4, 2), (2, 2, 2, 2)), "mended upstream: eager and XLA agree now"
+
+    def test_a_depth_stride_without_a_window_is_ignored_on_the_cpu(self):
+        ksize, strides = (1, 1, 1, 1), (1, 1, 1, 3)
+        shapes = (
+            pool(X, ksize=ksize, strides=strides).shape,
+            compiled(lambda x: pool(x, ksize=ksize, strides=strides), X).shape,
+        )
+        assert shapes == ((2, 4, 4, 6), (2, 4, 4, 2)), "mended upstream: eager and XLA agree now"
+
+    def test_max_pool_with_argmax_returns_its_input(self):
+        y, _ = tf.nn.max_pool_with_argmax(X, WINDOW, WINDOW, "VALID")
+        assert np.array_equal(y, X), "mended upstream: max_pool_with_argmax pools the depth, or refuses to"
+
+
+class TestNan:
+    """tensorflow#125965, tensorflow#116992: where a NaN goes depends on the spelling and the mode."""
+
+    X = tf.constant([[[[1, np.nan, 3, np.nan, np.nan, np.nan, np.nan, 1, 2, 1, 2, np.nan]]]], tf.float32)
+
+    def test_the_native_kernel_loses_it(self):
+        np.testing.assert_array_equal(
+            pool(self.X).numpy().ravel(), [3, np.nan, np.nan, 2], err_msg="mended upstream (tensorflow#116992)?"
+        )
+
+    def test_xla_s_reduce_max_loses_it(self):
+        def reduce(x):
+            return tf.reduce_max(tf.reshape(x, (1, 1, 1, 4, 3)), -1)
+
+        eager, xla = reduce(self.X).numpy().ravel(), compiled(reduce, self.X).numpy().ravel()
+        assert np.isnan(eager).all()
+        assert not np.isnan(xla).all(), "mended upstream (tensorflow#125965): XLA's reduce_max keeps NaN"
+
+
+class TestSavedLambda:
+    """keras#18284, keras#20167: a model with the recipe's Lambda saves, and does not load."""
+
+    @pytest.fixture
+    def file(self, tmp_path):
+        def save(**options):
+            inputs = keras.Input((4, 4, 6))
+            layer = keras.layers.Lambda(lambda x: pool(x), name="depth_pool", **options)
+            keras.Model(inputs, layer(inputs)).save(tmp_path / "model.keras")
+            return tmp_path / "model.keras"
+
+        return save
+
+    def test_safe_mode_refuses_it(self, file):
+        path = file()
+        refused(lambda: keras.saving.load_model(path), "unsafe", "(keras#20167)")
+
+    def test_without_safe_mode_the_output_shape_is_missing(self, file):
+        path = file()
+        refused(lambda: keras.saving.load_model(path, safe_mode=False), "output", "(keras#18284)")
+
+
+def test_a_lambda_does_not_train_on_the_cpu_without_xla():
+    inputs = keras.Input((4, 4, 6))
+    hidden = keras.layers.Lambda(lambda x: pool(x))(keras.layers.Conv2D(6, 1)(inputs))
+    model = keras.Model(inputs, keras.layers.Dense(1)(keras.layers.Flatten()(hidden)))
+    model.compile("sgd", "mse", jit_compile=False)
+    refused(lambda: model.fit(X, np.zeros(2), verbose=0), "MaxPoolingGrad is not yet supported", "(tensorflow#636)")
+
+
+def relative_error(mean, size):
+    x = np.random.default_rng(0).uniform(1, 2, (2, size, size, 96)).astype(np.float16)
+    exact = x.astype(np.float64).mean((1, 2))
+    return float(np.abs(np.asarray(mean(tf.constant(x))).astype(np.float64) / exact - 1).max())
+
+
+class TestHalfPrecisionMeans:
+    """float16 on the CPU: the layer accumulates in float32, tf.reduce_mean in half."""
+
+    @pytest.mark.parametrize("size", [7, 28, 56, 112])
+    def test_the_layer_is_right_at_any_size(self, size):
+        layer = keras.layers.GlobalAveragePooling2D(dtype="float16")
+        assert relative_error(layer, size) < 1e-3
+
+    def test_reduce_mean_loses_digits_at_56_and_most_of_the_sum_at_112(self):
+        def mean(x):
+            return tf.reduce_mean(x, axis=[1, 2])
+
+        errors = [relative_error(mean, size) for size in (56, 112)]
+        assert errors[0] > 0.003, "mended upstream: reduce_mean no longer accumulates in half"
+        assert errors[1] > 0.02, "mended upstream: reduce_mean no longer accumulates in half"
+
+    def test_avg_pool2d_is_off_by_a_third_at_56(self):
+        error = relative_error(lambda x: tf.nn.avg_pool2d(x, x.shape[1:3], 1, "VALID")[:, 0, 0], 56)
+        assert error > 0.2, "mended upstream: avg_pool2d no longer accumulates in half"
+
+    def test_reduce_mean_of_large_values_is_nan_and_the_layer_s_is_right(self):
+        x = tf.fill((1, 300, 300, 1), tf.constant(10, tf.float16))
+        assert np.isnan(tf.reduce_mean(x, axis=[1, 2])).all(), "mended upstream: no overflow in half"
+        assert np.asarray(keras.layers.GlobalAveragePooling2D(dtype="float16")(x)).item() == 10
+
+
+def test_max_pool3d_gives_every_tied_element_the_whole_gradient():
+    x = tf.zeros((1, 1, 1, 3))
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = tf.nn.max_pool3d(x[..., None], (1, 1, 3), (1, 1, 3), "VALID")
+    total = float(tf.reduce_sum(tape.gradient(y, x)))
+    assert total == 3, "mended upstream (tensorflow#51682): a tie's gradient adds up to dy"
