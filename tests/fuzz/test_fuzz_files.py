@@ -1,0 +1,267 @@
+"""Files that are not to be trusted: mutated journals and pytest-benchmark files through the loaders.
+
+Each becomes a result or a typed error of one line, within 2 seconds and 1 GB: never anything else.
+"""
+
+import importlib.util
+import json
+import random
+import resource
+import sys
+import time
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+import synthetic
+
+from bench.case import UsageError
+from bench.report.load import load
+from bench.store import JOURNAL, StoreError
+
+LIMIT_SECONDS = 2.0
+LIMIT_NBYTES = 1 << 30
+TYPED = (StoreError, UsageError)
+HAS_IMPORT = importlib.util.find_spec("bench.report.benchmark_json") is not None
+HOSTILE = (
+    None, True, False, 0, -1, 1e308, 5e-324, -0.0, 10**15, 10**30, 2**63, 2**64, "", "nan", "inf",
+    "-inf", "NaN", "Infinity", "../../../etc/passwd", "a\nb", "<script>alert(1)</script>", "\u0000",
+    "\u202e", "x" * 10_000, [], {}, [[]], [None], {"": None}, [1] * 1000, {"type": "header"},
+)  # fmt: skip
+
+
+def paths(value, path=()):
+    """Every place in a JSON value."""
+    yield path
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    if isinstance(value, (dict, list)):
+        for key, item in items:
+            yield from paths(item, (*path, key))
+
+
+def replaced(value, path, new):
+    if not path:
+        return new
+    copy = dict(value) if isinstance(value, dict) else list(value)
+    copy[path[0]] = replaced(value[path[0]], path[1:], new)
+    return copy
+
+
+def without(value, path):
+    copy = dict(value) if isinstance(value, dict) else list(value)
+    if len(path) == 1:
+        del copy[path[0]]
+    else:
+        copy[path[0]] = without(value[path[0]], path[1:])
+    return copy
+
+
+def mutate_value(value, generator):
+    """The JSON value with one to three of its parts replaced, removed, doubled or nested deeply."""
+    for _ in range(generator.randint(1, 3)):
+        places = list(paths(value))
+        place = generator.choice(places)
+        roll = generator.random()
+        if roll < 0.7 or not place:
+            value = replaced(value, place, generator.choice(HOSTILE))
+        elif roll < 0.9:
+            value = without(value, place)
+        else:
+            nested = "deep"
+            for _ in range(generator.choice((10, 500))):
+                nested = [nested]
+            value = replaced(value, place, nested)
+    return value
+
+
+def mutate_bytes(data, generator):
+    """The bytes with some flipped, cut, doubled, moved, or made no UTF-8."""
+    data = bytearray(data)
+    for _ in range(generator.randint(1, 4)):
+        place, length = generator.randrange(len(data) + 1), generator.choice((1, 2, 8, 100))
+        piece = bytes(data[place : place + length])
+        roll = generator.randrange(7)
+        if roll == 0:
+            data[place : place + 1] = bytes([generator.randrange(256)])
+        elif roll == 1:
+            del data[place : place + length]
+        elif roll == 2:
+            data[place:place] = piece * generator.choice((1, 2, 50))
+        elif roll == 3:
+            data[place:place] = generator.choice(
+                (b"\xff\xfe", b"\x00", b"NaN", b"Infinity", b"1e999")
+            )
+        elif roll == 4:
+            data[place:place] = b"[" * generator.choice((10, 5000))
+        elif roll == 5:
+            del data[place:]
+        else:
+            data[place : place + length] = piece[::-1]
+        if not data:
+            break
+    return bytes(data)
+
+
+def journal_line(record, more=0):
+    body = json.dumps(record).encode()
+    follow = b'"more":%d,' % more if more else b""
+    return b'{"crc32":"%08x",%s"record":%s}\n' % (zlib.crc32(body), follow, body)
+
+
+def mutate_journal(lines, generator):
+    """A journal changed within its bytes, or within its records and with checksums that are right."""
+    if generator.random() < 0.4:
+        return mutate_bytes(b"".join(lines), generator)
+    lines = list(lines)
+    for _ in range(generator.randint(1, 2)):
+        number = generator.randrange(len(lines))
+        record = json.loads(lines[number])["record"]
+        more = generator.choice((0, 0, 0, 1, -1, 10**12))
+        try:
+            lines[number] = journal_line(mutate_value(record, generator), more)
+        except (KeyError, TypeError, RecursionError):
+            continue
+    if generator.random() < 0.2:
+        generator.shuffle(lines)
+    if generator.random() < 0.2:
+        lines.append(generator.choice(lines))
+    return b"".join(lines)
+
+
+def mutate_json(data, generator):
+    if generator.random() < 0.4:
+        return mutate_bytes(data, generator)
+    return json.dumps(mutate_value(json.loads(data), generator)).encode()
+
+
+@pytest.fixture(scope="module")
+def journal(tmp_path_factory):
+    """The lines of a small whole journal with a record of each kind."""
+    folder = tmp_path_factory.mktemp("whole")
+    plan = synthetic.Plan(replicas=2, allocations=1, rounds=2)
+    case = synthetic.op_case("depth_max_pool")
+    names = ("reshape-reduce_max", "max_pool2d-view", "lambda-max_pool")
+    found = synthetic.race(case, np.random.default_rng(1), plan=plan, names=names)
+    synthetic.write(folder, [*found, *synthetic.extras()[::7], *synthetic.extras()[-7:]])
+    load(folder)  # whole, it loads
+    return (folder / JOURNAL).read_bytes().splitlines(keepends=True)
+
+
+BENCHMARK = {
+    "machine_info": {"machine": "x86_64", "python_version": "3.11.7", "cpu": {"brand_raw": "CPU"}},
+    "commit_info": {"id": "0", "dirty": False},
+    "benchmarks": [
+        {
+            "group": "pool", "name": f"test_pool[{name}]", "fullname": f"t.py::test_pool[{name}]",
+            "params": {"size": 3}, "param": name, "extra_info": {"op": "pool", "candidate": name},
+            "options": {"timer": "perf_counter"},
+            "stats": {"min": 0.1, "max": 0.3, "mean": 0.2, "stddev": 0.1, "rounds": 3, "median": 0.2,
+                      "iqr": 0.1, "ops": 5.0, "total": 0.6, "iterations": 1, "data": [0.1, 0.2, 0.3]},
+        }
+        for name in ("a", "b")
+    ],
+    "datetime": "2026-01-01T00:00:00+00:00",
+    "version": "5.3.1",
+}  # fmt: skip
+
+
+def load_mutated_journals(folder, lines, count, seed):
+    """Load so many mutated journals; how many were results, and the slowest's seconds."""
+    generator = random.Random(seed)
+    results, slowest = 0, 0.0
+    for number in range(count):
+        data = mutate_journal(lines, generator)
+        (folder / JOURNAL).write_bytes(data)
+        results, slowest = attempt(lambda: load(folder), f"{seed}/{number}", results, slowest)
+    return results, slowest
+
+
+def attempt(function, label, results, slowest):
+    # Processor time, for others use the machine too.
+    start = time.process_time()
+    try:
+        function()
+        results += 1
+    except TYPED as error:
+        assert "\n" not in str(error), label
+        assert len(str(error)) < 1500, label
+    except Exception as error:
+        raise AssertionError(f"mutation {label}: {type(error).__name__}: {error}") from error
+    slowest = max(slowest, time.process_time() - start)
+    assert slowest < LIMIT_SECONDS, label
+    return results, slowest
+
+
+def import_mutated_files(folder, count, seed):
+    from bench.report.benchmark_json import import_file
+
+    generator = random.Random(seed)
+    whole = json.dumps(BENCHMARK).encode()
+    results, slowest = 0, 0.0
+    path = folder / "benchmark.json"
+    for number in range(count):
+        path.write_bytes(mutate_json(whole, generator))
+        results, slowest = attempt(
+            lambda: load(import_file(path, folder / "results", f"r{number}")),  # noqa: B023
+            f"{seed}/{number}", results, slowest,
+        )  # fmt: skip
+    return results, slowest
+
+
+def peak_nbytes():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+@pytest.fixture(autouse=True)
+def _quietly():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def test_some_mutated_journals(tmp_path, journal):
+    results, _ = load_mutated_journals(tmp_path, journal, 150, seed=1)
+    assert 0 < results < 150
+
+
+@pytest.mark.skipif(not HAS_IMPORT, reason="no import of pytest-benchmark files here")
+def test_some_mutated_benchmark_files(tmp_path):
+    import_mutated_files(tmp_path, 60, seed=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(5))
+def test_many_mutated_journals(tmp_path, journal, seed):
+    results, _ = load_mutated_journals(tmp_path, journal, 3000, seed=f"many {seed}")
+    assert results
+    assert peak_nbytes() < LIMIT_NBYTES
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not HAS_IMPORT, reason="no import of pytest-benchmark files here")
+@pytest.mark.parametrize("seed", range(2))
+def test_many_mutated_benchmark_files(tmp_path, seed):
+    import_mutated_files(tmp_path, 2500, seed=f"many {seed}")
+    assert peak_nbytes() < LIMIT_NBYTES
+
+
+HUGE = {
+    "a line": lambda: b'{"crc32":"0","record":' + b"[" * (8 << 20) + b"\n",
+    "nothing": lambda: b"\0" * (150 << 20),
+    "lines": lambda: b"{}\n" * (40 << 20),
+    "open": lambda: b'{"crc32":"00000000","more":1,"record":0}\n' * (1 << 20),
+}
+
+
+@pytest.mark.parametrize("kind", HUGE)
+def test_a_huge_file_is_refused_in_time(tmp_path, kind):
+    (tmp_path / JOURNAL).write_bytes(HUGE[kind]())
+    start = time.process_time()
+    with pytest.raises(StoreError) as caught:
+        load(tmp_path)
+    assert time.process_time() - start < LIMIT_SECONDS
+    assert "\n" not in str(caught.value)
