@@ -190,6 +190,27 @@ def test_error_words_leave_out_stack_traces_and_node_names():
     assert error_words(ValueError(text)) == "ValueError: Not yet supported."
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (
+            "Reshape 252 to 240\n\ttf2xla conversion failed while converting __f_1[a=b]",
+            "Reshape 252 to 240",
+        ),
+        (
+            "'T' of int32 is not in the list ; NodeDef: {{node X}}; Op<name=X>",
+            "'T' of int32 is not in the list",
+        ),
+        (
+            "<class 'M'> could not be made.\n\nconfig={1}.\n\nException encountered: No class 'P'",
+            "No class 'P'",
+        ),
+    ],
+)
+def test_error_words_keep_what_an_error_says(text, words):
+    assert error_words(ValueError(text)) == f"ValueError: {words}"
+
+
 def test_equal_infinities_and_nan_are_no_error():
     array = np.array([np.inf, -np.inf, np.nan, 1.0])
     assert judge.errors(array, array.copy(), (0.0, 0.0)) == (0.0, 0.0, 0.0)

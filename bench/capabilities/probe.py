@@ -169,6 +169,10 @@ REFUSALS = (
         issue="keras#20167",
     ),
     Refusal(
+        matches="not in (the )?list of allowed values",
+        reason="TensorFlow's op does not take this",
+    ),
+    Refusal(
         matches="Could not locate (class|function)",
         reason="its class is not registered: Keras cannot find it by its name",
     ),
@@ -213,6 +217,8 @@ _ORIGIN = re.compile(
 )
 _NOISE = re.compile(
     r"\{\{(function_node|node) [^}]*\}\}|\[\[.*?\]\]|\[Op:[^\]]*\](\s*name:\s?)?|\x1b\[[0-9;]*m"
+    r"|\s;? ?NodeDef: .*|tf2xla conversion failed.*",
+    re.DOTALL,
 )
 
 
