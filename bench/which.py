@@ -90,8 +90,12 @@ def main(words: list[str]) -> int:
     """The door: 0 where the model is answered, 2 where it cannot be used."""
     parser = argparse.ArgumentParser(prog="python -m bench which", description=__doc__)
     parser.add_argument("model", help="a file that model.save('model.keras') wrote")
-    parser.add_argument("--input", metavar="HxWxC", help="sizes that the model leaves open: 224x224x3")
-    parser.add_argument("--batch", type=int, help=f"batch size; {DEFAULT_BATCH}, or less for a large model")
+    parser.add_argument(
+        "--input", metavar="HxWxC", help="sizes that the model leaves open: 224x224x3"
+    )
+    parser.add_argument(
+        "--batch", type=int, help=f"batch size; {DEFAULT_BATCH}, or less for a large model"
+    )
     parser.add_argument("--direction", choices=("training", "inference"), default="training")
     parser.add_argument("--mode", choices=("graph", "xla", "eager"), default="graph")
     parser.add_argument("--replicas", type=int, default=3, help="fresh processes (at least 2)")
@@ -170,7 +174,14 @@ def read_config(path: Path) -> dict[str, Any]:
             config = json.loads(archive.read("config.json"))
     except OSError as error:
         raise UsageError(f"cannot read {path.name}: {error.strerror or error}; {what}") from None
-    except (zipfile.BadZipFile, KeyError, ValueError, RecursionError, EOFError, NotImplementedError):
+    except (
+        zipfile.BadZipFile,
+        KeyError,
+        ValueError,
+        RecursionError,
+        EOFError,
+        NotImplementedError,
+    ):
         raise UsageError(f"{path.name} is no Keras model; {what}") from None
     if not isinstance(config, dict) or not isinstance(config.get("config"), dict):
         raise UsageError(f"{path.name} is no Keras model; {what}")
@@ -179,16 +190,17 @@ def read_config(path: Path) -> dict[str, Any]:
 
 def inspect(config: dict[str, Any]) -> list[Refused]:
     """The layers that safe mode will not load: Lambdas, and classes that are not Keras' or ours."""
-    return [
-        _refuse(entry, config) for entry in layer_entries(config) if not _loads(entry)
-    ]
+    return [_refuse(entry, config) for entry in layer_entries(config) if not _loads(entry)]
 
 
 def _loads(entry: dict[str, Any]) -> bool:
     if entry.get("class_name") == "Lambda":
         return False
     module = str(entry.get("module") or "")
-    return module.split(".")[0] == "keras" or entry.get("registered_name") == "poolbench>DepthMaxPool2D"
+    return (
+        module.split(".")[0] == "keras"
+        or entry.get("registered_name") == "poolbench>DepthMaxPool2D"
+    )
 
 
 def _refuse(entry: dict[str, Any], config: dict[str, Any]) -> Refused:
@@ -318,9 +330,7 @@ def _from_followers(
     return Shapes(given=given)
 
 
-def _from_flat(
-    layers: Sequence[dict[str, Any]], given: tuple[int | None, ...] | None
-) -> Shapes:
+def _from_flat(layers: Sequence[dict[str, Any]], given: tuple[int | None, ...] | None) -> Shapes:
     """The same behind a Flatten: its length over the pixels, which a depth pool keeps."""
     flat = _from_followers(layers, given).channels
     if given is None or not flat or not given[0] or not given[1]:
@@ -481,8 +491,12 @@ def conclude(first: Stepped, second: Stepped | None, refused: Sequence[Refused])
     offered = promises(second) if second is not None else []
     if refused:
         lines = [f"{head}." if not share else f"{head} (with the recipe where the file has none)."]
-        return lines + [line for layer in refused for line in replace_refused(layer, offered, built.status)]
-    best = max((p for p in offered if p.speed), key=lambda p: p.speed[1] if p.speed else 0, default=None)
+        return lines + [
+            line for layer in refused for line in replace_refused(layer, offered, built.status)
+        ]
+    best = max(
+        (p for p in offered if p.speed), key=lambda p: p.speed[1] if p.speed else 0, default=None
+    )
     if best is None or best.speed is None or best.speed[0] < SMALLEST_GAIN:
         return [f"{head}: keep what you have."]
     layers = [pool for pool in first.described.pools if pool.op == best.op]
