@@ -111,7 +111,7 @@ def watch_device(
             return None
 
     def others_share() -> float | None:
-        """The others' share in the samples since the last reading: their sum, averaged over time."""
+        """The others' share in the samples since the last reading: their sum, a mean over time."""
         nonlocal since_us
         samples = ask(nvml.nvmlDeviceGetProcessUtilization, since_us)
         if not samples:

@@ -11,9 +11,11 @@ import contextlib
 import math
 import random
 import re
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
@@ -97,6 +99,7 @@ class _Tally:
     written_nbytes: int = 0
     peak_nbytes: int | None = None
     joules: float | None = None
+    device_seconds: float | None = None
     settled: bool = False
     columns: list[tuple[int, int, int, int, float, int]] = field(default_factory=list)
 
@@ -137,6 +140,17 @@ def _open_case(case: Case, seed: int, tensorflow: bool) -> workload.Opened:
 
 def _open_runner(name: str, check: bool) -> workload.Runner:
     return workload.open_runner(name, check=check)
+
+
+def _device_seconds(name: str) -> float | None:
+    """Seconds a call in which the GPU ran a kernel, by the profiler: None where none did."""
+    from bench.profile import load_trace, record_trace
+    from bench.xplane import read_trace
+
+    step = workload.make_step(name)
+    with tempfile.TemporaryDirectory() as scratch:
+        path = record_trace(step, Path(scratch) / "third-clock")
+        return read_trace(load_trace(path)).device_seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,22 +257,23 @@ class Race:
             most = 1 if self._clear else self.plan.rounds
             self._run_rounds(replica, allocation, min(most, max(1, rounds)), worker)
         if replica == 0 and is_gpu(self.case.device):
-            self._measure_energy(worker)
+            self._measure_device(worker)
         self._close(worker)
 
-    def _measure_energy(self, worker: WorkerLike) -> None:
-        """Joules a call of every runner, where the device keeps a count."""
+    def _measure_device(self, worker: WorkerLike) -> None:
+        """What the device says of a call of every runner: its time by the profiler, its energy.
+
+        A task that fails leaves its figure out: the profiler may not be allowed here, and the race
+        has been run.
+        """
         for tally in self._running():
+            limit = self.plan.timeout_seconds
             try:
-                tally.joules = worker.call(
-                    workload.measure_energy, tally.name, timeout=self.plan.timeout_seconds
-                )
+                tally.joules = worker.call(workload.measure_energy, tally.name, timeout=limit)
+                tally.device_seconds = worker.call(_device_seconds, tally.name, timeout=limit)
             except WorkerFailure as failure:
-                tally.fail(self.case, failure)
                 if failure.lost:  # the next replica starts a fresh one
                     return
-            if tally.joules is None:
-                return
 
     def _open(self, replica: int, worker: WorkerLike) -> None:
         """Open the case and every runner; whoever takes the worker down is out, the others again."""
@@ -491,6 +506,7 @@ class Race:
             contention=self._contention_seen(),
             node=self._node,
             joules=tally.joules,
+            device_seconds=tally.device_seconds,
         )
 
     def _contention_seen(self) -> Contention:

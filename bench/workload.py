@@ -542,6 +542,20 @@ def _block(seconds: float, lead_in_seconds: float) -> Block:
     )
 
 
+def make_step(name: str) -> Callable[[], None]:
+    """A call of a runner on the case's inputs that returns when the device has finished."""
+    state = _state()
+    call, places = state.calls[name]
+    arguments = [state.inputs[i] for i in places]
+
+    def step() -> None:
+        with _device(state):
+            call(*arguments)
+            synchronise(state)
+
+    return step
+
+
 def measure_energy(name: str, seconds: float = 1.0) -> float | None:
     """Joules a call, the device's idle power included; None where it keeps no count.
 

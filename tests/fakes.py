@@ -24,6 +24,7 @@ ANSWERS = {
     "time_block": workload.Block(seconds=1e-3, lead_in_seconds=0.0, cpu_seconds=0.0, switches=0),
     "close_case": None,
     "measure_energy": None,
+    "device_seconds": None,
 }
 
 
@@ -46,11 +47,11 @@ class FakeWorker:
 
 
 class FakeFleet:
-    """One fake worker for every replica; `joules` is what it says a call uses."""
+    """One fake worker for every replica; what it says that a call takes of the device is given."""
 
-    def __init__(self, *, joules=None):
+    def __init__(self, *, joules=None, device_seconds=None):
         self.tasks = Counter()
-        self._worker = FakeWorker(self.tasks, measure_energy=joules)
+        self._worker = FakeWorker(self.tasks, measure_energy=joules, device_seconds=device_seconds)
 
     def use(self, setting, replicas):
         pass

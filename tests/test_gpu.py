@@ -204,17 +204,18 @@ def test_a_race_keeps_the_extremes_of_its_device():
     assert not Seen(wall_seconds=1, steal_seconds=0, others_seconds=0, device=usages[0]).contended()
 
 
-def test_energy_is_measured_once_for_every_runner_and_only_on_a_gpu():
-    def energies(device):
-        fleet = FakeFleet(joules=0.002)
+def test_energy_and_device_time_are_measured_once_for_every_runner_and_only_on_a_gpu():
+    def figures(device):
+        fleet = FakeFleet(joules=0.002, device_seconds=1e-4)
         case = make_case(op="fake", shape=(1, 8, 8, 3), device=device)
         plan = Plan(replicas=2, max_replicas=2, allocations=1, rounds=1)
         race = Race(case, [fake_candidate("one")], baseline="one", plan=plan)
         found = race.run(fleet).measurements
-        return [m.joules for m in found], fleet.tasks["measure_energy"]
+        tasks = fleet.tasks["measure_energy"], fleet.tasks["device_seconds"]
+        return {(m.joules, m.device_seconds) for m in found}, tasks
 
-    assert energies("gpu:0") == ([0.002] * 4, 4)  # the candidate and three probes
-    assert energies("cpu:0") == ([None] * 4, 0)
+    assert figures("gpu:0") == ({(0.002, 1e-4)}, (4, 4))  # the candidate and three probes
+    assert figures("cpu:0") == ({(None, None)}, (0, 0))
 
 
 def test_bench_gpu_without_a_driver_stops_with_one_line_and_installs_nothing(tmp_path):
@@ -288,6 +289,26 @@ def test_two_devices_are_both_raced_and_told_apart_in_journal_and_report(tmp_pat
 
 
 DEVICES = ("cpu:0", "cpu:1")
+
+
+def read_third_clock(case):
+    from bench.race import _device_seconds
+    from bench.workload import open_case, open_runner
+
+    open_case(case, 0)
+    return open_runner("multiply", check=False).reason, _device_seconds("multiply")
+
+
+@pytest.mark.slow
+def test_without_a_gpu_in_the_trace_there_is_no_third_clock(tmp_path):
+    file = tmp_path / "tripling.py"
+    file.write_text(TWO_DEVICES)
+    case = make_case(op="tripling", shape=(1, 8, 8, 3), mode="eager")
+    worker = Worker(Setting(), files=[file])
+    try:
+        assert worker.call(read_third_clock, case, timeout=60) == ("", None)
+    finally:
+        worker.close()
 
 
 def evict_there(device):
