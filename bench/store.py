@@ -14,11 +14,12 @@ A journal may come from anybody: what is read is checked here, so that nobody el
 from __future__ import annotations
 
 import functools
+import io
 import math
 import os
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -358,7 +359,7 @@ def read_run(folder: Path) -> Run:
     if len(data) > MAX_NBYTES:
         raise StoreError(f"{path} is too large; a journal has at most {MAX_NBYTES} bytes")
     data, dropped = split_torn(data)
-    records = list(_decode_lines(path, data.split(b"\n")[:-1]))
+    records = list(_decode_lines(path, io.BytesIO(data)))
     if not records or not isinstance(records[0], Header):
         raise StoreError(f"{path} does not begin with a header line; it is no journal of poolbench")
     if any(isinstance(record, Header) for record in records[1:]):
@@ -366,7 +367,7 @@ def read_run(folder: Path) -> Run:
     return Run(path=folder, header=records[0], records=tuple(records[1:]), dropped=dropped)
 
 
-def _decode_lines(path: Path, lines: Sequence[bytes]) -> Iterator[AnyRecord]:
+def _decode_lines(path: Path, lines: Iterable[bytes]) -> Iterator[AnyRecord]:
     for number, line in enumerate(lines, 1):
         if number == 1:
             _check_schema(path, line)
