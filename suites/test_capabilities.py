@@ -7,9 +7,10 @@ import pytest
 import bench.ops  # noqa: F401 (registers what ships)
 from bench.candidate import REGISTRY
 from bench.capabilities.matrix import Key, all_keys, run_matrix
-from bench.case import parse_axis
+from bench.case import UsageError, parse_axis
 from bench.measurement import Capability
 from bench.run import Bench
+from bench.store import StoreError
 
 Matrix = dict[Key, list[Capability]]
 
@@ -29,7 +30,10 @@ def matrix(request: pytest.FixtureRequest, running: Bench, say: Callable[[str], 
     axes = dict(parse_axis(text) for text in request.config.getoption("--axis"))
     devices = [str(device) for device in axes.get("device", ())]
     exports = request.config.getoption("--exports")
-    return run_matrix(running, keys, exports=exports, devices=devices, say=say)
+    try:
+        return run_matrix(running, keys, exports=exports, devices=devices, say=say)
+    except (UsageError, StoreError) as error:
+        pytest.exit(str(error), returncode=4)
 
 
 @pytest.mark.parametrize("key", all_keys(), ids="-".join)
