@@ -1,4 +1,4 @@
-"""Whole networks: races of a step with each spelling in place, and the share of it that pooling takes.
+"""Whole networks: races of a step with each spelling in place, and pooling's share of it.
 
 A network's step is raced by `bench.race.Race` like any op: the same rounds, replicas and timing loop. What
 differs is what a worker opens (`open_case`, `open_runner`), and that the runners' names say what is put in place:
@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
+import bench.ops  # noqa: F401 (registers the ops)
 from bench import models, workload
 from bench.candidate import REGISTRY, Candidate, Failure
 from bench.case import Case, Shape, UsageError, make_case

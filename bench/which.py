@@ -21,6 +21,7 @@ from typing import Any
 
 import psutil
 
+import bench.ops  # noqa: F401 (registers the ops)
 from bench.candidate import REGISTRY
 from bench.case import UsageError, label_shape
 from bench.models import DEPTH, GLOBAL, Mend, Pool, Source, layer_entries
@@ -115,8 +116,6 @@ def answer(asked: argparse.Namespace, say: Callable[[str], None]) -> None:
     Raises:
         UsageError: the file or an option cannot be used.
     """
-    import bench.ops
-
     path = Path(asked.model)
     if asked.replicas < 2 or (asked.batch is not None and asked.batch < 1):
         raise UsageError("--replicas takes at least 2 and --batch at least 1")
@@ -198,7 +197,7 @@ def _loads(entry: dict[str, Any]) -> bool:
         return False
     module = str(entry.get("module") or "")
     return (
-        module.split(".")[0] == "keras"
+        module.partition(".")[0] == "keras"
         or entry.get("registered_name") == "poolbench>DepthMaxPool2D"
     )
 
@@ -431,7 +430,12 @@ def race_placed(first: Stepped, fleet: _Fleet, plan: Plan, *, budget: float) -> 
     if share is not None and share[2] < SMALL_SHARE:
         return None
     ops = dict.fromkeys(pool.op for pool in first.described.pools)
-    placed = {op: tuple(fastest(first, op)) for op in ops}
+    kinds = {pool.kind for pool in first.described.pools}
+    placed = {
+        op: tuple(n for n in fastest(first, op) if PASTABLE[op][n] not in kinds) for op in ops
+    }
+    if not any(placed.values()):
+        return None  # what is quickest is there already
     entry = replace(first.entry, in_place=True, spellings=placed, budget_seconds=budget)
     return race_network(entry, fleet, plan)
 
@@ -490,8 +494,7 @@ def conclude(first: Stepped, second: Stepped | None, refused: Sequence[Refused])
     )
     offered = promises(second) if second is not None else []
     if refused:
-        lines = [f"{head}." if not share else f"{head} (with the recipe where the file has none)."]
-        return lines + [
+        return [f"{head}."] + [
             line for layer in refused for line in replace_refused(layer, offered, built.status)
         ]
     best = max(
@@ -502,7 +505,7 @@ def conclude(first: Stepped, second: Stepped | None, refused: Sequence[Refused])
     layers = [pool for pool in first.described.pools if pool.op == best.op]
     return [
         f"{head}: replace {names(layers)} by {PASTABLE[best.op][best.spelling]}: {times(best.speed)} the step.",
-        snippet(best.op, best.spelling, layers[0]),
+        snippet(best.spelling, layers[0]),
     ]
 
 
@@ -519,8 +522,7 @@ def replace_refused(layer: Refused, offered: Sequence[Promise], status: str) -> 
         gain = "it will load again"
     arguments = f"pool_size={mend.pool_size}, " if mend.pool_size else ""
     return [
-        f"Replace the {'Lambda' if layer.kind == 'Lambda' else layer.kind} `{layer.layer}` by "
-        f"{STANDING[mend.op]}: {gain}.",
+        f"Replace the {layer.kind} `{layer.layer}` by {STANDING[mend.op]}: {gain}.",
         f"{IMPORTS[mend.op]}\n{STANDING[mend.op]}({arguments}name={layer.layer!r})",
     ]
 
@@ -531,7 +533,7 @@ IMPORTS = {
 }
 
 
-def snippet(op: str, spelling: str, pool: Pool) -> str:
+def snippet(spelling: str, pool: Pool) -> str:
     """What to write in the layer's place."""
     _, h, w, c = pool.shape
     k = pool.pool_size or 1
