@@ -174,6 +174,8 @@ def _read_options(config: pytest.Config) -> _Setup:
     from bench.replica import import_file
 
     axes = [parse_axis(text) for text in config.getoption("--axis")]
+    if config.getoption("--ray") is None:
+        _refuse_kinds(device for name, values in axes if name == "device" for device in values)
     files = []
     for name in config.getoption("--candidates"):
         path = Path(name).resolve()
@@ -233,18 +235,17 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         plan = {item.case: tuple(racing(op, item)) for item in planned}
     except UsageError as error:
         raise pytest.UsageError(str(error)) from None
-    if metafunc.config.getoption("--ray") is None:
-        _refuse_kinds(plan)
     setup.plan = (setup.plan or {}) | plan
     names = [name for name in REGISTRY.of(op.name) if any(name in row for row in plan.values())]
     metafunc.parametrize("case", list(plan), ids=case_label, indirect=True, scope="session")
     metafunc.parametrize("candidate", names)
 
 
-def _refuse_kinds(cases: Iterable[Case]) -> None:
-    for device in {case.device for case in cases}:
+def _refuse_kinds(devices: Iterable[str]) -> None:
+    """Refuse a kind of accelerator where there is no fleet that could know it."""
+    for device in devices:
         if not device.partition(":")[2].isdigit():
-            raise pytest.UsageError(
+            raise UsageError(
                 f"{device} names a kind of accelerator in a fleet (--ray ADDRESS); on this machine "
                 "devices are numbered: --axis device=gpu:0"
             )
