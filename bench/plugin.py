@@ -175,7 +175,7 @@ def _read_options(config: pytest.Config) -> _Setup:
 
     axes = [parse_axis(text) for text in config.getoption("--axis")]
     if config.getoption("--ray") is None:
-        _refuse_kinds(device for name, values in axes if name == "device" for device in values)
+        _refuse_kinds(str(v) for name, values in axes if name == "device" for v in values)
     files = []
     for name in config.getoption("--candidates"):
         path = Path(name).resolve()

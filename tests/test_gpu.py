@@ -16,9 +16,10 @@ from types import SimpleNamespace
 import pytest
 from fakes import FakeFleet, fake_candidate
 
-from bench.case import make_case
+from bench.case import UsageError, make_case
 from bench.environment import Seen, Usage, read_usage, seen_between, usage_reader
 from bench.gpu import DeviceUsage, driver_versions, energy_joules, nvml_handle, watch_device
+from bench.plugin import _refuse_kinds
 from bench.race import Plan, Race, device_contention
 from bench.replica import Setting, Worker, import_file
 from bench.run import Bench, Options
@@ -216,6 +217,12 @@ def test_energy_and_device_time_are_measured_once_for_every_runner_and_only_on_a
 
     assert figures("gpu:0") == ({(0.002, 1e-4)}, (4, 4))  # the candidate and three probes
     assert figures("cpu:0") == ({(None, None)}, (0, 0))
+
+
+def test_a_kind_of_accelerator_needs_a_fleet():
+    _refuse_kinds(["cpu:0", "gpu:1"])
+    with pytest.raises(UsageError, match="gpu:H100 names a kind of accelerator in a fleet"):
+        _refuse_kinds(["gpu:H100"])
 
 
 def test_bench_gpu_without_a_driver_stops_with_one_line_and_installs_nothing(tmp_path):
