@@ -31,7 +31,7 @@ from typing import Any, Protocol
 import msgspec
 import pebble
 import psutil
-from pebble.common import CONSTS
+from pebble.common.types import CONSTS
 
 from bench import guardian
 from bench.measurement import Status
@@ -186,7 +186,7 @@ class Worker:
 
     def kill(self) -> None:
         """Kill the process and all that it started, without waiting; only `close` comes after."""
-        self._pool.stop()
+        self._pool.stop()  # type: ignore[no-untyped-call]
         guardian.kill_processes(self._folder)
 
     def _schedule(self, function: Callable[..., Any], args: tuple[Any, ...], timeout: float) -> Any:
@@ -222,7 +222,7 @@ class Worker:
         gone = False
         while not futures.wait([future], timeout=1.0).done:
             if gone:
-                raise pebble.ProcessExpired("it ended by itself", code=0)
+                raise pebble.ProcessExpired("it ended", code=0)  # type: ignore[no-untyped-call]
             gone = self._pid is not None and not psutil.pid_exists(self._pid)
         outcome: Outcome = future.result()
         return outcome

@@ -49,7 +49,7 @@ class Started:
                 command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT,
                 env=os.environ | {MARK: self.mark}, start_new_session=True,
                 # A shell's background job ignores Ctrl-C, and so would its children.
-                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
             )  # fmt: skip
 
     def wait(self, timeout=300):
@@ -70,10 +70,10 @@ class Started:
         """Processes that carry the run's mark."""
         needle = f"{MARK}={self.mark}".encode()
         found = []
-        for name in filter(str.isdigit, os.listdir("/proc")):
+        for folder in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
-                if needle in Path(f"/proc/{name}/environ").read_bytes().split(b"\0"):
-                    found.append(int(name))
+                if needle in (folder / "environ").read_bytes().split(b"\0"):
+                    found.append(int(folder.name))
         return found
 
     def nothing_left(self, timeout=10):
@@ -94,10 +94,16 @@ def run(results, *words, **options):
 
 
 def wait_for(condition, timeout=60):
+    """Wait until the condition holds."""
     deadline = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < deadline, "it did not come"
         time.sleep(0.02)
+
+
+def wait_for_more(started, folder, count):
+    """Wait until a run's journal has more than so many lines, or the run has ended."""
+    wait_for(lambda: started.process.poll() is not None or len(lines(folder)) > count, timeout=120)
 
 
 def lines(folder):

@@ -133,6 +133,7 @@ def test_a_resume_that_asks_for_other_measurements_is_refused(without_faults, wo
     assert said in output
 
 
+@pytest.mark.slow
 def test_a_resume_with_other_code_is_refused_unless_told(results, tmp_path):
     suite = tmp_path / "mine.py"
     suite.write_bytes(runs.NUMPY.read_bytes())
@@ -150,23 +151,48 @@ def test_a_resume_with_other_code_is_refused_unless_told(results, tmp_path):
     ("words", "said"),
     [
         (["--resume", "nothing"], "there is no run nothing to go on with"),
-        (["--run", "../up"], "a run's name is letters"),
         (["--memory", "lots"], "--memory takes something like 8GiB; got 'lots'"),
-        (["--limit", "soon"], "--limit takes something like 10; got 'soon'"),
-        (["--replicas", "0"], "--replicas takes something like 5; got '0'"),
-        (["--seed", "x"], "--seed takes something like 7; got 'x'"),
-        (["--sweep", "x"], "--sweep takes one of default, quick, full"),
-        (["--axis", "mode=x"], "mode must be one of"),
+        pytest.param(["--run", "../up"], "a run's name is letters", marks=pytest.mark.slow),
+        pytest.param(["--sweep", "x"], "--sweep takes one of default", marks=pytest.mark.slow),
+        pytest.param(["--axis", "mode=x"], "mode must be one of", marks=pytest.mark.slow),
+        pytest.param(["--candidates", "no.py"], "there is no no.py", marks=pytest.mark.slow),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
-)  # fmt: skip
+)
 def test_a_bad_option_is_one_line_and_exit_4(results, words, said):
     status, output = runs.run(results, *words)
     assert status == 4
-    errors = [line for line in output.splitlines() if line.strip()]
-    assert len([line for line in errors if line.startswith("ERROR: ")]) == 1
+    assert len([line for line in output.splitlines() if line.startswith("ERROR: ")]) == 1
     assert said in output
     assert "Traceback" not in output
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("task_timeout", "soon", "--limit takes something like 10; got 'soon'"),
+        ("replicas", "0", "--replicas takes something like 5; got '0'"),
+        ("seed", "x", "--seed takes something like 7; got 'x'"),
+        ("precision", "wide", "--precision takes something like 2%; got 'wide'"),
+    ],
+)
+def test_a_bad_value_names_its_option(name, text, said):
+    from types import SimpleNamespace
+
+    from bench import plugin
+    from bench.case import UsageError
+
+    config = SimpleNamespace(option=SimpleNamespace(**{name: text}))
+    with pytest.raises(UsageError, match=re.escape(said)):
+        plugin._parse_options(config)
+
+
+def test_the_command_to_go_on_with_has_the_run_s_own_words():
+    from bench.plugin import resume_command
+
+    words = ["suites", "--run", "a b", "--axis=mode=xla", "--run=x", "-k", "a or b"]
+    command = resume_command(words, "night")
+    assert command.endswith("-m pytest suites --axis=mode=xla -k 'a or b' --resume night")
 
 
 def test_a_case_too_large_is_refused_with_its_figures(results):
@@ -178,6 +204,7 @@ def test_a_case_too_large_is_refused_with_its_figures(results):
     assert re.search(r"needs about 7680\.0 GiB .* \d+\.\d GiB are free", measurements[0].reason)
 
 
+@pytest.mark.slow
 def test_a_disk_that_refuses_stops_the_run_and_keeps_what_was_synced(results):
     words = ("-k", "base or fast", "--axis", shapes(6), *runs.QUICK)
     status, output = runs.run(results, "--run", "full", *words, limit_nbytes=24_000)
@@ -195,7 +222,10 @@ def test_a_disk_that_refuses_stops_the_run_and_keeps_what_was_synced(results):
     assert len(found) == len(set(found)) == 6 * 5
 
 
-@pytest.mark.parametrize("delay_seconds", [0.0, 0.6, 2.5])
+@pytest.mark.parametrize(
+    "delay_seconds",
+    [pytest.param(0.0, marks=pytest.mark.slow), 0.6, pytest.param(2.5, marks=pytest.mark.slow)],
+)
 def test_ctrl_c_ends_at_once_and_says_how_to_go_on(results, tmp_path, delay_seconds):
     words = ("--run", f"stop{delay_seconds}", "-k", "base or loop", *runs.QUICK)
     started = runs.Started(results, *words)
@@ -220,8 +250,8 @@ def test_twenty_kills_lose_at_most_the_race_in_flight(results):
     import random
 
     generator = random.Random(6)
-    delays = [generator.uniform(0.0, 1.5) for _ in range(20)]
-    kill_and_go_on(results, "killed20", delays=delays, sizes=40)
+    delays = [generator.uniform(0.0, 0.8) for _ in range(20)]
+    kill_and_go_on(results, "killed20", delays=delays, sizes=24)
 
 
 def kill_and_go_on(results, name, *, delays, sizes):
@@ -237,10 +267,7 @@ def kill_and_go_on(results, name, *, delays, sizes):
         begin = "--resume" if folder.is_dir() else "--run"
         started = runs.Started(results, begin, name, *words)
         if number % 3 != 2:
-            runs.wait_for(
-                lambda: started.process.poll() is not None or len(runs.lines(folder)) > len(kept),
-                timeout=120,
-            )
+            runs.wait_for_more(started, folder, len(kept))
         time.sleep(delay)
         started.signal(signal.SIGKILL)
         started.wait()
