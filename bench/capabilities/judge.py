@@ -140,7 +140,7 @@ def bound_of(trial: Trial, case: Case) -> tuple[float, float]:
     return bound.relative, bound.absolute
 
 
-def judge_array(  # noqa: PLR0917 (read in this order everywhere)
+def judge_array(
     name: str,
     actual: Array,
     expected: Array,

@@ -233,9 +233,7 @@ def _take_step(cell: Cell, worker: WorkerLike, timeout_seconds: float) -> None:
     cell.seconds += time.monotonic() - start
 
 
-def run_step(  # noqa: PLR0917 (a task's arguments travel by place)
-    op: str, candidate: str, probe: str, step: int, device: str, folder: str
-) -> Finding:
+def run_step(op: str, candidate: str, probe: str, step: int, device: str, folder: str) -> Finding:
     """One step, in the worker; whatever it raises becomes a finding."""
     trial = Trial(
         op=REGISTRY.ops[op],
