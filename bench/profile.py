@@ -104,7 +104,7 @@ def trace_candidate(case: Case, name: str, folder: str, seed: int = 0) -> Accoun
     with workload._device(state):  # noqa: SLF001
         for _ in range(WARM_UP_CALLS):
             step()
-        path = record_trace(step, Path(folder), name=trace_name(case, name))
+        path = record_trace(step, Path(folder), name=name)
     return read_account(path, case, name, compiler_nbytes=_compiler_nbytes(call, arguments, case))
 
 
@@ -156,7 +156,7 @@ def load_trace(path: Path) -> Any:
 
 
 def _compiler_nbytes(call: Any, arguments: Sequence[Any], case: Case) -> int | None:
-    """What XLA's buffer assignment holds beside inputs and constants; None where it tells nothing."""
+    """What XLA's buffer assignment holds beside inputs and constants; None outside XLA."""
     if case.mode != "xla" or not hasattr(call, "experimental_get_compiler_ir"):
         return None
     from tensorflow.compiler.xla.service import hlo_pb2
@@ -165,7 +165,7 @@ def _compiler_nbytes(call: Any, arguments: Sequence[Any], case: Case) -> int | N
     proto = hlo_pb2.HloProto()
     proto.ParseFromString(text)
     return sum(
-        buffer.size
+        int(buffer.size)
         for buffer in proto.buffer_assignment.buffer_allocations
         if not (
             buffer.is_entry_computation_parameter or buffer.is_constant or buffer.is_thread_local
@@ -256,7 +256,7 @@ def telling_cases(
 
 
 def racing_names(op: Op, case: Case, candidates: Iterable[Candidate]) -> tuple[str, ...]:
-    """Who races in a case in the default sweep, in its order, then the user's own; else everyone."""
+    """Who races in a case by the default sweep, in its order, and the user's own; else everyone."""
     planned = {item.case: item.candidates for item in op.sweep("default").planned()}.get(case, ())
     entries = {entry.name: entry for entry in candidates}
     own = [name for name, entry in entries.items() if not entry.builtin]
@@ -351,21 +351,21 @@ def _parser() -> argparse.ArgumentParser:
         "words",
         nargs="*",
         metavar="NAME",
-        help="ops, modes, candidates; default: a case an op and mode",
+        help="ops, modes, candidates",
     )
     add("--axis", action="append", default=[], metavar="NAME=V1,V2", help="an axis' values")
     add(
         "--run",
         default="",
         metavar="NAME",
-        help="the run under results/; default: the newest, else a new one",
+        help="results/NAME; default: the newest",
     )
     add(
         "--candidates",
         action="append",
         default=[],
         metavar="FILE",
-        help="a file that registers candidates",
+        help="it registers some",
     )
     return parser
 
@@ -405,9 +405,8 @@ def _record_selection(arguments: argparse.Namespace) -> int:
     kept = 0
     with open_journal(folder, {"trace": arguments.words, "axes": arguments.axis}, files) as journal:
         seconds = count * SECONDS_A_TRACE / WORKERS
-        print(
-            f"{count} traces into {recorder.logdir.as_posix()}, about {seconds:.0f} s", flush=True
-        )  # noqa: T201
+        where = recorder.logdir.as_posix()
+        print(f"{count} traces into {where}, about {seconds:.0f} s", flush=True)  # noqa: T201
         for account in recorder.record_all(chosen):
             journal.append(account)
             kept += account.status == "ok"

@@ -21,7 +21,7 @@ ADDRESS = re.compile(r"http://127\.0\.0\.1:\d+/")
 
 
 def find_traces(logdir: Path) -> dict[str, list[str]]:
-    """By run, its hosts: one for a candidate's own trace, one a candidate where they are compared."""
+    """By run, its hosts: one of a candidate's own trace, one a candidate of a comparison."""
     found: dict[str, list[str]] = {}
     for path in sorted((logdir / PROFILES).glob(f"*/*{SUFFIX}")):
         found.setdefault(path.parent.name, []).append(path.name.removesuffix(SUFFIX))

@@ -1,4 +1,4 @@
-"""What a recorded trace says: time by operation, memory, threads. Reads XSpace messages, imports none.
+"""What a recorded trace says: time by operation, memory, threads. Reads XSpace messages.
 
 Times are picoseconds since the session began, as XSpace has them; what comes out is in seconds.
 """
@@ -16,9 +16,8 @@ EAGER = "EagerLocalExecute: "
 END = "end: "
 DEVICE_PLANE = "/device:GPU:"
 HOST_PLANE = "/host:CPU"
-PYTHON_LINE = "python"
-# What is work where it is seen on Python's own thread; all else there may be waiting for others.
-WORK_KINDS = ("tf_op", "hlo")
+# TensorFlow's intra-op pool: 'tf_numa_-1_Eigen'. Its threads' regions are work and no waiting.
+POOL = "Eigen"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +29,7 @@ class Event:
         name: as a reader knows the operation: 'MaxPool', 'max_pool_1/MaxPool2d:MaxPool'.
         line: the thread or stream, '/host:CPU/python'.
         start, end: picoseconds.
+        returned: when its own thread was done with it, before `end` where a pool goes on.
         stats: what the profiler notes beside it.
     """
 
@@ -38,6 +38,7 @@ class Event:
     line: str
     start: int
     end: int
+    returned: int = 0
     stats: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -149,14 +150,14 @@ def kind_of(plane: str, name: str, display: str, stats: dict[str, Any]) -> str:
 def _finish_asynchronous(events: Iterable[Event]) -> list[Event]:
     """Extend each HLO operation to its `end:`.
 
-    XLA's event spans only the calling thread's share; the pool's last thread marks the true end, and
-    the two name each other by the ids of a producer and its consumer.
+    XLA's event spans only the calling thread's share; the pool's last thread marks the true end,
+    and the two name each other by the ids of a producer and its consumer.
     """
     events = list(events)
     ends = {e.stats["_c"]: e.end for e in events if e.name.startswith(END) and "_c" in e.stats}
     return [
         Event(
-            kind=e.kind, name=e.name, line=e.line, start=e.start, stats=e.stats,
+            kind=e.kind, name=e.name, line=e.line, start=e.start, returned=e.end, stats=e.stats,
             end=max(e.end, ends.get(e.stats.get("_p"), 0)),
         )
         if e.kind == "hlo"
@@ -278,24 +279,29 @@ def read_memory(events: Sequence[Event], steps: int, device: str) -> Memory | No
 
 
 def threads_busy(events: Sequence[Event], steps: Sequence[Interval]) -> float:
-    """Mean number of the host's threads at work: inside an event or a pool's region.
+    """Mean number of the host's threads at work.
 
-    Python's own thread counts only inside an operation; an operation that waits for the pool is
-    counted as at work, so that this is an upper bound.
+    The pool's threads are at work in their regions, a thread that XLA calls in its own share of an
+    operation; an operation in which neither is seen counts as one thread, for its own may only wait
+    for the pool.
     """
     lines: dict[str, list[Interval]] = defaultdict(list)
+    operations: list[Interval] = []
     opened: dict[str, int] = {}
     for event in events:
-        if not event.line.startswith(HOST_PLANE):
-            continue
-        if event.name == "ThreadpoolListener::StartRegion":
+        if event.kind == "hlo":
+            lines[event.line].append((event.start, event.returned))
+        if event.kind in ("hlo", "tf_op", "eager"):
+            operations.append(event.interval)
+        elif POOL in event.line and event.name.endswith("::StartRegion"):
             opened[event.line] = event.start
-        elif event.name == "ThreadpoolListener::StopRegion":
+        elif POOL in event.line and event.name.endswith("::StopRegion"):
             lines[event.line].append((opened.pop(event.line, event.start), event.start))
-        elif f"/{PYTHON_LINE}/" not in event.line or event.kind in WORK_KINDS:
-            lines[event.line].append(event.interval)
-    busy = sum(length(clip(union(intervals), steps)) for intervals in lines.values())
-    return busy / length(steps)
+    at_work = [clip(union(intervals), steps) for intervals in lines.values()]
+    seen = union(interval for intervals in at_work for interval in intervals)
+    under_way = clip(union(operations), steps)
+    alone = length(union([*under_way, *seen])) - length(seen)
+    return (sum(map(length, at_work)) + alone) / length(steps)
 
 
 def _gaps(kernels: Sequence[Interval], steps: Sequence[Interval]) -> int:

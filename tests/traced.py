@@ -1,0 +1,72 @@
+"""What the tests of traces record: tasks of a worker, which has TensorFlow."""
+
+import time
+from pathlib import Path
+
+from bench.case import make_case
+from bench.profile import load_trace, record_trace, trace_candidate, trace_name
+from bench.xplane import read_trace
+
+LARGE = make_case(op="depth_max_pool", shape=(32, 56, 56, 96), pool_size=3, padding="valid")
+GRADIENT = make_case(
+    op="depth_max_pool", shape=(32, 56, 56, 96), pool_size=3, padding="valid", mode="xla",
+    direction="training",
+)  # fmt: skip
+MEBIBYTE = 1 << 20
+
+
+def trace(case, name, profiles):
+    return trace_candidate(case, name, str(Path(profiles) / trace_name(case, name)))
+
+
+def read(path):
+    return read_trace(load_trace(Path(path)))
+
+
+def allocate_known(folder):
+    """A step that holds 32 MiB, then 16 MiB beside them; a leading slice is no copy."""
+    import tensorflow as tf
+
+    ones = tf.ones([8 * MEBIBYTE])
+
+    def step():
+        doubled = ones + ones
+        half = doubled[: 4 * MEBIBYTE] + 1.0
+        del doubled, half
+
+    step()
+    return read(record_trace(step, Path(folder), name="known", steps=5))
+
+
+def two_within_a_second(first, second):
+    import tensorflow as tf
+
+    start = time.monotonic()
+    for folder, name in ((first, "one"), (second, "two")):
+        record_trace(lambda: tf.constant(1.0) + 1.0, Path(folder), name=name, steps=2)
+    return time.monotonic() - start
+
+
+def raise_at_step(folder, after):
+    """(the error's text, the reading of what was recorded, of the session after it)."""
+    import tensorflow as tf
+
+    calls = []
+
+    def step():
+        calls.append(tf.constant(1.0) + 1.0)
+        if len(calls) == 3:
+            raise ValueError("the third step")
+
+    try:
+        record_trace(step, Path(folder), name="raising")
+    except ValueError as error:
+        said = str(error)
+    record_trace(lambda: tf.constant(1.0) + 1.0, Path(after), name="after", steps=4)
+    return said, *(read(next(Path(f).glob("*.xplane.pb"))) for f in (folder, after))
+
+
+def record_named(folder, name, steps):
+    import tensorflow as tf
+
+    record_trace(lambda: tf.constant(1.0) + 1.0, Path(folder), name=name, steps=steps)
