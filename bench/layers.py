@@ -60,7 +60,7 @@ class DepthMaxPool2D(keras.layers.Layer):  # type: ignore[misc]
         """y of inputs, one element a window."""
         arguments = (self.pool_size, self.strides, self.padding == "same", self._axis)
         if keras.backend.backend() == "tensorflow":
-            return _compiled(*arguments)(inputs)
+            return _for_tensorflow(*arguments)(inputs)
         return pool_windows(inputs, *arguments)
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
@@ -151,21 +151,29 @@ def _lowest(x: Any) -> float | int:
 
 
 @functools.cache
-def _compiled(pool_size: int, strides: int, same: bool, axis: int) -> Callable[[Any], Any]:
-    """pool_windows as a TensorFlow function that XLA compiles, forward and backward."""
+def _for_tensorflow(
+    pool_size: int, strides: int, same: bool, axis: int
+) -> Callable[[Any], Any]:
+    """pool_windows as XLA compiles it, forward and backward.
+
+    Called eagerly it is a compiled function of its own. Within a graph its operations are only marked for
+    the compiler: the graph stays one of plain operations, which exports and converters understand.
+    """
     import tensorflow as tf
 
     pool = functools.partial(
         pool_windows, pool_size=pool_size, strides=strides, same=same, axis=axis
     )
+    compiled_scope = tf.xla.experimental.jit_scope
 
-    @tf.function(jit_compile=True)
-    @tf.custom_gradient
+    @tf.custom_gradient  # type: ignore[untyped-decorator]
     def depth_max_pool(x: Any) -> Any:
         def gradient(dy: Any) -> Any:
-            return spread(x, dy)
+            with compiled_scope():
+                return spread(x, dy)
 
-        return pool(x), gradient
+        with compiled_scope():
+            return pool(x), gradient
 
     def spread(x: Any, dy: Any) -> Any:
         # The winner is found again from x: to store it would cost every forward call that is not trained.
@@ -174,4 +182,9 @@ def _compiled(pool_size: int, strides: int, same: bool, axis: int) -> Callable[[
             y = pool(x)
         return tape.gradient(y, x, output_gradients=dy)
 
-    return depth_max_pool
+    compiled = tf.function(depth_max_pool, jit_compile=True)
+
+    def pool_by_mode(x: Any) -> Any:
+        return compiled(x) if tf.executing_eagerly() else depth_max_pool(x)
+
+    return pool_by_mode
