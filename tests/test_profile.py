@@ -161,7 +161,7 @@ def test_the_name_says_op_candidate_and_case():
 
 @pytest.fixture(scope="module")
 def ops():
-    import bench.ops
+    import bench.ops  # noqa: F401
 
     return REGISTRY
 

@@ -1,0 +1,63 @@
+"""The deep link in a real browser, with every request that is not local refused."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from bench import viewer
+from bench.case import make_case
+from bench.profile import STEPS, Recorder, trace_name
+
+pytestmark = pytest.mark.slow
+CHROMIUM = "/usr/bin/chromium"
+SECONDS = 1000.0
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    """(logdir, the run's name) of one candidate."""
+    logdir = tmp_path_factory.mktemp("traces")
+    case = make_case(op="depth_max_pool", shape=(8, 28, 28, 96), pool_size=3, padding="valid")
+    account = Recorder(logdir=logdir).record(case, "reshape-reduce_max")
+    assert account.status == "ok", account.reason
+    return logdir, trace_name(case, "reshape-reduce_max")
+
+
+def test_the_deep_link_shows_the_steps_and_finds_an_operation(recorded, tmp_path):
+    playwright = pytest.importorskip("playwright.sync_api")
+    if not Path(CHROMIUM).exists():
+        pytest.skip("Chromium is not installed")
+    logdir, run = recorded
+    with viewer.serve(logdir) as (_, address), playwright.sync_playwright() as tool:
+        browser = tool.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"]
+        )
+        page = browser.new_page(viewport={"width": 1400, "height": 700})
+        page.route(lambda url: not url.startswith(address), lambda route: route.abort())
+        page.goto(viewer.deep_link(address, run, [run]), timeout=60 * SECONDS)
+        page.wait_for_selector("iframe", timeout=60 * SECONDS, state="attached")
+        frame = None
+        for _ in range(300):
+            frame = next((f for f in page.frames if "trace_viewer_index" in f.url), None)
+            if frame is not None:
+                break
+            page.wait_for_timeout(200)
+        assert frame is not None, "the trace viewer did not open"
+        labels = frame.locator("text=/host:CPU")
+        labels.first.wait_for(state="attached", timeout=60 * SECONDS)
+        find = frame.locator("input#filter")
+        for name, count in (("reshape-reduce_max", STEPS), ("Max:Max", STEPS)):
+            find.fill(name)
+            find.press("Enter")
+            page.wait_for_timeout(3 * SECONDS)
+            shown = frame.locator("tr-ui-find-control").inner_text()
+            print(name, repr(shown))
+            found = re.search(r"of\s+(\d+)", shown)
+            assert found, shown
+            assert int(found[1]) >= count
+        picture = tmp_path / "trace.png"
+        page.screenshot(path=str(picture))
+        print("screenshot:", picture)
+        browser.close()
+    assert picture.stat().st_size > 10_000
