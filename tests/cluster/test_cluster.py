@@ -23,7 +23,7 @@ from bench.run import Bench, Options
 from bench.store import read_run
 
 FILE = Path(__file__).with_name("doubling.py")
-PLAN = Plan(replicas=2, max_replicas=2, allocations=2, rounds=2, budget_seconds=0.2)
+PLAN = Plan(replicas=1, max_replicas=1, allocations=2, rounds=2, budget_seconds=0.2)
 MACHINE = Environment(
     machine={"processor": "one", "memory_nbytes": 64_000_000_000},
     devices={"cpu:0": "CPU"},
