@@ -102,7 +102,7 @@ def test_the_report_s_help_is_quick_and_loads_no_framework():
         (["--axis", "stride=2"], "no op has an axis 'stride'"),
         (["--axis", "padding=full"], "padding must be one of 'valid', 'same'; got 'full'"),
         (["--candidates", "nowhere.py"], "--candidates takes a Python file; there is no nowhere.py"),
-        (["--replicas", "0"], "expected something like 5"),
+        (["--replicas", "0"], "takes something like 5"),
         (["--run", "../up"], "a run's name is letters"),
     ],
 )
