@@ -156,8 +156,9 @@ def lay_out(run: Run, *, margin: float = MARGIN, registry: Registry | None = Non
     lines: list[int] = []
     found: list[Measurement] = []
     probes: list[Measurement] = []
+    last = {id(record) for record in run.measurements}  # a race that ran again replaces itself
     for line, record in enumerate(run.records, 2):
-        if not isinstance(record, Measurement):
+        if not isinstance(record, Measurement) or id(record) not in last:
             continue
         if record.kind == "probe":
             probes.append(record)

@@ -265,3 +265,10 @@ def test_a_huge_file_is_refused_in_time(tmp_path, kind):
         load(tmp_path)
     assert time.process_time() - start < LIMIT_SECONDS
     assert "\n" not in str(caught.value)
+
+
+def test_a_race_that_was_run_again_is_shown_once(tmp_path, journal):
+    (tmp_path / JOURNAL).write_bytes(b"".join([*journal, *journal[1:]]))
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "whole" / JOURNAL).write_bytes(b"".join(journal))
+    assert len(load(tmp_path).table) == len(load(tmp_path / "whole").table)
