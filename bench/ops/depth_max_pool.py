@@ -185,7 +185,9 @@ def lambda_max_pool(case: Case) -> Any:
     """The book's recipe: a Lambda around tf.nn.max_pool."""
     import keras
 
-    return keras.layers.Lambda(_native(case), dtype=case.dtype)
+    native = _native(case)
+    # A real lambda, as in the book: what it does to saving and loading is part of the recipe.
+    return keras.layers.Lambda(lambda x: native(x), dtype=case.dtype)
 
 
 @candidate(op=OP, name="layer-max_pool", form="layer", framework="keras", failures=NATIVE_FAILURES)
@@ -327,6 +329,8 @@ def keras_stock(case: Case) -> Any:
     window = (1, k) if last else (k, 1)
     return keras.Sequential(
         [
+            # Without it the model would take float32 and cast a float64 input down to it.
+            keras.Input((h, w, c) if last else (c, h, w), dtype=case.dtype),
             keras.layers.Reshape((h * w, c, 1) if last else (c, h * w, 1), dtype=case.dtype),
             keras.layers.MaxPooling2D(
                 window, window, padding=case.padding, data_format="channels_last", dtype=case.dtype
