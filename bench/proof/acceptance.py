@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import datetime
+import datetime as dt
 import functools
 import multiprocessing
 import random
@@ -24,6 +24,7 @@ from typing import Any
 import msgspec
 
 from bench import workload
+from bench.candidate import REGISTRY
 from bench.case import Case, UsageError, make_case
 from bench.environment import collect_environment
 from bench.measurement import Environment, Measurement, Shares
@@ -42,7 +43,7 @@ from bench.race import Plan, block_calls
 from bench.replica import Setting, Worker, WorkerFailure
 from bench.run import LocalFleet
 from bench.stats import Comparison, best_set, compare_run, difference, estimate
-from bench.store import StoreError, read_run
+from bench.store import Run, StoreError, read_run
 
 ROOT = Path(__file__).parent.parent.parent
 RESULTS = Path("results")
@@ -55,8 +56,8 @@ QUICK_RUN_SECONDS = 600.0
 # As a default run races: the plan as it stands. In each race nine A/A comparisons, ten equal
 # candidates, and one slowdown of 10%.
 RACE = Design(plain=9, slowdowns=(0.10,))
-# One slowdown of 1%, with the rounds that fit into ten seconds a pair.
-PAIR = Design(plain=0, slowdowns=(0.01,), plan=Plan(budget_seconds=6.0, rounds=8))
+# One slowdown of 1%, with the rounds that fit into ten seconds a pair, each done again once.
+PAIR = Design(plain=0, slowdowns=(0.01,), plan=Plan(rounds=6))
 # Processes differ: new ones after so many races, so that the bars hold between them too.
 RACES_A_FLEET = 9
 
@@ -232,7 +233,7 @@ class Evidence:
 
     @functools.cached_property
     def two_runs(self) -> TwoRuns:
-        stamp = datetime.datetime.now(datetime.timezone.utc).strftime("%Y%m%d-%H%M%S")
+        stamp = dt.datetime.now(dt.timezone.utc).strftime("%Y%m%d-%H%M%S")
         found = []
         for number in (1, 2):
             name = f"{stamp}-acceptance-{number}"
@@ -304,9 +305,22 @@ def find_default_run(results: Path, name: str | None) -> Path:
     for path in reversed(journals):
         with contextlib.suppress(StoreError):
             run = read_run(path.parent)
-            if run.header.options.get("sweep") == "default" and run.of(Shares):
+            asked = run.header.options.get("sweep")
+            if asked == "default" and run.of(Shares) and not planned_cases() - cases_of(run):
                 return path.parent
     raise ProofError("no complete default run is there: make one by nox -s bench-cpu")
+
+
+def planned_cases() -> set[Case]:
+    """The cases of the default sweeps of the ops that ship."""
+    import bench.ops  # noqa: F401 (registers them)
+
+    return {case for op in REGISTRY.ops.values() for case in op.sweep("default").cases()}
+
+
+def cases_of(run: Run) -> set[Case]:
+    """The cases that a run has measured."""
+    return {measurement.case for measurement in run.measurements}
 
 
 # Judgements.
@@ -586,7 +600,7 @@ def judge_bar(name: str, evidence: Evidence, source: Mapping[str, str | bool]) -
         found=found.text,
         passed=found.passed,
         seconds=round(time.monotonic() - start, 1),
-        created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        created=dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds"),
         source=dict(source),
         figures=found.figures,
     )
@@ -632,10 +646,15 @@ def pick(words: Sequence[str]) -> list[str]:
     Raises:
         UsageError: a word that begins no bar's name.
     """
+    if not words:
+        return list(BARS)
+    meant: set[str] = set()
     for word in words:
-        if not any(name.startswith(word) for name in BARS):
+        found = [word] if word in BARS else [name for name in BARS if name.startswith(word)]
+        if not found:
             raise UsageError(f"there is no bar {word!r}; there are {', '.join(BARS)} (--only NAME)")
-    return [name for name in BARS if not words or any(name.startswith(word) for word in words)]
+        meant.update(found)
+    return [name for name in BARS if name in meant]
 
 
 def main(words: list[str]) -> int:
