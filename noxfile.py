@@ -244,6 +244,26 @@ def which(session: nox.Session) -> None:
 
 
 @nox.session(venv_backend="none")
+def reference(session: nox.Session) -> None:
+    """Everything into one run, results/reference, the one that is committed: about 25 minutes."""
+    python = _cpu(session, "profile", "export")
+    shutil.rmtree(ROOT / "results" / "reference", ignore_errors=True)
+    suite = [python, "-m", "pytest", "-q", "--benchmark-quiet"]
+    again = ["--resume", "reference", "--allow-different", "commit", "--allow-different", "dirty"]
+    steps: list[list[str]] = [
+        [*suite, "suites/test_depth_max_pool.py", "suites/test_global_avg_pool.py", "--run", "reference"],
+        [python, "-m", "bench", "selftest", "--run", "reference"],
+        [*suite, "suites/test_network.py", *again],
+        [*suite, "suites/test_capabilities.py", "--exports", *again],
+        [python, "-m", "bench", "trace", "--run", "reference"],
+        [python, str(ROOT / "report.py"), "reference"],
+        [python, str(ROOT / "report.py"), "readme"],
+    ]
+    for step in steps:
+        session.run(*step, external=True, success_codes=[0, 1], env=_environment())
+
+
+@nox.session(venv_backend="none")
 def report(session: nox.Session) -> None:
     """Render a run: `nox -s report -- [RUN]`, or any other words of report.py."""
     python = _cpu(session)
