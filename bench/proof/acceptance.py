@@ -465,7 +465,8 @@ def judge_contention(races: Sequence[CopiesRace]) -> Found:
     seen = statistics.median(others) if others else 0.0
     return Found(
         text=f"{marked:.0%} of the blocks marked; others used {seen:.2f} of a processor",
-        passed=marked >= 0.5 and seen > 0,
+        # Half of one core, less what the counters' steps of 10 ms may hide.
+        passed=marked >= 0.5 and seen >= 0.25,
         figures={"marked": marked, "others": seen},
     )
 

@@ -1,0 +1,404 @@
+"""The proofs of the harness: what they count, when they stop, how the bars judge."""
+
+import math
+import re
+
+import msgspec
+import numpy as np
+import pytest
+
+from bench.case import UsageError
+from bench.measurement import Contention, Measurement, Samples, Selftest, Shares
+from bench.proof import acceptance, copies, peers, selftest, versus
+from bench.race import Plan
+from bench.replica import Setting
+from bench.run import LocalFleet
+from bench.store import decode_line, encode_line
+
+CASE = copies.CASE
+CALM = Contention(steal=0.0, others=0.0, blocks_marked=0, blocks_redone=0, involuntary_switches=0)
+
+
+def samples(ratio, generator, noise=0.002, replicas=5):
+    places = [(r, a, k) for r in range(replicas) for a in range(4) for k in range(2)]
+    replica, allocation, number = zip(*places, strict=True)
+    seconds = tuple(1e-3 * ratio * np.exp(noise * generator.normal(size=len(places))))
+    return Samples(
+        replica=replica, allocation=allocation, round=number, seconds=seconds,
+        calls=(1,) * len(places), contended=(0,) * len(places),
+    )  # fmt: skip
+
+
+def measured(name, ratio, generator, **fields):
+    return Measurement(
+        case=fields.pop("case", CASE), candidate=name, status=fields.pop("status", "ok"),
+        baseline=fields.pop("baseline", copies.BASELINE), contention=fields.pop("contention", CALM),
+        samples=samples(ratio, generator, fields.pop("noise", 0.002)), **fields,
+    )  # fmt: skip
+
+
+def race_of(design, seed=0, noise=0.002, seconds=2.0, contention=CALM):
+    generator = np.random.default_rng(seed)
+    names = copies.copy_names(design)
+    found = {
+        name: measured(name, 1 + injected, generator, noise=noise, contention=contention)
+        for name, injected in names.items()
+    }
+    return copies.judge_copies(names, found, seconds)
+
+
+def test_copies_are_named_by_what_is_injected():
+    design = copies.Design(plain=2, slowdowns=(0.01, 0.1))
+    names = copies.copy_names(design)
+    assert next(iter(names)) == copies.BASELINE
+    assert sorted(names.values()) == [0.0, 0.0, 0.0, 0.01, 0.1]
+    assert all(copies.slowdown_of(name) == injected for name, injected in names.items())
+
+
+def test_a_name_that_is_no_copys_is_refused():
+    with pytest.raises(ValueError, match="max_pool"):
+        copies.slowdown_of("max_pool")
+
+
+def test_a_delayed_call_waits_for_what_it_is_told_and_then_calls():
+    now = iter(np.arange(0.0, 10.0, 0.25))
+    log = []
+
+    def clock():
+        log.append(next(now))
+        return log[-1]
+
+    delayed = copies.delay_call(lambda x: x + 1, 1.0, clock)
+    assert delayed(1) == 2
+    assert log[-1] - log[0] == 1.0
+
+
+def test_without_a_delay_the_clock_is_read_but_twice():
+    reads = []
+    copies.delay_call(lambda: None, 0.0, lambda: reads.append(1) or 5.0)()
+    assert len(reads) == 2
+
+
+def test_a_series_stops_before_a_race_that_would_end_too_late():
+    now = [0.0]
+
+    def race(number):
+        now[0] += 10.0
+        return number
+
+    series = copies.race_series(race, 100, until=35.0, clock=lambda: now[0])
+    assert list(series) == [0, 1, 2]
+
+
+def test_a_series_has_at_least_one_race():
+    assert list(copies.race_series(lambda n: n, 5, until=-1.0, clock=lambda: 0.0)) == [0]
+
+
+def test_a_copy_that_did_not_run_is_an_error_in_one_line():
+    generator = np.random.default_rng(0)
+    names = {"copy-0": 0.0, "copy-1": 0.0}
+    found = {name: measured(name, 1.0, generator) for name in names}
+    found["copy-1"] = msgspec.structs.replace(found["copy-1"], status="crashed", reason="SIGKILL")
+    with pytest.raises(copies.ProofError, match="copy-1: crashed: SIGKILL"):
+        copies.judge_copies(names, found, 1.0)
+
+
+def test_an_unknown_candidate_cannot_be_copied():
+    with pytest.raises(copies.ProofError, match="nothing-like-it"):
+        copies.source_of(copies.Design(plain=1, source="nothing-like-it"))
+
+
+def test_the_records_count_what_was_found():
+    races = [race_of(selftest.DESIGN, seed) for seed in range(10)]
+    records = {(r.injected, r.margin): r for r in selftest.summarise(races, selftest.DESIGN, 60.0)}
+    same = records[0.0, 0.05]
+    assert same.kind == "aa" and same.power is None
+    assert same.comparisons == same.same == 100
+    assert 0 < same.noise_floor < 0.01
+    assert records[0.05, 0.0].power == records[0.10, 0.05].power == 1.0
+    assert all(
+        r.faster + r.slower + r.same + r.undecided == r.comparisons for r in records.values()
+    )
+
+
+def test_noise_hides_a_small_slowdown_and_raises_the_floor():
+    races = [race_of(selftest.DESIGN, seed, noise=0.2) for seed in range(5)]
+    records = {(r.injected, r.margin): r for r in selftest.summarise(races, selftest.DESIGN, 60.0)}
+    assert records[0.01, 0.0].power < 0.5
+    assert records[0.0, 0.05].noise_floor > 0.02
+
+
+def test_the_records_come_back_from_the_journal_as_they_went_in():
+    for record in selftest.summarise([race_of(selftest.DESIGN)], selftest.DESIGN, 60.0):
+        assert decode_line(encode_line(record).rstrip(b"\n")) == record
+
+
+def test_a_record_of_before_the_new_fields_can_be_read():
+    old = Selftest(
+        injected=0.0, margin=0.05, comparisons=1, faster=0, slower=0, same=1, undecided=0,
+        noise_floor=0.01, seconds=1.0,
+    )  # fmt: skip
+    assert (old.kind, old.power, old.figures) == ("aa", None, {})
+
+
+def test_the_summary_names_alarms_power_and_floor():
+    text = selftest.describe(selftest.summarise([race_of(selftest.DESIGN)], selftest.DESIGN, 60.0))
+    assert "0 false alarms in 10 comparisons" in text
+    assert "slower by 10%, margin 5%: SLOWER in 1 of 1 (power 100%)" in text
+    assert re.search(r"noise floor: \d+\.\d+%", text)
+
+
+def test_the_newest_run_is_nobody_elses_reference(tmp_path):
+    assert selftest.newest_run(tmp_path) is None
+    for name in ("a-run", "reference"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "journal.jsonl").write_text("")
+    assert selftest.newest_run(tmp_path) == tmp_path / "a-run"
+
+
+# The bars.
+
+
+def quiet_races(count=35):
+    return [race_of(acceptance.RACE, seed) for seed in range(count)]
+
+
+def test_a_calm_machine_passes_the_bars_of_copies():
+    races = quiet_races()
+    assert len(copies.of_injected(races, 0.0)) >= 300
+    for found in (
+        acceptance.judge_alarms(races),
+        acceptance.judge_undecided(races),
+        acceptance.judge_power(races, 0.10, 0.05, 0.95),
+        acceptance.judge_equal(races),
+    ):
+        assert found.passed, found.text
+
+
+def test_a_wild_machine_fails_them():
+    races = [race_of(acceptance.RACE, seed, noise=0.5) for seed in range(5)]
+    assert not acceptance.judge_undecided(races).passed
+    assert not acceptance.judge_power(races, 0.10, 0.05, 0.95).passed
+
+
+def test_one_percent_must_be_found_in_time():
+    races = [race_of(acceptance.PAIR, seed) for seed in range(20)]
+    assert acceptance.judge_pairs(races, 10.0).passed
+    assert not acceptance.judge_pairs(races, 1.0).passed
+
+
+def test_a_sole_winner_among_equals_fails():
+    race = race_of(acceptance.RACE)
+    generator = np.random.default_rng(1)
+    faster = {**race.equal, "copy-1": samples(0.8, generator)}
+    wrong = copies.CopiesRace(
+        compared=race.compared, equal=faster, contention=CALM, blocks=1, seconds=1.0
+    )
+    assert not acceptance.judge_equal([wrong]).passed
+
+
+def test_nothing_seen_passes_no_bar():
+    assert not acceptance.at_most(1.0, 0, 0)
+    assert not acceptance.judge_widths([], 0.08, None).passed
+
+
+def run_of(ratio, seed, noise=0.002):
+    generator = np.random.default_rng(seed)
+    found = [measured(copies.BASELINE, 1.0, generator, noise=noise)]
+    found += [
+        measured(f"copy-{n}", ratio, generator, noise=noise, kind="candidate") for n in range(1, 9)
+    ]
+    return acceptance.compare_measurements(found)
+
+
+def test_two_runs_that_agree_pass_and_a_verdict_that_turns_fails():
+    agreeing = acceptance.TwoRuns(first=run_of(0.8, 0), second=run_of(0.8, 1))
+    assert acceptance.judge_two_runs(agreeing).passed
+    turned = acceptance.judge_two_runs(
+        acceptance.TwoRuns(first=run_of(0.8, 0), second=run_of(1.3, 1))
+    )
+    assert not turned.passed
+    assert turned.figures["turned"] == 8
+
+
+def test_probes_failures_and_settled_ones_are_not_compared():
+    generator = np.random.default_rng(0)
+    found = acceptance.compare_measurements(
+        [
+            measured(copies.BASELINE, 1.0, generator),
+            measured("ceiling-read", 1.0, generator, kind="probe"),
+            measured("copy-1", 1.0, generator, status="wrong"),
+            measured("copy-2", 20.0, generator, settled=True),
+            measured("copy-3", 1.0, generator),
+        ]
+    )
+    assert [name for _, name in found] == ["copy-3"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "passes"),
+    [
+        ({"start": 20.0, "samples": 40.0, "other": 5.0}, True),
+        ({"start": 20.0, "samples": 20.0, "other": 5.0}, False),
+        ({"start": 20.0, "samples": 40.0, "other": 15.0}, False),
+    ],
+)
+def test_shares_are_of_the_time_after_the_start(seconds, passes):
+    assert acceptance.judge_shares(Shares(seconds=seconds, wall_seconds=120.0)).passed is passes
+
+
+@pytest.mark.parametrize(("ratios", "passes"), [((1.01, 0.97), True), ((1.0, 1.06), False)])
+def test_every_turn_of_the_bias_counts(ratios, passes):
+    assert acceptance.judge_bias(ratios).passed is passes
+
+
+def test_contention_must_be_marked_and_seen():
+    busy = Contention(
+        steal=0.0, others=0.4, blocks_marked=400, blocks_redone=10, involuntary_switches=1
+    )
+    assert acceptance.judge_contention([race_of(acceptance.RACE, contention=busy)]).passed
+    assert not acceptance.judge_contention([race_of(acceptance.RACE)]).passed
+
+
+def test_three_times_the_time_is_the_most():
+    races = {s: [race_of(acceptance.PAIR, seconds=s)] for s in (1.0, 2.9, 3.1)}
+    assert acceptance.judge_time(races[1.0], races[2.9]).passed
+    assert not acceptance.judge_time(races[1.0], races[3.1]).passed
+
+
+def test_a_bar_is_picked_by_name_or_by_how_some_begin():
+    assert acceptance.pick(["slower-1"]) == ["slower-1"]
+    assert acceptance.pick(["aa"]) == ["aa-alarms", "aa-undecided"]
+    assert acceptance.pick([]) == list(acceptance.BARS)
+    with pytest.raises(UsageError, match="nonsense"):
+        acceptance.pick(["nonsense"])
+
+
+def test_evidence_that_cannot_be_had_fails_its_bar_with_the_reason(tmp_path, monkeypatch):
+    monkeypatch.setattr(acceptance, "RESULTS", tmp_path)
+    evidence = acceptance.Evidence(
+        acceptance.SCALES["quick"], default_run=None, progress=lambda _: None
+    )
+    entry = acceptance.judge_bar("default-shares", evidence, {})
+    assert not entry.passed
+    assert "nox -s bench-cpu" in entry.found
+
+
+def entry_of(name, passed=True):
+    return acceptance.Entry(
+        name=name, requirement="r", found="f", passed=passed, seconds=1.0, created="now", source={}
+    )
+
+
+def environment_of(processor):
+    from bench.measurement import Environment
+
+    machine = {"processor": processor}
+    return Environment(machine=machine, devices={}, versions={}, settings={}, source={})
+
+
+def test_a_bar_run_singly_replaces_its_own_result_only():
+    old = acceptance.Acceptance(
+        environment=environment_of("a"), bars=(entry_of("aa-alarms"), entry_of("ten-equal"))
+    )
+    new = acceptance.Acceptance(
+        environment=environment_of("a"), bars=(entry_of("ten-equal", passed=False),)
+    )
+    merged = acceptance.merge(old, new)
+    assert [(e.name, e.passed) for e in merged.bars] == [("aa-alarms", True), ("ten-equal", False)]
+    elsewhere = acceptance.Acceptance(environment=environment_of("b"), bars=new.bars)
+    assert [e.name for e in acceptance.merge(old, elsewhere).bars] == ["ten-equal"]
+
+
+def test_the_result_comes_back_from_its_file(tmp_path, monkeypatch):
+    path = tmp_path / "deep" / "acceptance.json"
+    monkeypatch.setattr(acceptance, "STORED", path)
+    assert acceptance.read_stored(path) is None
+    whole = acceptance.Acceptance(environment=environment_of("a"), bars=(entry_of("aa-alarms"),))
+    acceptance.store(whole)
+    assert acceptance.read_stored(path) == whole
+
+
+def test_doors_answer_bad_input_with_one_line(capsys):
+    assert acceptance.main(["--only", "nonsense"]) == 2
+    assert versus.main(["--tool", "nonsense"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2 and all("nonsense" in line for line in lines)
+
+
+# The peers.
+
+
+def invocation_of(tool, turn, spread, generator, statistic="min"):
+    noise = spread * generator.normal(size=4)
+    truth = (0.0, math.log(1.5), math.log(1.01), math.log(1.05))
+    names = ("copy", "view", "slower-1", "slower-5")
+    ratios = {name: t + e for name, t, e in zip(names, truth, noise, strict=True)}
+    return versus.Invocation(tool=tool, turn=turn, log_ratios={statistic: ratios}, seconds=3.0)
+
+
+def versus_of(spreads, turns=40):
+    generator = np.random.default_rng(0)
+    return [
+        invocation_of(tool, turn, spread, generator)
+        for tool, spread in spreads.items()
+        for turn in range(turns)
+    ]
+
+
+def test_what_spreads_less_wins_and_what_is_injected_stands_out():
+    found = versus.summarise(versus_of({"ours": 0.002, "timeit": 0.05, "pyperf": 0.03}))
+    by_tool = {one.tool: one for one in found}
+    assert by_tool["ours"].spread == pytest.approx(0.002, rel=0.4)
+    assert by_tool["ours"].power["0.05"] == 1.0
+    assert by_tool["timeit"].power["0.01"] < 0.5
+    assert versus.best_peer(found, "spread").tool == "pyperf"
+    assert all(holds for _, holds in versus.judge(found))
+
+
+def test_being_no_better_than_a_peer_fails_both_bars():
+    found = versus.summarise(versus_of({"ours": 0.03, "timeit": 0.03}))
+    assert not any(holds for _, holds in versus.judge(found))
+
+
+def test_every_tool_takes_its_turn_and_a_failure_is_kept():
+    def run(tool, turn):
+        return versus.Invocation(tool=tool, turn=turn, seconds=1.0, reason="no such module")
+
+    said = []
+    found = versus.run_all(["a", "b"], 3, run, said.append)
+    assert sorted((one.tool, one.turn) for one in found) == [(t, n) for t in "ab" for n in range(3)]
+    assert all("no such module" in line for line in said)
+    assert versus.summarise(found) == []
+
+
+def test_equal_measuring_time_is_as_many_rounds_as_fill_it():
+    for replicas, allocations in ((3, 4), (1, 1)):
+        plan = peers.our_plan(0.5, replicas, allocations)
+        blocks = plan.replicas * plan.allocations * plan.rounds
+        assert blocks * plan.block_seconds == pytest.approx(0.5, rel=0.1)
+
+
+def test_log_ratios_are_to_the_baseline():
+    times = {"min": {"native": 2.0, "copy": 2.0, "view": 4.0}}
+    assert peers.to_log_ratios(times) == {"min": {"copy": 0.0, "view": math.log(2)}}
+
+
+# For once, a real race of copies.
+
+
+def test_a_real_race_of_copies_knows_its_own_truth():
+    """A call made twice as long is seen on any machine; of a busy one no finer figure is asserted."""
+    plan = Plan(replicas=1, max_replicas=1, allocations=2, rounds=3, block_seconds=0.003)
+    design = copies.Design(plain=1, slowdowns=(1.0,), plan=plan)
+    fleet = LocalFleet((), None)
+    try:
+        fleet.use(Setting(), 1)
+        race = copies.race_copies(design, fleet)
+    finally:
+        fleet.close()
+    assert [one.injected for one in race.compared] == [0.0, 1.0]
+    assert set(race.equal) == {"copy-0", "copy-1"}
+    assert race.blocks >= 3 * 2 * 1
+    assert all(math.isfinite(one.found.log_ratio) for one in race.compared)
+    assert race.compared[1].found.log_ratio > 0
