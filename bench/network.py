@@ -644,7 +644,7 @@ def default_entries() -> list[Entry]:
             in_place=mode == "graph",
         )
         for direction, mode, placed in (
-            ("forward", "graph", PLACED), ("training", "graph", PLACED), ("training", "xla", COMPILED)
+            ("forward", "graph", PLACED), ("training", "graph", PLACED), ("forward", "xla", COMPILED)
         )
     ]  # fmt: skip
     heads = [
