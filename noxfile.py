@@ -212,7 +212,9 @@ def tensorboard(session: nox.Session) -> None:
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     stamp = folder / "installed"
     if not stamp.exists() or stamp.stat().st_mtime < CONSTRAINTS.stat().st_mtime:
-        session.run(sys.executable, "-m", "venv", "--clear", str(folder), external=True, silent=True)
+        session.run(
+            sys.executable, "-m", "venv", "--clear", str(folder), external=True, silent=True
+        )
         session.run(
             str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check",
             "--constraint", str(CONSTRAINTS), "tensorboard>=2.21", "tensorboard-plugin-profile>=2.24",
@@ -229,7 +231,11 @@ def networks(session: nox.Session) -> None:
     """Whole networks: pooling's share of a step, each spelling in place; at most 6 minutes on two cores."""
     python = _cpu(session)
     run = _run_name(session.posargs, "networks")
-    named = [] if any(word.startswith(("--run", "--resume")) for word in session.posargs) else ["--run", run]
+    named = (
+        []
+        if any(word.startswith(("--run", "--resume")) for word in session.posargs)
+        else ["--run", run]
+    )
     session.run(
         python, "-m", "pytest", "suites/test_network.py", "-q", *named, *session.posargs,
         external=True, success_codes=[0, 1], env=_environment(),
@@ -240,7 +246,9 @@ def networks(session: nox.Session) -> None:
 @nox.session(venv_backend="none")
 def which(session: nox.Session) -> None:
     """Which spelling your model's pooling should have: `nox -s which -- model.keras [--input 224x224x3]`."""
-    session.run(_cpu(session), "-m", "bench", "which", *session.posargs, external=True, env=_environment())
+    session.run(
+        _cpu(session), "-m", "bench", "which", *session.posargs, external=True, env=_environment()
+    )
 
 
 @nox.session(venv_backend="none")
@@ -251,7 +259,13 @@ def reference(session: nox.Session) -> None:
     suite = [python, "-m", "pytest", "-q", "--benchmark-quiet"]
     again = ["--resume", "reference", "--allow-different", "commit", "--allow-different", "dirty"]
     steps: list[list[str]] = [
-        [*suite, "suites/test_depth_max_pool.py", "suites/test_global_avg_pool.py", "--run", "reference"],
+        [
+            *suite,
+            "suites/test_depth_max_pool.py",
+            "suites/test_global_avg_pool.py",
+            "--run",
+            "reference",
+        ],
         [python, "-m", "bench", "selftest", "--run", "reference"],
         [*suite, "suites/test_network.py", *again],
         [*suite, "suites/test_capabilities.py", "--exports", *again],

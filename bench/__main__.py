@@ -10,7 +10,7 @@ from collections.abc import Callable
 def main(words: list[str]) -> int:
     """Run one of the doors in the table; the exit code."""
     if not words or words[0] not in DOORS:
-        print(f"usage: python -m bench {{{','.join(DOORS)}}} ...", file=sys.stderr)  # noqa: T201
+        print(f"usage: python -m bench {{{','.join(DOORS)}}} ...", file=sys.stderr)
         return 2
     return DOORS[words[0]](words[1:])
 
@@ -22,7 +22,7 @@ def print_devices(words: list[str]) -> int:
     from bench.workload import list_devices, start_tensorflow
 
     start_tensorflow(Setting())
-    print("\n".join(list_devices()))  # noqa: T201
+    print("\n".join(list_devices()))
     return 0
 
 

@@ -134,9 +134,13 @@ class Registry:
         """Enter an op; entering it again from the same file replaces it (a file imported twice)."""
         known = self.ops.get(op.name)
         if known is not None and known.file != op.file:
-            raise UsageError(f"op {op.name!r} is registered by {known.file} already; {op.file} must pick another name")
+            raise UsageError(
+                f"op {op.name!r} is registered by {known.file} already; {op.file} must pick another name"
+            )
         if "default" not in op.sweeps:
-            raise UsageError(f"op {op.name!r} needs a sweep named 'default'; got {sorted(op.sweeps)}")
+            raise UsageError(
+                f"op {op.name!r} needs a sweep named 'default'; got {sorted(op.sweeps)}"
+            )
         self.ops[op.name] = op
         return op
 
@@ -182,7 +186,9 @@ def candidate(
         UsageError: a form or framework that does not exist, or a name that is taken.
     """
     if form not in FORMS:
-        raise UsageError(f"form must be one of {', '.join(FORMS)}; got {form!r} (candidate {name!r})")
+        raise UsageError(
+            f"form must be one of {', '.join(FORMS)}; got {form!r} (candidate {name!r})"
+        )
     if framework not in FRAMEWORKS:
         raise UsageError(
             f"framework must be one of {', '.join(FRAMEWORKS)}; got {framework!r} (candidate {name!r})"
@@ -204,5 +210,7 @@ def candidate(
 
 def _caller_file() -> str:
     frame = inspect.currentframe()
-    assert frame is not None and frame.f_back is not None and frame.f_back.f_back is not None
+    assert frame is not None
+    assert frame.f_back is not None
+    assert frame.f_back.f_back is not None
     return frame.f_back.f_back.f_code.co_filename

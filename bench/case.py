@@ -171,7 +171,9 @@ def parse_axis(text: str, known: Iterable[str] = tuple(AXES)) -> tuple[str, tupl
         raise UsageError(f"--axis takes NAME=VALUE[,VALUE...]; got {text!r} (--axis pool_size=2,3)")
     known = tuple(known)
     if name not in known:
-        raise UsageError(f"no op has an axis {name!r}; there are {', '.join(known)} (--axis NAME=...)")
+        raise UsageError(
+            f"no op has an axis {name!r}; there are {', '.join(known)} (--axis NAME=...)"
+        )
     parsed = (parse_value(name, value) for value in values.split(",") if value.strip())
     return name, tuple(dict.fromkeys(parsed))
 
@@ -189,7 +191,7 @@ def make_case(**fields: Any) -> Case:
             raise UsageError(f"a case has no axis {name!r}; there are {', '.join(AXES)}")
         if value is None and name in OPTIONAL_AXES:
             continue
-        text = label_shape(value) if isinstance(value, (list, tuple)) else str(value)
+        text = label_shape(tuple(value)) if isinstance(value, (list, tuple)) else str(value)
         normal[name] = parse_value(name, text)
     return Case(op=op, **normal)  # type: ignore[arg-type]
 
@@ -312,7 +314,9 @@ class Sweep:
         """The cases, each once."""
         return [planned.case for planned in self.planned()]
 
-    def replace(self, axis: str, values: Sequence[Value], has: Iterable[str] = tuple(AXES)) -> Sweep:
+    def replace(
+        self, axis: str, values: Sequence[Value], has: Iterable[str] = tuple(AXES)
+    ) -> Sweep:
         """The sweep with an axis' values replaced: what `--axis NAME=V1,V2` does.
 
         The values replace the axis wherever it varies and the first becomes the base case's. An
@@ -328,7 +332,9 @@ class Sweep:
         for part in self.parts:
             if axis in part.axes or not varies:
                 axes = {**part.axes, axis: values}
-                parts.append(Part(axes=axes, zipped=part.zipped and varies, candidates=part.candidates))
+                parts.append(
+                    Part(axes=axes, zipped=part.zipped and varies, candidates=part.candidates)
+                )
             else:
                 parts.append(part)
         return Sweep(base=base, parts=tuple(parts), rules=self.rules)

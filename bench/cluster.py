@@ -31,7 +31,7 @@ from bench.candidate import REGISTRY
 from bench.case import Case, UsageError
 from bench.environment import collect_environment, source_state
 from bench.measurement import Environment, Node
-from bench.race import Plan, Race, Result
+from bench.race import Plan, Race, Result, Seconds
 from bench.replica import Setting, load_registry
 from bench.run import (
     LocalFleet,
@@ -394,7 +394,7 @@ class RayFleet:
     def _lost(self, host: _Host, job: Job | None, error: Exception) -> Done | None:
         """A keeper is gone: its race goes back to the head of the queue, at most ATTEMPTS times."""
         if isinstance(error, self._ray.exceptions.RayTaskError) and job is not None:
-            nothing = Result(measurements=(), seconds=Counter())
+            nothing = Result(measurements=(), seconds=Seconds(float))
             return Done(job=job, result=nothing, error=error)
         self._release(host)
         reason = brief(error)
@@ -445,7 +445,7 @@ class RayFleet:
         entries = [REGISTRY.candidates[job.case.op, name] for name in job.candidates]
         race = Race(job.case, entries, baseline=job.baseline, plan=job.plan)
         measurements = refuse(race, reason, "crashed" if crashed else "not_run")
-        return Done(job=job, result=Result(measurements=measurements, seconds=Counter()))
+        return Done(job=job, result=Result(measurements=measurements, seconds=Seconds(float)))
 
     def _release(self, host: _Host) -> None:
         """End a host's keeper, and with it its workers; what is known of the node stays."""

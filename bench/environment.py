@@ -22,7 +22,17 @@ PACKAGES = (
     "poolbench", "tensorflow", "tensorflow-cpu", "keras", "numpy", "pandas", "pytest",
     "pytest-benchmark", "tensorboard-plugin-profile", "ray", "ml_dtypes",
 )  # fmt: skip
-SETTING_PREFIXES = ("TF_", "XLA_", "KERAS_", "OMP_", "MKL_", "OPENBLAS_", "CUDA_", "NVIDIA_TF32", "MALLOC_")
+SETTING_PREFIXES = (
+    "TF_",
+    "XLA_",
+    "KERAS_",
+    "OMP_",
+    "MKL_",
+    "OPENBLAS_",
+    "CUDA_",
+    "NVIDIA_TF32",
+    "MALLOC_",
+)
 SETTING_NAMES = ("LD_PRELOAD", "PYTHONHASHSEED", "PYTHONMALLOC")
 PROC_STAT = Path("/proc/stat")
 STAT_LINE_NBYTES = 256  # its first line: ten counters of at most twenty digits

@@ -136,7 +136,10 @@ def _slices(x: Any, pool_size: int, strides: int, same: bool, axis: int) -> list
         padding = [(0, 0)] * 4
         padding[axis] = widths
         x = keras.ops.pad(x, padding, constant_values=_lowest(x))
-    return [_slice(x, start + i, start + i + (count - 1) * strides + 1, strides, axis) for i in range(pool_size)]
+    return [
+        _slice(x, start + i, start + i + (count - 1) * strides + 1, strides, axis)
+        for i in range(pool_size)
+    ]
 
 
 def _slice(x: Any, begin: Any, end: Any, step: int, axis: int) -> Any:
@@ -151,9 +154,7 @@ def _lowest(x: Any) -> float | int:
 
 
 @functools.cache
-def _for_tensorflow(
-    pool_size: int, strides: int, same: bool, axis: int
-) -> Callable[[Any], Any]:
+def _for_tensorflow(pool_size: int, strides: int, same: bool, axis: int) -> Callable[[Any], Any]:
     """pool_windows as XLA compiles it, forward and backward.
 
     Called eagerly it is a compiled function of its own. Within a graph its operations are only marked for

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,9 @@ BOUNDS = {
         relative=2e-3, absolute=2e-4, reason="two roundings to half (1e-3); a sum in half is beyond"
     ),
     "bfloat16": Bound(
-        relative=1.6e-2, absolute=2e-3, reason="two roundings to 8 bits (8e-3); a sum in them is beyond"
+        relative=1.6e-2,
+        absolute=2e-3,
+        reason="two roundings to 8 bits (8e-3); a sum in them is beyond",
     ),
 }
 
@@ -45,7 +48,8 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
     if name == "bfloat16":
         import ml_dtypes
 
-        return np.dtype(ml_dtypes.bfloat16)
+        narrow: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+        return narrow
     return np.dtype(name)
 
 
@@ -71,7 +75,11 @@ def layout(case: Case) -> tuple[int, ...]:
 
 
 def _fill(
-    generator: np.random.Generator, shape: tuple[int, ...], dtype: np.dtype[Any], *, relu: bool = False
+    generator: np.random.Generator,
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    *,
+    relu: bool = False,
 ) -> Array:
     count = int(np.prod(shape))
     block = generator.standard_normal(min(count, BLOCK_LENGTH))
@@ -139,12 +147,16 @@ def _judge(name: str, actual: Array, expected: Array, bound: Bound, case: Case) 
     if actual.dtype != numpy_dtype(case.dtype):
         return _wrong(f"{name} is {actual.dtype}, expected {case.dtype}")
     if np.count_nonzero(expected) < LEAST_NONZERO * expected.size:
-        return _wrong(f"mistrusted: {name} is expected to be almost all zeros, which proves nothing")
+        return _wrong(
+            f"mistrusted: {name} is expected to be almost all zeros, which proves nothing"
+        )
     if not expected.size:
         return _Errors(worst=0.0, relative=0.0, absolute=0.0)
     error = np.abs(actual.astype(np.float64) - expected)
     if not np.isfinite(error).all():
-        return _wrong(f"{name} has {np.count_nonzero(~np.isfinite(error))} values that are not finite")
+        return _wrong(
+            f"{name} has {np.count_nonzero(~np.isfinite(error))} values that are not finite"
+        )
     return _errors(name, error, np.abs(expected), bound)
 
 
@@ -190,20 +202,23 @@ def _judge_gradient(
     if not np.isfinite(given).all():
         return _wrong("dx has values that are not finite"), None
     unique = _errors("dx", np.where(tied, 0.0, np.abs(given - shared)), np.abs(shared), bound)
-    summed = _errors("the sum of dx over a window", np.abs(op.window_sum(given, case) - dy), np.abs(dy), bound)
+    summed = _errors(
+        "the sum of dx over a window", np.abs(op.window_sum(given, case) - dy), np.abs(dy), bound
+    )
     worst = max(unique, summed, key=lambda found: found.worst)
     return worst, _tie_rule(op, case, x, dy, given, tied)
 
 
 def _tie_rule(op: Op, case: Case, x: Array, dy: Array, given: Array, tied: Array) -> str:
     """'split', 'first', 'last', 'one', or 'other': how the tied elements share their gradient."""
-    assert op.gradient is not None
+    gradient = op.gradient
+    assert gradient is not None
     # Breaking every tie by a slope far below a float32's last digit tells the first from the last.
     ramp = np.arange(x.size, dtype=np.float64).reshape(x.shape) * (1e-15 / max(1.0, x.size * 1e-6))
-    rules = {
-        "split": lambda: op.gradient(x, dy, case),  # type: ignore[misc]
-        "first": lambda: op.gradient(x - ramp, dy, case),  # type: ignore[misc]
-        "last": lambda: op.gradient(x + ramp, dy, case),  # type: ignore[misc]
+    rules: dict[str, Callable[[], Array]] = {
+        "split": lambda: gradient(x, dy, case),
+        "first": lambda: gradient(x - ramp, dy, case),
+        "last": lambda: gradient(x + ramp, dy, case),
     }
     for name, expect in rules.items():
         if np.allclose(given[tied], expect()[tied], rtol=2e-2, atol=1e-6):

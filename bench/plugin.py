@@ -52,7 +52,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """The doors of `pytest suites`."""
     group = parser.getgroup("poolbench", "poolbench: races of candidates")
     add = group.addoption
-    add("--sweep", default="default", metavar="NAME", help=f"which sweep of each op: {', '.join(SWEEPS)}")
+    add(
+        "--sweep",
+        default="default",
+        metavar="NAME",
+        help=f"which sweep of each op: {', '.join(SWEEPS)}",
+    )
     add(
         "--axis", action="append", default=[], metavar="NAME=V1,V2",
         help=f"replace an axis' values; axes: {', '.join(AXES)}",
@@ -68,8 +73,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add("--resume", metavar="NAME", help="go on with a run")
     add("--allow-different", action="append", default=[], metavar="NAME",
         help="a field in which a resumed run may differ: tensorflow, commit, ...")  # fmt: skip
-    add("--ray", metavar="ADDRESS", help="race on the nodes of a Ray cluster: HOST:PORT, ray://HOST:PORT or auto")
-    add("--candidates", action="append", default=[], metavar="FILE", help="a file that registers candidates")
+    add(
+        "--ray",
+        metavar="ADDRESS",
+        help="race on the nodes of a Ray cluster: HOST:PORT, ray://HOST:PORT or auto",
+    )
+    add(
+        "--candidates",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a file that registers candidates",
+    )
     add("--seed", default="0", help="of the inputs and the order of rounds")
     add("--plan", action="store_true", help="print the cases and the predicted time, run nothing")
     add("--exports", action="store_true", help="try TFLite and ONNX too, in the support matrix")
@@ -182,13 +197,15 @@ def _read_options(config: pytest.Config) -> _Setup:
         if not path.is_file():
             raise UsageError(f"--candidates takes a Python file; there is no {name}")
         try:
-            import bench.ops
+            import bench.ops  # noqa: F401 (registers the ops)
 
             import_file(path)
         except UsageError:
             raise
-        except Exception as error:
-            raise UsageError(f"--candidates {name} cannot be loaded: {type(error).__name__}: {error}") from None
+        except Exception as error:  # noqa: BLE001 (a file may raise anything)
+            raise UsageError(
+                f"--candidates {name} cannot be loaded: {type(error).__name__}: {error}"
+            ) from None
         files.append(path)
     return _Setup(axes=axes, files=tuple(files))
 
@@ -206,7 +223,9 @@ def racing(op: Op, planned: Planned) -> list[str]:
     entries = REGISTRY.of(op.name)
     names = planned.candidates or tuple(entries)
     if unknown := [name for name in names if name not in entries]:
-        raise UsageError(f"the sweep of {op.name} names {', '.join(unknown)}, which nobody registered")
+        raise UsageError(
+            f"the sweep of {op.name} names {', '.join(unknown)}, which nobody registered"
+        )
     return [name for name, entry in entries.items() if name in names or not entry.builtin]
 
 
@@ -218,7 +237,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     marker = metafunc.definition.get_closest_marker("op")
     if marker is None or "replay" not in metafunc.fixturenames:
         return
-    import bench.ops
+    import bench.ops  # noqa: F401 (registers the ops)
 
     op = REGISTRY.ops.get(marker.args[0])
     if op is None:
@@ -326,7 +345,10 @@ def pytest_runtestloop(session: pytest.Session) -> bool | None:
         return None
     for case, names in setup.plan.items():
         _say(config, f"{_group(case)}: {', '.join(names)}")
-    _say(config, f"{len(setup.plan)} races, about {format_minutes(seconds)}; nothing was run (--plan)")
+    _say(
+        config,
+        f"{len(setup.plan)} races, about {format_minutes(seconds)}; nothing was run (--plan)",
+    )
     return True
 
 
@@ -439,7 +461,8 @@ def _fleet(config: pytest.Config, options: Options) -> RayFleet | None:
 
 def user_files(named: Sequence[Path]) -> tuple[Path, ...]:
     """The files, beyond the package, that registered an op or a candidate: workers import them too."""
-    registered = [entry.file for entry in (*REGISTRY.ops.values(), *REGISTRY.candidates.values())]
+    registered = [op.file for op in REGISTRY.ops.values()]
+    registered += [entry.file for entry in REGISTRY.candidates.values()]
     files = [*named, *(Path(file).resolve() for file in registered)]
     return tuple(dict.fromkeys(file for file in files if PACKAGE not in file.parents))
 
@@ -511,9 +534,7 @@ def race(case: Case, request: pytest.FixtureRequest) -> Raced:
     return Raced(case=case, measurements=measurements)
 
 
-def _progress_line(
-    setup: _Setup, case: Case, measurements: dict[str, Measurement], op: Op
-) -> str:
+def _progress_line(setup: _Setup, case: Case, measurements: dict[str, Measurement], op: Op) -> str:
     assert setup.plan is not None
     left = setup.spent / setup.races * (len(setup.plan) - setup.races)
     return (
@@ -573,7 +594,9 @@ def replay(
             request.config.stash.setdefault(_NOT_RUN, []).append(_extra(measurement))
             text = f"{measurement.status}: {measurement.reason}"
             if outcome is pytest.fail:
-                pytest.fail(text + (f"\n{measurement.tail}" if measurement.tail else ""), pytrace=False)
+                pytest.fail(
+                    text + (f"\n{measurement.tail}" if measurement.tail else ""), pytrace=False
+                )
             outcome(text)
         seconds = measurement.samples.seconds
         marker = request.node.get_closest_marker("benchmark")
@@ -673,7 +696,10 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         return
     name = bench.options.folder.name
     if stopped:
-        _say(session.config, f"{len(bench.done)} measurements are kept in results/{name}; go on with:")
+        _say(
+            session.config,
+            f"{len(bench.done)} measurements are kept in results/{name}; go on with:",
+        )
         _say(session.config, resume_command(session.config.invocation_params.args, name))
     elif bench.done:
         _say(session.config, shares_line(shares.seconds, shares.wall_seconds))

@@ -12,13 +12,11 @@ import math
 import random
 import re
 import tempfile
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
-
-import msgspec
 
 from bench import workload
 from bench.candidate import Candidate
@@ -126,12 +124,15 @@ class _Tally:
                 return
 
 
+Seconds = defaultdict[str, float]  # seconds by kind: 'samples', 'lead_in', 'first_calls', ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Result:
     """What a race came to: the measurements, and where its time went (seconds by kind)."""
 
     measurements: tuple[Measurement, ...]
-    seconds: Counter[str]
+    seconds: Seconds
 
 
 def _open_case(case: Case, seed: int, tensorflow: bool) -> workload.Opened:
@@ -191,7 +192,7 @@ class Race:
         self.tallies = {entry.name: _Tally(entry.name, entry) for entry in candidates}
         self.tasks = tasks or Tasks()
         self.tallies |= {name: _Tally(name, None) for name in self.tasks.probes}
-        self.seconds: Counter[str] = Counter()
+        self.seconds = Seconds(float)
         self._read_usage = read_usage or usage_reader(case.device)
         self._device_usages: list[DeviceUsage] = []
         self._enough = enough or precise_enough
@@ -580,8 +581,3 @@ def precise_enough(race: Race, replicas: int) -> bool:
         if tally.runs and tally.candidate and tally.name != race.baseline
     ]
     return rule.enough(pairs, replicas=replicas)
-
-
-def to_plain(plan: Plan) -> dict[str, object]:
-    """The plan for a journal's header."""
-    return msgspec.to_builtins(plan)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import hashlib
 import shlex
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +27,7 @@ from bench.measurement import (
     Shares,
     Status,
 )
-from bench.race import Plan, Race, Result
+from bench.race import Plan, Race, Result, Seconds
 from bench.replica import Setting, Worker, WorkerFailure
 from bench.store import JOURNAL, Journal, Run, read_run
 
@@ -126,7 +125,7 @@ class Bench:
         self._nodes: set[str] = set()
         self.done: dict[Key, Measurement] = {}
         self.networks: list[Network] = []
-        self.seconds: Counter[str] = Counter()
+        self.seconds = Seconds(float)
         self._progress = progress
         self.resumed: Run | None = None
         self._journal: Journal | None = None
@@ -141,7 +140,9 @@ class Bench:
     def __exit__(self, kind: object, *_: object) -> None:
         self.close(finished=kind is None)
 
-    def race(self, case: Case, candidates: Sequence[Candidate], *, baseline: str) -> dict[str, Measurement]:
+    def race(
+        self, case: Case, candidates: Sequence[Candidate], *, baseline: str
+    ) -> dict[str, Measurement]:
         """Race the candidates and the baseline, journal the measurements, and return them by name.
 
         What a resumed journal holds already is not run again: a race runs whole or not at all. If
@@ -164,7 +165,8 @@ class Bench:
             self._await(self._remote, self._job(case, list(wanted), baseline))
         else:
             result = self._run_race(case, list(wanted.values()), baseline)
-            self.seconds.update(result.seconds)
+            for kind, value in result.seconds.items():
+                self.seconds[kind] += value
             self._keep(result)
         return {name: self.done[case, name] for name in wanted}
 
@@ -336,7 +338,7 @@ class Bench:
         journal.append(
             Header(
                 run=self.options.folder.name,
-                created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+                created=dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds"),
                 environment=msgspec.structs.replace(self.environment(), devices=devices),
                 options=dict(self.options.asked) | {"order_of_rounds": ORDER_OF_ROUNDS},
                 seed=self.options.plan.seed,
@@ -417,14 +419,14 @@ def run_race(
     written is found out before time is spent.
     """
     if reason := too_large(race.case, memory_nbytes):
-        return Result(measurements=refuse(race, reason), seconds=Counter())
+        return Result(measurements=refuse(race, reason), seconds=Seconds(float))
     start = time.monotonic()
     try:
         fleet.use(setting, race.plan.replicas)
     except WorkerFailure as failure:
         reason = f"no worker could be started: {failure.reason}"
         measurements = refuse(race, reason, failure.status, failure.tail)
-        return Result(measurements=measurements, seconds=Counter())
+        return Result(measurements=measurements, seconds=Seconds(float))
     starting = time.monotonic() - start
     ready()
     start = time.monotonic()
@@ -487,7 +489,7 @@ def differing_fields(old: Environment, new: Environment) -> list[str]:
 
 def new_run_folder(results: Path, label: str) -> Path:
     """results/<UTC time>-<label>, one that is not there yet."""
-    stamp = datetime.datetime.now(datetime.timezone.utc).strftime("%Y%m%d-%H%M%S")
+    stamp = dt.datetime.now(dt.timezone.utc).strftime("%Y%m%d-%H%M%S")
     folder = results / f"{stamp}-{label}"
     number = 1
     while (folder / JOURNAL).exists():

@@ -119,11 +119,9 @@ def to_numpy(value: Any) -> Array:
     if value is None:
         raise TypeError("it returned None (a gradient that does not exist?)")
     array = value.numpy() if hasattr(value, "numpy") else value
-    if not isinstance(array, np.ndarray):
-        if not np.isscalar(array):
-            raise TypeError(f"it returned a {type(value).__name__}, not an array")
-        array = np.asarray(array)
-    return array
+    if not isinstance(array, np.ndarray) and not np.isscalar(array):
+        raise TypeError(f"it returned a {type(value).__name__}, not an array")
+    return np.asarray(array)
 
 
 class Opened(msgspec.Struct, frozen=True, kw_only=True):
@@ -320,7 +318,9 @@ def open_call(
         result = call(*arguments)
         synchronise(state)
     first_call = time.perf_counter() - start
-    outputs = tuple(to_numpy(value) for value in (result if isinstance(result, tuple) else (result,)))
+    outputs = tuple(
+        to_numpy(value) for value in (result if isinstance(result, tuple) else (result,))
+    )
     del result
     state.calls[name] = (call, places)
     start = time.perf_counter()
@@ -401,7 +401,7 @@ def _open_probe(name: str) -> Runner:
     )
 
 
-def _words(value: Any, nbytes: int) -> Any:
+def _words(value: Any) -> Any:
     """The bytes of a tensor as float32, without a copy, where their number allows it."""
     import tensorflow as tf
 
@@ -422,10 +422,10 @@ def _read_ways(state: _State, nbytes: int) -> dict[str, Call]:
         on_device = _on_cpu(state)
         if not on_device:
             ways.clear()
-        ways["reduce_sum"] = lambda x: tf.reduce_sum(_words(x, nbytes))
-        ways["reduce_max"] = lambda x: tf.reduce_max(_words(x, nbytes))
+        ways["reduce_sum"] = lambda x: tf.reduce_sum(_words(x))
+        ways["reduce_max"] = lambda x: tf.reduce_max(_words(x))
         if not on_device:
-            ways["xla"] = tf.function(lambda x: tf.reduce_max(_words(x, nbytes)), jit_compile=True)
+            ways["xla"] = tf.function(lambda x: tf.reduce_max(_words(x)), jit_compile=True)
     return ways
 
 
@@ -455,9 +455,9 @@ def _copy_ways(state: _State, nbytes: int) -> dict[str, Call]:
 
         if not _on_cpu(state):
             ways.clear()
-        ways["negative"] = lambda x: tf.negative(_words(x, nbytes))
+        ways["negative"] = lambda x: tf.negative(_words(x))
         if not _on_cpu(state):
-            ways["xla"] = tf.function(lambda x: -_words(x, nbytes), jit_compile=True)
+            ways["xla"] = tf.function(lambda x: -_words(x), jit_compile=True)
     return ways
 
 

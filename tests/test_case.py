@@ -108,9 +108,7 @@ def test_a_product_has_every_combination_and_each_case_once():
 
 
 def test_zipped_axes_step_together():
-    sweep = Sweep(
-        base=BASE, parts=(zipped(shape=[(1, 7, 7, 8), (1, 9, 9, 6)], pool_size=[2, 3]),)
-    )
+    sweep = Sweep(base=BASE, parts=(zipped(shape=[(1, 7, 7, 8), (1, 9, 9, 6)], pool_size=[2, 3]),))
     assert [(case.shape[-1], case.pool_size) for case in sweep.cases()] == [(8, 2), (6, 3)]
 
 

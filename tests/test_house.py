@@ -101,7 +101,10 @@ def test_the_report_s_help_is_quick_and_loads_no_framework():
     [
         (["--axis", "stride=2"], "no op has an axis 'stride'"),
         (["--axis", "padding=full"], "padding must be one of 'valid', 'same'; got 'full'"),
-        (["--candidates", "nowhere.py"], "--candidates takes a Python file; there is no nowhere.py"),
+        (
+            ["--candidates", "nowhere.py"],
+            "--candidates takes a Python file; there is no nowhere.py",
+        ),
         (["--replicas", "0"], "takes something like 5"),
         (["--run", "../up"], "a run's name is letters"),
     ],
@@ -124,7 +127,13 @@ def test_no_file_carries_a_path_of_a_machine_or_a_registry():
     tracked = subprocess.run(
         ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False
     ).stdout.split("\0")
-    needles = ["/ro" + "ot/", "/wo" + "rk/", "/ho" + "me/", "pypi" + ".org", "files.python" + "hosted"]
+    needles = [
+        "/ro" + "ot/",
+        "/wo" + "rk/",
+        "/ho" + "me/",
+        "pypi" + ".org",
+        "files.python" + "hosted",
+    ]
     found = []
     for name in filter(None, tracked):
         path = ROOT / name

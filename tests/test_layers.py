@@ -46,12 +46,19 @@ def problems(draw):
     channels = draw(st.integers(1, 12))
     padding = draw(st.sampled_from(["valid", "same"]))
     return {
-        "shape": (draw(st.integers(0, 2)), draw(st.integers(1, 3)), draw(st.integers(1, 3)), channels),
+        "shape": (
+            draw(st.integers(0, 2)),
+            draw(st.integers(1, 3)),
+            draw(st.integers(1, 3)),
+            channels,
+        ),
         "pool_size": draw(st.integers(1, channels if padding == "valid" else channels + 2)),
         "strides": draw(st.none() | st.integers(1, 4)),
         "padding": padding,
         "data_format": draw(st.sampled_from(["channels_last", "channels_first"])),
-        "dtype": draw(st.sampled_from(["float32", "float16", "bfloat16", "float64", "int32", "int8", "uint8"])),
+        "dtype": draw(
+            st.sampled_from(["float32", "float16", "bfloat16", "float64", "int32", "int8", "uint8"])
+        ),
         "seed": draw(st.integers(0, 1000)),
     }
 
@@ -70,7 +77,9 @@ def test_the_formula_is_the_definition(problem):
     tensor = tf.cast(tf.constant(x if last else x.transpose(0, 3, 1, 2)), problem["dtype"])
     with tf.GradientTape() as tape:
         tape.watch(tensor)
-        got = pool_windows(tensor, problem["pool_size"], strides, problem["padding"] == "same", 3 if last else 1)
+        got = pool_windows(
+            tensor, problem["pool_size"], strides, problem["padding"] == "same", 3 if last else 1
+        )
     values = tf.cast(got, "float64").numpy()
     np.testing.assert_array_equal(values if last else values.transpose(0, 2, 3, 1), y)
     if "float" not in problem["dtype"]:
@@ -114,7 +123,9 @@ def test_the_compiled_layer_is_the_definition(pool_size, strides, padding, data_
 
 def test_nan_in_a_window_gives_nan_in_every_mode():
     nan, inf = np.nan, -np.inf
-    x = tf.constant([[[[1, nan, 3, nan, nan, nan, nan, 1, 2, 1, 2, nan, inf, inf, inf]]]], tf.float32)
+    x = tf.constant(
+        [[[[1, nan, 3, nan, nan, nan, nan, 1, 2, 1, 2, nan, inf, inf, inf]]]], tf.float32
+    )
     layer = DepthMaxPool2D(3)
     expected = [nan, nan, nan, nan, inf]
     for call in (layer, tf.function(layer), tf.function(layer, jit_compile=True)):
@@ -153,7 +164,12 @@ def test_sizes_may_be_unknown_the_channels_too():
 @pytest.mark.parametrize("jit_compile", ["auto", False, True])
 def test_it_trains(jit_compile):
     keras.utils.set_random_seed(0)
-    layers = [keras.layers.Conv2D(6, 3), DepthMaxPool2D(3), keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(1)]
+    layers = [
+        keras.layers.Conv2D(6, 3),
+        DepthMaxPool2D(3),
+        keras.layers.GlobalAveragePooling2D(),
+        keras.layers.Dense(1),
+    ]
     model = keras.Sequential([keras.Input((8, 8, 2)), *layers])
     model.compile(keras.optimizers.Adam(0.05), "mse", jit_compile=jit_compile)
     x = np.random.default_rng(0).standard_normal((20, 8, 8, 2)).astype("float32")
@@ -166,7 +182,11 @@ def test_mixed_precision_computes_in_the_narrow_type(policy):
     layer = DepthMaxPool2D(3, dtype=policy)
     x = np.random.default_rng(0).standard_normal((1, 2, 2, 6)).astype("float32")
     y = layer(x)
-    assert keras.backend.standardize_dtype(y.dtype) == layer.compute_dtype == policy.removeprefix("mixed_")
+    assert (
+        keras.backend.standardize_dtype(y.dtype)
+        == layer.compute_dtype
+        == policy.removeprefix("mixed_")
+    )
     np.testing.assert_allclose(tf.cast(y, "float32"), brute_force(x, 3, 3, "valid")[0], rtol=1e-2)
 
 

@@ -12,14 +12,25 @@ DEPTH = make_case(op="depth_max_pool", shape=(2, 4, 6, 12), pool_size=3, padding
 TAIL = make_case(op="depth_max_pool", shape=(2, 4, 6, 11), pool_size=3, padding="valid")
 SAME = make_case(op="depth_max_pool", shape=(2, 4, 6, 10), pool_size=3, padding="same")
 FIRST = make_case(
-    op="depth_max_pool", shape=(2, 6, 6, 6), pool_size=3, padding="valid", data_format="channels_first"
+    op="depth_max_pool",
+    shape=(2, 6, 6, 6),
+    pool_size=3,
+    padding="valid",
+    data_format="channels_first",
 )
 TRAIN = make_case(
-    op="depth_max_pool", shape=(2, 4, 6, 12), pool_size=3, padding="valid", direction="training", distribution="relu"
+    op="depth_max_pool",
+    shape=(2, 4, 6, 12),
+    pool_size=3,
+    padding="valid",
+    direction="training",
+    distribution="relu",
 )
 MEAN = make_case(op="global_avg_pool", shape=(2, 4, 6, 6), distribution="relu")
 HALF = make_case(op="global_avg_pool", shape=(1, 96, 96, 4), distribution="relu", dtype="float16")
-MEAN_TRAIN = make_case(op="global_avg_pool", shape=(2, 4, 6, 6), distribution="relu", direction="training")
+MEAN_TRAIN = make_case(
+    op="global_avg_pool", shape=(2, 4, 6, 6), distribution="relu", direction="training"
+)
 
 
 def grouped(x, k=3):

@@ -11,7 +11,12 @@ MEAN = REGISTRY.ops["global_avg_pool"]
 
 
 def depth_case(**fields):
-    return make_case(**({"op": "depth_max_pool", "shape": (2, 3, 4, 12), "pool_size": 3, "padding": "valid"} | fields))
+    return make_case(
+        **(
+            {"op": "depth_max_pool", "shape": (2, 3, 4, 12), "pool_size": 3, "padding": "valid"}
+            | fields
+        )
+    )
 
 
 def mean_case(**fields):
@@ -84,7 +89,9 @@ def test_the_mean_s_gradient_is_numerically_its_slope():
 @pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
 @pytest.mark.parametrize("dtype", list(BOUNDS))
 def test_inputs_have_the_case_s_layout_and_dtype(dtype, data_format):
-    case = depth_case(dtype=dtype, data_format=data_format, direction="training", padding="same", pool_size=5)
+    case = depth_case(
+        dtype=dtype, data_format=data_format, direction="training", padding="same", pool_size=5
+    )
     x, dy = make_inputs(case, seed=1)
     assert x.shape == layout(case)
     assert {x.dtype, dy.dtype} == {numpy_dtype(dtype)}
@@ -111,13 +118,17 @@ def test_no_two_images_of_a_large_input_are_the_same():
 @pytest.mark.parametrize("direction", ["forward", "training"])
 def test_the_oracle_s_own_answer_in_the_case_s_dtype_passes(op, direction):
     for dtype in BOUNDS:
-        case = (depth_case if op is DEPTH else mean_case)(dtype=dtype, direction=direction, distribution="relu")
+        case = (depth_case if op is DEPTH else mean_case)(
+            dtype=dtype, direction=direction, distribution="relu"
+        )
         inputs = make_inputs(case, 0)
         wide = [array.astype(np.float64) for array in inputs]
         outputs = [op.oracle(wide[0], case)]
         if direction == "training":
             outputs.append(op.gradient(*wide, case))
-        verdict = check(op, case, inputs, tuple(np.asarray(a).astype(numpy_dtype(dtype)) for a in outputs))
+        verdict = check(
+            op, case, inputs, tuple(np.asarray(a).astype(numpy_dtype(dtype)) for a in outputs)
+        )
         assert (verdict.status, verdict.reason) == ("ok", "")
 
 
@@ -156,7 +167,12 @@ def test_an_error_is_told_with_its_size_and_the_bound():
 
 
 def test_a_check_whose_answer_is_almost_all_zeros_is_mistrusted():
-    op = Op(name="zero", oracle=lambda x, case: x * 0, baseline="", sweeps={"default": Sweep(base=depth_case())})
+    op = Op(
+        name="zero",
+        oracle=lambda x, case: x * 0,
+        baseline="",
+        sweeps={"default": Sweep(base=depth_case())},
+    )
     case = depth_case()
     verdict = check(op, case, make_inputs(case, 0), (np.zeros(case.shape, np.float32),))
     assert verdict.status == "wrong"

@@ -108,7 +108,10 @@ def run(seconds, *, plan=None, busy=0.0, failures=(), enough=lambda race, replic
 
 def test_every_runner_is_timed_in_every_round():
     found, _, _ = run({"base": MS, "fast": MS / 2})
-    places = {name: set(zip(m.samples.replica, m.samples.allocation, m.samples.round)) for name, m in found.items()}
+    places = {
+        name: set(zip(m.samples.replica, m.samples.allocation, m.samples.round))
+        for name, m in found.items()
+    }
     assert len(set(map(frozenset, places.values()))) == 1
     assert {place[:2] for place in places["base"]} == {(r, a) for r in range(5) for a in range(4)}
 
@@ -121,7 +124,12 @@ def test_samples_are_what_the_worker_timed():
 
 def test_the_order_of_a_round_is_shuffled_and_balanced():
     _, fleet, _ = run({"base": MS, "a": MS, "b": MS}, plan=Plan(replicas=5, rounds=6))
-    blocks = [task[1] for worker in fleet.workers.values() for task in worker.tasks if task[0] == "time_block"]
+    blocks = [
+        task[1]
+        for worker in fleet.workers.values()
+        for task in worker.tasks
+        if task[0] == "time_block"
+    ]
     rounds = [tuple(blocks[i : i + 6]) for i in range(0, len(blocks), 6)]
     assert all(len(set(order)) == 6 for order in rounds)
     assert len(set(rounds)) > len(rounds) / 2
@@ -141,7 +149,9 @@ def test_a_candidate_that_crashes_is_one_result_and_the_others_go_on():
 
 
 def test_a_documented_failure_becomes_unsupported_with_its_reason():
-    known = Failure(when=lambda case: True, matches="only .* CPU", reason="No GPU kernel.", issue="x#1")
+    known = Failure(
+        when=lambda case: True, matches="only .* CPU", reason="No GPU kernel.", issue="x#1"
+    )
     error = workload.Runner(status="error", reason="currently only implemented for CPU devices")
     found, _, _ = run({"base": MS, "native": error}, failures=(known,))
     assert (found["native"].status, found["native"].issue) == ("unsupported", "x#1")

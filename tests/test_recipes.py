@@ -12,8 +12,16 @@ SNIPPETS = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "recipes.md").rea
 def test_the_recipes_run_as_they_stand(tmp_path):
     assert len(SNIPPETS) >= 6
     # Each in a namespace of its own: none may lean on the one before.
-    code = "\n".join(f"exec(compile({snippet!r}, 'recipe {i}', 'exec'), {{}})" for i, snippet in enumerate(SNIPPETS))
+    code = "\n".join(
+        f"exec(compile({snippet!r}, 'recipe {i}', 'exec'), {{}})"
+        for i, snippet in enumerate(SNIPPETS)
+    )
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr[-2000:]

@@ -40,18 +40,27 @@ class TestOutsideXla:
 
     @pytest.mark.parametrize("padding", ["VALID", "SAME"])
     def test_a_window_that_does_not_divide_the_depth_is_refused(self, wrap, padding):
-        refused(lambda: wrap(lambda: pool(X[..., :5], padding))(), "evenly divide the input depth", "(handson-ml3#83)")
+        refused(
+            lambda: wrap(lambda: pool(X[..., :5], padding))(),
+            "evenly divide the input depth",
+            "(handson-ml3#83)",
+        )
 
     def test_a_window_that_is_not_the_stride_is_refused(self, wrap):
         refused(lambda: wrap(lambda: pool(X, strides=(1, 1, 1, 2)))(), "equal the depth stride")
 
     def test_depth_and_space_at_once_are_refused(self, wrap):
-        refused(lambda: wrap(lambda: pool(X, ksize=(1, 2, 2, 3), strides=(1, 2, 2, 3)))(), "exactly one of pooling")
+        refused(
+            lambda: wrap(lambda: pool(X, ksize=(1, 2, 2, 3), strides=(1, 2, 2, 3)))(),
+            "exactly one of pooling",
+        )
 
     def test_channels_first_is_refused_on_the_cpu(self, wrap):
         first = tf.transpose(X, (0, 3, 1, 2))
         refused(
-            lambda: wrap(lambda: pool(first, ksize=(1, 3, 1, 1), strides=(1, 3, 1, 1), data_format="NCHW"))(),
+            lambda: wrap(
+                lambda: pool(first, ksize=(1, 3, 1, 1), strides=(1, 3, 1, 1), data_format="NCHW")
+            )(),
             "only supports NHWC on device type CPU",
         )
 
@@ -62,7 +71,9 @@ class TestOutsideXla:
                 y = pool(X)
             return tape.gradient(y, X)
 
-        refused(lambda: wrap(gradient)(), "not yet supported on the depth dimension", "(tensorflow#636)")
+        refused(
+            lambda: wrap(gradient)(), "not yet supported on the depth dimension", "(tensorflow#636)"
+        )
 
 
 @pytest.mark.parametrize(
@@ -95,7 +106,10 @@ class TestSilentDifferences:
 
     def test_the_spatial_stride_is_ignored_on_the_cpu(self):
         strides = (1, 2, 2, 3)
-        shapes = pool(X, strides=strides).shape, compiled(lambda x: pool(x, strides=strides), X).shape
+        shapes = (
+            pool(X, strides=strides).shape,
+            compiled(lambda x: pool(x, strides=strides), X).shape,
+        )
         assert shapes == ((2, 4, 4, 2), (2, 2, 2, 2)), "mended upstream: eager and XLA agree now"
 
     def test_a_depth_stride_without_a_window_is_ignored_on_the_cpu(self):
@@ -108,17 +122,23 @@ class TestSilentDifferences:
 
     def test_max_pool_with_argmax_returns_its_input(self):
         y, _ = tf.nn.max_pool_with_argmax(X, WINDOW, WINDOW, "VALID")
-        assert np.array_equal(y, X), "mended upstream: max_pool_with_argmax pools the depth, or refuses to"
+        assert np.array_equal(y, X), (
+            "mended upstream: max_pool_with_argmax pools the depth, or refuses to"
+        )
 
 
 class TestNan:
     """tensorflow#125965, tensorflow#116992: where a NaN goes depends on the spelling and the mode."""
 
-    X = tf.constant([[[[1, np.nan, 3, np.nan, np.nan, np.nan, np.nan, 1, 2, 1, 2, np.nan]]]], tf.float32)
+    X = tf.constant(
+        [[[[1, np.nan, 3, np.nan, np.nan, np.nan, np.nan, 1, 2, 1, 2, np.nan]]]], tf.float32
+    )
 
     def test_the_native_kernel_loses_it(self):
         np.testing.assert_array_equal(
-            pool(self.X).numpy().ravel(), [3, np.nan, np.nan, 2], err_msg="mended upstream (tensorflow#116992)?"
+            pool(self.X).numpy().ravel(),
+            [3, np.nan, np.nan, 2],
+            err_msg="mended upstream (tensorflow#116992)?",
         )
 
     def test_xla_s_reduce_max_loses_it(self):
@@ -127,7 +147,9 @@ class TestNan:
 
         eager, xla = reduce(self.X).numpy().ravel(), compiled(reduce, self.X).numpy().ravel()
         assert np.isnan(eager).all()
-        assert not np.isnan(xla).all(), "mended upstream (tensorflow#125965): XLA's reduce_max keeps NaN"
+        assert not np.isnan(xla).all(), (
+            "mended upstream (tensorflow#125965): XLA's reduce_max keeps NaN"
+        )
 
 
 class TestSavedLambda:
@@ -157,7 +179,11 @@ def test_a_lambda_does_not_train_on_the_cpu_without_xla():
     hidden = keras.layers.Lambda(lambda x: pool(x))(keras.layers.Conv2D(6, 1)(inputs))
     model = keras.Model(inputs, keras.layers.Dense(1)(keras.layers.Flatten()(hidden)))
     model.compile("sgd", "mse", jit_compile=False)
-    refused(lambda: model.fit(X, np.zeros(2), verbose=0), "MaxPoolingGrad is not yet supported", "(tensorflow#636)")
+    refused(
+        lambda: model.fit(X, np.zeros(2), verbose=0),
+        "MaxPoolingGrad is not yet supported",
+        "(tensorflow#636)",
+    )
 
 
 def relative_error(mean, size):
@@ -188,7 +214,9 @@ class TestHalfPrecisionMeans:
 
     def test_reduce_mean_of_large_values_is_nan_and_the_layer_s_is_right(self):
         x = tf.fill((1, 300, 300, 1), tf.constant(10, tf.float16))
-        assert np.isnan(tf.reduce_mean(x, axis=[1, 2])).all(), "mended upstream: no overflow in half"
+        assert np.isnan(tf.reduce_mean(x, axis=[1, 2])).all(), (
+            "mended upstream: no overflow in half"
+        )
         assert np.asarray(keras.layers.GlobalAveragePooling2D(dtype="float16")(x)).item() == 10
 
 

@@ -95,6 +95,7 @@ def divides(case: Case) -> bool:
 
 
 def on_cpu_without_xla(case: Case) -> bool:
+    """Whether the native CPU kernel runs the case."""
     return case.device.startswith("cpu") and case.mode != "xla"
 
 
@@ -123,7 +124,7 @@ NATIVE_FAILURES = (
     ),
 )
 VERBATIM_FAILURE = Failure(
-    when=lambda case: True,
+    when=lambda _: True,
     matches="attr 'padding'|Value for attr 'padding'|padding",
     reason="The book's lower-case padding is refused: TensorFlow takes 'VALID' and 'SAME'.",
 )
@@ -172,7 +173,9 @@ def _pooled_shape(x: Any, case: Case) -> list[Any]:
     return shape
 
 
-@candidate(op=OP, name="recipe-verbatim", form="layer", framework="keras", failures=(VERBATIM_FAILURE,))
+@candidate(
+    op=OP, name="recipe-verbatim", form="layer", framework="keras", failures=(VERBATIM_FAILURE,)
+)
 def recipe_verbatim(case: Case) -> Any:
     """The book's Lambda to the letter, padding="valid" in lower case."""
     import keras
@@ -187,7 +190,7 @@ def lambda_max_pool(case: Case) -> Any:
 
     native = _native(case)
     # A real lambda, as in the book: what it does to saving and loading is part of the recipe.
-    return keras.layers.Lambda(lambda x: native(x), dtype=case.dtype)
+    return keras.layers.Lambda(lambda x: native(x), dtype=case.dtype)  # noqa: PLW0108
 
 
 @candidate(op=OP, name="layer-max_pool", form="layer", framework="keras", failures=NATIVE_FAILURES)
@@ -378,7 +381,10 @@ def layer_depth_max_pool(case: Case) -> Any:
     from bench.layers import DepthMaxPool2D
 
     return DepthMaxPool2D(
-        case.pool_size, padding=case.padding, data_format=case.data_format, dtype=case.dtype
+        case.pool_size or 1,
+        padding=case.padding or "valid",
+        data_format=case.data_format,
+        dtype=case.dtype,
     )
 
 

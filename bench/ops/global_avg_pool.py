@@ -18,7 +18,8 @@ OP = "global_avg_pool"
 
 def oracle(x: Array, case: Case) -> Array:
     """y, the mean over height and width."""
-    return x.mean(axis=spatial_axes(case))
+    y: Array = x.mean(axis=spatial_axes(case))
+    return y
 
 
 def gradient(x: Array, dy: Array, case: Case) -> Array:
@@ -94,7 +95,9 @@ def reduce_mean_float32(case: Case) -> Any:
     failures=(
         *NARROW_SUM,
         Failure(
-            when=lambda case: case.device.startswith("cpu") and case.data_format == "channels_first",
+            when=lambda case: (
+                case.device.startswith("cpu") and case.data_format == "channels_first"
+            ),
             matches="only supports NHWC|NHWC tensor format|NCHW",
             reason="The CPU kernel takes channels_last only.",
         ),
@@ -204,7 +207,9 @@ DEFAULT = Sweep(
         product(candidates=EVERYONE, mode=["graph"]),
         product(candidates=[*RIVALS, "reduce_mean"], mode=["eager"]),
         product(candidates=[*XLA_RIVALS, "einsum", "mean-of-means"], mode=["xla"]),
-        product(candidates=RIVALS, direction=["training"], mode=["eager", "graph"], shape=[TRAINED]),
+        product(
+            candidates=RIVALS, direction=["training"], mode=["eager", "graph"], shape=[TRAINED]
+        ),
         product(candidates=XLA_RIVALS, direction=["training"], mode=["xla"], shape=[TRAINED]),
         product(candidates=RIVALS, mode=["graph"], shape=HEADS),
         product(candidates=[*RIVALS[:4], "reduce_mean"], mode=["eager"], shape=[SMALL]),
