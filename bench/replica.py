@@ -135,6 +135,7 @@ class Worker:
         self._folder = Path(tempfile.mkdtemp(dir=guardian.guarded_folder()))
         self._log = self._folder / "log"
         self._log.touch()
+        self._watch = _Watch(memory_nbytes, self._log)
         self._pool = self._make_pool()
         self._pid: int | None = None
         self._started: Future[Outcome] | None = None
@@ -163,6 +164,7 @@ class Worker:
         if self._pid is None:
             try:
                 self._pid = self._collect(self._started, START_TIMEOUT_SECONDS)
+                self._watch.begin(self._pid)
             except WorkerFailure:
                 self._started = None
                 raise
@@ -186,6 +188,7 @@ class Worker:
 
     def kill(self) -> None:
         """Kill the process and all that it started, without waiting; only `close` comes after."""
+        self._watch.end()
         self._pool.stop()  # type: ignore[no-untyped-call]
         guardian.kill_processes(self._folder)
 
@@ -197,21 +200,21 @@ class Worker:
             raise self._lost_idle() from None
 
     def _collect(self, future: Any, timeout: float, printed: int = 0) -> Any:
-        begun, killings = time.monotonic(), system_killings()
-        with _Watch(self._pid, self._memory_nbytes, self._log) as watch:
-            try:
+        begun = time.monotonic()
+        try:
+            with self._watch:
                 outcome: Outcome = self._wait(future)
-            except (pebble.ProcessExpired, FutureTimeoutError, CancelledError) as error:
-                slept = time.monotonic() - begun < timeout / 2
-                if isinstance(error, FutureTimeoutError) and slept:
-                    # pebble's clock goes on while the machine is suspended, this one does not.
-                    raise self._lost_idle() from None
-                reason = self._why_lost(error, timeout, watch.exceeded_nbytes, killings)
-                tail = self._trim_log(printed)
-                self._renew()
-                raise WorkerFailure(*reason, tail=tail, lost=True) from None
-            except BrokenExecutor:
+        except (pebble.ProcessExpired, FutureTimeoutError, CancelledError) as error:
+            slept = time.monotonic() - begun < timeout / 2
+            if isinstance(error, FutureTimeoutError) and slept:
+                # pebble's clock goes on while the machine is suspended, this one does not.
                 raise self._lost_idle() from None
+            reason = self._why_lost(error, timeout)
+            tail = self._trim_log(printed)
+            self._renew()
+            raise WorkerFailure(*reason, tail=tail, lost=True) from None
+        except BrokenExecutor:
+            raise self._lost_idle() from None
         self.tail = self._trim_log(printed)
         if outcome.status != "ok":
             raise WorkerFailure(outcome.status, outcome.reason, tail=self.tail)
@@ -235,25 +238,25 @@ class Worker:
     def _renew(self) -> None:
         """Clear away what is left of a lost process; the next call starts a fresh one."""
         self._started = self._pid = None
+        self._watch.end()
+        self._watch = _Watch(self._memory_nbytes, self._log)
         self.kill()
         self._pool.join()
         guardian.kill_processes(self._folder)
         self._log.write_bytes(b"")
         self._pool = self._make_pool()
 
-    def _why_lost(
-        self, error: BaseException, timeout: float, exceeded_nbytes: int | None, killings: int
-    ) -> tuple[Status, str]:
-        if exceeded_nbytes is not None:
+    def _why_lost(self, error: BaseException, timeout: float) -> tuple[Status, str]:
+        if self._watch.exceeded_nbytes is not None:
             return "out_of_memory", (
-                f"host memory: killed at {exceeded_nbytes / 2**20:.0f} MiB, the limit is "
+                f"host memory: killed at {self._watch.exceeded_nbytes / 2**20:.0f} MiB, the limit is "
                 f"{(self._memory_nbytes or 0) / 2**20:.0f} MiB (--memory)"
             )
         if isinstance(error, FutureTimeoutError):
             return "timeout", f"no answer within {timeout:g} s (--limit)"
         code = getattr(error, "exitcode", None)
         if code == -signal.SIGKILL:
-            if system_killings() > killings:
+            if system_killings() > self._watch.killings:
                 return "out_of_memory", "host memory: killed by the system, which had none left"
             return "crashed", "killed by SIGKILL: by somebody, or by the system"
         if isinstance(code, int) and code < 0:
@@ -303,36 +306,51 @@ def system_killings(counters: Path = Path("/proc/vmstat")) -> int:
 
 
 class _Watch:
-    """While a call is waited for: kills a process at its memory limit, empties a flooded log."""
+    """While calls are waited for: kills a process at its memory limit, empties a flooded log.
+
+    One thread for the life of the process: to start one for every call would cost more than the call.
+    Use as a context around each wait.
+
+    Attributes:
+        exceeded_nbytes: resident memory at which the process was killed; None: it was not.
+        killings: how many processes the system had killed for want of memory at the beginning.
+    """
 
     PERIOD_SECONDS = 0.1
 
-    def __init__(self, pid: int | None, limit_nbytes: int | None, log: Path) -> None:
+    def __init__(self, limit_nbytes: int | None, log: Path) -> None:
         self.exceeded_nbytes: int | None = None
-        self._pid = pid
-        self._limit_nbytes = limit_nbytes
+        self.killings = 0
+        self._limit_nbytes = limit_nbytes or sys.maxsize
         self._log = log
+        self._waiting = False
         self._done = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def begin(self, pid: int | None) -> None:
+        """Watch this process from now on."""
+        self.killings = system_killings()
+        threading.Thread(target=self._watch, args=(pid,), daemon=True).start()
+
+    def end(self) -> None:
+        """Watch no more."""
+        self._done.set()
 
     def __enter__(self) -> _Watch:
-        if self._pid is not None:
-            self._thread.start()
+        self._waiting = True
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._done.set()
-        if self._thread.is_alive():
-            self._thread.join()
+        self._waiting = False
 
-    def _watch(self) -> None:
-        limit = self._limit_nbytes or sys.maxsize
+    def _watch(self, pid: int | None) -> None:
         # A process that is gone is told by the future, not here.
         with contextlib.suppress(psutil.Error, OSError):
-            process = psutil.Process(self._pid)
+            process = psutil.Process(pid)
             while not self._done.wait(self.PERIOD_SECONDS):
+                if not self._waiting:
+                    continue
                 nbytes = process.memory_info().rss
-                if nbytes > limit:
+                if nbytes > self._limit_nbytes:
                     self.exceeded_nbytes = nbytes
                     process.kill()
                     return

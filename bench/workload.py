@@ -58,6 +58,11 @@ def start_tensorflow(setting: Setting) -> None:
     if setting.deterministic:
         tf.config.experimental.enable_op_determinism()
     tf.config.list_logical_devices()
+    import keras  # noqa: F401 (takes seconds: the first candidate should not pay for it)
+
+    # What is loaded now stays: collecting garbage between races must not walk through all of it.
+    gc.collect()
+    gc.freeze()
 
 
 def list_devices() -> dict[str, str]:
