@@ -238,12 +238,11 @@ class Worker:
     def _renew(self) -> None:
         """Clear away what is left of a lost process; the next call starts a fresh one."""
         self._started = self._pid = None
-        self._watch.end()
-        self._watch = _Watch(self._memory_nbytes, self._log)
         self.kill()
         self._pool.join()
         guardian.kill_processes(self._folder)
         self._log.write_bytes(b"")
+        self._watch = _Watch(self._memory_nbytes, self._log)
         self._pool = self._make_pool()
 
     def _why_lost(self, error: BaseException, timeout: float) -> tuple[Status, str]:

@@ -451,7 +451,7 @@ def _write_ways(state: _State, nbytes: int) -> dict[str, Call]:
     return ways
 
 
-def _copy_ways(state: _State, nbytes: int) -> dict[str, Call]:
+def _copy_ways(state: _State, nbytes: int) -> dict[str, Call]:  # noqa: ARG001 (one of a table)
     host = state.host[0]
     target = np.ones_like(host)
     ways: dict[str, Call] = {"numpy": lambda _: np.copyto(target, host)}

@@ -199,3 +199,12 @@ def test_a_tie_s_gradient_may_go_to_one_or_be_split_and_the_rule_is_recorded(giv
 @pytest.mark.parametrize("give", [[1, 1, 0], [0, 0, 1], [0.5, 0, 0], [0, 0, 0]])
 def test_a_tie_s_gradient_given_to_each_or_to_another_or_lost_is_wrong(give):
     assert gradient_at_ties(give).status == "wrong"
+
+
+def test_a_right_gradient_of_a_large_window_is_not_mistrusted():
+    case = depth_case(shape=(2, 4, 4, 96), pool_size=48, direction="training")
+    x, dy = make_inputs(case, 0)
+    wide = x.astype(np.float64)
+    dx = DEPTH.gradient(wide, dy.astype(np.float64), case).astype(np.float32)
+    verdict = check(DEPTH, case, (x, dy), (DEPTH.oracle(wide, case).astype(np.float32), dx))
+    assert (verdict.status, verdict.reason) == ("ok", "")
