@@ -292,6 +292,14 @@ def tests(session: nox.Session) -> None:
     session.run(python, "-m", "pytest", "-q", *words, external=True, env=_environment())
 
 
+@nox.session(venv_backend="none")
+def backends(session: nox.Session) -> None:
+    """The layer to take away on Keras's JAX and PyTorch backends."""
+    python = _cpu(session, "test", "backends")
+    words = ["tests/test_layers.py", "-k", "another_backend", *session.posargs]
+    session.run(python, "-m", "pytest", "-q", *words, external=True, env=_environment())
+
+
 @nox.session(name="tests-full", venv_backend="none")
 def tests_full(session: nox.Session) -> None:
     """Real faults, the browser, the cluster, fuzzing."""

@@ -256,9 +256,26 @@ print(json.dumps(out))
 """
 
 
-def test_it_is_right_on_jax(tmp_path):
-    pytest.importorskip("jax")
-    found = run_alone(tmp_path, JAX_CODE, KERAS_BACKEND="jax")
+TORCH_CODE = """
+import json, keras, numpy as np, layers, torch
+x = np.random.default_rng(0).integers(-2, 3, (2, 3, 3, 7)).astype("float32")
+out = {}
+for padding in ("valid", "same"):
+    layer = layers.DepthMaxPool2D(3, padding=padding)
+    v = torch.tensor(x, requires_grad=True)
+    y = layer(v)
+    y.sum().backward()
+    out[padding] = [y.detach().cpu().numpy().tolist(), v.grad.cpu().numpy().tolist()]
+assert keras.backend.backend() == "torch"
+print(json.dumps(out))
+"""
+BACKENDS = {"jax": JAX_CODE, "torch": TORCH_CODE}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_it_is_right_on_another_backend(tmp_path, backend):
+    pytest.importorskip(backend)
+    found = run_alone(tmp_path, BACKENDS[backend], KERAS_BACKEND=backend)
     x = np.random.default_rng(0).integers(-2, 3, (2, 3, 3, 7)).astype("float32")
     for padding, (y, dx) in found.items():
         expected, windows = brute_force(x, 3, 3, padding)
