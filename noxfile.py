@@ -303,7 +303,7 @@ def backends(session: nox.Session) -> None:
 @nox.session(name="tests-full", venv_backend="none")
 def tests_full(session: nox.Session) -> None:
     """Real faults, the browser, the cluster, fuzzing."""
-    python = _cpu(session, "test", "profile", "browser", "cluster")
+    python = _cpu(session, "test", "profile", "browser", "cluster", "export")
     words = session.posargs or ["tests", "-m", "slow"]
     session.run(python, "-m", "pytest", "-q", *words, external=True, env=_environment())
 

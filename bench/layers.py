@@ -167,6 +167,16 @@ def _for_tensorflow(pool_size: int, strides: int, same: bool, axis: int) -> Call
     )
     compiled_scope = tf.xla.experimental.jit_scope
 
+    def values(x: Any) -> Any:
+        slices = _slices(x, pool_size, strides, same, axis)
+        y = functools.reduce(tf.maximum, slices)
+        if not y.dtype.is_floating:
+            return y
+        # XLA's maximum loses a NaN. It is put back by a division: a select is exported to ONNX as a sum
+        # of products, in which the padding's -inf times zero is NaN everywhere.
+        lost = functools.reduce(tf.logical_or, [part != part for part in slices])  # noqa: PLR0124
+        return y + 0 / (1 - tf.cast(lost, y.dtype))
+
     @tf.custom_gradient  # type: ignore[untyped-decorator]
     def depth_max_pool(x: Any) -> Any:
         def gradient(dy: Any) -> Any:
@@ -174,7 +184,7 @@ def _for_tensorflow(pool_size: int, strides: int, same: bool, axis: int) -> Call
                 return spread(x, dy)
 
         with compiled_scope():
-            return pool(x), gradient
+            return values(x), gradient
 
     def spread(x: Any, dy: Any) -> Any:
         # The winner is found again from x: to store it would cost every forward call that is not trained.

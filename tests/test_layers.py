@@ -300,6 +300,30 @@ def test_it_exports_to_a_saved_model_and_to_tflite_with_builtins_only(tmp_path):
     np.testing.assert_array_equal(got, expected)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("padding", ["valid", "same"])
+def test_its_onnx_export_is_equal_with_infinities_and_nan(padding):
+    tf2onnx = pytest.importorskip("tf2onnx")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    inputs = keras.Input((4, 4, 7))
+    model = keras.Model(inputs, DepthMaxPool2D(3, padding=padding)(inputs))
+    signature = [tf.TensorSpec((2, 4, 4, 7), tf.float32, name="x")]
+    exported, _ = tf2onnx.convert.from_function(tf.function(lambda x: model(x)), signature)
+    session = onnxruntime.InferenceSession(
+        exported.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    x = np.random.default_rng(0).standard_normal((2, 4, 4, 7)).astype("float32")
+    for case in (
+        x,
+        -np.abs(x),
+        np.where(x > 1, -np.inf, x),
+        np.full_like(x, -np.inf),
+        np.where(x > 1.5, np.nan, x),
+    ):
+        got = session.run(None, {"x": case.astype("float32")})[0]
+        np.testing.assert_array_equal(got, model(case.astype("float32")))
+
+
 def test_it_works_under_op_determinism(tmp_path):
     code = (
         "import json, tensorflow as tf, numpy as np, layers\n"
