@@ -25,7 +25,7 @@ commands:
 """
 
 
-class Unusable(Exception):
+class Unusable(Exception):  # noqa: N818 - it is said of the input
     """The input cannot be used; the text is one line that says why and what to do."""
 
 
@@ -189,6 +189,7 @@ def compare_command(arguments: list[str], root: Path) -> int:
 
     from bench.report import compare
     from bench.report.load import find_run
+    from bench.report.text import one_line
     from bench.store import read_run
 
     base, run = (read_run(find_run(root / "results", name)) for name in (options.base, options.run))
@@ -203,7 +204,10 @@ def compare_command(arguments: list[str], root: Path) -> int:
             import webbrowser
 
             webbrowser.open(page.resolve().as_uri())
-    return EXIT_SLOWER if found.slower else 0
+    slower = found.slower
+    if slower:
+        print(one_line(compare.headline(found), 500), file=sys.stderr)
+    return EXIT_SLOWER if slower else 0
 
 
 def import_command(arguments: list[str], root: Path) -> int:

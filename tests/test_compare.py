@@ -1,0 +1,334 @@
+"""Two runs compared: verdicts against a yardstick of the same rounds, and every way in which they cannot be."""
+
+import io
+import itertools
+
+import msgspec
+import numpy as np
+import pandas as pd
+import pytest
+
+from bench.measurement import Capability, Shares
+from bench.report import compare
+from bench.report.cli import main
+from bench.store import JOURNAL, encode_line, read_run
+from tests import synthetic
+
+CASES = [
+    synthetic.op_case(op, mode=mode) for op in synthetic.SPELLINGS for mode in ("graph", "xla")
+]
+# Blocks enough that 10% is plain whatever the seed's replicas are.
+PLAN = synthetic.Plan(replicas=10, allocations=4, rounds=3)
+VICTIM = "transpose-reduce_max"
+END = Shares(seconds={"samples": 1.0}, wall_seconds=1.0)
+
+
+def records(seed, **options):
+    found = synthetic.records(seed, cases=CASES, plan=PLAN, with_extras=False, **options)
+    return [*found, END]
+
+
+def write(folder, found, **environment):
+    """A journal, without the syncs that a real run needs."""
+    folder.mkdir(parents=True)
+    lines = [synthetic.header(folder.name, **environment), *found]
+    (folder / JOURNAL).write_bytes(b"".join(map(encode_line, lines)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return write(tmp_path_factory.mktemp("runs") / "base", records(1))
+
+
+def call(capsys, *words):
+    code = main(["compare", *map(str, words)], synthetic_root())
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def synthetic_root():
+    from pathlib import Path
+
+    return Path(__file__).parent.parent
+
+
+def refusal(capsys, *words):
+    """The one line that a comparison which cannot be made prints."""
+    code, out, err = call(capsys, *words)
+    assert code == 2 and out == ""
+    assert err.count("\n") == 1 and "Traceback" not in err
+    return err
+
+
+def test_a_run_against_itself_has_nothing_slower(capsys, base):
+    code, out, _ = call(capsys, base, base)
+    assert code == 0
+    assert "Nothing became slower" in out and "Slower: 0. Faster: 0." in out
+
+
+def test_a_candidate_slowed_by_a_tenth_is_named_and_no_other(capsys, base, tmp_path):
+    slowed = write(tmp_path / "slowed", records(2, slowed={VICTIM: 1.1}))
+    code, out, err = call(capsys, base, slowed)
+    assert code == 1
+    assert VICTIM in out.splitlines()[2] and VICTIM in err
+    found = compare.compare_runs(read_run(base), read_run(slowed))
+    assert set(found.table[found.table["verdict"] == "SLOWER"]["candidate"]) == {VICTIM}
+    assert set(found.table["verdict"][:2]) == {"SLOWER"}  # the surest first
+
+
+def test_a_journal_doctored_by_a_tenth_is_told(base, tmp_path):
+    """The same samples but for one candidate in one case: what is slower is that one alone."""
+    run = read_run(base)
+    victim = next(m for m in run.measurements if m.candidate == VICTIM)
+    seconds = tuple(1.1 * value for value in victim.samples.seconds)
+    doctored = msgspec.structs.replace(
+        victim, samples=msgspec.structs.replace(victim.samples, seconds=seconds)
+    )
+    found = [doctored if record is victim else record for record in run.records]
+    other = read_run(write(tmp_path / "doctored", found))
+    table = compare.compare_runs(run, other).table
+    slower = table[table["verdict"] == "SLOWER"]
+    assert list(slower["candidate"]) == [VICTIM]
+    assert slower["ratio"].iloc[0] == pytest.approx(1.1)
+    assert not (table["verdict"] == "FASTER").any()
+
+
+def test_a_slower_day_is_not_a_slower_candidate(base, tmp_path):
+    slow_day = read_run(write(tmp_path / "day", records(3, slow=1.5)))
+    found = compare.compare_runs(read_run(base), slow_day)
+    judged = found.table[found.table["verdict"] != ""]
+    assert (judged["seconds"] / judged["base_seconds"]).min() > 1.3
+    assert judged["verdict"].isin(["SAME", "UNDECIDED"]).all()
+    assert set(judged["yardstick"]) == {"ceiling"}
+
+
+def test_a_candidate_made_quicker_is_faster(base, tmp_path):
+    quicker = read_run(write(tmp_path / "quicker", records(4, slowed={VICTIM: 0.8})))
+    found = compare.compare_runs(read_run(base), quicker)
+    faster = found.table[found.table["verdict"] == "FASTER"]
+    assert set(faster["candidate"]) == {VICTIM} and found.slower == []
+
+
+def without(found, *probes):
+    return [record for record in found if getattr(record, "candidate", "") not in probes]
+
+
+@pytest.mark.parametrize(
+    ("gone", "yardstick"),
+    [
+        ((), "ceiling"),
+        (("ceiling-write",), "copy"),
+        (("ceiling-read", "ceiling-write", "ceiling-copy"), "baseline"),
+    ],
+)
+def test_the_yardstick_is_the_best_that_both_runs_have(base, tmp_path, gone, yardstick):
+    other = read_run(write(tmp_path / "other", without(records(5, slowed={VICTIM: 1.2}), *gone)))
+    for pair in ((read_run(base), other), (other, read_run(base))):
+        table = compare.compare_runs(*pair).table
+        assert set(table[table["ratio"].notna()]["yardstick"]) == {yardstick}
+    if yardstick == "baseline":
+        own = table[table["candidate"] == table["op"].map(synthetic.BASELINES)]
+        assert set(own["note"]) == {"is the only yardstick itself"}
+        assert set(own["verdict"]) == {""}
+
+
+def settle(found, name):
+    """The records with a candidate stopped after its first replica."""
+
+    def first(samples):
+        keep = [i for i, replica in enumerate(samples.replica) if replica == 0]
+        columns = msgspec.structs.asdict(samples)
+        return type(samples)(**{k: tuple(v[i] for i in keep) for k, v in columns.items()})
+
+    return [
+        msgspec.structs.replace(r, settled=True, samples=first(r.samples))
+        if getattr(r, "candidate", "") == name and r.status == "ok"
+        else r
+        for r in found
+    ]
+
+
+@pytest.mark.parametrize(("factor", "verdicts"), [(1.1, {"SAME", "UNDECIDED"}), (3.0, {"SLOWER"})])
+def test_a_settled_candidate_must_move_by_much(base, tmp_path, factor, verdicts):
+    found = settle(records(6, slowed={VICTIM: factor}), VICTIM)
+    table = compare.compare_runs(read_run(base), read_run(write(tmp_path / "settled", found))).table
+    rows = table[table["candidate"] == VICTIM]
+    assert set(rows["verdict"]) <= verdicts
+    assert rows["note"].str.contains("25%").all()
+
+
+def test_statuses_that_changed_are_listed_and_a_timeout_is_slower(capsys, base, tmp_path):
+    def change(record):
+        name, mode = getattr(record, "candidate", ""), getattr(record, "case", None)
+        if not name or mode.mode != "graph":
+            return record
+        new = {
+            "reshape-reduce_max": {"status": "wrong", "reason": "off by | a lot"},
+            "slices-maximum": {"status": "timeout", "reason": "60 s are over"},
+            "recipe-verbatim": {"status": "ok", "reason": ""},
+        }.get(name, {})
+        return msgspec.structs.replace(record, **new)
+
+    other = write(tmp_path / "other", map(change, records(1)))
+    code, out, err = call(capsys, base, other)
+    assert code == 1
+    assert "slices-maximum" in err and "timeout" in err and "reshape" not in err
+    lines = [line for line in out.splitlines() if line.startswith(("| broke", "| works now"))]
+    assert [line.split(" | ")[2] for line in lines] == [
+        "reshape-reduce_max", "slices-maximum", "recipe-verbatim",
+    ]  # fmt: skip
+    assert "off by \\| a lot" in out
+
+
+def test_limitations_that_went_away_are_listed_first(base, tmp_path):
+    states = [("a", "unsupported", "pass"), ("b", "pass", "wrong"), ("c", "error", "wrong"),
+              ("d", "not_run", "pass"), ("e", "pass", "pass")]  # fmt: skip
+
+    def cells(place):
+        return [
+            Capability(
+                op="depth_max_pool",
+                candidate=VICTIM,
+                probe=row[0],
+                state=row[place],
+                evidence="seen",
+            )
+            for row in states
+        ]
+
+    pair = [
+        read_run(write(tmp_path / name, [*records(1), *cells(place)]))
+        for name, place in (("old", 1), ("new", 2))
+    ]
+    moved = compare.compare_runs(*pair).cells
+    assert list(zip(moved["change"], moved["probe"], strict=True)) == [
+        ("went away", "a"), ("new", "b"), ("changed", "c"),
+    ]  # fmt: skip
+    assert "Limitations that came and went" in compare.as_comment(compare.compare_runs(*pair))
+
+
+def test_support_matrices_alone_can_be_compared(tmp_path):
+    cell = Capability(op="depth_max_pool", candidate=VICTIM, probe="trains", state="pass")
+    pair = [read_run(write(tmp_path / name, [cell])) for name in ("old", "new")]
+    found = compare.compare_runs(*pair)
+    assert found.table.empty and found.slower == []
+    assert "Nothing became slower" in compare.as_comment(found)
+
+
+# What cannot be compared: exit 2 and one line.
+
+
+@pytest.mark.parametrize("cut", [1, 200])
+def test_a_truncated_journal_is_refused(capsys, base, tmp_path, cut):
+    torn = write(tmp_path / "torn", records(1))
+    data = (torn / JOURNAL).read_bytes()
+    (torn / JOURNAL).write_bytes(data[:-cut])
+    assert "torn" in refusal(capsys, base, torn)
+    assert "torn" in refusal(capsys, torn, base)
+
+
+def test_another_schema_version_is_refused(capsys, base, tmp_path):
+    other = write(tmp_path / "other", [])
+    head = msgspec.structs.replace(synthetic.header("other"), schema=99)
+    (other / JOURNAL).write_bytes(encode_line(head))
+    assert "schema version 99" in refusal(capsys, base, other)
+
+
+def test_no_common_case_is_refused(capsys, base, tmp_path):
+    elsewhere = [synthetic.op_case("depth_max_pool", pool_size=16)]
+    found = synthetic.records(1, cases=elsewhere, plan=synthetic.Plan(replicas=2))
+    assert "in common" in refusal(capsys, base, write(tmp_path / "other", found))
+
+
+def test_a_run_that_is_not_there_is_refused(capsys, base):
+    assert "no journal.jsonl" in refusal(capsys, base, "no-such-run")
+
+
+UNLIKE = {
+    "tensorflow": {"versions": {**synthetic.ENVIRONMENT.versions, "tensorflow": "2.20.0"}},
+    "cpu:0": {"devices": {"cpu:0": "Another CPU"}},
+    "TF_ENABLE_ONEDNN_OPTS": {"settings": {"TF_CPP_MIN_LOG_LEVEL": "2", "TF_ENABLE_ONEDNN_OPTS": "0"}},
+    "cores": {"machine": {**synthetic.ENVIRONMENT.machine, "cores": 4}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", UNLIKE)
+def test_unlike_environments_are_named_and_may_be_allowed(capsys, base, tmp_path, name):
+    other = write(tmp_path / "other", records(1), **UNLIKE[name])
+    line = refusal(capsys, base, other)
+    assert f"--allow-different {name}" in line
+    code, out, _ = call(capsys, base, other, "--allow-different", name)
+    assert code == 0 and f"Unlike, and allowed: {compare.markdown_cell(name)}" in out
+
+
+def test_only_what_was_allowed_may_differ(capsys, base, tmp_path):
+    both = {**UNLIKE["tensorflow"], **UNLIKE["cores"]}
+    other = write(tmp_path / "other", records(1), **both)
+    line = refusal(capsys, base, other, "--allow-different", "cores")
+    assert "tensorflow (2.21.0 | 2.20.0)" in line and "cores (" not in line
+
+
+def test_another_commit_is_what_the_command_is_for(capsys, base, tmp_path):
+    other = write(tmp_path / "other", records(1), source={"commit": "1111111", "dirty": True})
+    assert call(capsys, base, other)[0] == 0
+
+
+# Notes and text.
+
+
+def test_a_run_cut_off_between_two_races_is_said_to_be_unfinished(base, tmp_path):
+    found = records(1)[:-1]
+    last = found[-1].case
+    short = read_run(write(tmp_path / "short", [r for r in found if r.case != last]))
+    notes = compare.compare_runs(read_run(base), short).notes
+    assert "short did not end by itself" in notes[0]
+    assert "measurements are only in base" in notes[1]
+
+
+def test_select_and_every_format(capsys, base, tmp_path):
+    slowed = write(tmp_path / "slowed", records(2, slowed={VICTIM: 1.1}))
+    pick = ("--select", "op=global_avg_pool")
+    code, out, _ = call(capsys, base, slowed, *pick, "--format", "csv")
+    table = pd.read_csv(io.StringIO(out))
+    assert code == 0  # what is slower is another op's
+    assert set(table["op"]) == {"global_avg_pool"}
+    for name in compare.FORMATS:
+        code, out, _ = call(capsys, base, slowed, "--format", name)
+        assert code == 1 and VICTIM in out
+
+
+def test_a_long_table_is_cut_and_says_so(base):
+    found = compare.compare_runs(read_run(base), read_run(base))
+    many = pd.concat([found.table] * 20, ignore_index=True)
+    text = compare.as_comment(compare.keep(found, many))
+    assert f"{len(many) - compare.ROWS_SHOWN} more rows" in text
+    assert len(text) < 65_536
+
+
+def test_rows_are_sorted_by_verdict_then_by_how_sure_then_by_how_large():
+    rows = itertools.product(("SAME", "SLOWER", "FASTER"), (0.04, 0.001), (1.1, 1.3))
+    table = pd.DataFrame(rows, columns=["verdict", "adjusted_p", "ratio"])
+    found = compare._sorted(table)
+    assert list(found["verdict"][::4]) == ["SLOWER", "FASTER", "SAME"]
+    assert list(found["adjusted_p"][:4]) == [0.001, 0.001, 0.04, 0.04]
+    assert list(found["ratio"][:4]) == [1.3, 1.1, 1.3, 1.1]
+
+
+def test_hostile_names_reach_neither_the_comment_nor_the_page_as_markup(base, tmp_path):
+    hostile = "<script>alert(1)</script>|`x`"
+
+    def rename(record):
+        if getattr(record, "candidate", "") != VICTIM:
+            return record
+        return msgspec.structs.replace(record, candidate=hostile)
+
+    pair = [
+        read_run(write(tmp_path / name, map(rename, records(seed, slowed={VICTIM: factor}))))
+        for name, seed, factor in (("old", 1, 1.0), ("new", 2, 1.3))
+    ]
+    found = compare.compare_runs(*pair)
+    assert "<script" not in compare.as_comment(found)
+    page = compare.write_page(found, tmp_path / "out").read_text()
+    assert "<script" not in page and "&lt;script&gt;" in page
+    assert np.isfinite(found.table["ratio"][0]) and hostile in found.slower[0]
