@@ -2,6 +2,8 @@
 
 import io
 import itertools
+import re
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -19,6 +21,7 @@ CASES = [
 ]
 # Blocks enough that 10% is plain whatever the seed's replicas are.
 PLAN = synthetic.Plan(replicas=10, allocations=4, rounds=3)
+ROOT = Path(__file__).parent.parent
 VICTIM = "transpose-reduce_max"
 END = Shares(seconds={"samples": 1.0}, wall_seconds=1.0)
 
@@ -42,15 +45,9 @@ def base(tmp_path_factory):
 
 
 def call(capsys, *words):
-    code = main(["compare", *map(str, words)], synthetic_root())
+    code = main(["compare", *map(str, words)], ROOT)
     out, err = capsys.readouterr()
     return code, out, err
-
-
-def synthetic_root():
-    from pathlib import Path
-
-    return Path(__file__).parent.parent
 
 
 def refusal(capsys, *words):
@@ -332,3 +329,18 @@ def test_hostile_names_reach_neither_the_comment_nor_the_page_as_markup(base, tm
     page = compare.write_page(found, tmp_path / "out").read_text()
     assert "<script" not in page and "&lt;script&gt;" in page
     assert np.isfinite(found.table["ratio"][0]) and hostile in found.slower[0]
+
+
+def test_the_options_in_the_ci_page_exist(capsys):
+    """A workflow is not run here: at least it calls what there is."""
+    page = (ROOT / "docs" / "ci.md").read_text()
+    plugin = (ROOT / "bench" / "plugin.py").read_text()
+    for option in re.findall(r"bench-quick -- (.*)", page):
+        assert all(f'"{word}"' in plugin for word in option.split() if word.startswith("--"))
+    with pytest.raises(SystemExit):
+        main(["compare", "--help"], ROOT)
+    usage = capsys.readouterr().out
+    calls = re.findall(r"report\.py compare (?:[^\n]|\\\n)*", page)
+    assert len(calls) == 2
+    options = re.findall(r"--[a-z-]+", "".join(calls))
+    assert options and all(option in usage for option in options)
