@@ -454,8 +454,7 @@ def verdict_table(table: pd.DataFrame) -> pd.DataFrame:
     """Verdicts as text, in the table's order."""
     rows = []
     for row in _rows(table):
-        needed = row["replicas_needed"]
-        more = f"{int(needed)} more replicas would decide" if math.isfinite(needed) else ""
+        more = _more_replicas(row["replicas_needed"])
         rows.append(
             {
                 "verdict": row["verdict"].lower() or "not judged",
@@ -472,6 +471,12 @@ def verdict_table(table: pd.DataFrame) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
+
+
+def _more_replicas(needed: float) -> str:
+    if not math.isfinite(needed):
+        return ""
+    return f"{int(needed)} more replica{'s' if needed > 1 else ''} would decide"
 
 
 def summary(found: Compared) -> str:
