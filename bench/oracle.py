@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -97,10 +98,54 @@ def bound_for(op: Op, case: Case) -> Bound:
 
 def check(op: Op, case: Case, inputs: tuple[Array, ...], outputs: tuple[Array, ...]) -> Verdict:
     """Hold outputs, (y,) or (y, dx), against the float64 oracle."""
-    x = inputs[0].astype(np.float64)
+    return judge(Answers(op=op, case=case, inputs=inputs), outputs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """The oracle's answers for a case's inputs, worked out once for all candidates that are held to them."""
+
+    op: Op
+    case: Case
+    inputs: tuple[Array, ...]
+
+    @functools.cached_property
+    def x(self) -> Array:
+        """The input in float64."""
+        return self.inputs[0].astype(np.float64)
+
+    @functools.cached_property
+    def dy(self) -> Array:
+        """The gradient of the output in float64."""
+        return self.inputs[1].astype(np.float64)
+
+    @functools.cached_property
+    def y(self) -> Array:
+        """The right output."""
+        return self.op.oracle(self.x, self.case)
+
+    def spread(self, dy: Array) -> Array:
+        """The right gradient of x for this gradient of y."""
+        assert self.op.gradient is not None
+        return self.op.gradient(self.x, dy, self.case)
+
+    @functools.cached_property
+    def dx(self) -> Array:
+        """The right gradient of x, a tie's split equally."""
+        return self.spread(self.dy)
+
+    @functools.cached_property
+    def tied(self) -> Array:
+        """Which elements of x share their window's gradient with another."""
+        weight = self.spread(np.ones_like(self.dy))
+        return (weight > 0) & (weight < 1)
+
+
+def judge(answers: Answers, outputs: tuple[Array, ...]) -> Verdict:
+    """Hold outputs, (y,) or (y, dx), against the answers."""
+    op, case = answers.op, answers.case
     bound = bound_for(op, case)
-    expected = op.oracle(x, case)
-    value = _judge("y", outputs[0], expected, bound, case)
+    value = _judge("y", outputs[0], answers.y, bound, case)
     accuracy = Accuracy(
         worst=value.worst,
         max_relative=value.relative,
@@ -111,7 +156,7 @@ def check(op: Op, case: Case, inputs: tuple[Array, ...], outputs: tuple[Array, .
         return _verdict(accuracy, value.reason)
     if op.gradient is None:
         return _verdict(accuracy, f"{op.name} has no oracle for its gradient; race it forward only")
-    slope, tie = _judge_gradient(op, case, x, inputs[1].astype(np.float64), outputs[1])
+    slope, tie = _judge_gradient(answers, outputs[1])
     accuracy = Accuracy(
         worst=max(value.worst, slope.worst),
         max_relative=value.relative,
@@ -186,48 +231,45 @@ def _errors(name: str, error: Array, size: Array, bound: Bound) -> _Errors:
     return _Errors(worst=worst, relative=relative, absolute=absolute, reason=reason)
 
 
-def _judge_gradient(
-    op: Op, case: Case, x: Array, dy: Array, actual: Array
-) -> tuple[_Errors, str | None]:
+def _judge_gradient(answers: Answers, actual: Array) -> tuple[_Errors, str | None]:
     """The errors of dx, and the rule that it follows at a tie.
 
     Where no elements tie, dx is unique. Where they do, it may go to one of them or be shared, but what
     a window's elements get together is its dy: the whole to each is wrong.
     """
-    assert op.gradient is not None
+    op, case, shared = answers.op, answers.case, answers.dx
     bound = BOUNDS[case.dtype]
-    shared = op.gradient(x, dy, case)
     # One element of a window gets a gradient, so that few do where windows are large.
     least_nonzero = LEAST_NONZERO / (case.pool_size or 1)
-    if op.window_sum is None:
-        return _judge("dx", actual, shared, bound, case, least_nonzero), "none"
-    weight = op.gradient(x, np.ones_like(dy), case)
-    tied = (weight > 0) & (weight < 1)
-    if not tied.any():
+    if op.window_sum is None or not answers.tied.any():
         return _judge("dx", actual, shared, bound, case, least_nonzero), "none"
     if actual.shape != shared.shape or actual.dtype != numpy_dtype(case.dtype):
         return _judge("dx", actual, shared, bound, case), None
     given = actual.astype(np.float64)
     if not np.isfinite(given).all():
         return _wrong("dx has values that are not finite"), None
-    unique = _errors("dx", np.where(tied, 0.0, np.abs(given - shared)), np.abs(shared), bound)
-    summed = _errors(
-        "the sum of dx over a window", np.abs(op.window_sum(given, case) - dy), np.abs(dy), bound
-    )
+    away = np.where(answers.tied, 0.0, np.abs(given - shared))
+    unique = _errors("dx", away, np.abs(shared), bound)
+    missing = np.abs(op.window_sum(given, case) - answers.dy)
+    summed = _errors("the sum of dx over a window", missing, np.abs(answers.dy), bound)
     worst = max(unique, summed, key=lambda found: found.worst)
-    return worst, _tie_rule(op, case, x, dy, given, tied)
+    return worst, _tie_rule(answers, given)
 
 
-def _tie_rule(op: Op, case: Case, x: Array, dy: Array, given: Array, tied: Array) -> str:
+def _tie_rule(answers: Answers, given: Array) -> str:
     """'split', 'first', 'last', 'one', or 'other': how the tied elements share their gradient."""
-    gradient = op.gradient
-    assert gradient is not None
+    x, tied = answers.x, answers.tied
     # Breaking every tie by a slope far below a float32's last digit tells the first from the last.
     ramp = np.arange(x.size, dtype=np.float64).reshape(x.shape) * (1e-15 / max(1.0, x.size * 1e-6))
+
+    def broken(slope: float) -> Array:
+        other = Answers(op=answers.op, case=answers.case, inputs=(x + slope * ramp, answers.dy))
+        return other.dx
+
     rules: dict[str, Callable[[], Array]] = {
-        "split": lambda: gradient(x, dy, case),
-        "first": lambda: gradient(x - ramp, dy, case),
-        "last": lambda: gradient(x + ramp, dy, case),
+        "split": lambda: answers.dx,
+        "first": lambda: broken(-1.0),
+        "last": lambda: broken(1.0),
     }
     for name, expect in rules.items():
         if np.allclose(given[tied], expect()[tied], rtol=2e-2, atol=1e-6):

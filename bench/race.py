@@ -53,7 +53,8 @@ class Plan:
         settle_ratio: a runner this many times slower than the baseline stops after one replica.
         clear_ratio: with every rival this far from the baseline in the whole first replica, the other
             replicas run one round an allocation.
-        ceiling_slack: how far below the ceiling time a runner may be before it is flagged.
+        ceiling_slack: how far below the ceiling time a runner may be before it is flagged: a folded op is many
+            times faster, while a probe may see a third less than the memory has.
         seed: of inputs and orders.
     """
 
@@ -68,7 +69,7 @@ class Plan:
     timeout_seconds: float = 60.0
     settle_ratio: float = 10.0
     clear_ratio: float = 1.5
-    ceiling_slack: float = 0.15
+    ceiling_slack: float = 0.5
     seed: int = 0
 
 

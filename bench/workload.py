@@ -12,6 +12,7 @@ import os
 import resource
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import repeat
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,7 @@ from bench.measurement import Accuracy, Status
 from bench.replica import Setting, reason_of, status_of
 
 if TYPE_CHECKING:
-    from bench.oracle import Verdict
+    from bench.oracle import Answers, Verdict
 
     Array = np.ndarray[Any, Any]
 
@@ -193,6 +194,8 @@ class _State:
     inputs: tuple[Any, ...] = ()
     calls: dict[str, tuple[Call, tuple[int, ...]]] = field(default_factory=dict)
     evict: Callable[[], None] | None = None
+    answers: Answers | None = None
+    pool: ThreadPoolExecutor | None = None
 
 
 _STATE: list[_State] = []
@@ -232,6 +235,8 @@ def close_case() -> None:
     if not _STATE:
         return
     uses_tensorflow = _STATE[0].tensorflow
+    if _STATE[0].pool is not None:
+        _STATE[0].pool.shutdown()
     _STATE.clear()
     if uses_tensorflow:
         import keras
@@ -285,9 +290,11 @@ def _open_candidate(name: str, *, check: bool) -> Runner:
     candidate = REGISTRY.candidates[case.op, name]
 
     def judge(outputs: tuple[Array, ...]) -> Verdict:
-        from bench.oracle import check as check_outputs
+        from bench import oracle
 
-        return check_outputs(REGISTRY.ops[case.op], case, state.host, outputs)
+        if state.answers is None:
+            state.answers = oracle.Answers(op=REGISTRY.ops[case.op], case=case, inputs=state.host)
+        return oracle.judge(state.answers, outputs)
 
     return open_call(
         name,
@@ -417,32 +424,24 @@ def _words(value: Any) -> Any:
 
 
 def _read_ways(state: _State, nbytes: int) -> dict[str, Call]:
-    # Threads of NumPy's are not TensorFlow's, and a read by one core is only a lower bound of the
-    # ceiling; but its call costs least, which counts where the input is small.
-    host = state.host[0].reshape(-1).view(np.uint8)[: nbytes // 8 * 8].view(np.float64)
-    ways: dict[str, Call] = {"numpy": lambda _: host.max()}
+    words = state.host[0].reshape(-1).view(np.uint8)[: nbytes // 8 * 8].view(np.int64)
+    ways = _host_ways(state, lambda part: part.max(), words)
     if state.tensorflow:
         import tensorflow as tf
 
-        on_device = _on_cpu(state)
-        if not on_device:
-            ways.clear()
         ways["reduce_sum"] = lambda x: tf.reduce_sum(_words(x))
         ways["reduce_max"] = lambda x: tf.reduce_max(_words(x))
-        if not on_device:
+        if not _on_cpu(state):
             ways["xla"] = tf.function(lambda x: tf.reduce_max(_words(x)), jit_compile=True)
     return ways
 
 
 def _write_ways(state: _State, nbytes: int) -> dict[str, Call]:
     count = nbytes // 4
-    target = np.ones(count, np.float32)
-    ways: dict[str, Call] = {"numpy": lambda _: target.fill(1.0)}
+    ways = _host_ways(state, lambda part: part.fill(1.0), np.ones(count, np.float32))
     if state.tensorflow:
         import tensorflow as tf
 
-        if not _on_cpu(state):
-            ways.clear()
         ways["fill"] = lambda _: tf.fill([count], 1.0)
         if not _on_cpu(state):
             scalar = tf.constant(1.0)
@@ -452,17 +451,32 @@ def _write_ways(state: _State, nbytes: int) -> dict[str, Call]:
 
 
 def _copy_ways(state: _State, nbytes: int) -> dict[str, Call]:  # noqa: ARG001 (one of a table)
-    host = state.host[0]
-    target = np.ones_like(host)
-    ways: dict[str, Call] = {"numpy": lambda _: np.copyto(target, host)}
+    source = state.host[0].reshape(-1)
+    ways = _host_ways(state, np.copyto, np.ones_like(source), source)
     if state.tensorflow:
         import tensorflow as tf
 
-        if not _on_cpu(state):
-            ways.clear()
         ways["negative"] = lambda x: tf.negative(_words(x))
         if not _on_cpu(state):
             ways["xla"] = tf.function(lambda x: -_words(x), jit_compile=True)
+    return ways
+
+
+def _host_ways(state: _State, work: Call, *arrays: Array) -> dict[str, Call]:
+    """NumPy's ways, by one thread and by as many as the case has; none for what lies on a GPU.
+
+    One thread's call costs least, which counts where the input is small; several read more where it is
+    large. They are Python's threads, which NumPy's loops let run side by side.
+    """
+    if not _on_cpu(state):
+        return {}
+    ways: dict[str, Call] = {"numpy": lambda _: work(*arrays)}
+    threads = state.case.threads or os.cpu_count() or 1
+    if threads > 1:
+        parts = list(zip(*(np.array_split(array, threads) for array in arrays), strict=True))
+        state.pool = state.pool or ThreadPoolExecutor(threads)
+        pool = state.pool
+        ways["numpy-threads"] = lambda _: list(pool.map(lambda part: work(*part), parts))
     return ways
 
 
