@@ -65,7 +65,7 @@ def test_an_op_of_thirty_lines_runs_is_stored_and_is_reported(tmp_path):
     assert report.returncode == 0, report.stdout + report.stderr
     page = (tmp_path / "run" / "report" / "index.html").read_text()
     assert "row_max" in page
-    assert "forward only" in page
+    assert "Raced forward only" in page
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ from bench.proof.copies import (
 )
 from bench.race import Plan
 from bench.replica import Setting, Worker, WorkerFailure
-from bench.run import Bench, Options, new_run_folder
+from bench.run import COMPARED_OPTIONS, Bench, Options, new_run_folder
 from bench.store import JOURNAL, StoreError
 
 RESULTS = Path("results")
@@ -144,7 +144,10 @@ def open_run(results: Path, name: str | None) -> Bench:
     folder = results / name if name else newest_run(results)
     if folder is not None and (folder / JOURNAL).exists():
         # What the code's commit was makes no other machine of it.
-        options = Options(folder=folder, resume=True, allow_different=("commit", "dirty"))
+        # Nor do its own design or the options of the races that the run holds.
+        options = Options(
+            folder=folder, resume=True, allow_different=("commit", "dirty", *COMPARED_OPTIONS)
+        )
         bench = Bench(options)
         try:
             _start(bench)

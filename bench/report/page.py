@@ -23,7 +23,6 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup, escape
 
-from bench.candidate import REGISTRY
 from bench.case import AXES
 from bench.measurement import Capability, Samples
 from bench.report import tables
@@ -287,7 +286,7 @@ def write_figures(loaded: Loaded, folder: Path) -> list[dict[str, Any]]:
     folder.mkdir(parents=True, exist_ok=True)
     for old in (*folder.glob("*.svg"), *folder.glob("*.png")):
         old.unlink()
-    groups = []
+    groups: list[dict[str, Any]] = []
     pairs = list(dict.fromkeys(zip(loaded.table["op"], loaded.table["device"], strict=True)))
     cells = [(c.op, c.device) for c in loaded.run.capabilities]
     number = 0
@@ -306,7 +305,7 @@ def write_figures(loaded: Loaded, folder: Path) -> list[dict[str, Any]]:
         groups.append(
             {
                 "op": op, "device": device, "title": plots.title_of(op), "figures": shown,
-                "anchor": f"figures-{len(groups)}",
+                "anchor": f"figures-{len(groups)}", "note": _direction_note(loaded, op),
             }
         )  # fmt: skip
     with plots.styled():
@@ -314,11 +313,21 @@ def write_figures(loaded: Loaded, folder: Path) -> list[dict[str, Any]]:
     if selftest is not None:
         groups.append(
             {
-                "op": "", "device": "", "title": "Selftest", "anchor": "figures-selftest",
+                "op": "", "device": "", "title": "Selftest", "anchor": "figures-selftest", "note": "",
                 "figures": [_write_figure(selftest, f"{number + 1:02d}-selftest", folder)],
             }
         )  # fmt: skip
     return groups
+
+
+def _direction_note(loaded: Loaded, op: str) -> str:
+    """Says so where an op was raced in one direction: for want of an oracle for its gradient, or by choice."""
+    directions = set(loaded.table.loc[loaded.table["op"] == op, "direction"])
+    return (
+        "Raced forward only: no training case of this op is in the run."
+        if directions == {"forward"}
+        else ""
+    )
 
 
 def _write_figure(plot: Any, name: str, folder: Path) -> dict[str, Any]:

@@ -1,0 +1,277 @@
+"""Figures in words: what README.md and docs/ say of the reference run, made from it.
+
+A block stands between `<!-- generated:NAME -->` and `<!-- end:NAME -->`; `fill` writes each from the
+run in results/reference/, and a test holds the files to it.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from bench import stats
+from bench.case import input_nbytes
+from bench.measurement import Capability, Measurement
+from bench.report.choose import choices, headline
+from bench.report.load import Loaded, is_right, load, register_builtin
+from bench.report.page import selftest_sentence
+from bench.report.tables import as_markdown, headline_table, network_sentence, selftest_table
+from bench.report.text import one_line
+from bench.store import Run
+
+REFERENCE = Path("results") / "reference"
+PICTURE = Path("docs") / "images" / "headline.png"
+LARGE_NBYTES = 8_000_000
+LAYER, RECIPE, OP = "layer-depth_max_pool", "lambda-max_pool", "depth_max_pool"
+_BLOCK = re.compile(r"(<!-- generated:([a-z-]+) -->\n)(.*?)(<!-- end:\2 -->)", re.DOTALL)
+
+# What was asked, the command that shows it, the test that holds it.
+ASKED: tuple[tuple[str, str, str], ...] = (
+    ("sweep, store, report: one command", "nox -s bench-cpu", "tests/test_readme.py"),
+    ("sizes, depth divisors, padding, devices", "nox -s bench-cpu -- --axis pool_size=2,3", "tests/test_case.py"),
+    ("every candidate right before it is timed", "pytest suites --benchmark-disable", "tests/test_oracle.py"),
+    ("mutants of candidates are caught", "nox -s tests -- tests/test_mutants.py", "tests/test_mutants.py"),
+    ("timings in results/, in our format and pytest-benchmark's", "nox -s bench-quick", "tests/test_store.py"),
+    ("comparison plots and tables", "python report.py", "tests/test_readme.py"),
+    ("what became slower", "python report.py compare BASE RUN", "tests/test_compare.py"),
+    ("figures that hold: coverage, false alarms, power", "nox -s selftest", "tests/test_stats.py"),
+    ("the promises of real timings", "nox -s acceptance", "tests/test_selftest.py"),
+    ("what works where", "nox -s capabilities", "tests/test_capabilities.py"),
+    ("a layer to take away", "nox -s backends", "tests/test_layers.py"),
+    ("profiles, opened in TensorBoard", "nox -s trace && nox -s tensorboard", "tests/test_profile.py"),
+    ("nothing lost: faults, resume, bad input", "nox -s tests-full", "tests/faults/test_faults.py"),
+    ("GPUs: code paths without one; no GPU has been measured", "nox -s bench-gpu", "tests/test_gpu.py"),
+    ("a fleet of machines", "pytest suites --ray ADDRESS", "tests/cluster/test_cluster.py"),
+    ("does it matter in my network", "nox -s which -- model.keras", "tests/test_which.py"),
+    ("a candidate in five lines, an op in thirty", "nox -s bench-quick -- --candidates FILE", "tests/test_readme.py"),
+)  # fmt: skip
+
+
+def fill(root: Path, *, check: bool = False, run: Path | None = None) -> list[str]:
+    """Write every generated block and file from the reference run; the names of what was out of date.
+
+    With `check` nothing is written. The picture is drawn but not compared: its bytes depend on the
+    fonts and the library that drew it.
+    """
+    loaded = load(run or root / REFERENCE)
+    blocks = {name: make(loaded, root) for name, make in BLOCKS.items()}
+    texts = {path: _filled(path, blocks) for path in [root / "README.md", *root.glob("docs/*.md")]}
+    texts[root / "docs" / "support.md"] = support_page(loaded.run)
+    stale = [
+        path
+        for path, text in texts.items()
+        if not path.exists() or path.read_text(encoding="utf-8") != text
+    ]
+    if not check:
+        for path in stale:
+            path.write_text(texts[path], encoding="utf-8")
+        draw_picture(loaded, root / PICTURE)
+    return [str(path.relative_to(root)) for path in stale]
+
+
+def _filled(path: Path, blocks: Mapping[str, str]) -> str:
+    """The file's text with its blocks made anew."""
+    if not path.exists():
+        return ""
+    text = path.read_text(encoding="utf-8")
+    return _BLOCK.sub(
+        lambda found: (
+            f"{found[1]}{blocks[found[2]]}\n{found[4]}" if found[2] in blocks else found[0]
+        ),
+        text,
+    )
+
+
+def headline_block(loaded: Loaded, root: Path) -> str:
+    """The headline table, and what it was measured on."""
+    del root
+    table = headline_table(loaded, headline(loaded, choices(loaded)))
+    columns = [
+        "op", "mode", "direction", "use", "time a call", "speed over the baseline",
+        "speed over the recipe", "of the memory's ceiling",
+    ]  # fmt: skip
+    environment = loaded.run.header.environment
+    machine, versions = environment.machine, environment.versions
+    where = (
+        f"{machine.get('processor')}, {machine.get('usable_threads')} cores"
+        f"{', virtual' if machine.get('virtual') else ''}; TensorFlow "
+        f"{versions.get('tensorflow-cpu') or versions.get('tensorflow')}, Keras {versions.get('keras')}"
+    )
+    small = table[columns].map(lambda cell: one_line(str(cell), 80))
+    return f"{as_markdown(small).strip()}\n\nOn {where}; each at its op's base case (`python report.py reference`)."
+
+
+def figure_block(loaded: Loaded, root: Path) -> str:
+    """The picture's link."""
+    del root
+    return f"![{_picture_title(loaded)}]({PICTURE.as_posix()})"
+
+
+def _picture_title(loaded: Loaded) -> str:
+    from bench.report import plots
+
+    with plots.styled():
+        plot = plots.plot_mode_direction(loaded, OP, "cpu:0")
+    return plot.title if plot is not None else "Depthwise max pooling by mode"
+
+
+def draw_picture(loaded: Loaded, path: Path) -> None:
+    """Draw the README's figure: time by spelling, mode and direction."""
+    from bench.report import plots
+
+    with plots.styled():
+        plot = plots.plot_mode_direction(loaded, OP, "cpu:0")
+        if plot is not None:
+            plot.figure.set_facecolor("white")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            plot.figure.savefig(path, dpi=110, bbox_inches="tight")
+
+
+def selftest_block(loaded: Loaded, root: Path) -> str:
+    """What the harness found of itself on the machine of the reference run."""
+    del root
+    if not loaded.run.selftests:
+        return "The reference run holds no selftest."
+    table = as_markdown(selftest_table(loaded.run.selftests)).strip()
+    return f"On the reference machine (`nox -s selftest`): {selftest_sentence(loaded)}\n\n{table}"
+
+
+def network_block(loaded: Loaded, root: Path) -> str:
+    """Pooling's share of a step in whole networks."""
+    del root
+    return network_sentence(loaded.run.networks) or "The reference run holds no networks."
+
+
+def layers_block(loaded: Loaded, root: Path) -> str:
+    """The layer to take away over the recipe and over the fastest other right layer, by mode."""
+    del root
+    rows = [row for mode in ("eager", "graph", "xla") for row in _layer_rows(loaded, mode)]
+    text = as_markdown(pd.DataFrame(rows)).strip()
+    return (
+        "`DepthMaxPool2D` in the reference run, geometric means of speed over the cells of the default sweep, "
+        f"with 95% intervals; worst is the slowest cell:\n\n{text}"
+    )
+
+
+def _layer_rows(loaded: Loaded, mode: str) -> list[dict[str, str]]:
+    races: dict[object, dict[str, Measurement]] = {}
+    for m in loaded.run.measurements:
+        if m.case.op == OP and m.case.mode == mode and m.kind == "candidate":
+            races.setdefault(m.case, {})[m.candidate] = m
+    rivals: dict[str, list[stats.Estimate]] = {}
+    for race in races.values():
+        layer = race.get(LAYER)
+        if layer is None or not is_right(layer):
+            continue
+        others = [
+            m
+            for m in race.values()
+            if m.form == "layer" and m is not layer and is_right(m) and len(m.samples)
+        ]
+        recipe = race.get(RECIPE)
+        if recipe is not None and recipe in others:
+            found = stats.estimate(recipe.samples, layer.samples)
+            rivals.setdefault("the Lambda", []).append(found)
+            if input_nbytes(layer.case) >= LARGE_NBYTES:
+                rivals.setdefault("the Lambda, 8 MB and more", []).append(found)
+        if others:
+            best = min(others, key=lambda m: float(pd.Series(m.samples.seconds).median()))
+            rivals.setdefault("the fastest other right layer", []).append(
+                stats.estimate(best.samples, layer.samples)
+            )
+    return [
+        {
+            "mode": mode,
+            "over": over,
+            "cells": str(len(found)),
+            "speed": _times(stats.geometric_mean(found)),
+            "worst": f"{min(e.ratio for e in found):.2f}x",
+        }
+        for over, found in rivals.items()
+    ]
+
+
+def _times(found: stats.Estimate) -> str:
+    if not math.isfinite(found.ratio_low):
+        return f"{found.ratio:.2f}x"
+    return f"{found.ratio:.2f}x [{found.ratio_low:.2f}, {found.ratio_high:.2f}]"
+
+
+def asked_block(loaded: Loaded, root: Path) -> str:
+    """What was asked, what shows it, what holds it.
+
+    Raises:
+        FileNotFoundError: a test that the table names is not there.
+    """
+    del loaded
+    for _, _, test in ASKED:
+        if not (root / test).exists():
+            raise FileNotFoundError(f"the table of what was asked names {test}")
+    frame = pd.DataFrame(
+        [(what, f"`{command}`", f"`{test}`") for what, command, test in ASKED],
+        columns=["what was asked", "shown by", "held by"],
+    )
+    return as_markdown(frame).strip()
+
+
+BLOCKS: dict[str, Callable[[Loaded, Path], str]] = {
+    "headline": headline_block,
+    "figure": figure_block,
+    "selftest": selftest_block,
+    "network": network_block,
+    "layers": layers_block,
+    "asked": asked_block,
+}
+
+MARKS = {
+    "pass": "✓", "wrong": "**wrong**", "unsupported": "unsupported", "error": "**error**",
+    "crashed": "**crashed**", "timeout": "**timeout**", "not_run": "not run",
+}  # fmt: skip
+
+
+def support_page(run: Run) -> str:
+    """docs/support.md: the support matrix of a run, and the evidence of each cell that is no pass."""
+    register_builtin()
+    versions = run.header.environment.versions
+    lines = [
+        "# What works where",
+        "",
+        "Generated from the reference run by `python report.py readme`; `nox -s capabilities` makes the matrix anew. "
+        "Each cell was tried, and what is no pass says below what was seen.",
+        "",
+        f"TensorFlow {versions.get('tensorflow-cpu') or versions.get('tensorflow')}, Keras {versions.get('keras')}.",
+    ]
+    if not run.capabilities:
+        return "\n".join([*lines, "", "The reference run holds no matrix."]) + "\n"
+    for op, device in dict.fromkeys((c.op, c.device) for c in run.capabilities):
+        cells = [c for c in run.capabilities if (c.op, c.device) == (op, device)]
+        lines += ["", f"## {op} on {device}", "", _matrix(cells), "", "### Evidence", ""]
+        lines += [
+            f"- **{c.candidate}**, {c.probe}: {c.state}{f' ({c.issue})' if c.issue else ''}. {_escaped(c.evidence)}"
+            for c in cells
+            if c.state != "pass"
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _matrix(cells: Sequence[Capability]) -> str:
+    """Probes down, candidates across: a page is longer than it is wide."""
+    names = list(dict.fromkeys(c.candidate for c in cells))
+    state = {(c.probe, c.candidate): MARKS[c.state] for c in cells}
+    frame = pd.DataFrame(
+        [
+            [probe, *(state.get((probe, name), "") for name in names)]
+            for probe in dict.fromkeys(c.probe for c in cells)
+        ],
+        columns=["probe", *names],
+    )
+    return as_markdown(frame).strip()
+
+
+def _escaped(text: str) -> str:
+    """Evidence in one line in which Markdown and HTML mean nothing."""
+    return re.sub(r"([\\`*_<>\[\]|#])", r"\\\1", one_line(text, 400))
