@@ -81,9 +81,9 @@ def _run_name(posargs: list[str], sweep: str) -> str:
             return posargs[i + 1]
         if word.startswith(("--run=", "--resume=")):
             return word.split("=", 1)[1]
-    import datetime
+    import datetime as dt
 
-    return datetime.datetime.now(datetime.timezone.utc).strftime(f"%Y%m%d-%H%M%S-{sweep}")
+    return dt.datetime.now(dt.timezone.utc).strftime(f"%Y%m%d-%H%M%S-{sweep}")
 
 
 def _environment() -> dict[str, str]:
@@ -156,7 +156,7 @@ def _has_nvidia_driver() -> bool:
     command = shutil.which("nvidia-smi")
     if command is None:
         return False
-    answer = subprocess.run([command, "-L"], capture_output=True, text=True, check=False)  # noqa: S603
+    answer = subprocess.run([command, "-L"], capture_output=True, text=True, check=False)
     return answer.returncode == 0 and "GPU" in answer.stdout
 
 

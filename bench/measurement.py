@@ -20,7 +20,9 @@ Status = Literal[
 STATUSES: tuple[Status, ...] = get_args(Status)
 
 
-class Record(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", forbid_unknown_fields=True):
+class Record(
+    msgspec.Struct, frozen=True, kw_only=True, tag_field="type", forbid_unknown_fields=True
+):
     """A line of the journal."""
 
 
@@ -313,6 +315,4 @@ class Shares(Record, frozen=True, kw_only=True, tag="shares"):
     wall_seconds: float
 
 
-AnyRecord = (
-    Header | Node | Measurement | Capability | Account | Selftest | Network | Shares
-)
+AnyRecord = Header | Node | Measurement | Capability | Account | Selftest | Network | Shares

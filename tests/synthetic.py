@@ -99,7 +99,7 @@ def op_case(op: str, **fields: object) -> Case:
 def nbytes_of(case: Case) -> tuple[int, int]:
     """Fewest bytes read and written by a call."""
     size = input_nbytes(case)
-    n, h, w, _ = case.shape
+    _, h, w, _ = case.shape
     small = size // (case.pool_size or h * w)
     if case.direction == "training":
         return size + small, size + small

@@ -201,7 +201,7 @@ def test_mixed_precision_computes_in_the_narrow_type(policy):
     ],
 )
 def test_a_bad_argument_is_said_in_words(arguments, says):
-    with pytest.raises(ValueError, match="(?s).*") as caught:
+    with pytest.raises(ValueError, match=" ") as caught:
         DepthMaxPool2D(**arguments)
     assert says in str(caught.value)
 

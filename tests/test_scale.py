@@ -137,7 +137,7 @@ def test_pytest_around_the_races_grows_in_proportion(tmp_path):
         folder = tmp_path / str(count)
         folder.mkdir()
         (folder / "test_fake.py").write_text(SUITE.format(count=count))
-        here = os.pathsep.join([os.path.dirname(__file__), os.environ.get("PYTHONPATH", "")])
+        here = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
         words = [
             "-q",
             "--benchmark-quiet",

@@ -134,7 +134,7 @@ def base_values(table: pd.DataFrame, op: str) -> dict[str, object]:
 
 def _plain(value: object) -> object:
     """A pandas cell as Python's own type, None for a missing one."""
-    if value is None or value != value:
+    if value is None or pd.isna(value):
         return None
     if isinstance(value, float) and value.is_integer():
         return int(value)

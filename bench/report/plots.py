@@ -21,18 +21,18 @@ import pandas as pd
 
 mpl.use("Agg")
 
-import seaborn as sns  # noqa: E402
-from matplotlib.axes import Axes  # noqa: E402
-from matplotlib.colors import ListedColormap  # noqa: E402
-from matplotlib.figure import Figure  # noqa: E402
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter  # noqa: E402
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter
 
-from bench.candidate import REGISTRY  # noqa: E402
-from bench.measurement import Capability, Selftest  # noqa: E402
-from bench.report.choose import MODE_WORDS, at_base, base_values  # noqa: E402
-from bench.report.load import Loaded, replica_medians  # noqa: E402
-from bench.report.tables import break_even_table  # noqa: E402
-from bench.report.text import (  # noqa: E402
+from bench.candidate import REGISTRY
+from bench.measurement import Capability, Selftest
+from bench.report.choose import MODE_WORDS, at_base, base_values
+from bench.report.load import Loaded, replica_medians
+from bench.report.tables import break_even_table
+from bench.report.text import (
     format_nbytes,
     format_seconds,
     format_share,
@@ -878,7 +878,7 @@ def svg_of(fig: Figure, salt: str) -> str:
         fig.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
     text = out.getvalue()
     text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r'(id="|url\(#|xlink:href="#)', rf"\g<1>{salt}-", text)
     return text.replace(INK, "currentColor")
 

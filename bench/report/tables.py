@@ -340,8 +340,10 @@ def as_markdown(frame: pd.DataFrame) -> str:
         return "(nothing)\n"
     out = ["| " + " | ".join(markdown_cell(str(name)) for name in frame.columns) + " |"]
     out.append("|" + "---|" * len(frame.columns))
-    for row in frame.itertuples(index=False):
-        out.append("| " + " | ".join(markdown_cell(_cell(value)) for value in row) + " |")
+    out += [
+        "| " + " | ".join(markdown_cell(_cell(value)) for value in row) + " |"
+        for row in frame.itertuples(index=False)
+    ]
     return "\n".join(out) + "\n"
 
 

@@ -111,5 +111,5 @@ def markdown_cell(text: str) -> str:
     """Text that can neither end a Markdown cell nor start markup in it."""
     flat = one_line(text)
     for char in "\\`*_[]<>|":
-        flat = flat.replace(char, "\\" + char) if char not in "_" else flat
+        flat = flat.replace(char, "\\" + char) if char != "_" else flat
     return flat.replace("\\<", "&lt;").replace("\\>", "&gt;")
