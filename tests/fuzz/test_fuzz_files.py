@@ -37,9 +37,8 @@ HOSTILE = (
 def paths(value, path=()):
     """Every place in a JSON value."""
     yield path
-    items = value.items() if isinstance(value, dict) else enumerate(value)
-    if isinstance(value, (dict, list)):
-        for key, item in items:
+    if isinstance(value, (dict, list)) and len(path) < 50:
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
             yield from paths(item, (*path, key))
 
 
