@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -281,9 +281,9 @@ def estimate_all(pairs: Iterable[tuple[Samples, Samples]]) -> list[Estimate]:
         for one in pair:
             if id(one) not in cubes:
                 cubes[id(one)] = _log_cube(one, known)
-        left, right = (cubes[id(one)] for one in pair)
-        if left is not None and right is not None and left[0] == right[0]:
-            alike.setdefault(left[0], []).append(place)
+        above, below = (cubes[id(one)] for one in pair)
+        if above is not None and below is not None and above[0] == below[0]:
+            alike.setdefault(above[0], []).append(place)
         else:
             found[place] = estimate(*pair)
     logs = {key: cube[1] for key, cube in cubes.items() if cube is not None}

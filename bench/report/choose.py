@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,7 +12,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from bench import stats
-from bench.candidate import REGISTRY, Registry
+from bench.candidate import REGISTRY, Candidate, Registry
 from bench.case import AXES, USUAL
 from bench.report.load import AXIS_NAMES, Loaded, red_cells
 from bench.report.text import (
@@ -69,9 +71,15 @@ def snippet(op: str, name: str, registry: Registry = REGISTRY) -> str:
     if entry is None:
         return ""
     try:
-        return entry.code
+        return _code(entry)
     except (OSError, TypeError):
         return ""
+
+
+@functools.lru_cache
+def _code(entry: Candidate) -> str:
+    """Its source text, which takes a millisecond to cut out of its file."""
+    return entry.code
 
 
 def choices(loaded: Loaded, registry: Registry = REGISTRY) -> list[Choice]:
@@ -80,11 +88,16 @@ def choices(loaded: Loaded, registry: Registry = REGISTRY) -> list[Choice]:
     table = loaded.table
     right = table[table["right"] & table["seconds"].notna()]
     names = table["candidate"].tolist()
+    ops = table["op"].tolist()
+    races = {
+        race: _in_order(table, right.index[rows].tolist())
+        for race, rows in right.groupby("race", sort=True).indices.items()
+    }
+    estimates = _estimates(loaded, races.values())
     found = []
-    for race, rows in right.groupby("race", sort=True).indices.items():
-        index = right.index[rows].tolist()
-        op = str(table.at[index[0], "op"])
-        best = _best_rows(loaded, index)
+    for race, index in races.items():
+        op = str(ops[index[0]])
+        best = _best_rows(loaded, index, estimates)
         best_names = tuple(names[row] for row in best)
         chosen = recommend(op, best_names, red, registry)
         found.append(
@@ -101,23 +114,40 @@ def choices(loaded: Loaded, registry: Registry = REGISTRY) -> list[Choice]:
     return found
 
 
-def _best_rows(loaded: Loaded, rows: Sequence[int]) -> list[int]:
-    """Rows not shown slower than the best, the fastest first; a settled row is not among them."""
-    table = loaded.table
-    open_rows = [row for row in rows if not table.at[row, "settled"]] or list(rows)
-    order = sorted(open_rows, key=lambda row: _rank(table, row))
+def _in_order(table: pd.DataFrame, rows: Sequence[int]) -> list[int]:
+    """The rows that may be the best, the fastest first: a settled one is not among them."""
+    settled, ratio, seconds = (table[name].to_numpy() for name in ("settled", "ratio", "seconds"))
+    open_rows = [row for row in rows if not settled[row]] or list(rows)
+    # Over the baseline where there is one, for that is paired; else by the time itself.
+    return sorted(
+        open_rows, key=lambda row: ratio[row] if math.isfinite(ratio[row]) else seconds[row]
+    )
+
+
+def _estimates(
+    loaded: Loaded, races: Iterable[Sequence[int]]
+) -> dict[tuple[int, int], stats.Estimate]:
+    """Every pair of every race, estimated at once; keys are the identities of the two Samples."""
+    pairs = [
+        (loaded.samples[one], loaded.samples[other])
+        for rows in races
+        for one, other in itertools.combinations(rows, 2)
+    ]
+    found = stats.estimate_all(pairs)
+    return {(id(one), id(other)): f for (one, other), f in zip(pairs, found, strict=True)}
+
+
+def _best_rows(
+    loaded: Loaded, order: Sequence[int], estimates: Mapping[tuple[int, int], stats.Estimate]
+) -> list[int]:
+    """Rows not shown slower than the best, the fastest first."""
     if len(order) == 1:
-        return order
-    by_name = {str(row): loaded.samples[row] for row in order}
-    kept = set(stats.best_set(by_name))
-    best = [row for row in order if str(row) in kept]
-    return best or order[:1]
-
-
-def _rank(table: pd.DataFrame, row: int) -> float:
-    """Time over the baseline where there is one, as it is paired; else the time itself."""
-    ratio = float(table.at[row, "ratio"])
-    return ratio if math.isfinite(ratio) else float(table.at[row, "seconds"])
+        return list(order)
+    kept = stats.best_set(
+        {str(row): loaded.samples[row] for row in order},
+        estimator=lambda one, other: estimates[id(one), id(other)],
+    )
+    return [row for row in order if str(row) in set(kept)] or list(order[:1])
 
 
 def base_values(table: pd.DataFrame, op: str) -> dict[str, object]:

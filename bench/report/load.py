@@ -338,28 +338,25 @@ def _statistics(
     def pair(row: int, partner: int | None) -> bool:
         return right[row] and partner is not None and right[partner] and partner != row
 
-    to_baseline = {
-        row: stats.estimate(samples[row], samples[partner])
-        for row, partner in zip(rows, baselines, strict=True)
-        if partner is not None and pair(row, partner)
+    pairs: dict[tuple[str, int], tuple[Samples, Samples]] = {}
+    for row, baseline, recipe in zip(rows, baselines, recipes, strict=True):
+        if baseline is not None and pair(row, baseline):
+            pairs["baseline", row] = (samples[row], samples[baseline])
+        if recipe is not None and recipe != baseline and pair(row, recipe):
+            pairs["recipe", row] = (samples[row], samples[recipe])
+        if row in ceilings and right[row]:
+            pairs["ceiling", row] = (ceilings[row], samples[row])
+    estimates = dict(zip(pairs, stats.estimate_all(pairs.values()), strict=True))
+    to_baseline, to_recipe, efficiency = (
+        {row: found for (kind, row), found in estimates.items() if kind == wanted}
+        for wanted in ("baseline", "recipe", "ceiling")
+    )
+    to_recipe |= {
+        row: found for row, found in to_baseline.items() if recipes[row] == baselines[row]
     }
-    judged = {row: estimate for row, estimate in to_baseline.items() if not settled[row]}
+    judged = {row: found for row, found in to_baseline.items() if not settled[row]}
     verdicts = stats.compare_run(judged, margin) if judged else {}
     disagree = set(stats.flag_disagreeing(judged)) if judged else set()
-    to_recipe = {
-        row: (
-            to_baseline[row]
-            if partner == baselines[row] and row in to_baseline
-            else stats.estimate(samples[row], samples[partner])
-        )
-        for row, partner in zip(rows, recipes, strict=True)
-        if partner is not None and pair(row, partner)
-    }
-    efficiency = {
-        row: stats.estimate(ceiling, samples[row])
-        for row, ceiling in ceilings.items()
-        if right[row]
-    }
     columns: dict[str, list[Any]] = {name: [] for name in _DERIVED if name not in ("line", "race")}
     statuses, reasons = table["status"].tolist(), table["reason"].tolist()
     for row in rows:

@@ -583,7 +583,7 @@ def _heat(
         else:
             text[at] = STATUS_LETTERS.get(row.status, "")
     sns.heatmap(
-        grid, ax=axis, annot=False, cmap="PuOr", center=0, vmin=-limit, vmax=limit, cbar=False,
+        grid, ax=axis, annot=False, cmap="PuOr", center=0, vmin=-limit, vmax=limit, cbar=False, xticklabels=False, yticklabels=False,
         linewidths=0.5, linecolor="#80808033",
     )  # fmt: skip
     axis.grid(False)
@@ -769,7 +769,7 @@ def plot_support(capabilities: Sequence[Capability], op: str, device: str) -> Pl
     axis = axes[0][0]
     sns.heatmap(
         grid, ax=axis, cmap=ListedColormap(list(STATE_COLOURS.values())), vmin=-0.5, vmax=len(states) - 0.5,
-        cbar=False, linewidths=0.8, linecolor="#80808055",
+        cbar=False, xticklabels=False, yticklabels=False, linewidths=0.8, linecolor="#80808055",
     )  # fmt: skip
     axis.grid(False)
     for (i, j), value in np.ndenumerate(grid):
@@ -866,6 +866,16 @@ MAKERS: tuple[Maker, ...] = (
     plot_break_even,
     plot_spread,
 )
+
+
+def settle(fig: Figure) -> None:
+    """Lay the figure out once; each later drawing would do it again, at half of its cost."""
+    with mpl.rc_context(STYLE), warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore"
+        )  # a name in a script that the font lacks is no reason to stop
+        fig.draw_without_rendering()
+    fig.set_layout_engine("none")
 
 
 def svg_of(fig: Figure, salt: str) -> str:
