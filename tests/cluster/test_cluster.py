@@ -229,7 +229,9 @@ def test_a_node_that_dies_costs_its_race_alone_and_may_come_back(nodes, tmp_path
         return done
 
     fleet.next_done = kill_and_bring_back
-    run = race_all(tmp_path / "run", cases, fleet)
+    # Long races: the node must die in the middle of one, not just after its end.
+    plan = replace(PLAN, rounds=4, budget_seconds=4.0, block_seconds=0.1)
+    run = race_all(tmp_path / "run", cases, fleet, plan=plan)
     assert journal.read_bytes().startswith(seen["before"])
     assert sum(fleet._attempts.values()) == 1
     assert set(pairs(run).values()) == {1}
