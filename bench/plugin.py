@@ -54,9 +54,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add = group.addoption
     add(
         "--sweep",
-        default="default",
         metavar="NAME",
-        help=f"which sweep of each op: {', '.join(SWEEPS)}",
+        help=f"which sweep of each op: {', '.join(SWEEPS)}; quick with --benchmark-disable",
     )
     add(
         "--axis", action="append", default=[], metavar="NAME=V1,V2",
@@ -162,6 +161,9 @@ def pytest_configure(config: pytest.Config) -> None:
     # A candidate that cannot run leaves pytest-benchmark's fixture unused: that is its result.
     config.addinivalue_line("filterwarnings", "ignore:Benchmark fixture was not used")
     config.addinivalue_line("markers", "op(name): the op whose cases and candidates a test races")
+    if config.option.sweep is None:
+        disabled = getattr(config.option, "benchmark_disable", False)
+        config.option.sweep = "quick" if disabled else "default"  # a check need not be long
     try:
         _parse_options(config)
         config.stash[_SETUP] = _read_options(config)
@@ -487,12 +489,6 @@ class Raced:
 
     case: Case
     measurements: dict[str, Measurement]
-
-
-@pytest.fixture(scope="session")
-def running(request: pytest.FixtureRequest) -> Bench:
-    """The run that is being written, for a suite that measures in its own way."""
-    return _bench(request.config)
 
 
 @pytest.fixture(scope="session")

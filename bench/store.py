@@ -46,7 +46,7 @@ from bench.measurement import (
 JOURNAL = "journal.jsonl"
 # A night's run of the whole product writes some tens of MiB. Small values take up to 24 times as
 # much memory as text, so that one line must not be large, nor all of them.
-MAX_NBYTES = 128 << 20
+MAX_NBYTES = 256 << 20  # twenty thousand measurements of two hundred samples are 216 MB
 MAX_LINE_NBYTES = 4 << 20
 MAX_INTEGER = 1 << 53
 # Where the schema takes any scalar, a number that was not finite comes back as its text.

@@ -21,8 +21,15 @@ OUTCOMES: dict[str, Callable[..., object]] = {"unsupported": pytest.skip, "not_r
 
 
 @pytest.fixture(scope="session")
-def matrix(request: pytest.FixtureRequest, running: Bench, say: Callable[[str], None]) -> Matrix:
+def matrix(
+    request: pytest.FixtureRequest,
+    checks_only: bool,
+    say: Callable[[str], None],
+) -> Matrix:
     """The cells of the selected tests, filled once."""
+    if checks_only:
+        pytest.skip("the matrix is no part of a check (--benchmark-disable): nox -s capabilities")
+    run_in_progress: Bench = request.getfixturevalue("run_in_progress")
     keys = [
         item.callspec.params["key"] for item in request.session.items if hasattr(item, "callspec")
         and "key" in item.callspec.params
@@ -31,7 +38,7 @@ def matrix(request: pytest.FixtureRequest, running: Bench, say: Callable[[str], 
     devices = [str(device) for device in axes.get("device", ())]
     exports = request.config.getoption("--exports")
     try:
-        return run_matrix(running, keys, exports=exports, devices=devices, say=say)
+        return run_matrix(run_in_progress, keys, exports=exports, devices=devices, say=say)
     except (UsageError, StoreError) as error:
         pytest.exit(str(error), returncode=4)
 
