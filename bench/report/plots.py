@@ -25,7 +25,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from bench.candidate import REGISTRY
 from bench.measurement import Capability, Selftest
@@ -159,7 +159,7 @@ def figure(
 
 def finish(fig: Figure, title: str, width: float) -> None:
     """The title above, wrapped to the figure's width."""
-    fig.suptitle(textwrap.fill(title, int(width * 12.5)), color=INK, fontweight="bold")
+    fig.suptitle(textwrap.fill(title, int(width * 9.5)), color=INK, fontweight="bold")
 
 
 def legend_below(fig: Figure, handles: dict[str, Any], columns: int) -> None:
@@ -173,16 +173,38 @@ def legend_below(fig: Figure, handles: dict[str, Any], columns: int) -> None:
 
 def time_axis(axis: Any) -> None:
     """Logarithmic seconds, labelled '1 ms', '10 µs'."""
-    axis.set_major_locator(LogLocator(base=10, numticks=12))
-    axis.set_major_formatter(FuncFormatter(lambda v, _: format_seconds(v)))
+    log_axis(axis, format_seconds)
+
+
+def log_axis(axis: Any, label: Callable[[float], str]) -> None:
+    """A logarithmic axis with a handful of labels, be it over five decades or a tenth of one.
+
+    To be called once the data is drawn and the scale is set.
+    """
+    low, high = axis.get_view_interval()
+    decades = math.log10(high / low) if 0 < low < high else 1.0
+    if decades < 0.6:
+        axis.set_major_locator(MaxNLocator(4))
+    else:
+        subs = (1.0, 2.0, 5.0) if decades < 1.7 else (1.0, 3.0) if decades < 2.5 else (1.0,)
+        axis.set_major_locator(LogLocator(base=10, subs=subs, numticks=15))
+    axis.set_minor_locator(
+        FixedLocator([]) if decades < 0.6 else LogLocator(10, "all", numticks=15)
+    )
+    axis.set_major_formatter(FuncFormatter(lambda v, _: _plain_zeros(label(v))))
     axis.set_minor_formatter(NullFormatter())
+
+
+def _plain_zeros(text: str) -> str:
+    """'1 ms' from '1.00 ms'."""
+    return re.sub(r"(\.\d*?)0+(?=\D|$)", lambda found: found[1] if found[1] != "." else "", text)
 
 
 def nbytes_axis(axis: Any, values: Sequence[float]) -> None:
     """Logarithmic bytes with ticks at powers of sixteen, labelled '1 MiB'."""
     low, high = math.floor(math.log2(min(values)) / 4), math.ceil(math.log2(max(values)) / 4)
     axis.set_major_locator(FixedLocator([2.0 ** (4 * i) for i in range(low, high + 1)]))
-    axis.set_major_formatter(FuncFormatter(lambda v, _: format_nbytes(v)))
+    axis.set_major_formatter(FuncFormatter(lambda v, _: _plain_zeros(format_nbytes(v))))
     axis.set_minor_formatter(NullFormatter())
 
 
@@ -334,13 +356,11 @@ def _dots(
     axis.set_xlabel(label)
     if log:
         axis.set_xscale("log")
-        axis.xaxis.set_minor_formatter(NullFormatter())
+        log_axis(axis.xaxis, formatter or significant)
     else:
         axis.set_xlim(left=0)
     if percent:
         axis.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{100 * v:.0f}%"))
-    elif formatter:
-        axis.xaxis.set_major_formatter(FuncFormatter(lambda v, _: formatter(v)))
     if len(kinds) > 1:
         legend_below(fig, handles, len(kinds))
     finish(fig, title, width)
@@ -408,7 +428,6 @@ def plot_padding(loaded: Loaded, op: str, device: str) -> Plot | None:
         rows, value="seconds", low="seconds_low", high="seconds_high", hue="setting",
         label="time a call (bars span the replicas' medians)", title=title, log=True, formatter=format_seconds,
     )  # fmt: skip
-    fig.axes[0].xaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5), numticks=12))
     return Plot(
         name="padding",
         title=title,
@@ -501,7 +520,6 @@ def plot_threads(loaded: Loaded, op: str, device: str) -> Plot | None:
         rows, value="seconds", low="seconds_low", high="seconds_high", hue="setting",
         label="time a call (bars span the replicas' medians)", title=title, log=True, formatter=format_seconds,
     )  # fmt: skip
-    fig.axes[0].xaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5), numticks=12))
     return Plot(
         name="threads", title=title, caption=settings(loaded, op, device, ("threads",)), figure=fig
     )
@@ -544,7 +562,7 @@ def plot_heatmap(loaded: Loaded, op: str, device: str) -> Plot | None:
     return Plot(
         name="speed-up",
         title=title,
-        caption="2.0: twice as fast. Grey: no ratio, with the status: u unsupported, w wrong, e error, c crashed, "
+        caption="2.0: twice as fast. A letter: no ratio, for its status is u unsupported, w wrong, e error, c crashed, "
         "m out of memory, t timeout; empty: not raced there. "
         + settings(loaded, op, device, ("shape", "mode", "direction")),
         figure=fig,
@@ -583,8 +601,8 @@ def _heat(
         else:
             text[at] = STATUS_LETTERS.get(row.status, "")
     sns.heatmap(
-        grid, ax=axis, annot=False, cmap="PuOr", center=0, vmin=-limit, vmax=limit, cbar=False, xticklabels=False, yticklabels=False,
-        linewidths=0.5, linecolor="#80808033",
+        grid, ax=axis, annot=False, cmap="PuOr", center=0, vmin=-limit, vmax=limit, cbar=False,
+        xticklabels=False, yticklabels=False, linewidths=0.5, linecolor="#80808033",
     )  # fmt: skip
     axis.grid(False)
     for (i, j), word in np.ndenumerate(text):
@@ -639,6 +657,9 @@ def plot_accuracy(loaded: Loaded, op: str, device: str) -> Plot | None:
         axis.set_xscale("log")
         axis.set_yscale("log")
         handles["bound of a right answer"] = axis.axhline(limit, color=INK, ls="--", lw=1.2)
+    ticks = sorted(set(rows["positions"]))
+    axes[0][0].set_xticks(ticks, [str(tick) for tick in ticks])
+    axes[0][0].xaxis.set_minor_locator(FixedLocator([]))
     axes[0][0].set_xlabel("positions averaged (H x W)")
     axes[0][0].set_ylabel("largest relative error")
     axes[0][1].set_xlabel("time a call, largest input")
