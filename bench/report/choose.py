@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import dis
 import functools
+import inspect
 import itertools
 import math
+import re
+import types
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
@@ -61,19 +66,78 @@ def recommend(
 
 def code_length(op: str, name: str, registry: Registry = REGISTRY) -> int:
     """Characters of the candidate's code."""
-    code = snippet(op, name, registry)
-    return len(code) if code else NO_CODE
+    entry = registry.candidates.get((op, name))
+    if entry is None:
+        return NO_CODE
+    try:
+        return len(_code(entry))
+    except (OSError, TypeError):
+        return NO_CODE
 
 
 def snippet(op: str, name: str, registry: Registry = REGISTRY) -> str:
-    """The code that spells the candidate; '' where its file is not at hand."""
+    """Code to copy: the builder and what it needs of its module; '' where its file is not at hand."""
     entry = registry.candidates.get((op, name))
     if entry is None:
         return ""
+    imports: dict[str, str] = {}
+    sources: dict[str, str] = {}
     try:
-        return _code(entry)
+        _collect(entry.build, imports, sources)
     except (OSError, TypeError):
         return ""
+    head = ["from __future__ import annotations", "", "from types import SimpleNamespace"]
+    return "\n".join([*head, *imports.values()]) + "\n\n\n".join(["", *sources.values()])
+
+
+def _collect(
+    function: Callable[..., Any], imports: dict[str, str], sources: dict[str, str]
+) -> None:
+    """Add a function's source, and before it that of all it uses; what is not ours is imported."""
+    name = function.__name__
+    sources[name] = ""  # two that call each other are each written once
+    for used in _global_names(function.__code__):
+        value = function.__globals__.get(used)
+        if inspect.ismodule(value):
+            imports[used] = f"import {value.__name__} as {used}"
+        elif inspect.isfunction(value) and _is_ours(value, function):
+            if used not in sources:
+                _collect(value, imports, sources)
+        elif inspect.isfunction(value) or inspect.isclass(value):
+            imports[used] = f"from {value.__module__} import {used}"
+        elif isinstance(value, (str, int, float, tuple)):
+            imports[used] = f"{used} = {value!r}"
+    del sources[name]
+    sources[name] = _undecorated(inspect.getsource(function)).rstrip()
+
+
+def _is_ours(value: Any, function: Callable[..., Any]) -> bool:
+    return bool(value.__module__ == function.__module__ or value.__module__.startswith("bench."))
+
+
+def _global_names(code: types.CodeType) -> list[str]:
+    """Global names that a function and those within it load, in the order of the text."""
+    own = [str(step.argval) for step in dis.get_instructions(code) if step.opname == "LOAD_GLOBAL"]
+    inner = [one for one in code.co_consts if isinstance(one, types.CodeType)]
+    return list(dict.fromkeys([*own, *(name for one in inner for name in _global_names(one))]))
+
+
+def _undecorated(source: str) -> str:
+    """The function without a decorator, which would register it with this project."""
+    start = re.search(r"^def ", source, flags=re.MULTILINE)
+    return source[start.start() :] if start else source
+
+
+def call(table: pd.DataFrame, row: int, name: str, registry: Registry = REGISTRY) -> str:
+    """The lines after the snippet: the case as plain values, and the built callable."""
+    op = str(table.at[row, "op"])
+    entry = registry.candidates.get((op, name))
+    if entry is None:
+        return ""
+    values = {axis: _plain(table.at[row, axis]) for axis in AXIS_NAMES}
+    values["shape"] = tuple(int(part) for part in str(values["shape"]).split("x"))
+    fields = ", ".join(f"{axis}={value!r}" for axis, value in {"op": op, **values}.items())
+    return f"case = SimpleNamespace({fields})\npool = {entry.build.__name__}(case)  # y = pool(x)"
 
 
 @functools.lru_cache

@@ -29,6 +29,7 @@ from bench.report import tables
 from bench.report.choose import (
     CHOSEN_BY,
     Choice,
+    call,
     caveats,
     choices,
     headline,
@@ -94,8 +95,8 @@ def _render(loaded: Loaded, out: Path) -> Written:
         "created": run.header.created,
         "networks": tables.network_sentence(run.networks),
         "missing": tables.MISSING,
-        "sentences": [sentence(loaded, choice) for choice in picked],
-        "headline": summary,
+        "sentences": leading_sentences(loaded, picked),
+        "headline": _for_page(summary),
         "figures": figures,
         "supports": _supports(run.capabilities),
         "accounts": _accounts(loaded),
@@ -157,6 +158,26 @@ def embed_json(value: object) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
+def _for_page(summary: pd.DataFrame) -> pd.DataFrame:
+    """The headline table, narrower: the baseline and the fastest are in its CSV."""
+    shown = summary.drop(columns=["baseline", "fastest"], errors="ignore")
+    return shown.map(lambda cell: one_line(str(cell), 90))
+
+
+def leading_sentences(loaded: Loaded, picked: Sequence[Choice]) -> list[tuple[str, str]]:
+    """(op, sentence) of the quickest mode for each op, device and direction; the table has them all."""
+    quickest: dict[tuple[str, str, str], Choice] = {}
+    table = loaded.table
+    for choice in picked:
+        op, device, direction = (
+            str(table.at[choice.row, n]) for n in ("op", "device", "direction")
+        )
+        best = quickest.get((op, device, direction))
+        if best is None or table.at[choice.row, "seconds"] < table.at[best.row, "seconds"]:
+            quickest[op, device, direction] = choice
+    return [(key[0], sentence(loaded, choice)) for key, choice in quickest.items()]
+
+
 def headline_text(loaded: Loaded, picked: Sequence[Choice]) -> str:
     """One sentence a line of the headline, for the terminal."""
     lines = [
@@ -181,6 +202,7 @@ def page_data(loaded: Loaded, found: Sequence[Choice]) -> dict[str, Any]:
                 "use": choice.recommended,
                 "row": row,
                 "text": sentence(loaded, choice),
+                "call": call(table, row, choice.recommended),
                 "disagree": bool(table.at[row, "disagree"]),
             }
         )

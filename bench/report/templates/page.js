@@ -144,7 +144,7 @@ function show() {
   }
   const parts = [element("p", "Use " + found.use, "use"), element("p", found.text)];
   const code = of(data.snippets, chosen[0], found.use);
-  if (code) parts.push(copyable(code));
+  if (code) parts.push(copyable(code + "\n\n\n" + found.call + "\n"));
   else parts.push(element("p", "Its code is in the file that registered it, which is not at hand here."));
   const caveats = of(data.caveats, chosen[0], found.use) || [];
   if (!data.matrix) parts.push(element("p", "Its caveats are unknown here: this run has no support matrix (nox -s capabilities)."));
