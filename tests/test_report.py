@@ -1,0 +1,298 @@
+"""The report's parts: a journal as a table, who is ranked, what is written, and the door."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+import synthetic
+
+from bench import stats
+from bench.measurement import Accuracy
+from bench.report import choose, page, tables
+from bench.report.cli import main, parse_margin, select
+from bench.report.load import COLUMNS, find_run, lay_out, load, register_builtin
+from bench.report.text import format_value, inverse, markdown_cell, with_interval
+from bench.store import Run, StoreError
+
+ROOT = Path(__file__).parent.parent
+CASE = synthetic.op_case("depth_max_pool")
+HOSTILE = "<script>alert(1)</script>\u2028'\"&../../x\n| a |"
+
+
+def run_of(records, path=Path("synthetic")):
+    return Run(path=path, header=synthetic.header(), records=tuple(records))
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    cases = [CASE, *(synthetic.op_case("global_avg_pool", mode=mode) for mode in synthetic.MODES)]
+    return lay_out(run_of(synthetic.records(cases=cases)))
+
+
+def row_of(loaded, candidate, race=0):
+    table = loaded.table
+    return table[(table["candidate"] == candidate) & (table["race"] == race)].iloc[0]
+
+
+def test_a_row_a_candidate_and_a_meaning_a_column(loaded):
+    assert len(loaded.table) == 7 + 3 * 5
+    assert list(loaded.table.columns) == list(COLUMNS)
+
+
+def test_ratio_is_that_of_stats(loaded):
+    table = loaded.table
+    row = table.index[table["candidate"] == "slices-maximum"][0]
+    base = table.index[(table["candidate"] == "reshape-reduce_max") & (table["race"] == 0)][0]
+    expected = stats.estimate(loaded.samples[row], loaded.samples[base])
+    assert table.at[row, "ratio"] == pytest.approx(expected.ratio)
+    assert table.at[row, "ratio_high"] == pytest.approx(expected.ratio_high)
+    assert table.at[row, "verdict"] == "SLOWER"
+
+
+def test_many_estimates_at_once_are_those_one_by_one():
+    rng = np.random.default_rng(2)
+    race = [m for m in synthetic.race(CASE, rng) if len(m.samples)]
+    torn = msgspec.structs.replace(
+        race[0].samples, contended=(1,) + (0,) * (len(race[0].samples) - 1)
+    )
+    short = msgspec.structs.replace(
+        race[1].samples,
+        **{name: getattr(race[1].samples, name)[:-1] for name in race[1].samples.__struct_fields__},
+    )
+    samples = [m.samples for m in race] + [torn, short]
+    pairs = [(one, other) for one in samples for other in samples]
+    for found, (one, other) in zip(stats.estimate_all(pairs), pairs, strict=True):
+        expected = stats.estimate(one, other)
+        assert found.log_ratio == pytest.approx(expected.log_ratio, abs=1e-12)
+        assert found.standard_error == pytest.approx(expected.standard_error, abs=1e-12)
+        assert (found.degrees, found.replicas) == (expected.degrees, expected.replicas)
+        assert found.contended_used == expected.contended_used
+
+
+def test_what_is_not_right_is_not_ranked():
+    race = synthetic.race(CASE, np.random.default_rng(1))
+    wrong = [
+        msgspec.structs.replace(m, accuracy=Accuracy(worst=1.5, max_relative=1, max_absolute=1))
+        if m.candidate == "transpose-reduce_max"
+        else m
+        for m in race
+    ]
+    loaded = lay_out(run_of(wrong))
+    row = row_of(loaded, "transpose-reduce_max")
+    assert not row["right"]
+    assert row["verdict"] == ""
+    assert all("transpose-reduce_max" not in c.best for c in choose.choices(loaded))
+
+
+def test_a_status_is_a_row_with_its_reason(loaded):
+    row = row_of(loaded, "recipe-verbatim")
+    assert row["status"] == "unsupported"
+    assert "padding" in row["reason"]
+    assert np.isnan(row["seconds"])
+
+
+def test_settled_has_no_interval():
+    race = [
+        msgspec.structs.replace(m, settled=True) if m.candidate == "slices-maximum" else m
+        for m in synthetic.race(CASE, np.random.default_rng(1))
+    ]
+    loaded = lay_out(run_of(race))
+    row = row_of(loaded, "slices-maximum")
+    assert row["ratio"] > 3
+    assert np.isnan(row["ratio_low"])
+    assert "(settled)" in tables.measurement_table(loaded.table)["time a call"].str.cat()
+
+
+def test_efficiency_is_ceiling_over_time_from_one_mebibyte_up():
+    small = synthetic.op_case("depth_max_pool", shape=(1, 7, 7, 96))
+    loaded = lay_out(run_of(synthetic.records(cases=[CASE, small])))
+    large = loaded.table[loaded.table["race"] == 0].dropna(subset="efficiency")
+    assert np.allclose(large["efficiency"], large["ceiling_seconds"] / large["seconds"], rtol=0.1)
+    assert loaded.table.loc[loaded.table["race"] == 1, "efficiency"].isna().all()
+
+
+def test_ratio_to_the_recipe_is_empty_with_its_reason_where_the_recipe_fails():
+    case = synthetic.op_case("depth_max_pool", direction="training")
+    loaded = lay_out(run_of(synthetic.records(cases=[case])), registry=register_builtin())
+    row = row_of(loaded, "transpose-reduce_max")
+    assert np.isnan(row["recipe_ratio"])
+    assert "MaxPoolingGrad" in row["recipe_reason"]
+
+
+def test_of_equals_the_one_with_fewest_red_cells_is_recommended():
+    red = {("op", "a"): 2, ("op", "b"): 1, ("op", "c"): 1}
+    assert choose.recommend("op", ["a", "b", "c"], red) == "b"
+
+
+def test_the_sentence_names_the_candidate_its_speed_and_the_ceiling(loaded):
+    register_builtin()
+    found = choose.choices(loaded)
+    text = choose.sentence(loaded, found[0])
+    assert found[0].recommended in text
+    assert "95% interval" in text
+    assert "of what the memory allows" in text
+
+
+def test_every_snippet_of_ours_stands_by_itself():
+    registry = register_builtin()
+    for op, name in registry.candidates:
+        code = choose.snippet(op, name)
+        space = {}
+        exec(compile(code, name, "exec"), space)
+        assert registry.candidates[op, name].build.__name__ in space
+    assert "tensorflow.python" not in sys.modules
+
+
+def test_a_candidate_whose_file_is_not_at_hand_has_no_snippet():
+    assert choose.snippet("depth_max_pool", "nobody's") == ""
+
+
+def test_no_networks_no_sentence_and_small_shares_choose_by_support(loaded):
+    assert tables.network_sentence([]) == ""
+    assert "support matrix" in tables.network_sentence(loaded.run.networks)
+
+
+def test_empty_run_renders(tmp_path):
+    folder = synthetic.write(tmp_path / "empty", [])
+    written = page.render(load(folder), tmp_path / "out")
+    text = written.page.read_text()
+    for words in tables.MISSING.values():
+        assert words.split(":")[0].split("`")[0].replace("'", "&#39;")[:40] in text
+
+
+def test_units_are_at_the_edge():
+    assert format_value(0.0012, "s") == "1.20 ms"
+    assert format_value(0.91, "%") == "91%"
+    assert with_interval(5.2, 4.9, 5.5) == "5.20x [4.90, 5.50]"
+    assert inverse(0.5, 0.4, 0.8) == (2.0, 1.25, 2.5)
+
+
+def test_nothing_hostile_passes_unescaped(tmp_path):
+    case = synthetic.op_case("depth_max_pool")
+    race = [
+        msgspec.structs.replace(m, candidate=HOSTILE, reason=HOSTILE)
+        if m.candidate == "slices-maximum"
+        else m
+        for m in synthetic.race(case, np.random.default_rng(1))
+    ]
+    written = page.render(lay_out(run_of(race)), tmp_path / "out")
+    text = written.page.read_text(encoding="utf-8")
+    assert "<script>alert" not in text
+    assert "\u2028" not in text.partition('id="data"')[2].partition("</script>")[0]
+    names = [p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file()]
+    assert all(set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789-_./") for name in names)
+
+
+def test_json_in_a_script_element_cannot_end_it():
+    text = page.embed_json({"a": "</script><!--\u2028&"})
+    assert not set("<>&\u2028") & set(text)
+    assert json.loads(text) == {"a": "</script><!--\u2028&"}
+
+
+def test_a_cell_of_markdown_stays_one_cell():
+    assert "\n" not in markdown_cell("a\n|b")
+    assert markdown_cell("a|b") == "a\\|b"
+    assert "<" not in markdown_cell("<img>")
+
+
+def test_a_spreadsheet_runs_no_formula():
+    import pandas as pd
+
+    assert "'=1+1" in tables.as_csv(pd.DataFrame({"name": ["=1+1"]}))
+
+
+def test_the_newest_run_is_rendered_and_the_reference_on_a_fresh_clone(tmp_path):
+    with pytest.raises(StoreError, match="nox -s bench-cpu"):
+        find_run(tmp_path, None)
+    reference = synthetic.write(tmp_path / "reference", [])
+    assert find_run(tmp_path, None) == reference
+    own = synthetic.write(tmp_path / "mine", [])
+    assert find_run(tmp_path, None) == own
+    assert find_run(tmp_path, "mine") == own
+
+
+def test_select_names_the_columns_there_are(loaded):
+    kept = select(loaded.table, [("op", ("depth_max_pool",)), ("pool_size", ("3",))])
+    assert set(kept["op"]) == {"depth_max_pool"}
+    with pytest.raises(Exception, match="no column 'nope'"):
+        select(loaded.table, [("nope", ("1",))])
+
+
+def test_a_margin_is_a_share():
+    assert parse_margin("5%") == parse_margin("0.05") == 0.05
+    with pytest.raises(Exception, match="like 5%"):
+        parse_margin("five")
+
+
+@pytest.mark.parametrize(
+    "arguments", [["nowhere"], ["compare", "a", "b"], ["import", "nowhere.json"]]
+)
+def test_what_cannot_be_read_is_one_line_and_exit_2(arguments, tmp_path, capsys):
+    assert main(arguments, tmp_path) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("kind", ["markdown", "csv", "json", "html"])
+def test_the_table_in_each_format(kind, tmp_path, capsys):
+    synthetic.write(tmp_path / "results" / "one", synthetic.records(cases=[CASE]))
+    assert main(["one", "--format", kind, "--select", "status=ok"], tmp_path) == 0
+    out = capsys.readouterr().out
+    assert "slices-maximum" in out
+    assert "recipe-verbatim" not in out
+
+
+def test_help_is_quick_and_neither_it_nor_a_page_loads_tensorflow(tmp_path):
+    code = (
+        "import sys; sys.path.insert(0, %r); from pathlib import Path\n"
+        "from bench.report.cli import main\n"
+        "try: main(['--help'], Path('.'))\n"
+        "except SystemExit: pass\n"
+        "assert 'pandas' not in sys.modules\n"
+        "main([%r, '--out', %r], Path('.'))\n"
+        "assert not {'tensorflow.python', 'keras.src'} & set(sys.modules)\n"
+    )
+    folder = synthetic.write(tmp_path / "one", synthetic.records(cases=[CASE]))
+    script = code % (str(ROOT), str(folder), str(tmp_path / "out"))
+    found = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert found.returncode == 0, found.stderr
+    assert (tmp_path / "out" / "index.html").exists()
+
+
+def test_a_python_without_the_libraries_is_told_what_to_type(tmp_path):
+    copy = tmp_path / "report.py"
+    copy.write_text((ROOT / "report.py").read_text())
+    found = subprocess.run(
+        [sys.executable, "-S", "-E", str(copy)], capture_output=True, text=True, check=False
+    )
+    assert found.returncode == 2
+    assert "pip install nox && nox -s report" in found.stderr
+    assert found.stderr.count("\n") == 1
+
+
+def test_it_goes_on_in_noxs_environment_and_says_so(tmp_path):
+    copy = tmp_path / "report.py"
+    copy.write_text((ROOT / "report.py").read_text())
+    home = tmp_path / ".nox" / "cpu"
+    place = home / "lib" / "python3.11" / "site-packages"
+    for name in ("msgspec", "pandas", "seaborn", "jinja2", "itables"):
+        (place / name).mkdir(parents=True)
+    (home / "bin").mkdir()
+    python = home / "bin" / "python"
+    python.write_text('#!/bin/sh\necho "$@"\n')
+    python.chmod(0o755)
+    found = subprocess.run(
+        [sys.executable, "-S", "-E", str(copy), "some-run"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "going on with .nox/cpu/bin/python" in found.stderr
+    assert found.stdout.split()[-1] == "some-run"
