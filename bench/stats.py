@@ -31,6 +31,7 @@ SAME: Verdict = "SAME"
 UNDECIDED: Verdict = "UNDECIDED"
 
 MOST_REPLICAS = 200  # a prediction beyond this says only that it is hopeless
+MOST_LOG = 709.0  # beyond it math.exp overflows
 MEDIAN_VARIANCE = math.pi / 2  # of a median over that of a mean, normal noise
 
 
@@ -73,22 +74,22 @@ class Estimate:
 
     @property
     def ratio(self) -> float:
-        return math.exp(self.log_ratio)
+        return _exp(self.log_ratio)
 
     @property
     def ratio_low(self) -> float:
-        return math.nan if self.low is None else math.exp(self.low)
+        return math.nan if self.low is None else _exp(self.low)
 
     @property
     def ratio_high(self) -> float:
-        return math.nan if self.high is None else math.exp(self.high)
+        return math.nan if self.high is None else _exp(self.high)
 
     @property
     def half_width(self) -> float:
         """Relative half width of the interval, 0.02 for 2%; inf without an interval."""
         if self.low is None or self.high is None:
             return math.inf
-        return math.expm1((self.high - self.low) / 2)
+        return _exp((self.high - self.low) / 2) - 1.0
 
     @property
     def spread(self) -> float:
@@ -135,6 +136,11 @@ class BestSet:
 
     def __len__(self) -> int:
         return len(self.names)
+
+
+def _exp(value: float) -> float:
+    """e to the value; inf where that is too large for a float, as times in a damaged journal may make it."""
+    return math.exp(value) if not value > MOST_LOG else math.inf
 
 
 def _log(margin: float) -> float:
