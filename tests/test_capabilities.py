@@ -100,24 +100,26 @@ def ask(worker, probe, candidate, folder):
 @pytest.mark.parametrize("row", CAUGHT, ids=lambda row: "-".join(row[:2]))
 def test_a_probe_catches_what_is_wrong(worker, tmp_path, row):
     probe, candidate, state, words = row
+    skip_without_exports(probe)
     found = ask(worker, probe, candidate, tmp_path)
     assert (found.state, words in found.evidence) == (state, True), found
 
 
 @pytest.mark.parametrize("probe", PROBES)
 def test_what_is_right_passes(worker, tmp_path, probe):
-    if probe.startswith(("onnx", "tflite")) and not has("tf2onnx", "onnxruntime"):
-        pytest.skip("the extra 'export' is not installed")
+    skip_without_exports(probe)
     found = ask(worker, probe, "right", tmp_path)
     if probe == MAY_NOT_BE_READ and found.state == "not_run":
         pytest.skip(found.evidence)
     assert found.state == NOT_PASSED.get(probe, "pass"), found
 
 
-def has(*modules):
+def skip_without_exports(probe):
     from importlib.util import find_spec
 
-    return all(find_spec(module) for module in modules)
+    needed = {"onnx": ("tf2onnx", "onnxruntime")}.get(probe, ())
+    if not all(find_spec(module) for module in needed):
+        pytest.skip("the extra 'export' is not installed")
 
 
 def test_a_layer_that_forgets_its_window_loads_wrong(worker, tmp_path):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import shlex
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -253,15 +253,50 @@ def ratio_of_ratios(before: _Race, after: _Race, name: str) -> tuple[stats.Estim
     asked = before.candidates[
         name
     ]  # its bytes for both runs: a change of their count is no change of time
-    for yardstick, take in YARDSTICKS.items():
-        left, right = take(before, asked), take(after, asked)
-        if left is None or right is None:
-            continue
+    for yardstick, left, right in _yardsticks(before, after, asked):
         old = _estimate(asked, left)
         new = _estimate(after.candidates[name], right)
         if math.isfinite(old.log_ratio) and math.isfinite(new.log_ratio):
             return stats.difference(new, old), yardstick
     return None, ""
+
+
+def _yardsticks(
+    before: _Race, after: _Race, asked: Measurement
+) -> Iterator[tuple[str, Samples, Samples]]:
+    """(name, its samples in base, in run) of each yardstick that both have, the best first."""
+    for yardstick, take in YARDSTICKS.items():
+        left, right = take(before, asked), take(after, asked)
+        if left is not None and right is not None:
+            yield yardstick, left, right
+
+
+def _ratios_at_once(
+    raced: Sequence[tuple[_Race, _Race, str]],
+) -> list[tuple[stats.Estimate | None, str]]:
+    """`ratio_of_ratios` of each: all by their best yardstick together, then one by one what is left."""
+    first: dict[int, tuple[str, Samples, Samples]] = {}
+    for at, (before, after, name) in enumerate(raced):
+        old, new = before.candidates[name], after.candidates[name]
+        found = next(_yardsticks(before, after, old), None)
+        if found is not None and not (old.settled or new.settled):
+            first[at] = found
+    pairs = [
+        pair
+        for at, (_, left, right) in first.items()
+        for before, after, name in (raced[at],)
+        for pair in (
+            (before.candidates[name].samples, left),
+            (after.candidates[name].samples, right),
+        )
+    ]
+    estimates = iter(stats.estimate_all(pairs))
+    done = {
+        at: (stats.difference(new, old), yardstick)
+        for (at, (yardstick, *_)), old, new in zip(first.items(), estimates, estimates, strict=True)
+        if math.isfinite(old.log_ratio) and math.isfinite(new.log_ratio)
+    }
+    return [done.get(at) or ratio_of_ratios(*one) for at, one in enumerate(raced)]
 
 
 def _estimate(m: Measurement, yardstick: Samples) -> stats.Estimate:
@@ -281,14 +316,14 @@ def _table(
     yardsticks: dict[int, str] = {}
     settled: set[int] = set()
     measured = [(before[key].candidates[name], after[key].candidates[name]) for key, name in pairs]
-    for row, ((key, name), (old, new)) in enumerate(zip(pairs, measured, strict=True)):
-        if not (is_right(old) and is_right(new)):
-            continue
-        found, yardsticks[row] = ratio_of_ratios(before[key], after[key], name)
+    right = [row for row, both in enumerate(measured) if all(is_right(m) for m in both)]
+    raced = [(before[key], after[key], name) for key, name in (pairs[row] for row in right)]
+    for row, (found, yardstick) in zip(right, _ratios_at_once(raced), strict=True):
+        yardsticks[row] = yardstick
         if found is None:
             continue
         estimates[row] = found
-        if old.settled or new.settled:
+        if any(m.settled for m in measured[row]):
             settled.add(row)
     verdicts = _verdicts(estimates, settled, margin)
     rows = [

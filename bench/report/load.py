@@ -22,6 +22,7 @@ from bench.store import JOURNAL, Run, StoreError, read_run
 
 AXIS_NAMES = tuple(AXES)
 MARGIN = 0.05
+WITHHELD = "WITHHELD"
 EFFICIENCY_FROM_NBYTES = 1 << 20  # below it the call's own cost decides, not the memory
 PROBE_KINDS = {"ceiling-read": "read_nbytes", "ceiling-write": "written_nbytes"}
 CASE_COLUMNS = ("op", *AXIS_NAMES)
@@ -71,7 +72,7 @@ COLUMNS: dict[str, str] = {
     "ratio": "time over the baseline's time",
     "ratio_low": "lower end of its 95% interval",
     "ratio_high": "upper end",
-    "verdict": "FASTER, SLOWER, SAME, UNDECIDED; empty where it is not ranked",
+    "verdict": "FASTER, SLOWER, SAME, UNDECIDED, WITHHELD; empty where it is not ranked",
     "replicas_needed": "more replicas that would decide an UNDECIDED",
     "recipe_ratio": "time over the time of the book's recipe",
     "recipe_low": "lower end of its 95% interval",
@@ -173,6 +174,7 @@ def lay_out(run: Run, *, margin: float = MARGIN, registry: Registry | None = Non
     samples = [m.samples for m in found]
     ceilings = _ceilings(found, numbers, probes, races)
     columns = _statistics(table, samples, ceilings, margin, registry)
+    columns["verdict"] = withheld(columns, noise_floor(run), margin)
     table = pd.concat([table, columns], axis=1)
     return Loaded(
         run=run,
@@ -182,6 +184,28 @@ def lay_out(run: Run, *, margin: float = MARGIN, registry: Registry | None = Non
         probes=_probe_table(probes),
         margin=margin,
     )
+
+
+def noise_floor(run: Run) -> float:
+    """The size of log ratio that an op against itself reaches on this machine; 0 without a selftest."""
+    return max((s.noise_floor for s in run.selftests if s.injected == 0), default=0.0)
+
+
+def withheld(columns: pd.DataFrame, floor: float, margin: float) -> list[str]:
+    """The verdicts, those finer than the noise floor replaced by WITHHELD.
+
+    A difference is finer when it is smaller than the floor, and SAME when its margin is.
+    """
+    sizes = np.abs(np.log(columns["ratio"].to_numpy(dtype=float)))
+    fine = {
+        "FASTER": sizes <= floor,
+        "SLOWER": sizes <= floor,
+        "SAME": sizes * 0 + math.log1p(margin) < floor,
+    }
+    return [
+        WITHHELD if verdict in fine and fine[verdict][row] else verdict
+        for row, verdict in enumerate(columns["verdict"])
+    ]
 
 
 def is_right(measurement: Measurement) -> bool:

@@ -355,8 +355,8 @@ def _direction_note(loaded: Loaded, op: str) -> str:
 def _write_figure(plot: Any, name: str, folder: Path) -> dict[str, Any]:
     from bench.report import plots
 
-    plots.settle(plot.figure)
-    svg, png = plots.svg_of(plot.figure, name), plots.png_of(plot.figure)
+    png = plots.png_of(plot.figure)
+    svg = plots.svg_of(plot.figure, name)
     standalone = '<?xml version="1.0" encoding="utf-8"?>\n' + svg
     (folder / f"{name}.svg").write_text(standalone, encoding="utf-8")
     (folder / f"{name}.png").write_bytes(png)

@@ -208,6 +208,11 @@ def nbytes_axis(axis: Any, values: Sequence[float]) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
+def varied(rows: pd.DataFrame, axis: str) -> pd.DataFrame:
+    """Rows of the candidates that were raced at two values of the axis or more: one point shows no effect."""
+    return rows[rows.groupby("candidate")[axis].transform("nunique") > 1]
+
+
 def right_rows(rows: pd.DataFrame) -> pd.DataFrame:
     """Those that may be ranked."""
     return rows[rows["right"] & rows["seconds"].notna()]
@@ -220,8 +225,9 @@ def plot_time_by_size(direction: str) -> Maker:
         rows = right_rows(
             at_base(loaded.table, op, ("shape", "mode"), {"device": device, "direction": direction})
         )
+        rows = varied(rows, "nbytes")
         modes = [mode for mode in MODES if mode in set(rows["mode"])]
-        if not modes or rows["nbytes"].nunique() < 2:
+        if not modes:
             return None
         look = palette(names_of(loaded, op))
         width = 3.1 * len(modes) + 0.6
@@ -369,8 +375,10 @@ def _dots(
 
 def plot_divisor(loaded: Loaded, op: str, device: str) -> Plot | None:
     """Time against the window, at the base case."""
-    rows = right_rows(at_base(loaded.table, op, ("pool_size",), {"device": device}))
-    if rows["pool_size"].nunique() < 2:
+    rows = varied(
+        right_rows(at_base(loaded.table, op, ("pool_size",), {"device": device})), "pool_size"
+    )
+    if rows.empty:
         return None
     look = palette(names_of(loaded, op))
     width = 7.4
@@ -419,7 +427,8 @@ def plot_padding(loaded: Loaded, op: str, device: str) -> Plot | None:
         ],
         divides=divides[near],
     )
-    if rows["setting"].nunique() < 2:
+    rows = varied(rows, "setting")
+    if rows.empty:
         return None
     counts = rows.groupby("candidate")["seconds"].agg(lambda s: s.max() / s.min())
     most = str(counts.idxmax())
@@ -443,10 +452,37 @@ def _within(rows: pd.DataFrame, shape: str) -> tuple[float, float]:
     return 0.9 * middle, 1.1 * middle
 
 
+def _direction_shapes(loaded: Loaded, op: str, device: str) -> dict[str, str]:
+    """Direction to the shape at which most of its modes were raced: training's may be a smaller one."""
+    table = loaded.table
+    rows = table[(table["op"] == op) & (table["device"] == device)]
+    base = base_values(table, op)["shape"]
+    found = {}
+    for direction in ("forward", "training"):
+        cases = at_base(rows, op, ("mode", "shape"), {"device": device, "direction": direction})
+        if cases.empty:
+            continue
+        modes = cases.groupby("shape")["mode"].nunique()
+        most = modes[modes == modes.max()].index
+        found[direction] = str(base) if base in most else str(most[-1])
+    return found
+
+
 def plot_mode_direction(loaded: Loaded, op: str, device: str) -> Plot | None:
     """Time by mode, a panel a direction, at the base case."""
-    rows = right_rows(at_base(loaded.table, op, ("mode", "direction"), {"device": device}))
-    directions = [d for d in ("forward", "training") if d in set(rows["direction"])]
+    shapes = _direction_shapes(loaded, op, device)
+    rows = pd.concat(
+        right_rows(
+            at_base(
+                loaded.table,
+                op,
+                ("mode",),
+                {"device": device, "direction": direction, "shape": shape},
+            )
+        )
+        for direction, shape in shapes.items()
+    )
+    directions = [d for d in shapes if d in set(rows["direction"])]
     if not directions or rows["mode"].nunique() < 2:
         return None
     names = list(dict.fromkeys(rows.sort_values("seconds", ascending=False)["candidate"]))
@@ -469,7 +505,7 @@ def plot_mode_direction(loaded: Loaded, op: str, device: str) -> Plot | None:
             )  # fmt: skip
         axis.set_xscale("log")
         time_axis(axis.xaxis)
-        axis.set_title(direction)
+        axis.set_title(f"{direction}, {shapes[direction]}")
         axis.set_xlabel("time a call")
         axis.set_yticks(range(len(names)), [short(name) for name in names])
         axis.set_ylim(-0.6, len(names) - 0.4)
@@ -480,7 +516,7 @@ def plot_mode_direction(loaded: Loaded, op: str, device: str) -> Plot | None:
         name="mode-direction",
         title=title,
         caption="Median time a call; bars span the replicas' medians. A missing mark: not right or not supported "
-        "there. " + settings(loaded, op, device, ("mode", "direction")),
+        "there. " + settings(loaded, op, device, ("mode", "direction", "shape")),
         figure=fig,
     )
 
@@ -498,8 +534,10 @@ def _mode_message(rows: pd.DataFrame) -> str:
 
 def plot_threads(loaded: Loaded, op: str, device: str) -> Plot | None:
     """Time on one thread and on all."""
-    rows = right_rows(at_base(loaded.table, op, ("threads",), {"device": device}))
-    if rows["threads"].nunique() < 2:
+    rows = varied(
+        right_rows(at_base(loaded.table, op, ("threads",), {"device": device})), "threads"
+    )
+    if rows.empty:
         return None
     rows = rows.assign(
         setting=[
@@ -889,16 +927,6 @@ MAKERS: tuple[Maker, ...] = (
 )
 
 
-def settle(fig: Figure) -> None:
-    """Lay the figure out once; each later drawing would do it again, at half of its cost."""
-    with mpl.rc_context(STYLE), warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # a name in a script that the font lacks is no reason to stop
-        fig.draw_without_rendering()
-    fig.set_layout_engine("none")
-
-
 def svg_of(fig: Figure, salt: str) -> str:
     """The figure as SVG text whose ink is currentColor and whose ids begin with the salt."""
     out = io.StringIO()
@@ -915,9 +943,10 @@ def svg_of(fig: Figure, salt: str) -> str:
 
 
 def png_of(fig: Figure) -> bytes:
-    """The figure as PNG on white."""
+    """The figure as PNG on white; it is laid out by this, and stays so, for laying out costs a drawing."""
     out = io.BytesIO()
     with mpl.rc_context(STYLE), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         fig.savefig(out, format="png", dpi=130, facecolor="white")
+    fig.set_layout_engine("none")
     return out.getvalue()
