@@ -33,6 +33,12 @@ FLAGS = {
     "contended": "something else used the machine in most of its blocks, and no quieter time came",
 }
 CEILING_FROM_NBYTES = 1 << 20
+# Rounds are sent to the worker, and watched for contention, in stretches of about this length: the
+# system's counters step by 10 ms, and a task costs a millisecond.
+STRETCH_SECONDS = 0.25
+# A runner whose blocks take n times as long as the middle one's is in each n-th round, so that one slow
+# rival does not take the time of all; no turn comes more seldom than this.
+MOST_ROUNDS_OUT = 4
 # How often in one race a worker may die of nobody knows what before the race is given up.
 MAX_DEATHS = 3
 
@@ -44,7 +50,8 @@ class Plan:
     Attributes:
         replicas, max_replicas: fresh processes to start with, and at most.
         allocations: times that inputs are allocated in each.
-        rounds: at most in one allocation.
+        rounds: at most in one allocation; many short rounds, whose median stands, ride out a machine that
+            changes its speed from one hundredth of a second to the next.
         block_seconds: timed calls of one runner in one round, at least one call.
         budget_seconds: of rounds in the first `replicas` replicas.
         precision: half-width of the 95% interval of the ratio at which it is enough.
@@ -52,7 +59,7 @@ class Plan:
         timeout_seconds: for each task of a worker.
         settle_ratio: a runner this many times slower than the baseline stops after one replica.
         clear_ratio: with every rival this far from the baseline in the whole first replica, the other
-            replicas run one round an allocation.
+            replicas run a third of the rounds.
         ceiling_slack: how far below the ceiling time a runner may be before it is flagged: a folded op is many
             times faster, while a probe may see a third less than the memory has.
         seed: of inputs and orders.
@@ -61,8 +68,8 @@ class Plan:
     replicas: int = 5
     max_replicas: int = 5
     allocations: int = 4
-    rounds: int = 4
-    block_seconds: float = 0.010
+    rounds: int = 12
+    block_seconds: float = 0.003
     budget_seconds: float = 6.0
     precision: float = 0.02
     margin: float = 0.05
@@ -100,6 +107,7 @@ class _Tally:
     joules: float | None = None
     device_seconds: float | None = None
     settled: bool = False
+    every: int = 1  # its turn comes in each `every`-th round
     columns: list[tuple[int, int, int, int, float, int]] = field(default_factory=list)
 
     @property
@@ -200,8 +208,10 @@ class Race:
         self._random = random.Random(f"{plan.seed} {case!r}")
         self._orders = balanced_orders(list(self.tallies), self._random)
         self._contention = Counter[str]()
+        self._alone = False
         self._visible = False
         self._clear = False
+        self._round_seconds = 0.0
         self._node = "local"
         self._deaths = 0
 
@@ -254,9 +264,9 @@ class Race:
                 return
             if allocation and not self._allocate(replica, worker):
                 return
-            cost = sum(self._block_cost(tally) for tally in runners)
-            rounds = int(budget / self.plan.allocations / max(cost, 1e-9))
-            most = 1 if self._clear else self.plan.rounds
+            self._plan_rounds(runners)
+            rounds = int(budget / self.plan.allocations / max(self._round_seconds, 1e-9))
+            most = math.ceil(self.plan.rounds / 3) if self._clear else self.plan.rounds
             self._run_rounds(replica, allocation, min(most, max(1, rounds)), worker)
         if replica == 0 and is_gpu(self.case.device):
             self._measure_device(worker)
@@ -332,7 +342,7 @@ class Race:
             return True
         if tally.candidate and len(tally.first_calls) <= replica:
             tally.first_calls.append(opened.first_call_seconds)
-        tally.call_seconds = opened.call_seconds
+        tally.call_seconds = opened.call_seconds or tally.call_seconds
         tally.read_nbytes, tally.written_nbytes = opened.read_nbytes, opened.written_nbytes
         tally.peak_nbytes = tally.peak_nbytes or opened.peak_nbytes
         return True
@@ -357,70 +367,122 @@ class Race:
             if not failure.lost:  # something that a candidate left there does not let go
                 self._replace(worker)
 
+    def _plan_rounds(self, runners: Sequence[_Tally]) -> None:
+        """How often each runner's turn comes, and the seconds that a round then takes on average.
+
+        The baseline, which all are paired with, is in every round.
+        """
+        costs = {tally.name: self._block_cost(tally) for tally in runners}
+        usual = middle(costs.values())
+        for tally in runners:
+            turn = 1 if tally.name == self.baseline else math.floor(costs[tally.name] / usual)
+            tally.every = max(1, min(MOST_ROUNDS_OUT, turn))
+        self._round_seconds = sum(costs[tally.name] / tally.every for tally in runners)
+
     def _block_cost(self, tally: _Tally) -> float:
         lead_in, calls = block_calls(tally.call_seconds, self.plan.block_seconds)
-        return (lead_in + calls) * tally.call_seconds
+        return max((lead_in + calls) * tally.call_seconds, 1e-9)
 
     def _run_rounds(self, replica: int, allocation: int, rounds: int, worker: WorkerLike) -> None:
-        """The rounds of one allocation; a contended one is kept, marked, and done again once."""
+        """The rounds of one allocation; a contended stretch is kept, marked, and done again once."""
+        stretch = max(1, int(STRETCH_SECONDS / max(self._round_seconds, 1e-9)))
         redo = rounds
         number = 0
         while number < rounds:
-            seen = self._run_round(replica, allocation, number, next(self._orders), worker)
+            some = range(number, min(rounds, number + stretch))
+            visits = [
+                (round_, self.tallies[name])
+                for round_ in some
+                for name in next(self._orders)
+                if self.tallies[name].runs and round_ % self.tallies[name].every == 0
+            ]
+            alone = self._alone
+            seen = self._run_stretch(replica, allocation, visits, worker)
             if seen is None:
+                if self._alone and not alone:  # the same rounds again, to learn who it was
+                    continue
                 return
             if seen.contended() and redo > 0:
-                redo -= 1
-                rounds += 1
-                self._contention["redone"] += 1
-            number += 1
+                redo -= len(some)
+                rounds += len(some)
+                self._contention["redone"] += len(visits)
+            number += len(some)
 
-    def _run_round(
-        self, replica: int, allocation: int, number: int, order: Iterable[str], worker: WorkerLike
-    ) -> Seen | None:
-        """One visit to every runner; None if the worker was lost."""
-        start = self._read_usage()
-        rows: list[tuple[_Tally, int, workload.Block]] = []
-        try:
-            before = worker.call(workload.usage, timeout=self.plan.timeout_seconds)
-        except WorkerFailure:
-            self._open(replica, worker)
-            return None
-        last = before
-        for name in order:
-            tally = self.tallies[name]
-            if not tally.runs:
-                continue
-            lead_in, calls = block_calls(tally.call_seconds, self.plan.block_seconds)
-            try:
-                last = worker.call(
-                    workload.time_block, name, lead_in, calls, timeout=self.plan.timeout_seconds
-                )
-            except WorkerFailure as failure:
-                if not self._forgives(failure):
-                    tally.fail(self.case, failure)
-                if failure.lost:
-                    self._open(replica, worker)
-                    return None
-                continue
-            rows.append((tally, calls, last))
-        seen = seen_between(start, self._read_usage(), last.cpu_seconds - before.cpu_seconds)
-        self._enter_round(replica, allocation, number, rows, seen)
-        self._contention["switches"] += last.switches - before.switches
-        return seen
-
-    def _enter_round(
+    def _run_stretch(
         self,
         replica: int,
         allocation: int,
-        number: int,
-        rows: Sequence[tuple[_Tally, int, workload.Block]],
+        visits: Sequence[tuple[int, _Tally]],
+        worker: WorkerLike,
+    ) -> Seen | None:
+        """Make the visits, (round, runner) each; None if the worker was lost.
+
+        They are one task, until the worker is lost in it: from then on each visit of this race is
+        a task of its own, so that whoever takes the next worker down is known.
+        """
+        tasks = [[visit] for visit in visits] if self._alone else [visits]
+        start = self._read_usage()
+        cpu_seconds = 0.0
+        rows: list[tuple[int, _Tally, int, workload.Block]] = []
+        for task in tasks:
+            asked = [(round_, tally, self._visit(tally)) for round_, tally in task if tally.runs]
+            if not asked:
+                continue
+            try:
+                done = worker.call(
+                    workload.time_stretch, [visit for *_, visit in asked],
+                    timeout=self.plan.timeout_seconds + 3 * self._expected(asked),
+                )  # fmt: skip
+            except WorkerFailure as failure:
+                self._lose(asked, failure, replica, worker)
+                return None
+            cpu_seconds += done.cpu_seconds
+            self._contention["switches"] += done.switches
+            for (round_, tally, visit), block in zip(asked, done.blocks, strict=True):
+                if block.status == "ok":
+                    rows.append((round_, tally, visit.calls, block))
+                elif tally.runs:
+                    raised = WorkerFailure(block.status, block.reason, tail=worker.tail)
+                    tally.fail(self.case, raised)
+        seen = seen_between(start, self._read_usage(), cpu_seconds)
+        self._enter(replica, allocation, rows, seen)
+        return seen
+
+    def _visit(self, tally: _Tally) -> workload.Visit:
+        lead_in, calls = block_calls(tally.call_seconds, self.plan.block_seconds)
+        return workload.Visit(name=tally.name, lead_in=lead_in, calls=calls)
+
+    def _expected(self, asked: Sequence[tuple[int, _Tally, workload.Visit]]) -> float:
+        return sum(self._block_cost(tally) for _, tally, _ in asked)
+
+    def _lose(
+        self,
+        asked: Sequence[tuple[int, _Tally, workload.Visit]],
+        failure: WorkerFailure,
+        replica: int,
+        worker: WorkerLike,
+    ) -> None:
+        """Enter a task that did not return; if the worker is gone with it, open a fresh one."""
+        names = {tally.name for _, tally, _ in asked}
+        if not self._forgives(failure):
+            if len(names) > 1:
+                self._alone = True
+            else:
+                asked[0][1].fail(self.case, failure)
+        if failure.lost:
+            self._open(replica, worker)
+
+    def _enter(
+        self,
+        replica: int,
+        allocation: int,
+        rows: Sequence[tuple[int, _Tally, int, workload.Block]],
         seen: Seen,
     ) -> None:
         contended = int(seen.contended())
-        for tally, calls, block in rows:
+        for round_, tally, calls, block in rows:
             tally.columns.append(
-                (replica, allocation, number, calls, float(f"{block.seconds:.6g}"), contended)
+                (replica, allocation, round_, calls, float(f"{block.seconds:.6g}"), contended)
             )
             self.seconds["samples"] += block.seconds * calls
             self.seconds["lead_in"] += block.lead_in_seconds
@@ -539,12 +601,11 @@ def device_contention(usages: Sequence[DeviceUsage]) -> dict[str, Any]:
 def block_calls(call_seconds: float, block_seconds: float) -> tuple[int, int]:
     """(untimed, timed) calls of a block.
 
-    The rival before has emptied the caches and put the threads to sleep: half a block's calls, but
-    not fewer than three of a short op, bring back the steady state that `cache=warm` promises.
+    The rival before has emptied the caches and put the threads to sleep: three calls of a short op,
+    one of an op that takes as long as a block, bring back the steady state that `cache=warm` promises.
     """
     calls = max(1, math.ceil(block_seconds / max(call_seconds, 1e-9)))
-    lead_in = max(1, math.ceil(calls / 2)) if calls < 6 else max(3, math.ceil(calls / 3))
-    return lead_in, calls
+    return max(min(3, math.ceil(calls / 2)), math.ceil(calls / 8)), calls
 
 
 def balanced_orders(names: Sequence[str], generator: random.Random) -> Iterator[list[str]]:

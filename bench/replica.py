@@ -435,6 +435,8 @@ def _initialise(setting: Setting, files: Sequence[str], folder: str, parent: int
     for stream in (sys.stdout, sys.stderr):  # what was printed before a crash must not be lost
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(line_buffering=True)
+    # TensorFlow leaves a file for each function that it traces when its process is killed.
+    os.environ["TMPDIR"] = tempfile.tempdir = folder
     os.environ.update({"TF_CPP_MIN_LOG_LEVEL": "2", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"})
     os.environ.update(dict(setting.environment))
     _FILES[:] = files

@@ -1,7 +1,7 @@
 """Workloads: a candidate bound to a case's inputs on a device. This runs inside a worker.
 
 TensorFlow is imported here and in bench.ops, inside functions, and nowhere else. The functions at the
-end (`open_case`, `open_runner`, `allocate`, `time_block`, `close_case`) are the tasks that a race sends:
+end (`open_case`, `open_runner`, `allocate`, `time_stretch`, `close_case`) are the tasks that a race sends:
 plain data in, plain data out, the state in this module between them.
 """
 
@@ -11,7 +11,7 @@ import gc
 import os
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import repeat
@@ -149,7 +149,8 @@ class Runner(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         status, reason: 'ok', or why it cannot race.
         first_call_seconds: trace and compile and the first run.
-        call_seconds: a rough time of one call, to plan blocks by.
+        call_seconds: a rough time of one call, to plan blocks by; 0 where it was not checked, for
+            then an earlier replica knows it.
         read_nbytes, written_nbytes: fewest bytes a call reads and writes.
         check_seconds, calibration_seconds: what else opening took.
         tainted: it left the process other than it was: its rivals need a fresh one.
@@ -168,17 +169,38 @@ class Runner(msgspec.Struct, frozen=True, kw_only=True):
     tainted: bool = False
 
 
+class Visit(msgspec.Struct, frozen=True, kw_only=True):
+    """What one runner is to do in a round: `lead_in` untimed calls, then `calls` timed ones."""
+
+    name: str
+    lead_in: int
+    calls: int
+
+
 class Block(msgspec.Struct, frozen=True, kw_only=True):
-    """One block: seconds a call, and what the process used of the machine meanwhile.
+    """What a visit came to.
 
     Attributes:
+        seconds: of one call.
         lead_in_seconds: the untimed calls before it.
-        cpu_seconds: processor time of this process since it started, all threads.
-        switches: involuntary context switches since it started.
+        status, reason: 'ok', or what the call raised; the seconds then say nothing.
     """
 
-    seconds: float
-    lead_in_seconds: float
+    seconds: float = 0.0
+    lead_in_seconds: float = 0.0
+    status: Status = "ok"
+    reason: str = ""
+
+
+class Stretch(msgspec.Struct, frozen=True, kw_only=True):
+    """Blocks that were timed in a row, and what the process used of the machine meanwhile.
+
+    Attributes:
+        cpu_seconds: processor time of this process, all threads.
+        switches: involuntary context switches.
+    """
+
+    blocks: tuple[Block, ...]
     cpu_seconds: float
     switches: int
 
@@ -257,7 +279,9 @@ def allocate() -> float:
         import tensorflow as tf
 
         with tf.device(state.device):
-            state.inputs = tuple(tf.constant(array) + 0 for array in state.host)
+            # A constant may lie in the array's own memory; what is added to it does not.
+            old = state.inputs or tuple(tf.constant(array) for array in state.host)
+            state.inputs = tuple(value + 0 for value in old)
         tf.test.experimental.sync_devices()
     else:
         state.inputs = tuple(array.copy() for array in state.host)
@@ -265,7 +289,7 @@ def allocate() -> float:
 
 
 def open_runner(name: str, *, check: bool) -> Runner:
-    """Build a candidate or a probe, call it first, check it against the oracle, and estimate its time.
+    """Build a candidate or a probe and call it first; `check`: hold it to the oracle, estimate its time.
 
     A candidate that raises comes back with status 'error' and its text; so does one that leaves
     threads or processes behind, or changes what its rivals share with it.
@@ -300,6 +324,7 @@ def _open_candidate(name: str, *, check: bool) -> Runner:
         name,
         lambda: bind(candidate, case),
         judge=judge if check else None,
+        calibrate=check,
         measure_peak=check and sum(array.nbytes for array in state.host) >= MIN_PEAK_NBYTES,
     )
 
@@ -310,15 +335,17 @@ def open_call(
     *,
     places: tuple[int, ...] | None = None,
     judge: Callable[[tuple[Array, ...]], Verdict] | None = None,
+    calibrate: bool = True,
     measure_peak: bool = False,
 ) -> Runner:
     """Make a call, call it first, judge what it returned, and estimate its time.
 
     Args:
-        name: of the runner, for `time_block`.
+        name: of the runner, for a Visit.
         make: makes the call; its time is part of the first call's.
         places: which of the case's inputs it takes; None: all.
         judge: given the outputs of the first call; None: they are not checked.
+        calibrate: whether to estimate the time of a call.
         measure_peak: whether to read the peak of the device's memory.
     """
     state = _state()
@@ -340,7 +367,7 @@ def open_call(
     check_seconds = time.perf_counter() - start
     start = time.perf_counter()
     peak = _peak_nbytes(state, call, arguments) if measure_peak else None
-    call_seconds = _estimate(state, name)
+    call_seconds = _estimate(state, name) if calibrate else 0.0
     return Runner(
         status=verdict.status if verdict else "ok",
         reason=verdict.reason if verdict else "",
@@ -509,6 +536,23 @@ def synchronise(state: _State) -> None:
         tf.test.experimental.sync_devices()
 
 
+def time_stretch(visits: Sequence[Visit]) -> Stretch:
+    """Every visit in turn; what a call raises ends its own visit only."""
+    start = resource.getrusage(resource.RUSAGE_SELF)
+    blocks = []
+    for visit in visits:
+        try:
+            blocks.append(time_block(visit.name, visit.lead_in, visit.calls))
+        except Exception as error:  # noqa: BLE001 (what a candidate raises is a result)
+            blocks.append(Block(status=status_of(error), reason=reason_of(error)))
+    end = resource.getrusage(resource.RUSAGE_SELF)
+    return Stretch(
+        blocks=tuple(blocks),
+        cpu_seconds=end.ru_utime + end.ru_stime - start.ru_utime - start.ru_stime,
+        switches=end.ru_nivcsw - start.ru_nivcsw,
+    )
+
+
 def time_block(name: str, lead_in: int, calls: int) -> Block:
     """Seconds a call over `calls` calls in a row, after `lead_in` untimed ones.
 
@@ -533,7 +577,7 @@ def time_block(name: str, lead_in: int, calls: int) -> Block:
             end = time.perf_counter()
         finally:
             gc.enable()
-    return _block((end - begin) / calls, begin - start)
+    return Block(seconds=(end - begin) / calls, lead_in_seconds=begin - start)
 
 
 def _time_cold_block(state: _State, call: Call, arguments: list[Any], calls: int) -> Block:
@@ -548,17 +592,7 @@ def _time_cold_block(state: _State, call: Call, arguments: list[Any], calls: int
         synchronise(state)
         total += time.perf_counter() - begin
         evicting += begin - start
-    return _block(total / calls, evicting)
-
-
-def _block(seconds: float, lead_in_seconds: float) -> Block:
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return Block(
-        seconds=seconds,
-        lead_in_seconds=lead_in_seconds,
-        cpu_seconds=usage.ru_utime + usage.ru_stime,
-        switches=usage.ru_nivcsw,
-    )
+    return Block(seconds=total / calls, lead_in_seconds=evicting)
 
 
 def make_step(name: str) -> Callable[[], None]:
@@ -640,8 +674,3 @@ def end_process() -> None:
 def process_id() -> int:
     """This worker's process id."""
     return os.getpid()
-
-
-def usage() -> Block:
-    """What this process has used so far, without a call: the start of a round."""
-    return _block(0.0, 0.0)

@@ -14,14 +14,16 @@ def fake_candidate(name, op="fake"):
     )  # fmt: skip
 
 
+BLOCK = workload.Block(seconds=1e-3)
 ANSWERS = {
     "open_case": workload.Opened(nbytes=1, devices={}, seconds=0.0),
     "open_runner": workload.Runner(
         call_seconds=1e-3, first_call_seconds=0.1, read_nbytes=300, written_nbytes=100
     ),
     "allocate": 0.0,
-    "usage": workload.Block(seconds=0.0, lead_in_seconds=0.0, cpu_seconds=0.0, switches=0),
-    "time_block": workload.Block(seconds=1e-3, lead_in_seconds=0.0, cpu_seconds=0.0, switches=0),
+    "time_stretch": lambda visits: workload.Stretch(
+        blocks=(BLOCK,) * len(visits), cpu_seconds=0.0, switches=0
+    ),
     "close_case": None,
     "measure_energy": None,
     "device_seconds": None,
@@ -40,7 +42,8 @@ class FakeWorker:
     def call(self, function, *args, timeout):
         name = function.__name__.lstrip("_")
         self.tasks[name] += 1
-        return self.answers[name]
+        answer = self.answers[name]
+        return answer(*args) if callable(answer) else answer
 
     def close(self):
         pass

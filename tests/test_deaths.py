@@ -10,7 +10,7 @@ from bench.race import MAX_DEATHS, Plan, Race
 from bench.replica import WorkerFailure
 
 CASE = make_case(op="pool", shape=(8, 28, 28, 96), pool_size=3)
-BLOCK = workload.Block(seconds=1e-3, lead_in_seconds=0.0, cpu_seconds=0.0, switches=0)
+BLOCK = workload.Block(seconds=1e-3)
 RUNNER = workload.Runner(call_seconds=1e-3, read_nbytes=300, written_nbytes=100)
 CRASH = WorkerFailure("crashed", "killed by SIGABRT", lost=True)
 IDLE = WorkerFailure("crashed", "the worker died between two tasks", lost=True, blameless=True)
@@ -29,20 +29,24 @@ class ScriptedWorker:
     def call(self, function, *args, timeout):
         name = function.__name__.lstrip("_")
         first = args[0] if args and isinstance(args[0], str) else ""
+        if name == "time_stretch":
+            names = {visit.name for visit in args[0]}
+            first = names.pop() if len(names) == 1 else "all"
         self.tasks.append((name, first))
         fault = self.faults.get((name, first), [])
         if fault:
             answer = fault.pop(0)
             if isinstance(answer, Exception):
                 raise answer
-            return answer
+            return answer(*args) if callable(answer) else answer
         answers = {
             "open_case": workload.Opened(nbytes=1, devices={}, seconds=0.0),
             "open_runner": RUNNER,
             "allocate": 0.0,
-            "usage": BLOCK,
-            "time_block": BLOCK,
         }
+        if name == "time_stretch":
+            blocks = (BLOCK,) * len(args[0])
+            return workload.Stretch(blocks=blocks, cpu_seconds=0.0, switches=0)
         if name == "end_process":
             raise WorkerFailure("crashed", "the process exited with code 1", lost=True)
         return answers.get(name)
@@ -80,9 +84,33 @@ def test_a_worker_that_died_between_races_is_replaced_and_nobody_blamed():
 
 
 def test_a_death_between_two_blocks_blames_nobody():
-    found, _ = run({("time_block", "rival"): [IDLE], ("usage", ""): [IDLE]})
+    found, _ = run({("time_stretch", "all"): [IDLE, IDLE]})
     assert {m.status for m in found.values()} == {"ok"}
     assert len(found["rival"].samples)
+
+
+def test_who_crashes_in_a_stretch_is_found_by_visits_one_by_one_and_the_others_go_on():
+    found, worker = run({("time_stretch", "all"): [CRASH], ("time_stretch", "rival"): [CRASH]})
+    assert (found["rival"].status, found["base"].status) == ("crashed", "ok")
+    assert worker.tasks.count(("time_stretch", "all")) == 1
+    assert set(found["base"].samples.replica) == {0, 1}
+
+
+def test_a_crash_that_does_not_come_again_blames_nobody():
+    found, _ = run({("time_stretch", "all"): [CRASH]})
+    assert {m.status for m in found.values()} == {"ok"}
+
+
+def test_what_a_call_raises_in_a_stretch_ends_that_candidate_only():
+    broken = workload.Block(status="error", reason="ValueError: no")
+
+    def stretch(visits):
+        blocks = tuple(broken if visit.name == "rival" else BLOCK for visit in visits)
+        return workload.Stretch(blocks=blocks, cpu_seconds=0.0, switches=0)
+
+    found, _ = run({("time_stretch", "all"): [stretch]})
+    assert (found["rival"].status, found["rival"].reason) == ("error", "ValueError: no")
+    assert (found["base"].status, found["rival"].tail) == ("ok", "what it printed")
 
 
 def test_a_worker_that_dies_again_and_again_ends_the_race():

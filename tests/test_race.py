@@ -37,6 +37,7 @@ class FakeWorker:
         self.seconds = seconds
         self.clock = clock
         self.tasks = []
+        self.visits = []
 
     def call(self, function, *args, timeout):
         self.tasks.append((function.__name__, *args[:1]))
@@ -59,15 +60,16 @@ class FakeWorker:
     def allocate(self):
         return 0.01
 
-    def usage(self):
-        return workload.Block(seconds=0.0, lead_in_seconds=0.0, cpu_seconds=0.0, switches=0)
-
-    def time_block(self, name, lead_in, calls):
-        seconds = self.seconds[name]
-        self.clock[0] += seconds * (lead_in + calls)
-        return workload.Block(
-            seconds=seconds, lead_in_seconds=seconds * lead_in, cpu_seconds=0.0, switches=0
+    def time_stretch(self, visits):
+        return workload.Stretch(
+            blocks=tuple(map(self.visit, visits)), cpu_seconds=0.0, switches=0
         )
+
+    def visit(self, visit):
+        self.visits.append(visit.name)
+        seconds = self.seconds[visit.name]
+        self.clock[0] += seconds * (visit.lead_in + visit.calls)
+        return workload.Block(seconds=seconds, lead_in_seconds=seconds * visit.lead_in)
 
     def close_case(self):
         return None
@@ -124,12 +126,7 @@ def test_samples_are_what_the_worker_timed():
 
 def test_the_order_of_a_round_is_shuffled_and_balanced():
     _, fleet, _ = run({"base": MS, "a": MS, "b": MS}, plan=Plan(replicas=5, rounds=6))
-    blocks = [
-        task[1]
-        for worker in fleet.workers.values()
-        for task in worker.tasks
-        if task[0] == "time_block"
-    ]
+    blocks = [name for worker in fleet.workers.values() for name in worker.visits]
     rounds = [tuple(blocks[i : i + 6]) for i in range(0, len(blocks), 6)]
     assert all(len(set(order)) == 6 for order in rounds)
     assert len(set(rounds)) > len(rounds) / 2
@@ -142,7 +139,7 @@ def test_a_candidate_that_crashes_is_one_result_and_the_others_go_on():
     crash = WorkerFailure("crashed", "killed by SIGABRT", lost=True)
     found, fleet, _ = run({"base": MS, "bad": crash, "good": MS})
     assert (found["bad"].status, found["bad"].reason) == ("crashed", "killed by SIGABRT")
-    assert len(found["good"].samples) == len(found["base"].samples) == 5 * 4 * 4
+    assert len(found["good"].samples) == len(found["base"].samples) == 5 * 4 * 12
     assert [task for worker in fleet.workers.values() for task in worker.tasks].count(
         ("_open_runner", "bad")
     ) == 1
@@ -193,7 +190,7 @@ def test_rounds_under_contention_are_marked_and_done_again_within_bounds():
     found, _, _ = run({"base": MS}, busy=1.0)
     assert len(found["base"].samples) == 2 * len(quiet["base"].samples)
     assert set(found["base"].samples.contended) == {1}
-    assert found["base"].contention.blocks_redone == 5 * 4 * 4
+    assert found["base"].contention.blocks_redone == len(quiet) * 5 * 4 * 12
     assert "contended" in found["base"].flags
 
 
@@ -203,10 +200,20 @@ def test_more_replicas_are_added_until_it_is_precise_enough():
     assert set(found["base"].samples.replica) == set(range(6))
 
 
-def test_a_race_that_is_clear_runs_one_round_an_allocation_after_the_first_replica():
+def test_a_race_that_is_clear_runs_a_third_of_the_rounds_after_the_first_replica():
     found, _, _ = run({"base": MS, "fast": MS / 3, "slow": 3 * MS}, plan=Plan(budget_seconds=60))
     samples = found["base"].samples
-    assert [samples.replica.count(replica) for replica in range(5)] == [16, 4, 4, 4, 4]
+    assert [samples.replica.count(replica) for replica in range(5)] == [48, 16, 16, 16, 16]
+
+
+def test_a_slow_runner_sits_out_rounds_and_the_baseline_never_does():
+    plan = Plan(budget_seconds=60)
+    found, _, _ = run({"base": MS, "b": MS, "c": MS, "slow": 9 * MS}, plan=plan)
+    rounds = {name: len(m.samples) for name, m in found.items()}
+    assert rounds["base"] == rounds["b"] == 5 * 4 * 12
+    assert rounds["slow"] == 5 * 4 * 12 / 3
+    found, _, _ = run({"base": 9 * MS, "b": MS, "c": MS}, plan=plan)
+    assert len(found["base"].samples) == len(found["b"].samples)
 
 
 def test_the_time_is_accounted_for_by_kind():

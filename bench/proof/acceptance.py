@@ -57,7 +57,7 @@ QUICK_RUN_SECONDS = 600.0
 # candidates, and one slowdown of 10%.
 RACE = Design(plain=9, slowdowns=(0.10,))
 # One slowdown of 1%, with the rounds that fit into ten seconds a pair, each done again once.
-PAIR = Design(plain=0, slowdowns=(0.01,), plan=Plan(rounds=6))
+PAIR = Design(plain=0, slowdowns=(0.01,), plan=Plan())
 # Processes differ: new ones after so many races, so that the bars hold between them too.
 RACES_A_FLEET = 9
 
@@ -127,7 +127,7 @@ def measure_bias(bias: Bias, turns: int, worker: Worker, block_seconds: float) -
     cost = {}
     for name in names:
         runner = worker.call(
-            functools.partial(workload.open_runner, check=False), name, timeout=limit
+            functools.partial(workload.open_runner, check=True), name, timeout=limit
         )
         if runner.status != "ok":
             raise ProofError(f"{name}: {runner.status}: {runner.reason}")

@@ -46,7 +46,7 @@ DESIGN = Design(
     slowdowns=(0.01, 0.02, 0.05, 0.10),
     # Replicas and allocations as a default race has them, from which its intervals come; blocks of
     # half the length, so that a hundred comparisons fit into two minutes.
-    plan=Plan(block_seconds=0.005, budget_seconds=1.5),
+    plan=Plan(budget_seconds=1.5),
 )
 
 
