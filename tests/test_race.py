@@ -61,9 +61,7 @@ class FakeWorker:
         return 0.01
 
     def time_stretch(self, visits):
-        return workload.Stretch(
-            blocks=tuple(map(self.visit, visits)), cpu_seconds=0.0, switches=0
-        )
+        return workload.Stretch(blocks=tuple(map(self.visit, visits)), cpu_seconds=0.0, switches=0)
 
     def visit(self, visit):
         self.visits.append(visit.name)

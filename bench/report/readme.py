@@ -6,6 +6,7 @@ run in results/reference/, and a test holds the files to it.
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 
 from bench import stats
-from bench.case import input_nbytes
+from bench.case import Case, input_nbytes
 from bench.measurement import Capability, Measurement
 from bench.report.choose import choices, headline
 from bench.report.load import Loaded, is_right, load, register_builtin
@@ -27,6 +28,8 @@ REFERENCE = Path("results") / "reference"
 PICTURE = Path("docs") / "images" / "headline.png"
 LARGE_NBYTES = 8_000_000
 LAYER, RECIPE, OP = "layer-depth_max_pool", "lambda-max_pool", "depth_max_pool"
+MEAN_LAYER, MEAN_OP = "layer-global_avg_pool", "global_avg_pool"
+MEAN_RIVALS = ("lambda-reduce_mean", "avg_pool2d")
 _BLOCK = re.compile(r"(<!-- generated:([a-z-]+) -->\n)(.*?)(<!-- end:\2 -->)", re.DOTALL)
 
 # What was asked, the command that shows it, the test that holds it.
@@ -157,11 +160,50 @@ def layers_block(loaded: Loaded, root: Path) -> str:
     )
 
 
-def _layer_rows(loaded: Loaded, mode: str) -> list[dict[str, str]]:
-    races: dict[object, dict[str, Measurement]] = {}
+def _races(loaded: Loaded, op: str, mode: str) -> dict[Case, dict[str, Measurement]]:
+    """The candidates of each race of an op in a mode, by name."""
+    races: dict[Case, dict[str, Measurement]] = {}
     for m in loaded.run.measurements:
-        if m.case.op == OP and m.case.mode == mode and m.kind == "candidate":
+        if m.case.op == op and m.case.mode == mode and m.kind == "candidate":
             races.setdefault(m.case, {})[m.candidate] = m
+    return races
+
+
+def means_block(loaded: Loaded, root: Path) -> str:
+    """Each spelling of the global mean over Keras's layer, by mode and direction; the misses beside it."""
+    del root
+    rows = []
+    for mode, direction in itertools.product(("eager", "graph", "xla"), ("forward", "training")):
+        races = [
+            race
+            for case, race in _races(loaded, MEAN_OP, mode).items()
+            if case.direction == direction and is_right(race[MEAN_LAYER])
+        ]
+        for name in MEAN_RIVALS:
+            rivals = [(race[name], race[MEAN_LAYER]) for race in races if name in race]
+            right = [stats.estimate(layer.samples, m.samples) for m, layer in rivals if is_right(m)]
+            if not rivals:
+                continue
+            rows.append(
+                {
+                    "mode": mode,
+                    "direction": direction,
+                    "spelling": name,
+                    "cells": str(len(rivals)),
+                    "right": str(len(right)),
+                    "speed": _times(stats.geometric_mean(right)) if right else "",
+                    "worst": f"{min(e.ratio for e in right):.2f}x" if right else "",
+                }
+            )
+    text = as_markdown(pd.DataFrame(rows)).strip()
+    return (
+        "Speed over `GlobalAvgPool2D` in the reference run, geometric means over the cells where the spelling is "
+        f"right, with 95% intervals:\n\n{text}"
+    )
+
+
+def _layer_rows(loaded: Loaded, mode: str) -> list[dict[str, str]]:
+    races = _races(loaded, OP, mode)
     rivals: dict[str, list[stats.Estimate]] = {}
     for race in races.values():
         layer = race.get(LAYER)
@@ -224,6 +266,7 @@ BLOCKS: dict[str, Callable[[Loaded, Path], str]] = {
     "selftest": selftest_block,
     "network": network_block,
     "layers": layers_block,
+    "means": means_block,
     "asked": asked_block,
 }
 

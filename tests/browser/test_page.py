@@ -27,6 +27,19 @@ HOSTILE = (
     "<!--", "--><script>window.pwned=1</script>", "$x_1$ \\frac{", "%s%n{0}", "=cmd|' /C calc'!A0", "\x00\x1b[31m",
     "<iframe srcdoc='<script>parent.pwned=1</script>'>", "<a href=javascript:window.pwned=1>x</a>",
     "<details open ontoggle=window.pwned=1>", "</textarea><script>window.pwned=1</script>", "\\u003cscript\\u003e",
+    "<svg><script>window.pwned=1</script></svg>", "<svg><animate onbegin=window.pwned=1 attributeName=x dur=1s>",
+    "<math><mi//xlink:href='data:x,<script>window.pwned=1</script>'>", "<body onload=window.pwned=1>",
+    "<input autofocus onfocus=window.pwned=1>", "<video><source onerror=window.pwned=1></video>",
+    "<object data=javascript:window.pwned=1></object>", "<embed src=javascript:window.pwned=1>",
+    "<form action=javascript:window.pwned=1><button>x</button></form>", "<base href=javascript:window.pwned=1//>",
+    "<meta http-equiv=refresh content='0;url=javascript:window.pwned=1'>", "<link rel=stylesheet href=//nowhere.invalid/x>",
+    "<marquee onstart=window.pwned=1>x</marquee>", "<template><script>window.pwned=1</script></template>",
+    "<noscript><p title='</noscript><img src=x onerror=window.pwned=1>'>", "<xss style=animation-name:x onanimationend=window.pwned=1>",
+    "</style><script>window.pwned=1</script>", "</title><script>window.pwned=1</script>", "'\"><img/src=x/onerror=window.pwned=1>",
+    "<ScRiPt>window.pwned=1</sCrIpT>", "<script\t>window.pwned=1</script\n>", "<scr\x00ipt>window.pwned=1</script>",
+    "\ufeff<script>window.pwned=1</script>", "\uff1cscript\uff1ewindow.pwned=1\uff1c/script\uff1e",
+    "%3Cscript%3Ewindow.pwned=1%3C/script%3E", "&#60;script&#62;window.pwned=1&#60;/script&#62;", "${window.pwned=1}",
+    "`-(window.pwned=1)-`", "constructor", "__proto__", "..\\..\\windows\\system32", "/etc/passwd\x00.svg", "{% import os %}",
 )  # fmt: skip
 
 
@@ -182,6 +195,7 @@ def test_accessible(chromium, rendered, scheme):
 
 def test_nothing_of_a_hostile_journal_runs(chromium, tmp_path):
     records = []
+    assert len(set(HOSTILE)) == len(HOSTILE) >= 50
     for i, text in enumerate(HOSTILE):
         case = synthetic.op_case("depth_max_pool", shape=(1, 8, 8, 3 * (i + 1)))
         for m in synthetic.race(
