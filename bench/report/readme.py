@@ -21,7 +21,7 @@ from bench.report.choose import choices, headline
 from bench.report.load import Loaded, is_right, load, register_builtin
 from bench.report.page import selftest_sentence
 from bench.report.tables import as_markdown, headline_table, network_sentence, selftest_table
-from bench.report.text import one_line
+from bench.report.text import format_seconds, one_line
 from bench.store import Run
 
 REFERENCE = Path("results") / "reference"
@@ -202,6 +202,34 @@ def means_block(loaded: Loaded, root: Path) -> str:
     )
 
 
+def account_block(loaded: Loaded, root: Path) -> str:
+    """What the traces of the reference run say of each spelling's step, in graph mode, forward."""
+    del root
+    rows = []
+    for account in loaded.run.accounts:
+        case = account.case
+        if (case.op, case.mode, case.direction, account.status) != (OP, "graph", "forward", "ok"):
+            continue
+        parts = [part for part in account.parts if part["kind"] in ("tf_op", "hlo")]
+        # Of an operation and the compiled code within it the inner one says more.
+        largest = max(parts, key=lambda part: (float(part["seconds"]), part["kind"] == "hlo"))
+        rows.append(
+            {
+                "spelling": account.candidate,
+                "a step": format_seconds(account.step_seconds),
+                "largest operation": str(largest["name"]),
+                "of the step": f"{float(largest['seconds']) / account.step_seconds:.0%}",
+                "threads busy": f"{account.threads_busy:.1f}" if account.threads_busy else "",
+                "peak memory": f"{account.peak_nbytes / 2**20:.1f} MiB"
+                if account.peak_nbytes
+                else "",
+            }
+        )
+    if not rows:
+        return "The reference run holds no traces."
+    return as_markdown(pd.DataFrame(rows)).strip()
+
+
 def _layer_rows(loaded: Loaded, mode: str) -> list[dict[str, str]]:
     races = _races(loaded, OP, mode)
     rivals: dict[str, list[stats.Estimate]] = {}
@@ -267,6 +295,7 @@ BLOCKS: dict[str, Callable[[Loaded, Path], str]] = {
     "network": network_block,
     "layers": layers_block,
     "means": means_block,
+    "account": account_block,
     "asked": asked_block,
 }
 
