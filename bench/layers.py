@@ -121,8 +121,10 @@ def _larger(best: Any, other: Any) -> Any:
     return keras.ops.where((other > best) | (other != other), other, best)  # noqa: PLR0124
 
 
-def _slices(x: Any, pool_size: int, strides: int, same: bool, axis: int) -> list[Any]:
-    """Slice i holds element i of every window."""
+def _padded(
+    x: Any, pool_size: int, strides: int, same: bool, axis: int
+) -> tuple[Any, Any, Any, Any]:
+    """(x as it is pooled, where its first window begins, windows, channels padded before x's own)."""
     channels = x.shape[axis]
     known = channels is not None
     count, before, after = _layout(
@@ -133,9 +135,13 @@ def _slices(x: Any, pool_size: int, strides: int, same: bool, axis: int) -> list
         # As much as is ever missing is padded where the depth is unknown, and skipped by `start`.
         widths = (before, after) if known else (pool_size - 1, pool_size - 1)
         start = 0 if known else pool_size - 1 - before
-        padding = [(0, 0)] * 4
-        padding[axis] = widths
-        x = keras.ops.pad(x, padding, constant_values=_lowest(x))
+        x = keras.ops.pad(x, _beside(axis, widths[0], widths[1], 4), constant_values=_lowest(x))
+    return x, start, count, before
+
+
+def _slices(x: Any, pool_size: int, strides: int, same: bool, axis: int) -> list[Any]:
+    """Slice i holds element i of every window."""
+    x, start, count, _ = _padded(x, pool_size, strides, same, axis)
     return [
         _slice(x, start + i, start + i + (count - 1) * strides + 1, strides, axis)
         for i in range(pool_size)
@@ -145,6 +151,11 @@ def _slices(x: Any, pool_size: int, strides: int, same: bool, axis: int) -> list
 def _slice(x: Any, begin: Any, end: Any, step: int, axis: int) -> Any:
     places = tuple(slice(begin, end, step) if i == axis else slice(None) for i in range(4))
     return x[places]
+
+
+def _beside(axis: int, before: Any, after: Any, ndim: int) -> list[tuple[Any, Any]]:
+    """Paddings of one axis."""
+    return [(before, after) if i == axis else (0, 0) for i in range(ndim)]
 
 
 def _lowest(x: Any) -> float | int:
@@ -162,9 +173,6 @@ def _for_tensorflow(pool_size: int, strides: int, same: bool, axis: int) -> Call
     """
     import tensorflow as tf
 
-    pool = functools.partial(
-        pool_windows, pool_size=pool_size, strides=strides, same=same, axis=axis
-    )
     compiled_scope = tf.xla.experimental.jit_scope
 
     def values(x: Any) -> Any:
@@ -187,11 +195,34 @@ def _for_tensorflow(pool_size: int, strides: int, same: bool, axis: int) -> Call
             return values(x), gradient
 
     def spread(x: Any, dy: Any) -> Any:
+        """dx: each window's dy at its winner, the first of its largest elements."""
+        padded, start, count, before = _padded(x, pool_size, strides, same, axis)
         # The winner is found again from x: to store it would cost every forward call that is not trained.
-        with tf.GradientTape() as tape:
-            tape.watch(x)
-            y = pool(x)
-        return tape.gradient(y, x, output_gradients=dy)
+        if strides == pool_size:  # windows that follow one another are a view
+            own = _slice(padded, start, start + count * pool_size, 1, axis)
+            windows = tf.reshape(own, split(own, count, pool_size))
+        else:
+            windows = tf.stack(_slices(x, pool_size, strides, same, axis), axis + 1)
+        winner = tf.argmax(windows, axis + 1, output_type=tf.int32)
+        # dx is written by groups of `strides` channels in their order: to scatter single elements takes
+        # several times as long. A window lies over the group it begins and over `turn` more.
+        turns = -(-pool_size // strides)
+        dx = tf.zeros([], dy.dtype)
+        for turn in range(turns):
+            places = tf.range(strides)[(slice(None), *[None] * (3 - axis))] + turn * strides
+            won = tf.expand_dims(winner, axis + 1) == places
+            part = tf.where(won, tf.expand_dims(dy, axis + 1), tf.zeros([], dy.dtype))
+            dx += tf.pad(part, _beside(axis, turn, turns - 1 - turn, 5))
+        dx = tf.reshape(dx, split(x, (count + turns - 1) * strides))
+        # Channels that no window reaches get nothing; those before x's own were padding.
+        end = before + tf.shape(x)[axis]
+        dx = tf.pad(dx, _beside(axis, 0, tf.maximum(end - tf.shape(dx)[axis], 0), 4))
+        return tf.ensure_shape(_slice(dx, before, end, 1, axis), x.shape)
+
+    def split(x: Any, *sizes: Any) -> list[Any]:
+        """The shape of x with its axis split into these sizes."""
+        shape = [tf.shape(x)[i] if size is None else size for i, size in enumerate(x.shape)]
+        return [*shape[:axis], *sizes, *shape[axis + 1 :]]
 
     compiled = tf.function(depth_max_pool, jit_compile=True)
 

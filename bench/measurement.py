@@ -275,6 +275,9 @@ class Selftest(Record, frozen=True, kw_only=True, tag="selftest"):
     figures: dict[str, float | int | str | None] = {}
 
 
+HEAD = "-head"  # how the name of a network's head ends
+
+
 class Network(Record, frozen=True, kw_only=True, tag="network"):
     """Does the choice matter in a whole network: one network, direction and spelling.
 

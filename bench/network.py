@@ -38,7 +38,7 @@ import bench.ops  # noqa: F401 (registers the ops)
 from bench import models, workload
 from bench.candidate import REGISTRY, Candidate, Failure
 from bench.case import Case, Shape, UsageError, make_case
-from bench.measurement import Accuracy, Measurement, Network, Samples
+from bench.measurement import HEAD, Accuracy, Measurement, Network, Samples
 from bench.models import Model, Pool, Source
 from bench.race import Fleet, Plan, Race, Tasks
 from bench.replica import Setting, WorkerFailure, WorkerLike
@@ -210,6 +210,7 @@ def _open_step(name: str, *, check: bool) -> workload.Runner:
         make,
         places=tuple(range(opened.inputs)),
         judge=partial(_judge, "step", len(opened.model.model.outputs)) if check else None,
+        calibrate=check,
         measure_peak=check,
     )
 
@@ -231,6 +232,7 @@ def _open_alone(name: str, *, check: bool) -> workload.Runner:
         places=(*xs, *dys),
         # Values only: where a tie's gradient goes differs by right, and is the oracle's to judge.
         judge=partial(_judge, ",".join(map(str, chosen)), len(xs)) if check else None,
+        calibrate=check,
     )
 
 
@@ -626,7 +628,7 @@ COMPILED = {
 
 def _head(name: str, direction: str, batch: int, **fields: Any) -> Entry:
     source = Source(kind="head", name=name, image=HEAD_IMAGE)
-    return Entry(name=f"{name}-head", source=source, direction=direction, batch=batch, **fields)
+    return Entry(name=f"{name}{HEAD}", source=source, direction=direction, batch=batch, **fields)
 
 
 def _whole(name: str, direction: str, **fields: Any) -> Entry:

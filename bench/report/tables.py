@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from bench.measurement import Capability, Environment, Network, Selftest
+from bench.measurement import HEAD, Capability, Environment, Network, Selftest
 from bench.report.choose import Choice, speed_up_text
 from bench.report.load import Loaded
 from bench.report.text import (
@@ -172,16 +172,19 @@ def share_text(share: tuple[float, float, float] | None) -> str:
 def network_sentence(networks: Sequence[Network]) -> str:
     """What the page opens with: whether the choice matters in whole networks; '' without records.
 
-    The share of each network is that of its baseline spelling: what a user has before choosing.
+    The share of each network is that of its baseline spelling, what a user has before choosing, in graph mode
+    and in the largest batch where there are several. A head is most of it pooling, and speaks for itself
+    only where no whole network was raced.
     """
-    shares: dict[tuple[str, str], tuple[float, float, float]] = {}
-    for record in networks:
-        if record.status == "ok" and record.share is not None:
-            key = (record.network, record.direction)
-            if key not in shares or record.spelling == record.baseline:
-                shares[key] = record.share
-    if not shares:
+    shown = [r for r in networks if r.status == "ok" and r.share is not None]
+    shown = [r for r in shown if not r.network.endswith(HEAD)] or shown
+    chosen: dict[tuple[str, str], Network] = {}
+    for record in shown:
+        key = (record.network, record.direction)
+        chosen[key] = max(chosen.get(key, record), record, key=_stands_for_its_network)
+    if not chosen:
         return ""
+    shares = {key: record.share for key, record in chosen.items() if record.share is not None}
     parts = [
         f"{share_text(share)} of {name}'s {direction} step"
         for (name, direction), share in shares.items()
@@ -197,6 +200,10 @@ def network_sentence(networks: Sequence[Network]) -> str:
     else:
         advice = "That is enough for the choice to be seen in the step."
     return f"Pooling takes {'; '.join(parts)}. {advice}"
+
+
+def _stands_for_its_network(record: Network) -> tuple[bool, bool, int]:
+    return record.spelling == record.baseline, record.mode == "graph", record.batch
 
 
 def selftest_table(selftests: Sequence[Selftest]) -> pd.DataFrame:
