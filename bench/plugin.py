@@ -35,14 +35,14 @@ class Preset:
     """Defaults of a sweep's races; an option on the command line replaces one."""
 
     replicas: int = 5
-    budget_seconds: float = 6.0
+    budget_seconds: float = 7.0
     max_replicas: int = 5
     allocations: int = 4
 
 
 PRESETS = {
     "default": Preset(),
-    "quick": Preset(replicas=3, max_replicas=3, budget_seconds=2.5),
+    "quick": Preset(replicas=3, max_replicas=3, budget_seconds=4.0),
     "full": Preset(max_replicas=10, budget_seconds=12.0),
     "gpu": Preset(),
 }

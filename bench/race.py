@@ -36,6 +36,11 @@ CEILING_FROM_NBYTES = 1 << 20
 # Rounds are sent to the worker, and watched for contention, in stretches of about this length: the
 # system's counters step by 10 ms, and a task costs a millisecond.
 STRETCH_SECONDS = 0.25
+# The probes read and write memory of their own: a candidate right behind them runs up to a quarter slower
+# for several calls, as does the first after an allocation. So they come last in a round, and not in each,
+# and who follows gets a longer lead-in.
+PROBE_TURN = 3
+COLD_LEAD_INS = 4
 # A runner whose blocks take n times as long as the middle one's is in each n-th round, so that one slow
 # rival does not take the time of all; no turn comes more seldom than this.
 MOST_ROUNDS_OUT = 4
@@ -68,9 +73,9 @@ class Plan:
     replicas: int = 5
     max_replicas: int = 5
     allocations: int = 4
-    rounds: int = 12
+    rounds: int = 24
     block_seconds: float = 0.003
-    budget_seconds: float = 6.0
+    budget_seconds: float = 7.0
     precision: float = 0.02
     margin: float = 0.05
     timeout_seconds: float = 60.0
@@ -133,6 +138,7 @@ class _Tally:
                 return
 
 
+_Asked = tuple[int, _Tally, workload.Visit]  # round, runner, what it is to do
 Seconds = defaultdict[str, float]  # seconds by kind: 'samples', 'lead_in', 'first_calls', ...
 
 
@@ -206,9 +212,11 @@ class Race:
         self._device_usages: list[DeviceUsage] = []
         self._enough = enough or precise_enough
         self._random = random.Random(f"{plan.seed} {case!r}")
-        self._orders = balanced_orders(list(self.tallies), self._random)
+        self._orders = balanced_orders([entry.name for entry in candidates], self._random)
+        self._probe_orders = balanced_orders(list(self.tasks.probes), self._random)
         self._contention = Counter[str]()
         self._alone = False
+        self._cold = True  # what ran last were probes, or nothing on these inputs
         self._visible = False
         self._clear = False
         self._round_seconds = 0.0
@@ -264,6 +272,7 @@ class Race:
                 return
             if allocation and not self._allocate(replica, worker):
                 return
+            self._cold = True
             self._plan_rounds(runners)
             rounds = int(budget / self.plan.allocations / max(self._round_seconds, 1e-9))
             most = math.ceil(self.plan.rounds / 3) if self._clear else self.plan.rounds
@@ -376,7 +385,8 @@ class Race:
         usual = middle(costs.values())
         for tally in runners:
             turn = 1 if tally.name == self.baseline else math.floor(costs[tally.name] / usual)
-            tally.every = max(1, min(MOST_ROUNDS_OUT, turn))
+            least = 1 if tally.candidate else PROBE_TURN
+            tally.every = max(least, min(MOST_ROUNDS_OUT, turn))
         self._round_seconds = sum(costs[tally.name] / tally.every for tally in runners)
 
     def _block_cost(self, tally: _Tally) -> float:
@@ -390,12 +400,7 @@ class Race:
         number = 0
         while number < rounds:
             some = range(number, min(rounds, number + stretch))
-            visits = [
-                (round_, self.tallies[name])
-                for round_ in some
-                for name in next(self._orders)
-                if self.tallies[name].runs and round_ % self.tallies[name].every == 0
-            ]
+            visits = [visit for round_ in some for visit in self._round(round_)]
             alone = self._alone
             seen = self._run_stretch(replica, allocation, visits, worker)
             if seen is None:
@@ -408,14 +413,22 @@ class Race:
                 self._contention["redone"] += len(visits)
             number += len(some)
 
+    def _round(self, number: int) -> Iterator[_Asked]:
+        """The visits of a round: whose turn it is, the candidates in a new order, then the probes."""
+        names = [*next(self._orders), *(next(self._probe_orders) if self.tasks.probes else ())]
+        for name in names:
+            tally = self.tallies[name]
+            if not tally.runs or number % tally.every:
+                continue
+            lead_in, calls = block_calls(tally.call_seconds, self.plan.block_seconds)
+            lead_in *= COLD_LEAD_INS if self._cold and tally.candidate else 1
+            self._cold = tally.candidate is None
+            yield number, tally, workload.Visit(name=name, lead_in=lead_in, calls=calls)
+
     def _run_stretch(
-        self,
-        replica: int,
-        allocation: int,
-        visits: Sequence[tuple[int, _Tally]],
-        worker: WorkerLike,
+        self, replica: int, allocation: int, visits: Sequence[_Asked], worker: WorkerLike
     ) -> Seen | None:
-        """Make the visits, (round, runner) each; None if the worker was lost.
+        """Make the visits; None if the worker was lost.
 
         They are one task, until the worker is lost in it: from then on each visit of this race is
         a task of its own, so that whoever takes the next worker down is known.
@@ -425,7 +438,7 @@ class Race:
         cpu_seconds = 0.0
         rows: list[tuple[int, _Tally, int, workload.Block]] = []
         for task in tasks:
-            asked = [(round_, tally, self._visit(tally)) for round_, tally in task if tally.runs]
+            asked = [turn for turn in task if turn[1].runs]
             if not asked:
                 continue
             try:
@@ -448,16 +461,12 @@ class Race:
         self._enter(replica, allocation, rows, seen)
         return seen
 
-    def _visit(self, tally: _Tally) -> workload.Visit:
-        lead_in, calls = block_calls(tally.call_seconds, self.plan.block_seconds)
-        return workload.Visit(name=tally.name, lead_in=lead_in, calls=calls)
-
-    def _expected(self, asked: Sequence[tuple[int, _Tally, workload.Visit]]) -> float:
+    def _expected(self, asked: Sequence[_Asked]) -> float:
         return sum(self._block_cost(tally) for _, tally, _ in asked)
 
     def _lose(
         self,
-        asked: Sequence[tuple[int, _Tally, workload.Visit]],
+        asked: Sequence[_Asked],
         failure: WorkerFailure,
         replica: int,
         worker: WorkerLike,
