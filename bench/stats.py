@@ -272,7 +272,9 @@ def estimate(
     )
 
 
-def estimate_all(pairs: Iterable[tuple[Samples, Samples]]) -> list[Estimate]:
+def estimate_all(
+    pairs: Iterable[tuple[Samples, Samples]], *, confidence: float = 0.95
+) -> list[Estimate]:
     """`estimate` of each pair (candidate, baseline), in one array operation for all that are alike.
 
     Pairs whose blocks are complete, clean and in the same places share an array; the others go one
@@ -291,7 +293,7 @@ def estimate_all(pairs: Iterable[tuple[Samples, Samples]]) -> list[Estimate]:
         if above is not None and below is not None and above[0] == below[0]:
             alike.setdefault(above[0], []).append(place)
         else:
-            found[place] = estimate(*pair)
+            found[place] = estimate(*pair, confidence=confidence)
     logs = {key: cube[1] for key, cube in cubes.items() if cube is not None}
     for places in alike.values():
         for start in range(0, len(places), _AT_ONCE):
@@ -299,7 +301,7 @@ def estimate_all(pairs: Iterable[tuple[Samples, Samples]]) -> list[Estimate]:
             left, right = (np.stack([logs[id(pairs[at][side])] for at in some]) for side in (0, 1))
             mean, error, degrees = mean_and_error(replica_means(left - right))
             for at, value, width in zip(some, mean.tolist(), error.tolist(), strict=True):
-                found[at] = from_error(value, width, degrees, degrees + 1)
+                found[at] = from_error(value, width, degrees, degrees + 1, confidence)
     return [one for one in found if one is not None]
 
 

@@ -97,6 +97,21 @@ def test_a_status_is_a_row_with_its_reason(loaded):
     assert np.isnan(row["seconds"])
 
 
+def test_a_run_whose_races_looked_whether_they_could_stop_reports_wider_intervals():
+    records = synthetic.race(CASE, np.random.default_rng(1))
+    looked = synthetic.header()
+    looked = msgspec.structs.replace(looked, options=looked.options | {"max_replicas": 10})
+    once, often = (
+        row_of(
+            lay_out(Run(path=Path("synthetic"), header=head, records=tuple(records))),
+            "slices-maximum",
+        )
+        for head in (synthetic.header(), looked)
+    )
+    assert often["ratio"] == once["ratio"]
+    assert often["ratio_low"] < once["ratio_low"] < once["ratio_high"] < often["ratio_high"]
+
+
 def test_settled_has_no_interval():
     race = [
         msgspec.structs.replace(m, settled=True) if m.candidate == "slices-maximum" else m

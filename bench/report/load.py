@@ -173,7 +173,8 @@ def lay_out(run: Run, *, margin: float = MARGIN, registry: Registry | None = Non
     table.insert(0, "line", lines)
     samples = [m.samples for m in found]
     ceilings = _ceilings(found, numbers, probes, races)
-    columns = _statistics(table, samples, ceilings, margin, registry)
+    confidence = _confidence(run.header.options)
+    columns = _statistics(table, samples, ceilings, margin, registry, confidence)
     columns["verdict"] = withheld(columns, noise_floor(run), margin)
     table = pd.concat([table, columns], axis=1)
     return Loaded(
@@ -206,6 +207,14 @@ def withheld(columns: pd.DataFrame, floor: float, margin: float) -> list[str]:
         WITHHELD if verdict in fine and fine[verdict][row] else verdict
         for row, verdict in enumerate(columns["verdict"])
     ]
+
+
+def _confidence(options: Mapping[str, Any]) -> float:
+    """Of the interval that is reported: higher where races looked whether they could stop."""
+    least, most = (options.get(name) for name in ("replicas", "max_replicas"))
+    if not isinstance(least, int) or not isinstance(most, int):
+        return 0.95
+    return stats.StopRule(min_replicas=least, max_replicas=most).reported_confidence
 
 
 def is_right(measurement: Measurement) -> bool:
@@ -353,6 +362,7 @@ def _statistics(
     ceilings: Mapping[int, Samples],
     margin: float,
     registry: Registry,
+    confidence: float,
 ) -> pd.DataFrame:
     """Ratios, verdicts and efficiencies, one row a row of `table`."""
     right = table["right"].tolist()
@@ -374,7 +384,9 @@ def _statistics(
             pairs["recipe", row] = (samples[row], samples[recipe])
         if row in ceilings and right[row]:
             pairs["ceiling", row] = (ceilings[row], samples[row])
-    estimates = dict(zip(pairs, stats.estimate_all(pairs.values()), strict=True))
+    estimates = dict(
+        zip(pairs, stats.estimate_all(pairs.values(), confidence=confidence), strict=True)
+    )
     to_baseline, to_recipe, efficiency = (
         {row: found for (kind, row), found in estimates.items() if kind == wanted}
         for wanted in ("baseline", "recipe", "ceiling")
@@ -383,7 +395,7 @@ def _statistics(
         row: found for row, found in to_baseline.items() if recipes[row] == baselines[row]
     }
     judged = {row: found for row, found in to_baseline.items() if not settled[row]}
-    verdicts = stats.compare_run(judged, margin) if judged else {}
+    verdicts = stats.compare_run(judged, margin, 1 - confidence) if judged else {}
     disagree = set(stats.flag_disagreeing(judged)) if judged else set()
     columns: dict[str, list[Any]] = {name: [] for name in _DERIVED if name not in ("line", "race")}
     statuses, reasons = table["status"].tolist(), table["reason"].tolist()
