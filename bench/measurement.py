@@ -276,6 +276,7 @@ class Selftest(Record, frozen=True, kw_only=True, tag="selftest"):
 
 
 HEAD = "-head"  # how the name of a network's head ends
+ALL_POOLING = "all pooling"
 
 
 class Network(Record, frozen=True, kw_only=True, tag="network"):

@@ -38,7 +38,7 @@ import bench.ops  # noqa: F401 (registers the ops)
 from bench import models, workload
 from bench.candidate import REGISTRY, Candidate, Failure
 from bench.case import Case, Shape, UsageError, make_case
-from bench.measurement import HEAD, Accuracy, Measurement, Network, Samples
+from bench.measurement import ALL_POOLING, HEAD, Accuracy, Measurement, Network, Samples
 from bench.models import Model, Pool, Source
 from bench.race import Fleet, Plan, Race, Tasks
 from bench.replica import Setting, WorkerFailure, WorkerLike
@@ -51,7 +51,6 @@ if TYPE_CHECKING:
 
 AS_BUILT = "as-built"
 ALONE = "alone:"
-ALL_POOLING = "all pooling"
 # Calls of pools that one call of pooling alone runs at least, so that entering TensorFlow costs little of it.
 ALONE_CALLS = 16
 ALONE_NBYTES = 96 << 20

@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import synthetic
 
 from bench import stats
-from bench.measurement import Accuracy
+from bench.measurement import Accuracy, Network
 from bench.report import choose, page, tables
 from bench.report.cli import main, parse_margin, select
 from bench.report.load import COLUMNS, find_run, lay_out, load, register_builtin
@@ -325,3 +325,22 @@ def test_it_goes_on_in_noxs_environment_and_says_so(tmp_path):
     )
     assert "going on with .nox/cpu/bin/python" in found.stderr
     assert found.stdout.split()[-1] == "some-run"
+
+
+def test_the_sentence_on_networks_is_of_whole_networks_as_they_were_built():
+    def record(network, op, spelling, share, **fields):
+        fields = {"direction": "training", "mode": "graph", "batch": 8} | fields
+        return Network(
+            network=network, op=op, spelling=spelling, baseline=spelling, share=share, **fields
+        )
+
+    found = [
+        record("book", "depth_max_pool", "reshape-reduce_max", (0.2, 0.21, 0.22)),
+        record("book", "all pooling", "as-built", (0.1, 0.11, 0.12)),
+        record("book", "all pooling", "as-built", (0.3, 0.31, 0.32), mode="xla"),
+        record("book-head", "all pooling", "as-built", (0.7, 0.71, 0.72)),
+    ]
+    text = tables.network_sentence(found)
+    assert "11% [10, 12] of book's training step" in text
+    assert text.count("step") == 2
+    assert "71%" in tables.network_sentence(found[-1:])

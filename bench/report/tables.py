@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from bench.measurement import HEAD, Capability, Environment, Network, Selftest
+from bench.measurement import ALL_POOLING, HEAD, Capability, Environment, Network, Selftest
 from bench.report.choose import Choice, speed_up_text
 from bench.report.load import Loaded
 from bench.report.text import (
@@ -172,8 +172,8 @@ def share_text(share: tuple[float, float, float] | None) -> str:
 def network_sentence(networks: Sequence[Network]) -> str:
     """What the page opens with: whether the choice matters in whole networks; '' without records.
 
-    The share of each network is that of its baseline spelling, what a user has before choosing, in graph mode
-    and in the largest batch where there are several. A head is most of it pooling, and speaks for itself
+    The share of each network is that of all its pooling as it was built, what a user has before choosing, in
+    graph mode and in the largest batch where there are several. A head is most of it pooling, and speaks for itself
     only where no whole network was raced.
     """
     shown = [r for r in networks if r.status == "ok" and r.share is not None]
@@ -202,8 +202,9 @@ def network_sentence(networks: Sequence[Network]) -> str:
     return f"Pooling takes {'; '.join(parts)}. {advice}"
 
 
-def _stands_for_its_network(record: Network) -> tuple[bool, bool, int]:
-    return record.spelling == record.baseline, record.mode == "graph", record.batch
+def _stands_for_its_network(record: Network) -> tuple[bool, bool, bool, int]:
+    own = record.spelling == record.baseline
+    return record.op == ALL_POOLING, own, record.mode == "graph", record.batch
 
 
 def selftest_table(selftests: Sequence[Selftest]) -> pd.DataFrame:
