@@ -74,7 +74,7 @@ class Plan:
     max_replicas: int = 5
     allocations: int = 4
     rounds: int = 24
-    block_seconds: float = 0.003
+    block_seconds: float = 0.0015
     budget_seconds: float = 7.0
     precision: float = 0.02
     margin: float = 0.05
@@ -382,7 +382,7 @@ class Race:
         The baseline, which all are paired with, is in every round.
         """
         costs = {tally.name: self._block_cost(tally) for tally in runners}
-        usual = middle(costs.values())
+        usual = middle(costs[tally.name] for tally in runners if tally.candidate)
         for tally in runners:
             turn = 1 if tally.name == self.baseline else math.floor(costs[tally.name] / usual)
             least = 1 if tally.candidate else PROBE_TURN
@@ -614,7 +614,7 @@ def block_calls(call_seconds: float, block_seconds: float) -> tuple[int, int]:
     one of an op that takes as long as a block, bring back the steady state that `cache=warm` promises.
     """
     calls = max(1, math.ceil(block_seconds / max(call_seconds, 1e-9)))
-    return max(min(3, math.ceil(calls / 2)), math.ceil(calls / 8)), calls
+    return max(min(3, calls), math.ceil(calls / 8)), calls
 
 
 def balanced_orders(names: Sequence[str], generator: random.Random) -> Iterator[list[str]]:

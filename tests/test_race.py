@@ -234,7 +234,7 @@ def test_a_slow_runner_sits_out_rounds_and_the_baseline_never_does():
     found, _, _ = run({"base": MS, "b": MS, "c": MS, "slow": 9 * MS}, plan=plan)
     rounds = {name: len(m.samples) for name, m in found.items()}
     assert rounds["base"] == rounds["b"] == BLOCKS
-    assert rounds["slow"] == BLOCKS / 3
+    assert rounds["slow"] == BLOCKS / 4
     found, _, _ = run({"base": 9 * MS, "b": MS, "c": MS}, plan=plan)
     assert len(found["base"].samples) == len(found["b"].samples)
 
