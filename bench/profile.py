@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import os
 import re
 import shutil
 import sys
@@ -28,6 +29,7 @@ from bench.measurement import Account, Header
 from bench.replica import Setting, Worker, WorkerFailure
 from bench.store import JOURNAL, Journal, StoreError, decode_line
 
+ROOT = Path(__file__).parent.parent
 STEPS = 20
 WARM_UP_CALLS = 3
 # The executor's last callback may release memory just after the call has returned.
@@ -78,8 +80,20 @@ def _publish(scratch: Path, folder: Path) -> Path:
     target = folder / f"{folder.name}{viewer.SUFFIX}"
     for source in scratch.glob(f"plugins/profile/*/*{viewer.SUFFIX}"):
         folder.mkdir(parents=True, exist_ok=True)
-        shutil.move(source, target)
+        target.write_bytes(_without_folders(source.read_bytes()))
     return target
+
+
+def _without_folders(recording: bytes) -> bytes:
+    """The recording with the folders that this project and its libraries lie in written over.
+
+    XLA notes in which file an operation was traced. Recordings are given away, a machine's paths are not; and
+    each is written over by as many bytes, for lengths are part of the format.
+    """
+    for folder in sorted({sys.prefix, str(ROOT)}, key=len, reverse=True):
+        path = os.fsencode(folder) + b"/"
+        recording = recording.replace(path, b"." + b"/" * (len(path) - 1))
+    return recording
 
 
 def trace_candidate(case: Case, name: str, folder: str, seed: int = 0) -> Account:

@@ -3,6 +3,7 @@
 import gzip
 import json
 import re
+import sys
 import urllib.request
 from pathlib import Path
 
@@ -152,6 +153,15 @@ def test_unsafe_characters_never_reach_a_path():
     for slug in slugs:
         record = Account(case=case, candidate="a", trace=slug)
         assert decode_line(encode_line(record)) == record
+
+
+def test_a_recording_names_no_folder_of_this_machine():
+    before = f"{sys.prefix}/lib/a.py {profile.ROOT}/bench/b.py /usr/lib/c.py".encode()
+    after = profile._without_folders(before)
+    assert len(after) == len(before)
+    assert str(profile.ROOT).encode() not in after
+    assert sys.prefix.encode() not in after
+    assert after.endswith(b"/bench/b.py /usr/lib/c.py")
 
 
 def test_the_name_says_op_candidate_and_case():

@@ -28,7 +28,6 @@ from bench.proof.copies import (
     share_marked,
     source_of,
 )
-from bench.race import Plan
 from bench.replica import Setting, Worker, WorkerFailure
 from bench.run import COMPARED_OPTIONS, Bench, Options, new_run_folder
 from bench.store import JOURNAL, StoreError
