@@ -38,26 +38,31 @@ PROC_STAT = Path("/proc/stat")
 STAT_LINE_NBYTES = 256  # its first line: ten counters of at most twenty digits
 
 
-def collect_environment(devices: dict[str, str]) -> Environment:
-    """This machine, with the devices that a worker saw. No host name, no path, no user."""
+@functools.cache
+def machine_facts() -> dict[str, str | int | float | bool | None]:
+    """What this machine is. To ask for the processor takes a second."""
     import cpuinfo
 
     info = cpuinfo.get_cpu_info()
-    memory = psutil.virtual_memory().total
+    return {
+        "processor": info.get("brand_raw") or platform.machine(),
+        "architecture": info.get("arch") or platform.machine(),
+        "features": " ".join(info.get("flags", [])),
+        "cores": psutil.cpu_count(logical=False),
+        "threads": os.cpu_count(),
+        "usable_threads": usable_threads(),
+        "memory_nbytes": psutil.virtual_memory().total,
+        "last_level_cache_nbytes": last_level_cache_nbytes(),
+        "system": platform.system(),
+        "release": platform.release(),
+        "virtual": "hypervisor" in info.get("flags", []),
+    }
+
+
+def collect_environment(devices: dict[str, str]) -> Environment:
+    """This machine, with the devices that a worker saw. No host name, no path, no user."""
     return Environment(
-        machine={
-            "processor": info.get("brand_raw") or platform.machine(),
-            "architecture": info.get("arch") or platform.machine(),
-            "features": " ".join(info.get("flags", [])),
-            "cores": psutil.cpu_count(logical=False),
-            "threads": os.cpu_count(),
-            "usable_threads": usable_threads(),
-            "memory_nbytes": memory,
-            "last_level_cache_nbytes": last_level_cache_nbytes(),
-            "system": platform.system(),
-            "release": platform.release(),
-            "virtual": "hypervisor" in info.get("flags", []),
-        },
+        machine=machine_facts(),
         devices=devices,
         versions=package_versions() | driver_versions(),
         settings=relevant_settings(),

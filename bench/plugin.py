@@ -24,6 +24,7 @@ from bench.case import AXES, OPTIONAL_AXES, Case, Planned, Sweep, UsageError, ca
 if TYPE_CHECKING:
     from bench.cluster import RayFleet
     from bench.measurement import Measurement
+    from bench.race import Plan
     from bench.run import Bench, Options
 
 SWEEPS = ("default", "quick", "full", "gpu")
@@ -339,10 +340,15 @@ def pytest_runtestloop(session: pytest.Session) -> bool | None:
     setup = config.stash[_SETUP]
     if not setup.plan or session.config.option.collectonly:
         return None
-    seconds = predict_seconds(config, setup.plan)
+    from bench import forecast
+
+    plan = _plan(config)
+    seconds = forecast.predict_seconds(setup.plan, plan)
     if not config.getoption("--plan"):
         if not _checks_only(config):
             _say(config, f"{len(setup.plan)} races, about {format_minutes(seconds)}")
+            results = config.rootpath / config.getoption("--results")
+            _say(config, forecast.resolution_text(results, plan))
         setup.started = time.monotonic()
         return None
     for case, names in setup.plan.items():
@@ -352,19 +358,6 @@ def pytest_runtestloop(session: pytest.Session) -> bool | None:
         f"{len(setup.plan)} races, about {format_minutes(seconds)}; nothing was run (--plan)",
     )
     return True
-
-
-def predict_seconds(config: pytest.Config, plan: dict[Case, tuple[str, ...]]) -> float:
-    """What the races will take: starting workers, then for each race its opening and its rounds."""
-    from bench.case import input_nbytes
-
-    preset = _preset(config)
-    settings = len({case.threads for case in plan})
-    seconds = settings * preset.replicas * 5.0
-    for case, names in plan.items():
-        opening = preset.replicas * (len(names) + 3) * (0.06 + input_nbytes(case) / 2e9)
-        seconds += preset.budget_seconds + opening
-    return seconds
 
 
 def format_minutes(seconds: float) -> str:
@@ -386,6 +379,23 @@ def _preset(config: pytest.Config) -> Preset:
     return preset
 
 
+def _plan(config: pytest.Config) -> Plan:
+    """What the options ask of each race."""
+    from bench.race import Plan
+
+    preset = _preset(config)
+    return Plan(
+        replicas=preset.replicas,
+        max_replicas=preset.max_replicas,
+        allocations=preset.allocations,
+        budget_seconds=preset.budget_seconds,
+        precision=config.getoption("--precision"),
+        margin=config.getoption("--margin"),
+        timeout_seconds=config.getoption("task_timeout"),
+        seed=config.getoption("--seed"),
+    )
+
+
 def _bench(config: pytest.Config) -> Bench:
     """The run, begun at the first call."""
     setup = config.stash[_SETUP]
@@ -397,7 +407,6 @@ def _bench(config: pytest.Config) -> Bench:
 def _begin(config: pytest.Config, setup: _Setup) -> Bench:
     import psutil
 
-    from bench.race import Plan
     from bench.run import Bench, Options, new_run_folder
 
     preset = _preset(config)
@@ -408,16 +417,7 @@ def _begin(config: pytest.Config, setup: _Setup) -> Bench:
     sweep = config.getoption("--sweep")
     options = Options(
         folder=results / name if name else new_run_folder(results, sweep),
-        plan=Plan(
-            replicas=preset.replicas,
-            max_replicas=preset.max_replicas,
-            allocations=preset.allocations,
-            budget_seconds=preset.budget_seconds,
-            precision=config.getoption("--precision"),
-            margin=config.getoption("--margin"),
-            timeout_seconds=config.getoption("task_timeout"),
-            seed=config.getoption("--seed"),
-        ),
+        plan=_plan(config),
         asked={
             "sweep": sweep,
             "axes": list(config.getoption("--axis")),

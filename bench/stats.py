@@ -111,6 +111,16 @@ class Estimate:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Components:
+    """Standard deviations of the log ratio at the three levels; `rounds`: in an allocation."""
+
+    replica: float
+    allocation: float
+    round: float
+    rounds: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Comparison:
     """A verdict within a run; `adjusted_p` is its p after false-discovery control.
 
@@ -562,7 +572,7 @@ def resolution(
     round: float,  # noqa: A002 - the level's name
     replicas: int,
     allocations: int,
-    rounds: int,
+    rounds: float,
     confidence: float = 0.95,
 ) -> float:
     """Relative half width to expect from the standard deviations of the log at the three levels."""
@@ -572,6 +582,33 @@ def resolution(
     per_replica = replica**2 + (allocation**2 + factor * round**2 / rounds) / allocations
     reach = float(quantile(confidence, replicas - 1)) * math.sqrt(per_replica / replicas)
     return math.expm1(reach)
+
+
+def components(candidate: Samples, baseline: Samples) -> Components | None:
+    """How a measured log ratio varied at each level; None where a level was not repeated."""
+    cube = to_cube(log_ratios(candidate, baseline))
+    if cube.ndim != 3 or min(cube.shape) < 2:
+        return None
+    rounds = float(np.mean(np.sum(~np.isnan(cube), axis=-1)))
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore", RuntimeWarning
+        )  # an allocation of one round has no variance
+        round_variance = float(np.nanmean(np.nanvar(cube, axis=-1, ddof=1)))
+        medians = allocation_medians(cube)
+        within = float(np.nanmean(np.nanvar(medians, axis=-1, ddof=1)))
+        between = float(np.nanvar(replica_means(cube), ddof=1))
+    of_median = (MEDIAN_VARIANCE if rounds > 2 else 1.0) * round_variance / rounds
+    # What a level shows of itself is what it varies by beyond the levels below it.
+    allocation_variance = max(0.0, within - of_median)
+    replica_variance = max(0.0, between - within / cube.shape[1])
+    found = Components(
+        replica=math.sqrt(replica_variance),
+        allocation=math.sqrt(allocation_variance),
+        round=math.sqrt(round_variance),
+        rounds=rounds,
+    )
+    return None if math.isnan(sum((found.replica, found.allocation, found.round))) else found
 
 
 def flag_disagreeing(pairs: Mapping[Key, Estimate]) -> set[Key]:

@@ -1,10 +1,12 @@
 """What the driver costs as a run grows: fake workers answer at once, all else is the real thing.
 
 Times are the process' own processor time, so that a busy machine does not decide. The slow tests print
-the figures of docs/scale.md: pytest tests/test_scale.py -m slow -s.
+their figures; with POOLBENCH_FIGURES=results/reference-scale/scale.json they keep those of docs/scale.md:
+pytest tests/test_scale.py -m slow -s.
 """
 
 import itertools
+import json
 import os
 import resource
 import subprocess
@@ -13,6 +15,7 @@ import time
 from pathlib import Path
 
 import pytest
+import synthetic
 from fakes import FakeFleet, fake_candidate
 
 from bench.case import make_case
@@ -23,6 +26,7 @@ from bench.store import read_run
 ONE_ROUND = Plan(replicas=1, max_replicas=1, allocations=1, rounds=1)
 CANDIDATES = [fake_candidate(name) for name in ("one", "two")]
 LIMIT_SECONDS = 5e-3
+ROOT = Path(__file__).parents[1]
 
 
 def fake_cases(count):
@@ -44,6 +48,17 @@ def drive(folder, count, plan=ONE_ROUND):
 
 def mean(values):
     return sum(values) / len(values)
+
+
+def keep(**figures):
+    """Print the figures, and store them where the environment names a file."""
+    print("\n" + ", ".join(f"{name} {value:.4g}" for name, value in figures.items()))
+    if place := os.environ.get("POOLBENCH_FIGURES"):
+        path = Path(place)
+        stored = json.loads(path.read_text()) if path.exists() else {}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rounded = {name: float(f"{value:.4g}") for name, value in figures.items()}
+        path.write_text(json.dumps(stored | rounded, indent=1, sort_keys=True) + "\n")
 
 
 def test_a_race_is_synced_once_whatever_the_number_of_its_candidates(tmp_path, monkeypatch):
@@ -79,12 +94,10 @@ def test_ten_thousand_races_cost_the_driver_at_most_5_ms_each_and_the_last_as_th
     start = time.process_time()
     assert len(read_run(tmp_path / "run").measurements) == 10_000 * 5
     reading = time.process_time() - start
-    print(
-        f"\n10,000 races of one round: {1e3 * mean(seconds):.2f} ms of processor time a race "
-        f"(first 2,000: {1e3 * first:.2f}, last 2,000: {1e3 * last:.2f}), "
-        f"{1e3 * wall / 10_000:.2f} ms of wall time with its sync; journal {nbytes / 10_000:.0f} B "
-        f"a race, read back in {reading:.1f} s"
-    )
+    keep(
+        race_seconds=mean(seconds), first_race_seconds=first, last_race_seconds=last,
+        race_wall_seconds=wall / 10_000, race_nbytes=nbytes / 10_000, read_seconds=reading,
+    )  # fmt: skip
     assert mean(seconds) < LIMIT_SECONDS
     assert last < 2 * first
 
@@ -93,10 +106,7 @@ def test_ten_thousand_races_cost_the_driver_at_most_5_ms_each_and_the_last_as_th
 def test_a_race_of_the_default_plan_costs_the_driver_little_more(tmp_path):
     seconds = drive(tmp_path / "run", 300, Plan())
     nbytes = (tmp_path / "run" / "journal.jsonl").stat().st_size
-    print(
-        f"\n300 races of 80 rounds: {1e3 * mean(seconds):.2f} ms of processor time a race, "
-        f"journal {nbytes / 300:.0f} B a race"
-    )
+    keep(plan_race_seconds=mean(seconds), plan_race_nbytes=nbytes / 300)
     assert mean(seconds) < 0.01 * Plan().budget_seconds
 
 
@@ -162,5 +172,32 @@ def test_pytest_around_the_races_grows_in_proportion(tmp_path):
         return (resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before) / count
 
     few, many = seconds_a_race(250), seconds_a_race(1000)
-    print(f"\npytest, two tests a race: {1e3 * few:.1f} ms at 250 races, {1e3 * many:.1f} at 1,000")
+    keep(pytest_250_seconds=few, pytest_1000_seconds=many)
     assert many < 1.5 * few
+
+
+@pytest.mark.slow
+def test_the_report_grows_in_proportion(tmp_path):
+    """A page, and reading a run alone, of 5,000, 10,000 and 20,000 measurements of 200 samples each."""
+    seconds = {}
+    for count in (5_000, 10_000, 20_000):
+        folder = synthetic.write_large(tmp_path / str(count), count)
+        doors = {"page": [str(folder)], "table": [str(folder), "--format", "csv"]}
+        if count == 20_000:
+            doors["compare"] = ["compare", str(folder), str(folder)]
+        for door, words in doors.items():
+            before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+            done = subprocess.run(
+                [sys.executable, "report.py", *words],
+                cwd=ROOT, capture_output=True, text=True, check=False,
+            )  # fmt: skip
+            assert done.returncode == 0, done.stderr[-2000:]
+            seconds[door, count] = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+    keep(
+        **{f"{door}_{count}_seconds": value for (door, count), value in seconds.items()},
+        report_peak_nbytes=peak,
+    )
+    assert seconds["page", 20_000] < 2.5 * seconds["page", 10_000] < 5 * seconds["page", 5_000]
+    assert seconds["table", 20_000] < 2.5 * seconds["table", 10_000]
+    assert peak < 2e9

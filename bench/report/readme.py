@@ -20,6 +20,7 @@ from bench.measurement import Capability, Measurement
 from bench.report.choose import choices, headline
 from bench.report.load import Loaded, is_right, load, register_builtin
 from bench.report.page import selftest_sentence
+from bench.report.proofs import acceptance_block, scale_block, versus_block
 from bench.report.tables import as_markdown, headline_table, network_sentence, selftest_table
 from bench.report.text import format_seconds, one_line
 from bench.store import Run
@@ -297,6 +298,9 @@ BLOCKS: dict[str, Callable[[Loaded, Path], str]] = {
     "means": means_block,
     "account": account_block,
     "asked": asked_block,
+    "versus": versus_block,
+    "scale": scale_block,
+    "acceptance": acceptance_block,
 }
 
 MARKS = {

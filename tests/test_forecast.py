@@ -1,0 +1,90 @@
+"""What is said before a run starts: its time, and what it will tell apart."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+import synthetic
+
+from bench import forecast, stats
+from bench.measurement import Samples
+from bench.race import Plan
+from bench.store import read_run
+
+CASE = synthetic.op_case("depth_max_pool")
+
+
+def samples(values):
+    """Values (replica, allocation, round) as a runner's samples."""
+    places = list(np.ndindex(values.shape))
+    replica, allocation, round_ = zip(*places, strict=True)
+    return Samples(
+        replica=replica, allocation=allocation, round=round_, calls=(1,) * len(places),
+        seconds=tuple(values.ravel().tolist()), contended=(0,) * len(places),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "levels", [(0.0, 0.0, 0.1), (0.05, 0.0, 0.1), (0.0, 0.2, 0.1), (0.1, 0.1, 0.3)]
+)
+def test_the_components_are_those_that_were_put_in(levels):
+    rng = np.random.default_rng(5)
+    replica, allocation, round_ = (
+        scale * rng.standard_normal(shape)
+        for scale, shape in zip(levels, [(60, 1, 1), (60, 8, 1), (60, 8, 9)], strict=True)
+    )
+    found = stats.components(
+        samples(np.exp(replica + allocation + round_)), samples(np.ones((60, 8, 9)))
+    )
+    assert (found.replica, found.allocation, found.round) == pytest.approx(levels, abs=0.025)
+    assert found.rounds == 9
+
+
+def test_a_level_that_was_not_repeated_has_no_component():
+    once = samples(np.ones((1, 4, 4)))
+    assert stats.components(once, once) is None
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch):
+    head = synthetic.header()
+    head = msgspec.structs.replace(head, options=head.options | {"budget_seconds": 7.0})
+    synthetic.write(tmp_path / "before", synthetic.race(CASE, np.random.default_rng(1)), head)
+    monkeypatch.setattr(forecast, "machine_facts", lambda: head.environment.machine)
+    return tmp_path
+
+
+def test_the_newest_run_of_this_machine_says_what_will_be_resolved(results):
+    assert "reckoned from before" in forecast.resolution_text(results, Plan())
+
+
+def test_the_reckoned_width_is_that_which_the_run_had(results):
+    run = read_run(results / "before")
+    timed = {m.candidate: m for m in run.measurements}
+    widths = [
+        stats.estimate(m.samples, timed[m.baseline].samples).half_width
+        for m in timed.values() if m.kind == "candidate" and m.candidate != m.baseline
+    ]  # fmt: skip
+    plan = Plan(allocations=forecast.allocations_of(run.measurements[0]))
+    assert forecast.resolution_of(run, plan) == pytest.approx(np.median(widths), rel=0.5)
+    assert forecast.resolution_of(run, replace(plan, replicas=20)) < forecast.resolution_of(
+        run, plan
+    )
+
+
+def test_another_machine_s_run_and_none_at_all_say_nothing(results, monkeypatch):
+    monkeypatch.setattr(forecast, "machine_facts", lambda: {"processor": "another"})
+    assert "not known" in forecast.resolution_text(results, Plan())
+    assert "not known" in forecast.resolution_text(results / "before" / "nothing", Plan())
+
+
+def test_a_run_that_cannot_be_read_is_passed_over(results):
+    broken = results / "newer" / "journal.jsonl"
+    broken.parent.mkdir()
+    broken.write_text("no journal")
+    assert "reckoned from before" in forecast.resolution_text(results, Plan())
