@@ -278,6 +278,13 @@ def reference(session: nox.Session) -> None:
 
 
 @nox.session(venv_backend="none")
+def pictures(session: nox.Session) -> None:
+    """Take the pictures of README and docs of the reference run, in Chromium."""
+    python = _cpu(session, "test", "profile", "browser")
+    session.run(python, "tests/browser/pictures.py", external=True, env=_environment())
+
+
+@nox.session(venv_backend="none")
 def report(session: nox.Session) -> None:
     """Render a run: `nox -s report -- [RUN]`, or any other words of report.py."""
     python = _cpu(session)

@@ -4,6 +4,9 @@ A test that finds the behaviour gone fails with "mended upstream": take the limi
 table of failures and of docs/recipes.md, and make the support matrix anew.
 """
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -173,6 +176,56 @@ class TestSavedLambda:
         path = file()
         refused(lambda: keras.saving.load_model(path, safe_mode=False), "output", "(keras#18284)")
 
+    def test_with_an_output_shape_it_loads_and_does_not_know_tf(self, tmp_path):
+        inputs = keras.Input((4, 4, 6))
+        layer = keras.layers.Lambda(
+            lambda x: tf.nn.max_pool(x, WINDOW, WINDOW, "VALID"), output_shape=(4, 4, 2)
+        )
+        keras.Model(inputs, layer(inputs)).save(tmp_path / "model.keras")
+        refused(
+            lambda: keras.saving.load_model(tmp_path / "model.keras", safe_mode=False)(X),
+            "'tf' is not defined",
+            "(keras#18284)",
+        )
+
+
+DETERMINISTIC = """
+import tensorflow as tf
+tf.config.experimental.enable_op_determinism()
+x = tf.ones((1, 2, 2, 6))
+@tf.function(jit_compile=True)
+def gradient(x):
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = tf.nn.max_pool(x, (1, 1, 1, 3), (1, 1, 1, 3), "VALID")
+    return tape.gradient(y, x)
+try:
+    gradient(x)
+except tf.errors.OpError as error:
+    print("refused:", " ".join(str(error).split()))
+"""
+
+
+def test_xla_s_gradient_is_refused_under_op_determinism_even_on_the_cpu():
+    # Determinism holds for the whole life of a process.
+    done = subprocess.run(
+        [sys.executable, "-c", DETERMINISTIC],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    assert "refused:" in done.stdout, (
+        "mended upstream: XLA's max-pool gradient is deterministic now"
+    )
+    assert "determinis" in done.stdout.lower()
+
+
+@pytest.mark.skipif(not tf.config.list_physical_devices("GPU"), reason="no GPU")
+def test_the_gpu_has_no_kernel_over_the_depth():
+    with tf.device("gpu:0"):
+        refused(lambda: pool(X), "only implemented for CPU devices", "(tensorflow#636)")
+
 
 def test_a_lambda_does_not_train_on_the_cpu_without_xla():
     inputs = keras.Input((4, 4, 6))
@@ -211,6 +264,21 @@ class TestHalfPrecisionMeans:
     def test_avg_pool2d_is_off_by_a_third_at_56(self):
         error = relative_error(lambda x: tf.nn.avg_pool2d(x, x.shape[1:3], 1, "VALID")[:, 0, 0], 56)
         assert error > 0.2, "mended upstream: avg_pool2d no longer accumulates in half"
+
+    @pytest.mark.parametrize("size", [7, 28, 56, 112])
+    def test_a_mean_of_means_keeps_its_digits(self, size):
+        def mean(x):
+            return tf.reduce_mean(tf.reduce_mean(x, axis=1), axis=1)
+
+        assert relative_error(mean, size) < 2e-3
+
+    def test_einsum_accumulates_in_half_too(self):
+        def mean(x):
+            return tf.einsum("nhwc->nc", x) / tf.cast(x.shape[1] * x.shape[2], x.dtype)
+
+        assert relative_error(mean, 112) > 0.02, (
+            "mended upstream: einsum no longer accumulates in half"
+        )
 
     def test_reduce_mean_of_large_values_is_nan_and_the_layer_s_is_right(self):
         x = tf.fill((1, 300, 300, 1), tf.constant(10, tf.float16))

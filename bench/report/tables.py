@@ -26,6 +26,7 @@ from bench.report.text import (
     with_interval,
 )
 
+SMALL_SHARE = 0.02  # of a step: what a spelling could win there is lost in its noise
 BASELINE = ("ratio", "ratio_low", "ratio_high")
 RECIPE = ("recipe_ratio", "recipe_low", "recipe_high")
 MISSING = {
@@ -185,21 +186,28 @@ def network_sentence(networks: Sequence[Network]) -> str:
     if not chosen:
         return ""
     shares = {key: record.share for key, record in chosen.items() if record.share is not None}
+    small = {key: share for key, share in shares.items() if share[2] < SMALL_SHARE}
     parts = [
         f"{share_text(share)} of {name}'s {direction} step"
         for (name, direction), share in shares.items()
+        if (name, direction) not in small
     ]
-    small = [key for key, share in shares.items() if share[2] < 0.02]
-    if len(small) == len(shares):
-        advice = "Below 2% of the step, choose by the support matrix, not by speed."
-    elif small:
-        advice = (
-            f"Below 2% ({len(small)} of {len(shares)} here), choose by the support matrix, not by speed; "
-            "above, the choice can be seen in the step."
+    if small:
+        names = " and ".join(dict.fromkeys(f"{name}'s" for name, _ in small))
+        least, most = (pick(share[1] for share in small.values()) for pick in (min, max))
+        middle = (
+            format_share(least)
+            if least == most
+            else f"{format_share(least)} to {format_share(most)}"
         )
-    else:
-        advice = "That is enough for the choice to be seen in the step."
-    return f"Pooling takes {'; '.join(parts)}. {advice}"
+        steps = " and ".join(dict.fromkeys(direction for _, direction in small))
+        parts.append(f"{middle} of {names} {steps} steps")
+    advice = f"Below {SMALL_SHARE:.0%} of the step, choose by the support matrix, not by speed"
+    if not small:
+        advice = "That is enough for the choice to be seen in the step"
+    elif len(small) < len(shares):
+        advice += "; above, the choice can be seen in the step"
+    return f"Pooling takes {'; '.join(parts)}. {advice}."
 
 
 def _stands_for_its_network(record: Network) -> tuple[bool, bool, bool, int]:

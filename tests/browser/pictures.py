@@ -64,9 +64,7 @@ def draw_trace(browser: Browser) -> None:
             view.wait_for_timeout(0.2 * SECONDS)
         if frame is None:
             sys.exit("pictures: the trace viewer did not open")
-        frame.locator("text=/reshape-reduce_max/").first.wait_for(
-            state="attached", timeout=60 * SECONDS
-        )
+        frame.locator("text=/host:CPU").first.wait_for(state="attached", timeout=60 * SECONDS)
         view.wait_for_timeout(3 * SECONDS)
         view.screenshot(path=IMAGES / "trace-compare.png")
         view.close()
