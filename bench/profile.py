@@ -25,11 +25,11 @@ import psutil
 from bench import viewer
 from bench.candidate import REGISTRY, Candidate, Op
 from bench.case import AXES, Case, Sweep, UsageError, case_label, case_slug, parse_axis, product
+from bench.environment import own_folders
 from bench.measurement import Account, Header
 from bench.replica import Setting, Worker, WorkerFailure
 from bench.store import JOURNAL, Journal, StoreError, decode_line
 
-ROOT = Path(__file__).parent.parent
 STEPS = 20
 WARM_UP_CALLS = 3
 # The executor's last callback may release memory just after the call has returned.
@@ -90,7 +90,7 @@ def _without_folders(recording: bytes) -> bytes:
     XLA notes in which file an operation was traced. Recordings are given away, a machine's paths are not; and
     each is written over by as many bytes, for lengths are part of the format.
     """
-    for folder in sorted({sys.prefix, str(ROOT)}, key=len, reverse=True):
+    for folder in own_folders():
         path = os.fsencode(folder) + b"/"
         recording = recording.replace(path, b"." + b"/" * (len(path) - 1))
     return recording

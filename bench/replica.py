@@ -34,6 +34,7 @@ import psutil
 from pebble.common.types import CONSTS
 
 from bench import guardian
+from bench.environment import own_folders
 from bench.measurement import Status
 
 # pebble waits this long after SIGTERM before SIGKILL, for each worker in turn; a hung op never
@@ -416,7 +417,13 @@ def one_line(error: BaseException, limit: int = 400) -> str:
 
 
 def printable(text: str) -> str:
-    """The text with control characters and lone surrogates spelled out: it reaches terminals."""
+    """The text as it may be stored and shown.
+
+    Control characters and lone surrogates are spelled out, for it reaches terminals; the folders that this
+    project and its libraries lie in are left out, for results are given away.
+    """
+    for folder in own_folders():
+        text = text.replace(folder + os.sep, "")
     return "".join(
         char if char.isprintable() or char in "\n\t" else char.encode("unicode_escape").decode()
         for char in text

@@ -12,7 +12,7 @@ import numpy as np
 import psutil
 import pytest
 
-from bench import guardian
+from bench import guardian, replica
 from bench.replica import (
     Setting,
     Worker,
@@ -271,3 +271,10 @@ def test_the_system_s_killings_are_counted(tmp_path):
     counters.write_text("pgfault 5\noom_kill 7\n")
     assert system_killings(counters) == 7
     assert system_killings(tmp_path / "nothing") == 0
+
+
+def test_what_is_stored_names_no_folder_of_this_machine():
+    said = replica.printable(
+        f'File "{sys.prefix}/lib/keras/a.py", {replica.__file__}, /usr/lib/b.py'
+    )
+    assert said == 'File "lib/keras/a.py", bench/replica.py, /usr/lib/b.py'

@@ -56,8 +56,8 @@ QUICK_RUN_SECONDS = 600.0
 # As a default run races: the plan as it stands. In each race nine A/A comparisons, ten equal
 # candidates, and one slowdown of 10%.
 RACE = Design(plain=9, slowdowns=(0.10,))
-# One slowdown of 1%, with the rounds that fit into ten seconds a pair, each done again once.
-PAIR = Design(plain=0, slowdowns=(0.01,), plan=Plan())
+# One slowdown of 1%, with the rounds that fit into ten seconds a pair.
+PAIR = Design(plain=0, slowdowns=(0.01,), plan=Plan(rounds=96, budget_seconds=8.0))
 # Processes differ: new ones after so many races, so that the bars hold between them too.
 RACES_A_FLEET = 9
 
@@ -103,7 +103,9 @@ BIASES = {
     ),
     "large": _bias("max_pool", ("max_pool2d-view",), shape=(32, 112, 112, 96), mode="graph"),
 }
-BIAS_ROUNDS = 8
+# As many rounds as a race has of short blocks: a median of few tells more of the machine than of the op.
+BIAS_ROUNDS = 48
+BIAS_TURN_SECONDS = 5.0
 LOOP_BLOCKS = 3
 
 
@@ -137,7 +139,10 @@ def measure_bias(bias: Bias, turns: int, worker: Worker, block_seconds: float) -
     for _ in range(turns):
         warm: list[float] = []
         loop: list[float] = []
+        end = time.perf_counter() + BIAS_TURN_SECONDS
         for _ in range(BIAS_ROUNDS):
+            if warm and time.perf_counter() > end:
+                break
             for name in generator.sample(names, len(names)):
                 lead_in, calls = block_calls(cost[name], block_seconds)
                 block = worker.call(workload.time_block, name, lead_in, calls, timeout=limit)
