@@ -50,11 +50,11 @@ def main() -> None:
 def draw_trace(browser: Browser) -> None:
     """The candidates of a case above one another in TensorBoard's trace viewer."""
     logdir = REFERENCE / "traces"
-    runs = sorted(path.name for path in (logdir / "plugins" / "profile").iterdir())
-    run = next(name for name in runs if name.startswith(TRACE) and TRACE_MODE in name)
+    traces = viewer.find_traces(logdir)
+    run = next(name for name in traces if name.startswith(TRACE) and TRACE_MODE in name)
     with viewer.serve(logdir) as (_, address):
-        view = browser.new_page(viewport={"width": 1400, "height": 900})
-        view.goto(viewer.deep_link(address, run, [run]), timeout=60 * SECONDS)
+        view = browser.new_page(viewport={"width": 1400, "height": 1100})
+        view.goto(viewer.deep_link(address, run, traces[run]), timeout=60 * SECONDS)
         view.wait_for_selector("iframe", timeout=60 * SECONDS, state="attached")
         frame = None
         for _ in range(300):
