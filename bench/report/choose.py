@@ -9,11 +9,11 @@ import itertools
 import math
 import re
 import types
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from bench import stats
@@ -219,10 +219,10 @@ def base_values(table: pd.DataFrame, op: str) -> dict[str, object]:
     cases = table[table["op"] == op].drop_duplicates("race")
     values: dict[str, object] = {}
     for name in AXIS_NAMES:
-        counts = Counter(_plain(value) for value in cases[name])
-        top = counts.most_common()
-        usual = [value for value, count in top if count == top[0][1] and value == USUAL.get(name)]
-        values[name] = usual[0] if usual else top[0][0]
+        codes, found = pd.factorize(cases[name], use_na_sentinel=False)
+        counts = np.bincount(codes)
+        top = [_plain(found[i]) for i in np.flatnonzero(counts == counts.max())]
+        values[name] = USUAL[name] if name in USUAL and USUAL[name] in top else top[0]
     return values
 
 

@@ -26,6 +26,7 @@ from bench.report.load import (
     MARGIN,
     ceiling_samples,
     is_right,
+    middle_of,
     replica_medians,
 )
 from bench.report.tables import WRITERS, as_markdown
@@ -383,7 +384,7 @@ def _state(m: Measurement) -> str:
 
 
 def _seconds(m: Measurement) -> float:
-    return float(np.median(replica_medians(m.samples))) if len(m.samples) else math.nan
+    return float(middle_of(replica_medians(m.samples))) if len(m.samples) else math.nan
 
 
 def _note(old: Measurement, new: Measurement, found: stats.Estimate | None, settled: bool) -> str:

@@ -227,6 +227,12 @@ def is_right(measurement: Measurement) -> bool:
     )
 
 
+def middle_of(values: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Along the last axis, of finite values; numpy's own takes ten times as long for a few of them."""
+    ordered, count = np.sort(values, axis=-1), values.shape[-1]
+    return np.asarray((ordered[..., (count - 1) // 2] + ordered[..., count // 2]) / 2)
+
+
 def replica_medians(samples: Samples) -> np.ndarray[Any, np.dtype[np.float64]]:
     """One median a replica, seconds a call; shape (replicas,)."""
     seconds = np.asarray(samples.seconds, dtype=float)
@@ -238,9 +244,9 @@ def replica_medians(samples: Samples) -> np.ndarray[Any, np.dtype[np.float64]]:
     if count == len(set(samples.replica)):  # stored replica by replica, as a race does
         length = len(seconds) // count
         if length * count == len(seconds) and (cuts == length * np.arange(1, count)).all():
-            return np.asarray(np.median(seconds.reshape(count, length), axis=1))
-        return np.array([np.median(part) for part in np.split(seconds, cuts)])
-    return np.array([np.median(seconds[replica == r]) for r in np.unique(replica)])
+            return middle_of(seconds.reshape(count, length))
+        return np.array([middle_of(part) for part in np.split(seconds, cuts)])
+    return np.array([middle_of(seconds[replica == r]) for r in np.unique(replica)])
 
 
 def _row(m: Measurement) -> tuple[Any, ...]:
@@ -261,12 +267,12 @@ def _row(m: Measurement) -> tuple[Any, ...]:
         m.issue,
         is_right(m),
         m.baseline,
-        float(np.median(medians)) if len(medians) else math.nan,
+        float(middle_of(medians)) if len(medians) else math.nan,
         float(medians.min()) if len(medians) else math.nan,
         float(medians.max()) if len(medians) else math.nan,
         len(m.samples),
         len(medians),
-        float(np.median(m.first_call_seconds)) if m.first_call_seconds else math.nan,
+        float(middle_of(np.array(m.first_call_seconds))) if m.first_call_seconds else math.nan,
         accuracy.worst if accuracy else math.nan,
         accuracy.max_relative if accuracy else math.nan,
         (accuracy.tie or "") if accuracy else "",
@@ -434,7 +440,7 @@ def _statistics(
 
 
 def _ceiling_seconds(ceiling: Samples | None) -> float:
-    return float(np.median(replica_medians(ceiling))) if ceiling is not None else math.nan
+    return float(middle_of(replica_medians(ceiling))) if ceiling is not None else math.nan
 
 
 def _put(
@@ -500,7 +506,7 @@ def _probe_table(probes: Iterable[Measurement]) -> pd.DataFrame:
                 "node": probe.node,
                 "probe": probe.candidate,
                 "nbytes": moved,
-                "bandwidth": moved / float(np.median(medians)),
+                "bandwidth": moved / float(middle_of(medians)),
             }
         )
     names = "op label device dtype threads cache node probe nbytes bandwidth".split()

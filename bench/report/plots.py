@@ -948,5 +948,5 @@ def png_of(fig: Figure) -> bytes:
     with mpl.rc_context(STYLE), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         fig.savefig(out, format="png", dpi=130, facecolor="white")
-    fig.set_layout_engine("none")
+    fig.set_layout_engine(None)  # "none" would leave a placeholder, for which savefig draws twice
     return out.getvalue()
