@@ -219,7 +219,8 @@ def test_nothing_outlives_a_run_that_is_killed(number):
     folder, *pids = run.stdout.readline().split()
     os.killpg(run.pid, number)
     run.wait()
-    assert all(is_gone(int(pid)) for pid in pids)
+    left = [psutil.Process(int(pid)).cmdline() for pid in pids if not is_gone(int(pid))]
+    assert left == []
     deadline = time.monotonic() + 10
     while Path(folder).exists() and time.monotonic() < deadline:
         time.sleep(0.02)
