@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -26,6 +27,7 @@ PROCESSES = "processes"
 # Workers carry their folder in this variable, and so does every program that they start.
 MARKER = "POOLBENCH_WORKER"
 WAIT_SECONDS = 2.0
+STARTING_SECONDS = 0.15
 
 _GUARDED: dict[int, Path] = {}  # by the process that guards it: a forked child has its own
 
@@ -132,8 +134,12 @@ def _process_ids(leaders: set[int]) -> Iterable[int]:
 
 def clean(folder: Path) -> None:
     """Kill what is left of the workers under a run's folder, and remove it."""
-    for child in sorted(folder.glob("*/")):
-        kill_processes(child)
+    children = sorted(folder.glob("*/"))
+    # Twice: a program that is just being started shows no environment yet, by which it would be known.
+    for pause in (0.0, STARTING_SECONDS):
+        time.sleep(pause)
+        for child in children:
+            kill_processes(child)
     shutil.rmtree(folder, ignore_errors=True)
 
 
