@@ -35,10 +35,10 @@ PACKAGE = Path(__file__).parent
 class Preset:
     """Defaults of a sweep's races; an option on the command line replaces one."""
 
-    replicas: int = 5
-    budget_seconds: float = 7.0
-    max_replicas: int = 5
-    allocations: int = 4
+    replicas: int = 7
+    budget_seconds: float = 6.0
+    max_replicas: int = 7
+    allocations: int = 3
 
 
 PRESETS = {

@@ -44,6 +44,8 @@ COLD_LEAD_INS = 4
 # A runner whose blocks take n times as long as the middle one's is in each n-th round, so that one slow
 # rival does not take the time of all; no turn comes more seldom than this.
 MOST_ROUNDS_OUT = 4
+# A block on a GPU ends by waiting for it, some tens of microseconds: blocks are long enough to hide that.
+GPU_BLOCK_SECONDS = 0.002
 # How often in one race a worker may die of nobody knows what before the race is given up.
 MAX_DEATHS = 3
 
@@ -57,7 +59,8 @@ class Plan:
         allocations: times that inputs are allocated in each.
         rounds: at most in one allocation; many short rounds, whose median stands, ride out a machine that
             changes its speed from one hundredth of a second to the next.
-        block_seconds: timed calls of one runner in one round, at least one call.
+        block_seconds: timed calls of one runner in one round, at least one call; on a GPU no less than
+            GPU_BLOCK_SECONDS.
         budget_seconds: of rounds in the first `replicas` replicas.
         precision: half-width of the 95% interval of the ratio at which it is enough.
         margin: equivalence margin of the verdict.
@@ -70,12 +73,12 @@ class Plan:
         seed: of inputs and orders.
     """
 
-    replicas: int = 5
-    max_replicas: int = 5
-    allocations: int = 4
-    rounds: int = 24
-    block_seconds: float = 0.0015
-    budget_seconds: float = 7.0
+    replicas: int = 7
+    max_replicas: int = 7
+    allocations: int = 3
+    rounds: int = 48
+    block_seconds: float = 0.0005
+    budget_seconds: float = 6.0
     precision: float = 0.02
     margin: float = 0.05
     timeout_seconds: float = 60.0
@@ -206,6 +209,7 @@ class Race:
         self.tensorflow = any(entry.framework != "numpy" for entry in candidates)
         self.tallies = {entry.name: _Tally(entry.name, entry) for entry in candidates}
         self.tasks = tasks or Tasks()
+        self._block_seconds = max(plan.block_seconds, GPU_BLOCK_SECONDS * is_gpu(case.device))
         self.tallies |= {name: _Tally(name, None) for name in self.tasks.probes}
         self.seconds = Seconds(float)
         self._read_usage = read_usage or usage_reader(case.device)
@@ -390,13 +394,16 @@ class Race:
         self._round_seconds = sum(costs[tally.name] / tally.every for tally in runners)
 
     def _block_cost(self, tally: _Tally) -> float:
-        lead_in, calls = block_calls(tally.call_seconds, self.plan.block_seconds)
+        lead_in, calls = block_calls(tally.call_seconds, self._block_seconds)
         return max((lead_in + calls) * tally.call_seconds, 1e-9)
 
     def _run_rounds(self, replica: int, allocation: int, rounds: int, worker: WorkerLike) -> None:
-        """The rounds of one allocation; a contended stretch is kept, marked, and done again once."""
+        """The rounds of one allocation; contended ones are kept, marked, and done again.
+
+        At most half as many again: under contention without end more of it would not be quieter.
+        """
         stretch = max(1, int(STRETCH_SECONDS / max(self._round_seconds, 1e-9)))
-        redo = rounds
+        redo = rounds // 2
         number = 0
         while number < rounds:
             some = range(number, min(rounds, number + stretch))
@@ -408,9 +415,10 @@ class Race:
                     continue
                 return
             if seen.contended() and redo > 0:
-                redo -= len(some)
-                rounds += len(some)
-                self._contention["redone"] += len(visits)
+                again = min(redo, len(some))
+                redo -= again
+                rounds += again
+                self._contention["redone"] += len(visits) * again // len(some)
             number += len(some)
 
     def _round(self, number: int) -> Iterator[_Asked]:
@@ -420,7 +428,7 @@ class Race:
             tally = self.tallies[name]
             if not tally.runs or number % tally.every:
                 continue
-            lead_in, calls = block_calls(tally.call_seconds, self.plan.block_seconds)
+            lead_in, calls = block_calls(tally.call_seconds, self._block_seconds)
             lead_in *= COLD_LEAD_INS if self._cold and tally.candidate else 1
             self._cold = tally.candidate is None
             yield number, tally, workload.Visit(name=name, lead_in=lead_in, calls=calls)
@@ -610,8 +618,8 @@ def device_contention(usages: Sequence[DeviceUsage]) -> dict[str, Any]:
 def block_calls(call_seconds: float, block_seconds: float) -> tuple[int, int]:
     """(untimed, timed) calls of a block.
 
-    The rival before has emptied the caches and put the threads to sleep: three calls of a short op,
-    one of an op that takes as long as a block, bring back the steady state that `cache=warm` promises.
+    The rival before has emptied the caches: three calls of a short op, one of an op that takes as long
+    as a block, bring back the steady state that `cache=warm` promises.
     """
     calls = max(1, math.ceil(block_seconds / max(call_seconds, 1e-9)))
     return max(min(3, calls), math.ceil(calls / 8)), calls

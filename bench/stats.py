@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
@@ -32,7 +33,7 @@ UNDECIDED: Verdict = "UNDECIDED"
 
 MOST_REPLICAS = 200  # a prediction beyond this says only that it is hopeless
 MOST_LOG = 709.0  # beyond it math.exp overflows
-MEDIAN_VARIANCE = math.pi / 2  # of a median over that of a mean, normal noise
+MIDMEAN_VARIANCE = 1.2  # of an interquartile mean over that of a mean, normal noise
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -176,21 +177,32 @@ def _p_below(value: Any, error: Any, degrees: Any, bound: float) -> Any:
 # The cores: arrays with any leading axes.
 
 
-def allocation_medians(cube: Array) -> Array:
-    """(..., replica, allocation, round), nan: missing -> medians (..., replica, allocation)."""
-    if not np.isnan(cube).any():
-        return np.asarray(np.median(cube, axis=-1))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # an empty allocation is nan, as it should
-        return np.asarray(np.nanmedian(cube, axis=-1))
+def interquartile_mean(values: Array) -> Array:
+    """(..., n), nan: missing -> the mean of the middle half (...); nan of nothing.
+
+    The two values at the quarters count by the part of them that lies within: nearly as steady as a
+    mean where noise is normal, and as deaf as a median to a quarter of odd ones on either side.
+    """
+    if not values.shape[-1]:
+        return np.full(values.shape[:-1], np.nan)
+    ordered = np.sort(values, axis=-1)  # nan last
+    counts = np.sum(~np.isnan(ordered), axis=-1, keepdims=True)
+    places = np.arange(ordered.shape[-1])
+    inside = np.minimum(places + 1, 0.75 * counts) - np.maximum(places, 0.25 * counts)
+    weights = np.clip(inside, 0.0, None)
+    total = np.sum(np.where(weights > 0, ordered, 0.0) * weights, axis=-1)
+    with np.errstate(invalid="ignore"):  # nothing over nothing is nan, as it should be
+        return np.asarray(total / np.sum(weights, axis=-1))
 
 
-def replica_means(cube: Array) -> Array:
-    """(..., replica, allocation, round) -> means of the allocations' medians (..., replica)."""
-    medians = allocation_medians(cube)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)
-        return np.asarray(np.nanmean(medians, axis=-1))
+def allocation_values(cube: Array) -> Array:
+    """(..., replica, allocation, round), nan: missing -> one value each (..., replica, allocation)."""
+    return interquartile_mean(cube)
+
+
+def replica_values(cube: Array) -> Array:
+    """(..., replica, allocation, round), nan: missing -> one value each (..., replica)."""
+    return interquartile_mean(cube.reshape(*cube.shape[:-2], -1))
 
 
 def mean_and_error(units: Array) -> tuple[Array, Array, int]:
@@ -208,13 +220,15 @@ def log_ratios(candidate: Samples, baseline: Samples) -> Paired:
     """Blocks of the two sides paired by (replica, allocation, round), in that order.
 
     Contended blocks are left out, unless more than a third of the replicas (or all but two of three
-    and more) would have nothing left.
+    and more) would have less than half of their blocks left: a few clean ones say less than all of them,
+    as pairs share what slows them.
     """
     left, right = _by_place(candidate), _by_place(baseline)
     places = sorted(left.keys() & right.keys())
     clean = [place for place in places if not (left[place][1] or right[place][1])]
-    before, after = ({place[0] for place in some} for some in (places, clean))
-    enough = len(after) >= max(2 * len(before) / 3, min(3, len(before)))
+    before, after = (Counter(place[0] for place in some) for some in (places, clean))
+    whole = sum(after[replica] >= count / 2 for replica, count in before.items())
+    enough = whole >= max(2 * len(before) / 3, min(3, len(before)))
     kept = clean if enough else places
     columns = np.array(kept, dtype=np.int64).reshape(-1, 3)
     value = [math.log(left[place][0] / right[place][0]) for place in kept]
@@ -256,7 +270,7 @@ def units_of(paired: Paired, level: Level = "replica") -> Array:
     if level == "round":
         return paired.value
     cube = to_cube(paired)
-    units = replica_means(cube) if level == "replica" else allocation_medians(cube).ravel()
+    units = replica_values(cube) if level == "replica" else allocation_values(cube).ravel()
     return units[~np.isnan(units)]
 
 
@@ -309,7 +323,7 @@ def estimate_all(
         for start in range(0, len(places), _AT_ONCE):
             some = places[start : start + _AT_ONCE]
             left, right = (np.stack([logs[id(pairs[at][side])] for at in some]) for side in (0, 1))
-            mean, error, degrees = mean_and_error(replica_means(left - right))
+            mean, error, degrees = mean_and_error(replica_values(left - right))
             for at, value, width in zip(some, mean.tolist(), error.tolist(), strict=True):
                 found[at] = from_error(value, width, degrees, degrees + 1, confidence)
     return [one for one in found if one is not None]
@@ -578,8 +592,7 @@ def resolution(
     """Relative half width to expect from the standard deviations of the log at the three levels."""
     if replicas < 2:
         return math.inf
-    factor = MEDIAN_VARIANCE if rounds > 2 else 1.0
-    per_replica = replica**2 + (allocation**2 + factor * round**2 / rounds) / allocations
+    per_replica = replica**2 + MIDMEAN_VARIANCE * (allocation**2 + round**2 / rounds) / allocations
     reach = float(quantile(confidence, replicas - 1)) * math.sqrt(per_replica / replicas)
     return math.expm1(reach)
 
@@ -590,18 +603,17 @@ def components(candidate: Samples, baseline: Samples) -> Components | None:
     if cube.ndim != 3 or min(cube.shape) < 2:
         return None
     rounds = float(np.mean(np.sum(~np.isnan(cube), axis=-1)))
+    values = allocation_values(cube)
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", RuntimeWarning
-        )  # an allocation of one round has no variance
+        # An allocation of one round has no variance, and says so.
+        warnings.simplefilter("ignore", RuntimeWarning)
         round_variance = float(np.nanmean(np.nanvar(cube, axis=-1, ddof=1)))
-        medians = allocation_medians(cube)
-        within = float(np.nanmean(np.nanvar(medians, axis=-1, ddof=1)))
-        between = float(np.nanvar(replica_means(cube), ddof=1))
-    of_median = (MEDIAN_VARIANCE if rounds > 2 else 1.0) * round_variance / rounds
+        within = float(np.nanmean(np.nanvar(values, axis=-1, ddof=1)))
+        between = float(np.nanvar(replica_values(cube), ddof=1))
     # What a level shows of itself is what it varies by beyond the levels below it.
-    allocation_variance = max(0.0, within - of_median)
-    replica_variance = max(0.0, between - within / cube.shape[1])
+    allocation_variance = max(0.0, within - MIDMEAN_VARIANCE * round_variance / rounds)
+    below = MIDMEAN_VARIANCE * (allocation_variance + round_variance / rounds) / cube.shape[1]
+    replica_variance = max(0.0, between - below)
     found = Components(
         replica=math.sqrt(replica_variance),
         allocation=math.sqrt(allocation_variance),

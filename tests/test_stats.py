@@ -45,7 +45,7 @@ KINDS = ("independent", "AR(1)", "drifting", "heavy-tailed")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("replicas", [3, 5, 10])
 def test_a_95_percent_interval_covers_in_93_to_97_percent(kind, replicas):
-    units = stats.replica_means(make_cubes(kind, 6000, replicas))
+    units = stats.replica_values(make_cubes(kind, 6000, replicas))
     assert 0.93 <= coverage(units, 0.0) <= 0.97
 
 
@@ -70,7 +70,7 @@ def test_looking_again_keeps_coverage_and_false_alarms(kind, first):
     for spread in (0.003, 0.01, 0.02, 0.04):
         for truth in (0.0, 0.03, math.log(1.05), 0.06):
             cubes = make_cubes(kind, 3000, 10, truth=truth, spread=spread)
-            covered, slower = stop(stats.replica_means(cubes), rule, truth)
+            covered, slower = stop(stats.replica_values(cubes), rule, truth)
             assert covered >= 0.93
             if truth <= math.log(1.05):
                 assert slower <= 0.025 + 0.009  # three standard errors of 3000 runs
@@ -80,7 +80,7 @@ def test_two_modes_are_covered_in_83_percent_at_five_replicas():
     generator = np.random.default_rng(5)
     cubes = make_cubes("independent", 20000, 5)
     cubes += math.log(1.3) * (generator.random((20000, 5, 1, 1)) < 0.3)
-    assert round(coverage(stats.replica_means(cubes), 0.3 * math.log(1.3)), 2) == 0.83
+    assert round(coverage(stats.replica_values(cubes), 0.3 * math.log(1.3)), 2) == 0.83
 
 
 def make_samples(cube):
@@ -112,7 +112,7 @@ def test_ten_equal_candidates_have_a_false_sole_winner_in_at_most_5_percent():
 
 def test_the_core_is_what_estimate_runs():
     one, other = make_cubes("independent", 2, 5)
-    units = stats.replica_means(one - other)
+    units = stats.replica_values(one - other)
     found = stats.estimate(make_samples(one), make_samples(other))
     mean, error, _ = stats.mean_and_error(units)
     assert (found.log_ratio, found.standard_error) == pytest.approx((mean, error))

@@ -6,7 +6,9 @@ bench.report.readme puts them between their marks.
 
 from __future__ import annotations
 
+import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +45,28 @@ SCALE_ROWS = (
 )
 
 
-def versus_block(loaded: Loaded, root: Path) -> str:
+Found = dict[str, Any]
+
+
+def _told_from(
+    stored: Path, otherwise: str
+) -> Callable[[Callable[[Found], str]], Callable[[Loaded, Path], str]]:
+    """A block that tells of a stored result; `otherwise` where there is none."""
+
+    def decorate(tell: Callable[[Found], str]) -> Callable[[Loaded, Path], str]:
+        @functools.wraps(tell)
+        def block(_: Loaded, root: Path) -> str:
+            path = root / stored
+            return tell(json.loads(path.read_bytes())) if path.exists() else otherwise
+
+        return block
+
+    return decorate
+
+
+@_told_from(VERSUS, "`nox -s versus` has not been run on the reference machine.")
+def versus_block(found: Found) -> str:
     """How far each tool's figures spread when it is invoked again: the committed result, and its figure."""
-    del loaded
-    found = _stored(root / VERSUS)
-    if not found:
-        return "`nox -s versus` has not been run on the reference machine."
     rows = [
         {
             "tool": row["tool"],
@@ -70,12 +88,9 @@ def versus_block(loaded: Loaded, root: Path) -> str:
     )
 
 
-def acceptance_block(loaded: Loaded, root: Path) -> str:
+@_told_from(ACCEPTANCE, "`nox -s acceptance` has not been run on the reference machine.")
+def acceptance_block(found: Found) -> str:
     """The promises of real timings, and what the last acceptance found of each."""
-    del loaded
-    found = _stored(root / ACCEPTANCE)
-    if not found:
-        return "`nox -s acceptance` has not been run on the reference machine."
     rows = [
         {
             "bar": bar["requirement"],
@@ -90,12 +105,9 @@ def acceptance_block(loaded: Loaded, root: Path) -> str:
     return f"{held} of {len(rows)} bars hold on the reference machine (`nox -s acceptance`):\n\n{table}"
 
 
-def scale_block(loaded: Loaded, root: Path) -> str:
+@_told_from(SCALE, "Not measured on the reference machine.")
+def scale_block(found: Found) -> str:
     """What the driver and the report cost, as tests/test_scale.py measured it."""
-    del loaded
-    found = _stored(root / SCALE)
-    if not found:
-        return "Not measured on the reference machine."
     rows = [
         (what, text.format(**{name: _plain(name, value) for name, value in found.items()}))
         for what, text in SCALE_ROWS
@@ -107,8 +119,3 @@ def _plain(name: str, value: float) -> str:
     if name.endswith("_seconds"):
         return format_seconds(value)
     return f"{value / 1e9:.2f} GB" if value > 1e8 else f"{value / 1e3:.3g} kB"
-
-
-def _stored(path: Path) -> dict[str, Any]:
-    """A committed result of the harness' own proof; {} where there is none yet."""
-    return dict(json.loads(path.read_bytes())) if path.exists() else {}

@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
@@ -24,6 +25,9 @@ from bench.report.proofs import acceptance_block, scale_block, versus_block
 from bench.report.tables import as_markdown, headline_table, network_sentence, selftest_table
 from bench.report.text import format_seconds, one_line
 from bench.store import Run
+
+if TYPE_CHECKING:
+    from bench.report.plots import Plot
 
 REFERENCE = Path("results") / "reference"
 PICTURE = Path("docs") / "images" / "headline.png"
@@ -112,27 +116,30 @@ def headline_block(loaded: Loaded, root: Path) -> str:
 def figure_block(loaded: Loaded, root: Path) -> str:
     """The picture's link."""
     del root
-    return f"![{_picture_title(loaded)}]({PICTURE.as_posix()})"
+    plot = _picture(loaded)
+    title = plot.title if plot is not None else "Depthwise max pooling by mode"
+    return f"![{title}]({PICTURE.as_posix()})"
 
 
-def _picture_title(loaded: Loaded) -> str:
+def _picture(loaded: Loaded) -> Plot | None:
+    """The README's figure: time by spelling, mode and direction."""
     from bench.report import plots
 
     with plots.styled():
-        plot = plots.plot_mode_direction(loaded, OP, "cpu:0")
-    return plot.title if plot is not None else "Depthwise max pooling by mode"
+        return plots.plot_mode_direction(loaded, OP, "cpu:0")
 
 
 def draw_picture(loaded: Loaded, path: Path) -> None:
-    """Draw the README's figure: time by spelling, mode and direction."""
+    """Write the README's figure."""
     from bench.report import plots
 
+    plot = _picture(loaded)
+    if plot is None:
+        return
+    plot.figure.set_facecolor("white")
+    path.parent.mkdir(parents=True, exist_ok=True)
     with plots.styled():
-        plot = plots.plot_mode_direction(loaded, OP, "cpu:0")
-        if plot is not None:
-            plot.figure.set_facecolor("white")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            plot.figure.savefig(path, dpi=110, bbox_inches="tight")
+        plot.figure.savefig(path, dpi=110, bbox_inches="tight")
 
 
 def selftest_block(loaded: Loaded, root: Path) -> str:
@@ -185,17 +192,9 @@ def means_block(loaded: Loaded, root: Path) -> str:
             right = [stats.estimate(layer.samples, m.samples) for m, layer in rivals if is_right(m)]
             if not rivals:
                 continue
-            rows.append(
-                {
-                    "mode": mode,
-                    "direction": direction,
-                    "spelling": name,
-                    "cells": str(len(rivals)),
-                    "right": str(len(right)),
-                    "speed": _times(stats.geometric_mean(right)) if right else "",
-                    "worst": f"{min(e.ratio for e in right):.2f}x" if right else "",
-                }
-            )
+            counts = {"cells": str(len(rivals)), "right": str(len(right))}
+            about = {"mode": mode, "direction": direction, "spelling": name}
+            rows.append({**about, **counts, **_speeds(right)})
     text = as_markdown(pd.DataFrame(rows)).strip()
     return (
         "Speed over `GlobalAvgPool2D` in the reference run, geometric means over the cells where the spelling is "
@@ -255,21 +254,21 @@ def _layer_rows(loaded: Loaded, mode: str) -> list[dict[str, str]]:
                 stats.estimate(best.samples, layer.samples)
             )
     return [
-        {
-            "mode": mode,
-            "over": over,
-            "cells": str(len(found)),
-            "speed": _times(stats.geometric_mean(found)),
-            "worst": f"{min(e.ratio for e in found):.2f}x",
-        }
+        {"mode": mode, "over": over, "cells": str(len(found)), **_speeds(found)}
         for over, found in rivals.items()
     ]
 
 
-def _times(found: stats.Estimate) -> str:
-    if not math.isfinite(found.ratio_low):
-        return f"{found.ratio:.2f}x"
-    return f"{found.ratio:.2f}x [{found.ratio_low:.2f}, {found.ratio_high:.2f}]"
+def _speeds(found: Sequence[stats.Estimate]) -> dict[str, str]:
+    """Columns of speed-ups: their geometric mean with its interval, and the least."""
+    if not found:
+        return {"speed": "", "worst": ""}
+    mean = stats.geometric_mean(found)
+    interval = f" [{mean.ratio_low:.2f}, {mean.ratio_high:.2f}]"
+    return {
+        "speed": f"{mean.ratio:.2f}x" + (interval if math.isfinite(mean.ratio_low) else ""),
+        "worst": f"{min(e.ratio for e in found):.2f}x",
+    }
 
 
 def asked_block(loaded: Loaded, root: Path) -> str:

@@ -5,16 +5,15 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
+from chromium import SECONDS, launch, open_trace
 from playwright.sync_api import Browser, sync_playwright
 
 from bench import viewer
 from bench.report import page as report_page
 from bench.report.load import load
 
-CHROMIUM = "/usr/bin/chromium"
 IMAGES = Path("docs") / "images"
 REFERENCE = Path("results") / "reference"
 # (name, width, height, colours) of the page's pictures.
@@ -25,16 +24,13 @@ PAGES = (
 )
 TRACE = "compare-depth_max_pool"  # how the name of the trace begins that docs/profiling.md tells of
 TRACE_MODE = "-forward-graph-"
-SECONDS = 1000.0
 
 
 def main() -> None:
     """Write every picture into docs/images/."""
     page = report_page.render(load(REFERENCE), REFERENCE / "report").page
     with sync_playwright() as tool:
-        browser = tool.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"]
-        )
+        browser = launch(tool)
         for name, width, height, scheme in PAGES:
             view = browser.new_page(
                 viewport={"width": width, "height": height}, color_scheme=scheme
@@ -54,17 +50,7 @@ def draw_trace(browser: Browser) -> None:
     run = next(name for name in traces if name.startswith(TRACE) and TRACE_MODE in name)
     with viewer.serve(logdir) as (_, address):
         view = browser.new_page(viewport={"width": 1400, "height": 1100})
-        view.goto(viewer.deep_link(address, run, traces[run]), timeout=60 * SECONDS)
-        view.wait_for_selector("iframe", timeout=60 * SECONDS, state="attached")
-        frame = None
-        for _ in range(300):
-            frame = next((f for f in view.frames if "trace_viewer_index" in f.url), None)
-            if frame is not None:
-                break
-            view.wait_for_timeout(0.2 * SECONDS)
-        if frame is None:
-            sys.exit("pictures: the trace viewer did not open")
-        frame.locator("text=/host:CPU").first.wait_for(state="attached", timeout=60 * SECONDS)
+        open_trace(view, viewer.deep_link(address, run, traces[run]))
         view.wait_for_timeout(3 * SECONDS)
         view.screenshot(path=IMAGES / "trace-compare.png")
         view.close()

@@ -11,13 +11,13 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import synthetic
+from chromium import PROGRAM, launch
 
 from bench.report import page as report_page
 from bench.report.choose import choices
 from bench.report.load import load
 
 pytestmark = pytest.mark.slow
-CHROMIUM = Path("/usr/bin/chromium")
 WIDTHS, SCHEMES = (400, 1400), ("light", "dark")
 HOSTILE = (
     "<script>window.pwned=1</script>", "<img src=x onerror=window.pwned=1>", '"><svg onload=window.pwned=1>',
@@ -46,15 +46,13 @@ HOSTILE = (
 @pytest.fixture(scope="module")
 def chromium():
     playwright = pytest.importorskip("playwright.sync_api")
-    if not CHROMIUM.exists():
-        reason = f"{CHROMIUM} is not installed"
+    if not PROGRAM.exists():
+        reason = f"{PROGRAM} is not installed"
         if os.environ.get("CI"):
             pytest.fail(reason)
         pytest.skip(reason)
     with playwright.sync_playwright() as tool:
-        browser = tool.chromium.launch(
-            executable_path=str(CHROMIUM), args=["--no-sandbox", "--disable-gpu"]
-        )
+        browser = launch(tool)
         yield browser
         browser.close()
 

@@ -1,17 +1,15 @@
 """The deep link in a real browser, with every request that is not local refused."""
 
 import re
-from pathlib import Path
 
 import pytest
+from chromium import PROGRAM, SECONDS, launch, open_trace
 
 from bench import viewer
 from bench.case import make_case
 from bench.profile import STEPS, Recorder, trace_name
 
 pytestmark = pytest.mark.slow
-CHROMIUM = "/usr/bin/chromium"
-SECONDS = 1000.0
 
 
 @pytest.fixture(scope="module")
@@ -26,26 +24,14 @@ def recorded(tmp_path_factory):
 
 def test_the_deep_link_shows_the_steps_and_finds_an_operation(recorded, tmp_path):
     playwright = pytest.importorskip("playwright.sync_api")
-    if not Path(CHROMIUM).exists():
+    if not PROGRAM.exists():
         pytest.skip("Chromium is not installed")
     logdir, run = recorded
     with viewer.serve(logdir) as (_, address), playwright.sync_playwright() as tool:
-        browser = tool.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"]
-        )
+        browser = launch(tool)
         page = browser.new_page(viewport={"width": 1400, "height": 700})
         page.route(lambda url: not url.startswith(address), lambda route: route.abort())
-        page.goto(viewer.deep_link(address, run, [run]), timeout=60 * SECONDS)
-        page.wait_for_selector("iframe", timeout=60 * SECONDS, state="attached")
-        frame = None
-        for _ in range(300):
-            frame = next((f for f in page.frames if "trace_viewer_index" in f.url), None)
-            if frame is not None:
-                break
-            page.wait_for_timeout(200)
-        assert frame is not None, "the trace viewer did not open"
-        labels = frame.locator("text=/host:CPU")
-        labels.first.wait_for(state="attached", timeout=60 * SECONDS)
+        frame = open_trace(page, viewer.deep_link(address, run, [run]))
         find = frame.locator("input#filter")
         for name, count in (("reshape-reduce_max", STEPS), ("Max", STEPS)):
             found = None
