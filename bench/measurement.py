@@ -6,7 +6,7 @@ tagged union; statistics are derived from the records (bench.stats), never store
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 
@@ -71,6 +71,11 @@ class Node(Record, frozen=True, kw_only=True, tag="node"):
     environment: Environment
 
 
+# What a journal may count: whatever reads JSON holds whole numbers below this exactly.
+MAX_COUNT = 1 << 53
+Count = Annotated[int, msgspec.Meta(ge=0, lt=MAX_COUNT)]
+
+
 class Samples(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The blocks of one runner, as columns of equal length.
 
@@ -81,12 +86,12 @@ class Samples(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         contended: 1 where something else used the machine during the block.
     """
 
-    replica: tuple[int, ...] = ()
-    allocation: tuple[int, ...] = ()
-    round: tuple[int, ...] = ()
-    calls: tuple[int, ...] = ()
-    seconds: tuple[float, ...] = ()
-    contended: tuple[int, ...] = ()
+    replica: tuple[Count, ...] = ()
+    allocation: tuple[Count, ...] = ()
+    round: tuple[Count, ...] = ()
+    calls: tuple[Count, ...] = ()
+    seconds: tuple[Annotated[float, msgspec.Meta(ge=0)], ...] = ()
+    contended: tuple[Count, ...] = ()
 
     def __len__(self) -> int:
         return len(self.seconds)

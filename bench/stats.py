@@ -351,10 +351,12 @@ def _log_cube(
         complete = len(at) == math.prod(shape) and len(np.unique(at)) == len(at)
         known[where] = (shape, np.argsort(at)) if complete else None
     cube = known[where]
-    seconds = np.array(samples.seconds)
-    if cube is None or not (np.isfinite(seconds).all() and seconds.min() > 0):
+    if cube is None:
         return None
-    return where, np.log(seconds[cube[1]]).reshape(cube[0])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        logs = np.log(np.array(samples.seconds)[cube[1]])
+    # The sum of the logs is finite only where every block's seconds are, and above zero.
+    return (where, logs.reshape(cube[0])) if math.isfinite(logs.sum()) else None
 
 
 def from_error(

@@ -29,6 +29,7 @@ import msgspec
 
 from bench.case import Case, UsageError, make_case
 from bench.measurement import (
+    MAX_COUNT,
     SCHEMA_VERSION,
     Account,
     AnyRecord,
@@ -48,9 +49,9 @@ JOURNAL = "journal.jsonl"
 # much memory as text, so that one line must not be large, nor all of them.
 MAX_NBYTES = 256 << 20  # twenty thousand measurements of two hundred samples are 216 MB
 MAX_LINE_NBYTES = 4 << 20
-MAX_INTEGER = 1 << 53
 # Where the schema takes any scalar, a number that was not finite comes back as its text.
 NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+SHARED_COLUMNS = ("replica", "allocation", "round", "calls", "contended")
 TRACE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}|")
 R = TypeVar("R", bound=Record)
 
@@ -231,23 +232,19 @@ def _check_samples(samples: Samples) -> None:
         samples.replica, samples.allocation, samples.round, samples.calls, samples.contended,
     )  # fmt: skip
     count = len(samples)
-    if any(len(column) not in (0, count) for column in columns):
+    if not {*map(len, columns)} <= {0, count}:
         raise StoreError("its samples' columns have unequal lengths")
     if count and not all(len(column) for column in columns[:3]):
         raise StoreError("its samples lack replica, allocation or round")
-    if any(column and not (min(column) >= 0 and max(column) < MAX_INTEGER) for column in columns):
-        raise StoreError(f"its samples count from 0 and below {MAX_INTEGER}")
-    seconds = samples.seconds
     # A finite sum has finite parts, and is quickly found; one by one only where it is not.
-    quick = not count or (min(seconds) >= 0 and math.isfinite(sum(seconds)))
-    if not quick and not all(0 <= value < math.inf for value in seconds):
-        raise StoreError("its samples are not all finite seconds from 0")
+    if not math.isfinite(sum(samples.seconds)) and not all(map(math.isfinite, samples.seconds)):
+        raise StoreError("its samples are not all finite seconds")
 
 
 def _check_counts(record: Measurement) -> None:
     counts = (record.read_nbytes, record.written_nbytes, record.peak_nbytes or 0)
-    if not all(0 <= value < MAX_INTEGER for value in counts):
-        raise StoreError(f"bytes count from 0 and below {MAX_INTEGER}; got {max(counts)}")
+    if not all(0 <= value < MAX_COUNT for value in counts):
+        raise StoreError(f"bytes count from 0 and below {MAX_COUNT}; got {max(counts)}")
     if not all(0 <= value < math.inf for value in record.first_call_seconds):
         raise StoreError("its first calls are not all finite seconds from 0")
 
@@ -362,12 +359,22 @@ def read_run(folder: Path) -> Run:
     if len(data) > MAX_NBYTES:
         raise StoreError(f"{path} is too large; a journal has at most {MAX_NBYTES} bytes")
     data, dropped = split_torn(data)
-    records = list(_decode_lines(path, io.BytesIO(data)))
+    known: dict[tuple[int, ...], tuple[int, ...]] = {}
+    records = [_share_columns(record, known) for record in _decode_lines(path, io.BytesIO(data))]
     if not records or not isinstance(records[0], Header):
         raise StoreError(f"{path} does not begin with a header line; it is no journal of poolbench")
     if any(isinstance(record, Header) for record in records[1:]):
         raise StoreError(f"{path} has a second header line; two runs were put into one")
     return Run(path=folder, header=records[0], records=tuple(records[1:]), dropped=dropped)
+
+
+def _share_columns(record: AnyRecord, known: dict[tuple[int, ...], tuple[int, ...]]) -> AnyRecord:
+    """The record, columns that others have as well held once: a large run is mostly such."""
+    if isinstance(record, Measurement):
+        for name in SHARED_COLUMNS:
+            column = getattr(record.samples, name)
+            msgspec.structs.force_setattr(record.samples, name, known.setdefault(column, column))
+    return record
 
 
 def _decode_lines(path: Path, lines: Iterable[bytes]) -> Iterator[AnyRecord]:

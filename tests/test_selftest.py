@@ -159,8 +159,12 @@ def test_the_newest_run_is_nobody_elses_reference(tmp_path):
 # The bars.
 
 
-def quiet_races(count=75):
-    return [race_of(acceptance.RACE, seed) for seed in range(count)]
+def quiet_races():
+    scale = acceptance.SCALES["full"]
+    return [
+        *(race_of(acceptance.RACE, seed) for seed in range(scale.races)),
+        *(race_of(acceptance.TEN, seed) for seed in range(scale.tens)),
+    ]
 
 
 def test_a_calm_machine_passes_the_bars_of_copies():

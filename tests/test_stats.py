@@ -125,7 +125,7 @@ def scale(samples, factor):
     })  # fmt: skip
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 10**6), st.floats(1e-3, 1e3))
 def test_scale_of_both_sides_does_not_matter_and_swapping_negates(seed, factor):
     one, other = make_pair(seed)
@@ -137,7 +137,7 @@ def test_scale_of_both_sides_does_not_matter_and_swapping_negates(seed, factor):
     assert swapped.low == pytest.approx(-found.high, abs=1e-12)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 10**6))
 def test_the_order_of_blocks_does_not_matter(seed):
     one, other = make_pair(seed)

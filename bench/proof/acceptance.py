@@ -521,11 +521,11 @@ def _last_shares(evidence: Evidence) -> Shares:
 BARS: dict[str, Bar] = {
     "aa-alarms": Bar(
         requirement="an op with itself: FASTER or SLOWER in at most 1%",
-        judge=lambda e: judge_alarms(e.races),
+        judge=lambda e: judge_alarms([*e.races, *e.tens]),
     ),
     "aa-undecided": Bar(
         requirement="an op with itself: UNDECIDED in at most 10%",
-        judge=lambda e: judge_undecided(e.races),
+        judge=lambda e: judge_undecided([*e.races, *e.tens]),
     ),
     "slower-10": Bar(
         requirement="slowed by 10%: SLOWER at the default margin in at least 95%",
@@ -560,11 +560,11 @@ BARS: dict[str, Bar] = {
     ),
     "busy-aa-alarms": Bar(
         requirement="one core half busy: an op with itself, FASTER or SLOWER in at most 1%",
-        judge=lambda e: judge_alarms(e.busy_races),
+        judge=lambda e: judge_alarms([*e.busy_races, *e.busy_tens]),
     ),
     "busy-aa-undecided": Bar(
         requirement="one core half busy: UNDECIDED in at most 10%",
-        judge=lambda e: judge_undecided(e.busy_races),
+        judge=lambda e: judge_undecided([*e.busy_races, *e.busy_tens]),
     ),
     "busy-slower-10": Bar(
         requirement="one core half busy: 10% found in at least 95%",
@@ -584,7 +584,7 @@ BARS: dict[str, Bar] = {
     ),
     "busy-seen": Bar(
         requirement="one core half busy: the contention is reported",
-        judge=lambda e: judge_contention(e.busy_races),
+        judge=lambda e: judge_contention([*e.busy_races, *e.busy_tens]),
     ),
     "default-widths": Bar(
         requirement="a default run: median half-width at most 4%, UNDECIDED in at most 25%",

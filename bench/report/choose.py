@@ -128,13 +128,13 @@ def _undecorated(source: str) -> str:
     return source[start.start() :] if start else source
 
 
-def call(table: pd.DataFrame, row: int, name: str, registry: Registry = REGISTRY) -> str:
-    """The lines after the snippet: the case as plain values, and the built callable."""
-    op = str(table.at[row, "op"])
+def call(at: Mapping[str, Any], name: str, registry: Registry = REGISTRY) -> str:
+    """The lines after the snippet: the case of a row as plain values, and the built callable."""
+    op = str(at["op"])
     entry = registry.candidates.get((op, name))
     if entry is None:
         return ""
-    values = {axis: _plain(table.at[row, axis]) for axis in AXIS_NAMES}
+    values = {axis: _plain(at[axis]) for axis in AXIS_NAMES}
     values["shape"] = tuple(int(part) for part in str(values["shape"]).split("x"))
     fields = ", ".join(f"{axis}={value!r}" for axis, value in {"op": op, **values}.items())
     return f"case = SimpleNamespace({fields})\npool = {entry.build.__name__}(case)  # y = pool(x)"
@@ -271,11 +271,11 @@ def headline(loaded: Loaded, found: Sequence[Choice]) -> list[Choice]:
     return picked
 
 
-def others_label(table: pd.DataFrame, row: int) -> str:
+def others_label(at: Mapping[str, Any]) -> str:
     """The settings that the chooser does not ask for one by one: 'k3, valid', '1 thread', ..."""
     parts = []
     for name in OTHERS:
-        value = _plain(table.at[row, name])
+        value = _plain(at[name])
         if value is not None and USUAL.get(name) != value:
             parts.append(AXES[name].label(value))
     return ", ".join(parts) or "as usual"
@@ -286,21 +286,20 @@ def sentence(loaded: Loaded, choice: Choice, registry: Registry = REGISTRY) -> s
 
     Says no more than the data: no interval where the race was settled, no rank where only one was right.
     """
-    table, row = loaded.table, choice.row
-    of = {name: table.at[row, name] for name in (*CHOSEN_BY, "candidate", "seconds")}
-    op = registry.ops.get(of["op"])
+    at = loaded.row(choice.row)
+    op = registry.ops.get(at["op"])
     parts = [
-        f"On {of['device']}, {MODE_WORDS.get(of['mode'], of['mode'])}, {of['direction']}, "
-        f"use {choice.recommended}: {format_seconds(of['seconds'])} a call"
+        f"On {at['device']}, {MODE_WORDS.get(at['mode'], at['mode'])}, {at['direction']}, "
+        f"use {choice.recommended}: {format_seconds(at['seconds'])} a call"
     ]
-    recipe = _speed_up(table, row, "recipe_ratio", "recipe_low", "recipe_high")
-    baseline = _speed_up(table, row, "ratio", "ratio_low", "ratio_high")
+    recipe = _speed_up(at, "recipe_ratio", "recipe_low", "recipe_high")
+    baseline = _speed_up(at, "ratio", "ratio_low", "ratio_high")
     if recipe and op and choice.recommended != op.recipe:
         parts.append(f"{recipe} the speed of the book's recipe ({op.recipe})")
-    elif baseline and choice.recommended != table.at[row, "baseline"]:
-        parts.append(f"{baseline} the speed of {table.at[row, 'baseline']}")
-    if math.isfinite(table.at[row, "efficiency"]):
-        parts.append(f"{format_share(table.at[row, 'efficiency'])} of what the memory allows")
+    elif baseline and choice.recommended != at["baseline"]:
+        parts.append(f"{baseline} the speed of {at['baseline']}")
+    if math.isfinite(at["efficiency"]):
+        parts.append(f"{format_share(at['efficiency'])} of what the memory allows")
     text = ", ".join(parts) + "."
     if choice.alone:
         text += " Nothing else was right here."
@@ -313,8 +312,8 @@ def sentence(loaded: Loaded, choice: Choice, registry: Registry = REGISTRY) -> s
 MODE_WORDS = {"xla": "under XLA", "graph": "in a graph", "eager": "eagerly"}
 
 
-def _speed_up(table: pd.DataFrame, row: int, middle: str, low: str, high: str) -> str:
-    values = inverse(*(float(table.at[row, name]) for name in (middle, low, high)))
+def _speed_up(at: Mapping[str, Any], middle: str, low: str, high: str) -> str:
+    values = inverse(*(float(at[name]) for name in (middle, low, high)))
     value, lower, upper = values
     if not math.isfinite(value):
         return ""
@@ -332,9 +331,9 @@ def caveats(loaded: Loaded, op: str, name: str) -> list[str]:
     ]
 
 
-def speed_up_text(table: pd.DataFrame, row: int, columns: tuple[str, str, str]) -> str:
-    """'5.20x [4.90, 5.50]' of a time ratio's three columns, as a speed-up."""
-    return with_interval(*inverse(*(float(table.at[row, name]) for name in columns)))
+def speed_up_text(at: Mapping[str, Any], columns: tuple[str, str, str]) -> str:
+    """'5.20x [4.90, 5.50]' of a row's three columns of a time ratio, as a speed-up."""
+    return with_interval(*inverse(*(float(at[name]) for name in columns)))
 
 
 __all__ = ["Choice", "choices", "format_times", "headline", "recommend", "sentence"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -55,6 +56,16 @@ def parse_select(text: str) -> tuple[str, tuple[str, ...]]:
 def main(arguments: Sequence[str], root: Path) -> int:
     """Run a command; the exit code. `root` is the repository, which holds results/."""
     arguments = list(arguments)
+    collecting = gc.isenabled()
+    gc.disable()  # a large run is millions of objects that live to the end: to visit them again is time lost
+    try:
+        return _run(arguments, root)
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def _run(arguments: list[str], root: Path) -> int:
     command = COMMANDS.get(arguments[0]) if arguments else None
     try:
         if command is not None:

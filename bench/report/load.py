@@ -5,12 +5,14 @@ The statistics themselves are bench.stats'; here they are only looked up, called
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pandas as pd
 
@@ -26,6 +28,7 @@ WITHHELD = "WITHHELD"
 EFFICIENCY_FROM_NBYTES = 1 << 20  # below it the call's own cost decides, not the memory
 PROBE_KINDS = {"ceiling-read": "read_nbytes", "ceiling-write": "written_nbytes"}
 CASE_COLUMNS = ("op", *AXIS_NAMES)
+Indices = np.ndarray[Any, np.dtype[np.intp]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +50,14 @@ class Loaded:
     ceilings: Mapping[int, Samples] = field(default_factory=dict)
     probes: pd.DataFrame = field(default_factory=pd.DataFrame)
     margin: float = MARGIN
+
+    def row(self, number: int) -> dict[str, Any]:
+        """A row of `table` by column; pandas takes as long for a cell as this for all of a row."""
+        return {name: values[number] for name, values in self._columns.items()}
+
+    @functools.cached_property
+    def _columns(self) -> dict[str, list[Any]]:
+        return {str(name): self.table[name].tolist() for name in self.table.columns}
 
 
 COLUMNS: dict[str, str] = {
@@ -235,18 +246,20 @@ def middle_of(values: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.float
 
 def replica_medians(samples: Samples) -> np.ndarray[Any, np.dtype[np.float64]]:
     """One median a replica, seconds a call; shape (replicas,)."""
-    seconds = np.asarray(samples.seconds, dtype=float)
-    replica = np.asarray(samples.replica)
+    seconds = np.array(samples.seconds, dtype=float)
     if not len(seconds):
         return seconds
-    cuts = np.flatnonzero(np.diff(replica)) + 1
-    count = len(cuts) + 1
-    if count == len(set(samples.replica)):  # stored replica by replica, as a race does
-        length = len(seconds) // count
-        if length * count == len(seconds) and (cuts == length * np.arange(1, count)).all():
-            return middle_of(seconds.reshape(count, length))
-        return np.array([middle_of(part) for part in np.split(seconds, cuts)])
-    return np.array([middle_of(seconds[replica == r]) for r in np.unique(replica)])
+    parts = _replica_parts(samples.replica)
+    if len({len(part) for part in parts}) == 1:
+        return middle_of(seconds[np.array(parts)])
+    return np.array([middle_of(seconds[part]) for part in parts])
+
+
+@functools.lru_cache(maxsize=256)
+def _replica_parts(replica: tuple[int, ...]) -> list[Indices]:
+    """Where each replica's blocks stand; the same for all that raced alike, so that it is worth keeping."""
+    numbers = np.array(replica)
+    return [np.flatnonzero(numbers == number) for number in np.unique(numbers)]
 
 
 def _row(m: Measurement) -> tuple[Any, ...]:
@@ -337,17 +350,16 @@ def ceiling_samples(
     read, write = probes.get("ceiling-read"), probes.get("ceiling-write")
     if read is None or write is None or not read.read_nbytes or not write.written_nbytes:
         return None
-    places = _places(write.samples)
-    pick = {place: i for i, place in enumerate(places)}
-    index = [(i, pick[place]) for i, place in enumerate(_places(read.samples)) if place in pick]
-    if not index:
+    left, right = _common_places(_columns_of(read.samples), _columns_of(write.samples))
+    if not len(left):
         return None
-    left, right = (list(side) for side in zip(*index, strict=True))
     seconds = (
-        np.asarray(read.samples.seconds)[left] * (read_nbytes / read.read_nbytes)
-        + np.asarray(write.samples.seconds)[right] * (written_nbytes / write.written_nbytes)
+        np.array(read.samples.seconds)[left] * (read_nbytes / read.read_nbytes)
+        + np.array(write.samples.seconds)[right] * (written_nbytes / write.written_nbytes)
     )  # fmt: skip
     source = read.samples
+    if len(left) == len(source):
+        return msgspec.structs.replace(source, seconds=tuple(seconds.tolist()))
     return Samples(
         replica=tuple(source.replica[i] for i in left),
         allocation=tuple(source.allocation[i] for i in left),
@@ -358,8 +370,23 @@ def ceiling_samples(
     )
 
 
-def _places(samples: Samples) -> list[tuple[int, int, int]]:
-    return list(zip(samples.replica, samples.allocation, samples.round, strict=True))
+Columns = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+
+
+def _columns_of(samples: Samples) -> Columns:
+    return samples.replica, samples.allocation, samples.round
+
+
+def _common_places(one: Columns, other: Columns) -> tuple[Sequence[int], Sequence[int]]:
+    """Indices on either side of the blocks that both have, in the order of the first."""
+    if one == other:  # as of two probes that raced together
+        everything = range(len(one[0]))
+        return everything, everything
+    places = {place: i for i, place in enumerate(zip(*other, strict=True))}
+    found = [
+        (i, places[place]) for i, place in enumerate(zip(*one, strict=True)) if place in places
+    ]
+    return [i for i, _ in found], [i for _, i in found]
 
 
 def _statistics(

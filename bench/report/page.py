@@ -8,15 +8,16 @@ runs no script but the page's own.
 from __future__ import annotations
 
 import base64
-import gc
 import json
 import math
+import multiprocessing
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jinja2
 import numpy as np
@@ -49,7 +50,9 @@ from bench.report.text import (
 
 TEMPLATES = Path(__file__).parent / "templates"
 CHUNK = 100  # measurements in a file of samples
+FORK_FROM_ROWS = 3000  # below it drawing takes nearly all of the time
 TOP_PARTS = 12
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,19 +69,11 @@ def render(loaded: Loaded, out: Path) -> Written:
     Returns:
         The page's path and the headline as text.
     """
-    gc.freeze()  # a large run is millions of objects that the collector need not visit again and again
-    try:
-        return _render(loaded, out)
-    finally:
-        gc.unfreeze()
-
-
-def _render(loaded: Loaded, out: Path) -> Written:
     out.mkdir(parents=True, exist_ok=True)
+    drawing = beside(lambda: write_figures(loaded, out / "figures"), len(loaded.table))
     found = choices(loaded)
     picked = headline(loaded, found)
     summary = tables.headline_table(loaded, picked)
-    figures = write_figures(loaded, out / "figures")
     _write_samples(loaded.samples, out / "samples")
     run = loaded.run
     written = {
@@ -90,6 +85,8 @@ def _render(loaded: Loaded, out: Path) -> Written:
         "ceilings": tables.ceiling_table(loaded.probes),
     }
     _write_tables(out / "tables", written)
+    data = embed_json(page_data(loaded, found))
+    figures = drawing()
     context = {
         "run": run,
         "created": run.header.created,
@@ -112,11 +109,46 @@ def _render(loaded: Loaded, out: Path) -> Written:
         "disagreeing": _disagreeing(loaded),
         "count": len(loaded.table),
         "statuses": _status_counts(loaded.table),
-        "data": embed_json(page_data(loaded, found)),
+        "data": data,
     }
     page = out / "index.html"
     page.write_text(fill_template("page.html", context), encoding="utf-8")
     return Written(page=page, headline=headline_text(loaded, picked))
+
+
+def beside(work: Callable[[], Result], rows: int) -> Callable[[], Result]:
+    """Begin the work, for a large run in a process of its own; what is returned waits for its result.
+
+    Drawing takes as long as all else that a page of many rows needs. The process is forked: it shares the
+    run's memory, and is Linux's alone, for elsewhere a fork is not safe.
+    """
+    if rows < FORK_FROM_ROWS or sys.platform != "linux":
+        return work
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+
+    def run() -> None:
+        try:
+            sender.send((work(), None))
+        except Exception as error:  # noqa: BLE001 (raised again where the result is asked for)
+            sender.send((None, error))
+
+    process = context.Process(target=run)
+    process.start()
+    sender.close()
+
+    def result() -> Result:
+        try:
+            value, error = receiver.recv()
+        except EOFError:
+            process.join()
+            raise RuntimeError(f"drawing ended with code {process.exitcode}") from None
+        process.join()
+        if error is not None:
+            raise error
+        return value  # type: ignore[no-any-return]
+
+    return result
 
 
 def fill_template(name: str, context: Mapping[str, Any]) -> str:
@@ -167,22 +199,19 @@ def _for_page(summary: pd.DataFrame) -> pd.DataFrame:
 def leading_sentences(loaded: Loaded, picked: Sequence[Choice]) -> list[tuple[str, str]]:
     """(op, sentence) of the quickest mode for each op, device and direction; the table has them all."""
     quickest: dict[tuple[str, str, str], Choice] = {}
-    table = loaded.table
+    seconds = loaded.table["seconds"].tolist()
     for choice in picked:
-        op, device, direction = (
-            str(table.at[choice.row, n]) for n in ("op", "device", "direction")
-        )
-        best = quickest.get((op, device, direction))
-        if best is None or table.at[choice.row, "seconds"] < table.at[best.row, "seconds"]:
-            quickest[op, device, direction] = choice
+        at = loaded.row(choice.row)
+        key = (str(at["op"]), str(at["device"]), str(at["direction"]))
+        best = quickest.get(key)
+        if best is None or seconds[choice.row] < seconds[best.row]:
+            quickest[key] = choice
     return [(key[0], sentence(loaded, choice)) for key, choice in quickest.items()]
 
 
 def headline_text(loaded: Loaded, picked: Sequence[Choice]) -> str:
     """One sentence a line of the headline, for the terminal."""
-    lines = [
-        f"{loaded.table.at[choice.row, 'op']}: {sentence(loaded, choice)}" for choice in picked
-    ]
+    lines = [f"{loaded.row(choice.row)['op']}: {sentence(loaded, choice)}" for choice in picked]
     opening = tables.network_sentence(loaded.run.networks)
     if not lines:
         lines = ["No measurement of this run is right and timed: nothing to rank."]
@@ -191,22 +220,21 @@ def headline_text(loaded: Loaded, picked: Sequence[Choice]) -> str:
 
 def page_data(loaded: Loaded, found: Sequence[Choice]) -> dict[str, Any]:
     """What the page's script reads: the choices and the rows of the table."""
-    table = loaded.table
     answers = []
+    used: set[tuple[str, str]] = set()
     for choice in found:
-        row = choice.row
+        at = loaded.row(choice.row)
+        used.add((str(at["op"]), choice.recommended))
         answers.append(
             {
-                "key": [str(table.at[row, name]) for name in CHOSEN_BY]
-                + [others_label(table, row)],
+                "key": [str(at[name]) for name in CHOSEN_BY] + [others_label(at)],
                 "use": choice.recommended,
-                "row": row,
+                "row": choice.row,
                 "text": sentence(loaded, choice),
-                "call": call(table, row, choice.recommended),
-                "disagree": bool(table.at[row, "disagree"]),
+                "call": call(at, choice.recommended),
+                "disagree": bool(at["disagree"]),
             }
         )
-    used = {(str(table.at[c.row, "op"]), c.recommended) for c in found}
     return {
         "answers": answers,
         "snippets": [[op, name, snippet(op, name)] for op, name in sorted(used)],
@@ -218,7 +246,7 @@ def page_data(loaded: Loaded, found: Sequence[Choice]) -> dict[str, Any]:
         },
         "matrix": bool(loaded.run.capabilities),
         "columns": [list(column) for column in PAGE_COLUMNS],
-        **_rows(table),
+        **_rows(loaded.table),
         "chunk": CHUNK,
     }
 

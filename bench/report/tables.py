@@ -41,12 +41,9 @@ MISSING = {
 
 def headline_table(loaded: Loaded, picked: Sequence[Choice]) -> pd.DataFrame:
     """One row for each op, device, mode and direction: who to use, how fast, over whom."""
-    table = loaded.table
     rows = []
     for choice in picked:
-        row = choice.row
-        at = table.loc[row]
-        fastest = table.loc[choice.fastest_row]
+        at, fastest = loaded.row(choice.row), loaded.row(choice.fastest_row)
         rest = [name for name in choice.best if name != choice.recommended]
         rows.append(
             {
@@ -57,11 +54,11 @@ def headline_table(loaded: Loaded, picked: Sequence[Choice]) -> pd.DataFrame:
                 "size": at["shape"],
                 "use": choice.recommended,
                 "time a call": format_seconds(at["seconds"]),
-                "speed over the baseline": _or_is(
-                    speed_up_text(table, row, BASELINE), "is the baseline", row, table
-                ),
+                "speed over the baseline": "is the baseline"
+                if at["candidate"] == at["baseline"]
+                else speed_up_text(at, BASELINE),
                 "baseline": at["baseline"],
-                "speed over the recipe": speed_up_text(table, row, RECIPE) or at["recipe_reason"],
+                "speed over the recipe": speed_up_text(at, RECIPE) or at["recipe_reason"],
                 "of the memory's ceiling": format_share(at["efficiency"]),
                 "fastest": f"{choice.fastest} ({format_seconds(fastest['seconds'])})",
                 "not shown slower": ", ".join(rest)
@@ -69,10 +66,6 @@ def headline_table(loaded: Loaded, picked: Sequence[Choice]) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
-
-
-def _or_is(text: str, instead: str, row: int, table: pd.DataFrame) -> str:
-    return instead if table.at[row, "candidate"] == table.at[row, "baseline"] else text
 
 
 def measurement_table(table: pd.DataFrame) -> pd.DataFrame:

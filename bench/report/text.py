@@ -103,13 +103,15 @@ def join_names(names: list[str] | tuple[str, ...]) -> str:
 
 def one_line(text: str, limit: int = 300) -> str:
     """The text without line breaks or control characters, cut to a limit."""
-    flat = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else " " for c in text)
+    flat = " ".join(text.split())
     return flat if len(flat) <= limit else flat[: limit - 1] + "…"
+
+
+MARKDOWN = str.maketrans({**{char: "\\" + char for char in "\\`*[]|"}, "<": "&lt;", ">": "&gt;"})
 
 
 def markdown_cell(text: str) -> str:
     """Text that can neither end a Markdown cell nor start markup in it."""
-    flat = one_line(text)
-    for char in "\\`*_[]<>|":
-        flat = flat.replace(char, "\\" + char) if char != "_" else flat
-    return flat.replace("\\<", "&lt;").replace("\\>", "&gt;")
+    return one_line(text).translate(MARKDOWN)
