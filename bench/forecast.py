@@ -10,12 +10,12 @@ from bench.case import Case, input_nbytes
 from bench.environment import machine_facts
 from bench.measurement import Measurement
 from bench.race import Plan
-from bench.store import JOURNAL, Run, StoreError, read_run
+from bench.store import JOURNAL, Run, StoreError, read_header, read_run
+from bench.workload import PROBES
 
 START_SECONDS = 5.0  # of a worker beside others
 OPEN_SECONDS = 0.06  # of a runner: trace, first call, check
 OPEN_BYTES_PER_SECOND = 2e9
-PROBES = 3
 
 
 def predict_seconds(cases: Mapping[Case, tuple[str, ...]], plan: Plan) -> float:
@@ -24,21 +24,24 @@ def predict_seconds(cases: Mapping[Case, tuple[str, ...]], plan: Plan) -> float:
     seconds = settings * plan.replicas * START_SECONDS
     for case, names in cases.items():
         runner = OPEN_SECONDS + input_nbytes(case) / OPEN_BYTES_PER_SECOND
-        seconds += plan.budget_seconds + plan.replicas * (len(names) + PROBES) * runner
+        seconds += plan.budget_seconds + plan.replicas * (len(names) + len(PROBES)) * runner
     return seconds
 
 
 def resolution_text(results: Path, plan: Plan) -> str:
     """What races of the plan will tell apart here, by the newest run that this machine has made."""
+    machine = machine_facts()
     for journal in sorted(
         results.glob(f"*/{JOURNAL}"), key=lambda path: path.stat().st_mtime, reverse=True
     ):
         try:
+            if read_header(journal.parent).environment.machine != machine:
+                continue
             run = read_run(journal.parent)
         except StoreError:  # a run that cannot be read tells nothing; who reads it is told why
             continue
         half_width = resolution_of(run, plan)
-        if half_width is not None and run.header.environment.machine == machine_facts():
+        if half_width is not None:
             return (
                 f"resolves about {half_width:.1%} (half-width of the 95% interval of a ratio, "
                 f"reckoned from {run.path.name})"

@@ -368,6 +368,24 @@ def read_run(folder: Path) -> Run:
     return Run(path=folder, header=records[0], records=tuple(records[1:]), dropped=dropped)
 
 
+def read_header(folder: Path) -> Header:
+    """The header of the run in a folder, without the rest of its journal.
+
+    Raises:
+        StoreError: there is no journal, or it begins with no header.
+    """
+    path = folder / JOURNAL
+    try:
+        with path.open("rb") as file:
+            line = file.readline(MAX_LINE_NBYTES + 1)
+    except OSError as error:
+        raise StoreError(f"cannot read {path}: {error.strerror}; expected a run's folder") from None
+    for record in _decode_lines(path, [line]):
+        if isinstance(record, Header):
+            return record
+    raise StoreError(f"{path} does not begin with a header line; it is no journal of poolbench")
+
+
 def _share_columns(record: AnyRecord, known: dict[tuple[int, ...], tuple[int, ...]]) -> AnyRecord:
     """The record, columns that others have as well held once: a large run is mostly such."""
     if isinstance(record, Measurement):
@@ -415,5 +433,6 @@ __all__ = [
     "StoreError",
     "decode_line",
     "encode_line",
+    "read_header",
     "read_run",
 ]

@@ -16,15 +16,17 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from bench import stats
-from bench.case import Case, input_nbytes
+from bench.case import Case, input_nbytes, make_case
+from bench.forecast import START_SECONDS, predict_seconds
 from bench.measurement import Capability, Measurement
+from bench.race import Plan
 from bench.report.choose import choices, headline
 from bench.report.load import Loaded, is_right, load, register_builtin
 from bench.report.page import selftest_sentence
 from bench.report.proofs import acceptance_block, scale_block, versus_block
 from bench.report.tables import as_markdown, headline_table, network_sentence, selftest_table
-from bench.report.text import format_seconds, one_line
-from bench.store import Run
+from bench.report.text import format_nbytes, format_seconds, one_line, significant
+from bench.store import MAX_NBYTES, Run, encode_line
 
 if TYPE_CHECKING:
     from bench.report.plots import Plot
@@ -34,6 +36,7 @@ PICTURE = Path("docs") / "images" / "headline.png"
 LARGE_NBYTES = 8_000_000
 LAYER, RECIPE, OP = "layer-depth_max_pool", "lambda-max_pool", "depth_max_pool"
 MEAN_LAYER, MEAN_OP = "layer-global_avg_pool", "global_avg_pool"
+RECKONED_CANDIDATES = 14
 MEAN_RIVALS = ("lambda-reduce_mean", "avg_pool2d")
 _BLOCK = re.compile(r"(<!-- generated:([a-z-]+) -->\n)(.*?)(<!-- end:\2 -->)", re.DOTALL)
 
@@ -230,6 +233,37 @@ def account_block(loaded: Loaded, root: Path) -> str:
     return as_markdown(pd.DataFrame(rows)).strip()
 
 
+def reckoned_block(loaded: Loaded, root: Path) -> str:
+    """What runs of many cases take, by the formula of `--plan` and the journal of the reference run."""
+    del root
+    plan = Plan()
+    case = make_case(op=OP, shape=(1, 8, 8, 96), pool_size=3)
+    names = tuple(str(number) for number in range(RECKONED_CANDIDATES))
+    starts = plan.replicas * START_SECONDS
+    race = predict_seconds({case: names}, plan) - starts
+    measurements = loaded.run.measurements
+    nbytes = sum(len(encode_line(m)) for m in measurements) / len({m.case for m in measurements})
+    rows = [
+        {
+            "cases": f"{count:,}",
+            "one node": _span(starts + count * race),
+            "ten nodes": _span(starts + count * race / 10),
+            "journal": format_nbytes(count * nbytes),
+        }
+        for count in (50, 1_000, 10_000)
+    ]
+    return (
+        f"For K = {RECKONED_CANDIDATES}, R = {plan.replicas}, B = {plan.budget_seconds:g} s and small inputs a race "
+        f"takes {race:.0f} s. A journal is read up to {format_nbytes(MAX_NBYTES)}, which is about "
+        f"{significant(MAX_NBYTES / nbytes, 2)} races like those of the reference run:\n\n"
+        f"{as_markdown(pd.DataFrame(rows)).strip()}"
+    )
+
+
+def _span(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{significant(seconds / 3600, 2)} h"
+
+
 def _layer_rows(loaded: Loaded, mode: str) -> list[dict[str, str]]:
     races = _races(loaded, OP, mode)
     rivals: dict[str, list[stats.Estimate]] = {}
@@ -299,6 +333,7 @@ BLOCKS: dict[str, Callable[[Loaded, Path], str]] = {
     "asked": asked_block,
     "versus": versus_block,
     "scale": scale_block,
+    "reckoned": reckoned_block,
     "acceptance": acceptance_block,
 }
 
