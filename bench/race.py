@@ -40,6 +40,8 @@ STRETCH_SECONDS = 0.25
 # for several calls, as does the first after an allocation. So they come last in a round, and not in each,
 # and who follows gets a longer lead-in.
 PROBE_TURN = 3
+# Nor are they blocks of one call: what wakes the threads that read and write is not the memory's time.
+PROBE_BLOCK_SECONDS = 0.0015
 COLD_LEAD_INS = 4
 # A runner whose blocks take n times as long as the middle one's is in each n-th round, so that one slow
 # rival does not take the time of all; no turn comes more seldom than this.
@@ -393,8 +395,12 @@ class Race:
             tally.every = max(least, min(MOST_ROUNDS_OUT, turn))
         self._round_seconds = sum(costs[tally.name] / tally.every for tally in runners)
 
+    def _block_calls(self, tally: _Tally) -> tuple[int, int]:
+        least = 0.0 if tally.candidate else PROBE_BLOCK_SECONDS
+        return block_calls(tally.call_seconds, max(self._block_seconds, least))
+
     def _block_cost(self, tally: _Tally) -> float:
-        lead_in, calls = block_calls(tally.call_seconds, self._block_seconds)
+        lead_in, calls = self._block_calls(tally)
         return max((lead_in + calls) * tally.call_seconds, 1e-9)
 
     def _run_rounds(self, replica: int, allocation: int, rounds: int, worker: WorkerLike) -> None:
@@ -428,7 +434,7 @@ class Race:
             tally = self.tallies[name]
             if not tally.runs or number % tally.every:
                 continue
-            lead_in, calls = block_calls(tally.call_seconds, self._block_seconds)
+            lead_in, calls = self._block_calls(tally)
             lead_in *= COLD_LEAD_INS if self._cold and tally.candidate else 1
             self._cold = tally.candidate is None
             yield number, tally, workload.Visit(name=name, lead_in=lead_in, calls=calls)

@@ -330,10 +330,11 @@ def keras_stock(case: Case) -> Any:
     count, k = windows(case)[0], case.pool_size
     last = case.data_format == "channels_last"
     window = (1, k) if last else (k, 1)
+    computed = keras.dtype_policies.get(case.dtype).compute_dtype  # the dtype may be a mixed policy
     return keras.Sequential(
         [
             # Without it the model would take float32 and cast a float64 input down to it.
-            keras.Input((h, w, c) if last else (c, h, w), dtype=case.dtype),
+            keras.Input((h, w, c) if last else (c, h, w), dtype=computed),
             keras.layers.Reshape((h * w, c, 1) if last else (c, h * w, 1), dtype=case.dtype),
             keras.layers.MaxPooling2D(
                 window, window, padding=case.padding, data_format="channels_last", dtype=case.dtype

@@ -35,13 +35,13 @@ from bench.store import JOURNAL, StoreError
 RESULTS = Path("results")
 SECONDS = 110.0
 # As many as fit: one A/A comparison in twenty lies beyond the floor, and few tell little of it.
-RACES = 12
+RACES = 20
 MARGIN = 0.05
 # (injected, margin): one record each. A/A at the default margin; what is injected at none, where
 # the interval alone decides.
 RECORDS = ((0.0, MARGIN), (0.01, 0.0), (0.02, 0.0), (0.05, 0.0), (0.10, 0.0), (0.10, MARGIN))
 DESIGN = Design(
-    plain=10,
+    plain=5,  # with the baseline and the slowed ones about as many as a race of a sweep has
     slowdowns=(0.01, 0.02, 0.05, 0.10),
 )
 
