@@ -23,6 +23,7 @@ from bench.capabilities.probe import (
     explain_error,
 )
 from bench.case import Case
+from bench.environment import own_folders
 from bench.replica import Setting, Worker, WorkerFailure
 
 CANDIDATES = Path(__file__).parent / "capability_candidates.py"
@@ -185,6 +186,12 @@ def test_a_documented_failure_of_the_candidate_is_unsupported_with_its_issue():
 def test_an_error_that_nobody_documents_is_an_error():
     found = explain_error(SimpleNamespace(failures=()), Case(op=OP), KeyError("x"))
     assert (found.state, found.evidence) == ("error", "KeyError: 'x'")
+
+
+def test_error_words_leave_out_the_folders_of_this_machine():
+    place = own_folders()[0]
+    words = error_words(ValueError(f"FlatBuffer.{place}/lib/keras.py:1: it is refused"))
+    assert words == "ValueError: FlatBuffer.lib/keras.py:1: it is refused"
 
 
 def test_error_words_leave_out_stack_traces_and_node_names():

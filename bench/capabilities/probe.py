@@ -16,7 +16,7 @@ import msgspec
 from bench.candidate import Candidate, Op
 from bench.case import Case
 from bench.measurement import CellState
-from bench.replica import Setting
+from bench.replica import Setting, printable
 
 MODES = ("eager", "graph", "xla")
 Figures = dict[str, float | int | str | None]
@@ -228,7 +228,7 @@ def error_words(error: BaseException, limit: int = 300) -> str:
     inner = str(error).rpartition("Exception encountered: ")[2]
     blocks = re.split(r"\n\s*\n", inner.strip())
     said = [block for block in blocks if not _ORIGIN.match(block)] or blocks[-1:]
-    text = " ".join(_NOISE.sub(" ", " ".join(said)).split())
+    text = printable(" ".join(_NOISE.sub(" ", " ".join(said)).split()))
     name = type(error).__name__
     text = text if text.startswith(name) else f"{name}: {text}"
     return text if len(text) <= limit else text[: limit - 1] + "…"
