@@ -110,6 +110,12 @@ BIASES = {
     "cache-resident, xla": _bias(
         "reshape-reduce_max", ("max_pool",), shape=(8, 28, 28, 96), mode="xla"
     ),
+    "base case": _bias(
+        "layer-depth_max_pool",
+        ("lambda-max_pool", "reshape-reduce_max", "transpose-reduce_max", "max_pool2d-view"),
+        shape=(8, 56, 56, 96),
+        mode="graph",
+    ),
     "large": _bias("max_pool", ("max_pool2d-view",), shape=(32, 112, 112, 96), mode="graph"),
 }
 # A median of few blocks tells more of the machine than of the op.
@@ -546,6 +552,10 @@ BARS: dict[str, Bar] = {
     "bias-cache-xla": Bar(
         requirement="the same under XLA",
         judge=lambda e: judge_bias(e.bias("cache-resident, xla")),
+    ),
+    "bias-base": Bar(
+        requirement="the same for the base case of the default sweep",
+        judge=lambda e: judge_bias(e.bias("base case")),
     ),
     "bias-large": Bar(
         requirement="the same for a large op", judge=lambda e: judge_bias(e.bias("large"))
