@@ -197,9 +197,10 @@ def test_a_user_file_that_cannot_be_imported_is_said(tmp_path):
 
 
 RUN = """
-import sys, time, threading
+import signal, sys, time, threading
 from bench.replica import Setting, Worker
 from tests import test_replica as there
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # who starts the tests by nohup has it ignored
 workers = [Worker(Setting(tensorflow=False)) for _ in range(2)]
 pids = [worker.call(there.say, "", timeout=30) for worker in workers]
 pids += [worker.call(there.run_program, 600, timeout=30) for worker in workers]
@@ -218,7 +219,7 @@ def test_nothing_outlives_a_run_that_is_killed(number):
     )  # fmt: skip
     folder, *pids = run.stdout.readline().split()
     os.killpg(run.pid, number)
-    run.wait()
+    run.wait(timeout=60)
     left = [psutil.Process(int(pid)).cmdline() for pid in pids if not is_gone(int(pid))]
     assert left == []
     deadline = time.monotonic() + 10
