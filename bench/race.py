@@ -40,9 +40,12 @@ STRETCH_SECONDS = 0.25
 # for several calls, as does the first after an allocation. So they come last in a round, and not in each,
 # and who follows gets a longer lead-in.
 PROBE_TURN = 3
+# Untimed calls before a block, by their time and at most so many. Behind a rival a call of 1 ms needs four
+# until it is within 5% of an uninterrupted loop, one of 3 ms needs one.
+LEAD_IN_SECONDS, MOST_LEAD_INS = 0.004, 4
+COLD_LEAD_IN_SECONDS, MOST_COLD_LEAD_INS = 0.012, 16
 # Nor are they blocks of one call: what wakes the threads that read and write is not the memory's time.
 PROBE_BLOCK_SECONDS = 0.0015
-COLD_LEAD_INS = 4
 # A runner whose blocks take n times as long as the middle one's is in each n-th round, so that one slow
 # rival does not take the time of all; no turn comes more seldom than this.
 MOST_ROUNDS_OUT = 4
@@ -79,7 +82,7 @@ class Plan:
     max_replicas: int = 7
     allocations: int = 3
     rounds: int = 48
-    block_seconds: float = 0.0005
+    block_seconds: float = 0.001
     budget_seconds: float = 6.0
     precision: float = 0.02
     margin: float = 0.05
@@ -395,9 +398,9 @@ class Race:
             tally.every = max(least, min(MOST_ROUNDS_OUT, turn))
         self._round_seconds = sum(costs[tally.name] / tally.every for tally in runners)
 
-    def _block_calls(self, tally: _Tally) -> tuple[int, int]:
+    def _block_calls(self, tally: _Tally, *, cold: bool = False) -> tuple[int, int]:
         least = 0.0 if tally.candidate else PROBE_BLOCK_SECONDS
-        return block_calls(tally.call_seconds, max(self._block_seconds, least))
+        return block_calls(tally.call_seconds, max(self._block_seconds, least), cold=cold)
 
     def _block_cost(self, tally: _Tally) -> float:
         lead_in, calls = self._block_calls(tally)
@@ -434,8 +437,8 @@ class Race:
             tally = self.tallies[name]
             if not tally.runs or number % tally.every:
                 continue
-            lead_in, calls = self._block_calls(tally)
-            lead_in *= COLD_LEAD_INS if self._cold and tally.candidate else 1
+            cold = self._cold and tally.candidate is not None
+            lead_in, calls = self._block_calls(tally, cold=cold)
             self._cold = tally.candidate is None
             yield number, tally, workload.Visit(name=name, lead_in=lead_in, calls=calls)
 
@@ -621,14 +624,20 @@ def device_contention(usages: Sequence[DeviceUsage]) -> dict[str, Any]:
     }
 
 
-def block_calls(call_seconds: float, block_seconds: float) -> tuple[int, int]:
-    """(untimed, timed) calls of a block.
+def block_calls(
+    call_seconds: float, block_seconds: float, *, cold: bool = False
+) -> tuple[int, int]:
+    """(untimed, timed) calls of a block; `cold`: behind a probe or an allocation.
 
-    The rival before has emptied the caches: three calls of a short op, one of an op that takes as long
-    as a block, bring back the steady state that `cache=warm` promises.
+    The rival before has emptied the caches, and they take several calls to hold the op's data as they do
+    in a long loop: the untimed calls bring back the steady state that `cache=warm` promises.
     """
-    calls = max(1, math.ceil(block_seconds / max(call_seconds, 1e-9)))
-    return max(min(3, calls), math.ceil(calls / 8)), calls
+    call_seconds = max(call_seconds, 1e-9)
+    calls = max(1, math.ceil(block_seconds / call_seconds))
+    lasting, most = (
+        (COLD_LEAD_IN_SECONDS, MOST_COLD_LEAD_INS) if cold else (LEAD_IN_SECONDS, MOST_LEAD_INS)
+    )
+    return max(1, min(most, round(lasting / call_seconds)), math.ceil(calls / 8)), calls
 
 
 def balanced_orders(names: Sequence[str], generator: random.Random) -> Iterator[list[str]]:

@@ -158,12 +158,13 @@ def test_probes_come_last_in_a_round_and_who_follows_them_has_a_longer_lead_in()
     others = {
         lead_ins[place] for place in range(1, 24) if place - 1 not in probes and place not in probes
     }
-    assert (after, others) == ({4}, {1})
+    assert (after, others) == ({12}, {4})
 
 
 def test_a_candidate_that_crashes_is_one_result_and_the_others_go_on():
     crash = WorkerFailure("crashed", "killed by SIGABRT", lost=True)
-    found, fleet, _ = run({"base": MS, "bad": crash, "good": MS})
+    plan = Plan(budget_seconds=60)
+    found, fleet, _ = run({"base": MS, "bad": crash, "good": MS}, plan=plan)
     assert (found["bad"].status, found["bad"].reason) == ("crashed", "killed by SIGABRT")
     assert len(found["good"].samples) == len(found["base"].samples) == BLOCKS
     assert [task for worker in fleet.workers.values() for task in worker.tasks].count(
@@ -212,12 +213,14 @@ def test_a_runner_faster_than_the_memory_allows_is_flagged():
 
 
 def test_rounds_under_contention_are_marked_and_done_again_within_bounds():
-    quiet, _, _ = run({"base": MS})
-    found, _, _ = run({"base": MS}, busy=1.0)
+    plan = Plan(budget_seconds=60)
+    quiet, _, _ = run({"base": MS}, plan=plan)
+    found, _, _ = run({"base": MS}, plan=plan, busy=1.0)
     assert len(found["base"].samples) == 1.5 * len(quiet["base"].samples)
     assert set(found["base"].samples.contended) == {1}
     blocks = sum(len(m.samples) for m in quiet.values())
-    assert found["base"].contention.blocks_redone == blocks // 2
+    # Probes are in each third round only: the count of a part of a stretch is an estimate.
+    assert found["base"].contention.blocks_redone == pytest.approx(blocks / 2, rel=0.05)
     assert "contended" in found["base"].flags
 
 
@@ -237,11 +240,11 @@ def test_a_race_that_is_clear_runs_a_third_of_the_rounds_after_the_first_replica
 
 def test_a_slow_runner_sits_out_rounds_and_the_baseline_never_does():
     plan = Plan(budget_seconds=60)
-    found, _, _ = run({"base": MS, "b": MS, "c": MS, "slow": 9 * MS}, plan=plan)
+    found, _, _ = run({"base": 3 * MS, "b": 3 * MS, "c": 3 * MS, "slow": 27 * MS}, plan=plan)
     rounds = {name: len(m.samples) for name, m in found.items()}
     assert rounds["base"] == rounds["b"] == BLOCKS
     assert rounds["slow"] == BLOCKS / 4
-    found, _, _ = run({"base": 9 * MS, "b": MS, "c": MS}, plan=plan)
+    found, _, _ = run({"base": 27 * MS, "b": 3 * MS, "c": 3 * MS}, plan=plan)
     assert len(found["base"].samples) == len(found["b"].samples)
 
 
@@ -259,9 +262,13 @@ def test_a_block_is_long_enough_and_has_a_lead_in():
     for _ in range(200):
         seconds = 10 ** rng.uniform(-6, 0)
         lead_in, calls = block_calls(seconds, 0.01)
-        assert calls == 1 or calls * seconds >= 0.01
+        assert calls * seconds >= 0.01
         assert lead_in >= 1
-        assert seconds > 0.003 or lead_in >= 3 or calls < 6
+        assert lead_in >= 4 or lead_in * seconds >= 0.0025
+        behind_a_probe, _ = block_calls(seconds, 0.01, cold=True)
+        assert behind_a_probe >= lead_in
+        assert behind_a_probe <= 16 or behind_a_probe == lead_in
+        assert seconds < 0.006 or behind_a_probe <= 2
 
 
 def test_the_same_seed_gives_the_same_order():

@@ -40,7 +40,7 @@ from bench.proof.copies import (
     race_series,
     share_marked,
 )
-from bench.race import COLD_LEAD_INS, PROBE_TURN, Plan, block_calls
+from bench.race import PROBE_TURN, Plan, block_calls
 from bench.replica import Setting, Worker, WorkerFailure
 from bench.run import LocalFleet
 from bench.stats import Comparison, best_set, compare_run, difference, estimate
@@ -165,9 +165,8 @@ def measure_bias(bias: Bias, turns: int, worker: Worker, block_seconds: float) -
             order = [bias.rivals[0], *shuffled, *[PROBE] * (number % PROBE_TURN == 0)]
             visits = []
             for place, name in enumerate(order):
-                lead_in, calls = block_calls(cost[name], block_seconds)
                 cold = place == 0 and number % PROBE_TURN == 1
-                lead_in *= COLD_LEAD_INS if cold else 1
+                lead_in, calls = block_calls(cost[name], block_seconds, cold=cold)
                 visits.append(workload.Visit(name=name, lead_in=lead_in, calls=calls))
             stretch = worker.call(workload.time_stretch, visits, timeout=limit)
             warm.append(stretch.blocks[1 + shuffled.index(bias.subject)].seconds)
