@@ -40,9 +40,11 @@ STRETCH_SECONDS = 0.25
 # for several calls, as does the first after an allocation. So they come last in a round, and not in each,
 # and who follows gets a longer lead-in.
 PROBE_TURN = 3
-# Untimed calls before a block, by their time and at most so many. Behind a rival a call of 1 ms needs four
-# until it is within 5% of an uninterrupted loop, one of 3 ms needs one.
+# Untimed calls before a block, by their time and at most so many. Behind a rival a call of 1 ms over 12 MB
+# needs four until it is within 5% of an uninterrupted loop, one of 3 ms needs one; of arrays that a core's
+# own cache holds, two are enough.
 LEAD_IN_SECONDS, MOST_LEAD_INS = 0.004, 4
+OWN_CACHE_NBYTES, MOST_LEAD_INS_WITHIN = 4 << 20, 2
 COLD_LEAD_IN_SECONDS, MOST_COLD_LEAD_INS = 0.012, 16
 # Nor are they blocks of one call: what wakes the threads that read and write is not the memory's time.
 PROBE_BLOCK_SECONDS = 0.0015
@@ -82,7 +84,7 @@ class Plan:
     max_replicas: int = 7
     allocations: int = 3
     rounds: int = 48
-    block_seconds: float = 0.001
+    block_seconds: float = 0.0005
     budget_seconds: float = 6.0
     precision: float = 0.02
     margin: float = 0.05
@@ -126,6 +128,10 @@ class _Tally:
     @property
     def runs(self) -> bool:
         return self.status == "ok" and not self.settled
+
+    @property
+    def nbytes(self) -> int:
+        return self.read_nbytes + self.written_nbytes
 
     def samples(self) -> Samples:
         rows = list(zip(*self.columns, strict=True)) or [()] * 6
@@ -400,7 +406,8 @@ class Race:
 
     def _block_calls(self, tally: _Tally, *, cold: bool = False) -> tuple[int, int]:
         least = 0.0 if tally.candidate else PROBE_BLOCK_SECONDS
-        return block_calls(tally.call_seconds, max(self._block_seconds, least), cold=cold)
+        seconds = max(self._block_seconds, least)
+        return block_calls(tally.call_seconds, seconds, nbytes=tally.nbytes, cold=cold)
 
     def _block_cost(self, tally: _Tally) -> float:
         lead_in, calls = self._block_calls(tally)
@@ -625,19 +632,21 @@ def device_contention(usages: Sequence[DeviceUsage]) -> dict[str, Any]:
 
 
 def block_calls(
-    call_seconds: float, block_seconds: float, *, cold: bool = False
+    call_seconds: float, block_seconds: float, *, nbytes: int, cold: bool = False
 ) -> tuple[int, int]:
-    """(untimed, timed) calls of a block; `cold`: behind a probe or an allocation.
+    """(untimed, timed) calls of a block of an op that reads and writes so many bytes.
 
     The rival before has emptied the caches, and they take several calls to hold the op's data as they do
-    in a long loop: the untimed calls bring back the steady state that `cache=warm` promises.
+    in a long loop: the untimed calls bring back the steady state that `cache=warm` promises. They are no
+    more than the timed ones, but `cold`, behind a probe or an allocation.
     """
     call_seconds = max(call_seconds, 1e-9)
-    calls = max(1, math.ceil(block_seconds / call_seconds))
-    lasting, most = (
-        (COLD_LEAD_IN_SECONDS, MOST_COLD_LEAD_INS) if cold else (LEAD_IN_SECONDS, MOST_LEAD_INS)
-    )
-    return max(1, min(most, round(lasting / call_seconds)), math.ceil(calls / 8)), calls
+    most = MOST_LEAD_INS_WITHIN if nbytes <= OWN_CACHE_NBYTES else MOST_LEAD_INS
+    lead_in = max(1, min(most, round(LEAD_IN_SECONDS / call_seconds)))
+    calls = max(lead_in, math.ceil(block_seconds / call_seconds))
+    if cold:
+        lead_in = max(lead_in, min(MOST_COLD_LEAD_INS, round(COLD_LEAD_IN_SECONDS / call_seconds)))
+    return max(lead_in, math.ceil(calls / 8)), calls
 
 
 def balanced_orders(names: Sequence[str], generator: random.Random) -> Iterator[list[str]]:

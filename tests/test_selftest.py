@@ -7,10 +7,11 @@ import msgspec
 import numpy as np
 import pytest
 
+from bench import workload
 from bench.case import UsageError
 from bench.measurement import Contention, Measurement, Samples, Selftest, Shares
 from bench.proof import acceptance, copies, peers, selftest, versus
-from bench.race import Plan
+from bench.race import Plan, block_calls
 from bench.replica import Setting
 from bench.run import LocalFleet
 from bench.store import decode_line, encode_line
@@ -328,6 +329,8 @@ def test_doors_answer_bad_input_with_one_line(capsys):
     assert versus.main(["--tool", "nonsense"]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2 and all("nonsense" in line for line in lines)
+    assert versus.main(["--invocations", "1"]) == 2
+    assert "whole number from 2" in capsys.readouterr().err
 
 
 # The peers.
@@ -370,17 +373,19 @@ def test_every_tool_takes_its_turn_and_a_failure_is_kept():
         return versus.Invocation(tool=tool, turn=turn, seconds=1.0, reason="no such module")
 
     said = []
-    found = versus.run_all(["a", "b"], 3, run, said.append)
+    *_, found = versus.run_all(["a", "b"], 3, run, said.append)
     assert sorted((one.tool, one.turn) for one in found) == [(t, n) for t in "ab" for n in range(3)]
     assert all("no such module" in line for line in said)
     assert versus.summarise(found) == []
 
 
 def test_equal_measuring_time_is_as_many_rounds_as_fill_it():
-    for replicas, allocations in ((3, 4), (1, 1)):
-        plan = peers.our_plan(0.5, replicas, allocations)
-        blocks = plan.replicas * plan.allocations * plan.rounds
-        assert blocks * plan.block_seconds == pytest.approx(0.5, rel=0.1)
+    for seconds, replicas, allocations in ((0.0001, 3, 4), (0.0009, 5, 2), (0.004, 1, 1)):
+        call = workload.Runner(call_seconds=seconds, read_nbytes=3 << 20)
+        plan = peers.our_plan(0.5, replicas, allocations, call)
+        _, calls = block_calls(seconds, plan.block_seconds, nbytes=3 << 20)
+        timed = plan.replicas * plan.allocations * plan.rounds * calls * seconds
+        assert timed == pytest.approx(0.5, rel=0.05)
 
 
 def test_log_ratios_are_to_the_baseline():

@@ -142,14 +142,17 @@ def measure_bias(bias: Bias, turns: int, worker: Worker, block_seconds: float) -
     limit = 120.0
     worker.call(workload.open_case, bias.case, 0, timeout=limit)
     names = (bias.subject, *bias.rivals)
-    cost = {}
+    blocks: dict[str, Callable[..., tuple[int, int]]] = {}
     for name in (*names, PROBE):
         runner = worker.call(
             functools.partial(workload.open_runner, check=True), name, timeout=limit
         )
         if runner.status != "ok":
             raise ProofError(f"{name}: {runner.status}: {runner.reason}")
-        cost[name] = runner.call_seconds
+        nbytes = runner.read_nbytes + runner.written_nbytes
+        blocks[name] = functools.partial(
+            block_calls, runner.call_seconds, block_seconds, nbytes=nbytes
+        )
     generator = random.Random(0)
     ratios = []
     for _ in range(turns):
@@ -166,11 +169,11 @@ def measure_bias(bias: Bias, turns: int, worker: Worker, block_seconds: float) -
             visits = []
             for place, name in enumerate(order):
                 cold = place == 0 and number % PROBE_TURN == 1
-                lead_in, calls = block_calls(cost[name], block_seconds, cold=cold)
+                lead_in, calls = blocks[name](cold=cold)
                 visits.append(workload.Visit(name=name, lead_in=lead_in, calls=calls))
             stretch = worker.call(workload.time_stretch, visits, timeout=limit)
             warm.append(stretch.blocks[1 + shuffled.index(bias.subject)].seconds)
-            lead_in, calls = block_calls(cost[bias.subject], block_seconds)
+            lead_in, calls = blocks[bias.subject]()
             # A lead-in that is several times a block's: whatever a block may miss, this has.
             loop += worker.call(
                 time_loop, bias.subject, 4 * lead_in, calls, LOOP_BLOCKS, timeout=limit

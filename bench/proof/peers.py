@@ -26,7 +26,7 @@ from bench import workload
 from bench.candidate import REGISTRY
 from bench.case import Case, make_case
 from bench.proof.copies import delay_call
-from bench.race import Plan, Race, Tasks
+from bench.race import Plan, Race, Tasks, block_calls
 from bench.replica import Setting
 from bench.run import LocalFleet
 from bench.stats import estimate
@@ -49,6 +49,7 @@ CALIBRATION_BLOCKS = 7
 PYPERF_PROCESSES = 2
 PYPERF_VALUES = 5
 TIMEIT_REPEATS = 5
+OPEN_TIMEOUT_SECONDS = 60.0
 Times = dict[str, dict[str, float]]  # statistic -> callable -> seconds a call
 
 
@@ -86,10 +87,12 @@ def open_callable(case: Case, name: str, check: bool) -> workload.Runner:  # noq
     return workload.open_call(name, lambda: delay_call(call, wait))
 
 
-def our_plan(seconds: float, replicas: int, allocations: int) -> Plan:
-    """Rounds such that each callable is timed for about `seconds`."""
+def our_plan(seconds: float, replicas: int, allocations: int, call: workload.Runner) -> Plan:
+    """Rounds such that each callable is timed for about `seconds`, if it takes as long as this one."""
     plan = Plan()
-    rounds = max(1, round(seconds / plan.block_seconds / replicas / allocations))
+    nbytes = call.read_nbytes + call.written_nbytes
+    _, calls = block_calls(call.call_seconds, plan.block_seconds, nbytes=nbytes)
+    rounds = max(1, round(seconds / (calls * call.call_seconds) / replicas / allocations))
     return replace(
         plan, replicas=replicas, max_replicas=replicas, allocations=allocations, rounds=rounds,
         budget_seconds=1e6, clear_ratio=math.inf,
@@ -101,10 +104,14 @@ def race(seconds: float, *, replicas: int, allocations: int) -> dict[str, dict[s
     import bench.ops  # noqa: F401 (registers the ops that ship)
 
     original = REGISTRY.candidates[CASE.op, CALLABLES[BASELINE][0]]
-    plan = our_plan(seconds, replicas, allocations)
     fleet = LocalFleet((), None)
     try:
         fleet.use(Setting(), replicas)
+        worker = fleet.worker(0)
+        worker.call(workload.open_case, CASE, 0, timeout=OPEN_TIMEOUT_SECONDS)
+        check = functools.partial(workload.open_runner, check=True)
+        call = worker.call(check, original.name, timeout=OPEN_TIMEOUT_SECONDS)
+        plan = our_plan(seconds, replicas, allocations, call)
         result = Race(
             CASE,
             [replace(original, name=name) for name in CALLABLES],

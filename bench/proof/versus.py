@@ -16,7 +16,7 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -128,10 +128,13 @@ def run_all(
     turns: int,
     run: Callable[[str, int], Invocation],
     progress: Callable[[str], None],
-) -> list[Invocation]:
-    """Every tool once in each turn, in random order: no tool has the quiet hour to itself."""
+) -> Iterator[list[Invocation]]:
+    """Every tool once in each turn, in random order: no tool has the quiet hour to itself.
+
+    Yields all invocations so far, after each turn.
+    """
     generator = random.Random(0)
-    found = []
+    found: list[Invocation] = []
     for turn in range(turns):
         for tool in generator.sample(list(tools), len(tools)):
             found.append(run(tool, turn))
@@ -140,7 +143,7 @@ def run_all(
                 for statistic, of in found[-1].log_ratios.items()
             )
             progress(f"{turn + 1}/{turns} {tool}: {said} ({found[-1].seconds:.0f} s)")
-    return found
+        yield found
 
 
 def summarise(invocations: Sequence[Invocation]) -> list[Summary]:
@@ -319,10 +322,19 @@ def main(words: list[str]) -> int:
             draw(read_stored(), PICTURE)
             return 0
         tools = pick(given.tool)
+        if given.invocations < 2:
+            raise UsageError(
+                f"--invocations must be a whole number from 2, for a spread; got {given.invocations}"
+            )
     except UsageError as error:
         print(f"versus: {error}", file=sys.stderr)  # noqa: T201
         return 2
-    versus = measure(tools, given.invocations, given.seconds)
+    for versus in measure(tools, given.invocations, given.seconds):
+        if (
+            not given.trial
+        ):  # after each turn: it takes most of an hour, and what is measured is kept
+            STORED.parent.mkdir(parents=True, exist_ok=True)
+            STORED.write_bytes(msgspec.json.format(msgspec.json.encode(versus), indent=1) + b"\n")
     print(describe(versus.summaries))  # noqa: T201
     verdicts = judge(versus.summaries)
     for text, holds in verdicts:
@@ -330,8 +342,6 @@ def main(words: list[str]) -> int:
     for tool in versus.missing:
         print(f"not installed, left out: {tool}")  # noqa: T201
     if not given.trial:
-        STORED.parent.mkdir(parents=True, exist_ok=True)
-        STORED.write_bytes(msgspec.json.format(msgspec.json.encode(versus), indent=1) + b"\n")
         draw(versus, PICTURE)
     return 0 if all(holds for _, holds in verdicts) else 1
 
@@ -349,22 +359,23 @@ def pick(words: Sequence[str]) -> list[str]:
     return [tool for tool in installed if not words or tool in words]
 
 
-def measure(tools: Sequence[str], turns: int, seconds: float) -> Versus:
-    """Run all invocations, and sum them up."""
+def measure(tools: Sequence[str], turns: int, seconds: float) -> Iterator[Versus]:
+    """Run all invocations; yields what they come to, after each turn."""
     start = time.monotonic()
-    invocations = run_all(
+    environment = collect_environment({"cpu:0": "CPU"})
+    for invocations in run_all(
         tools,
         turns,
         lambda tool, turn: invoke(tool, turn, seconds),
         lambda line: print(line, flush=True),  # noqa: T201
-    )
-    return Versus(
-        environment=collect_environment({"cpu:0": "CPU"}),
-        created=dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds"),
-        case=f"{CASE.op} {case_label(CASE)}",
-        timed_seconds=seconds,
-        invocations=tuple(invocations),
-        summaries=tuple(summarise(invocations)),
-        missing=tuple(tool for tool in TOOLS if tool not in installed_tools()),
-        wall_seconds=round(time.monotonic() - start, 1),
-    )
+    ):
+        yield Versus(
+            environment=environment,
+            created=dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds"),
+            case=f"{CASE.op} {case_label(CASE)}",
+            timed_seconds=seconds,
+            invocations=tuple(invocations),
+            summaries=tuple(summarise(invocations)),
+            missing=tuple(tool for tool in TOOLS if tool not in installed_tools()),
+            wall_seconds=round(time.monotonic() - start, 1),
+        )
