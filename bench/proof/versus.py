@@ -321,18 +321,12 @@ def main(words: list[str]) -> int:
         if given.plot:
             draw(read_stored(), PICTURE)
             return 0
-        tools = pick(given.tool)
-        if given.invocations < 2:
-            raise UsageError(
-                f"--invocations must be a whole number from 2, for a spread; got {given.invocations}"
-            )
+        tools = pick(given.tool, given.invocations)
     except UsageError as error:
         print(f"versus: {error}", file=sys.stderr)  # noqa: T201
         return 2
     for versus in measure(tools, given.invocations, given.seconds):
-        if (
-            not given.trial
-        ):  # after each turn: it takes most of an hour, and what is measured is kept
+        if not given.trial:  # after each turn: all together take most of an hour
             STORED.parent.mkdir(parents=True, exist_ok=True)
             STORED.write_bytes(msgspec.json.format(msgspec.json.encode(versus), indent=1) + b"\n")
     print(describe(versus.summaries))  # noqa: T201
@@ -346,12 +340,14 @@ def main(words: list[str]) -> int:
     return 0 if all(holds for _, holds in verdicts) else 1
 
 
-def pick(words: Sequence[str]) -> list[str]:
+def pick(words: Sequence[str], turns: int) -> list[str]:
     """The tools that the words name; all that are installed without words.
 
     Raises:
-        UsageError: one is unknown or not installed.
+        UsageError: one is unknown or not installed, or the turns are too few to have a spread.
     """
+    if turns < 2:
+        raise UsageError(f"--invocations must be a whole number from 2, for a spread; got {turns}")
     installed = installed_tools()
     for word in words:
         if word not in installed:
