@@ -142,10 +142,40 @@ def _padded(
 def _slices(x: Any, pool_size: int, strides: int, same: bool, axis: int) -> list[Any]:
     """Slice i holds element i of every window."""
     x, start, count, _ = _padded(x, pool_size, strides, same, axis)
+    return _every(x, start, count, pool_size, strides, axis)
+
+
+def _every(x: Any, start: Any, count: Any, pool_size: int, strides: int, axis: int) -> list[Any]:
+    """Slice i holds element i of each of `count` windows, the first of which begins at `start`."""
     return [
         _slice(x, start + i, start + i + (count - 1) * strides + 1, strides, axis)
         for i in range(pool_size)
     ]
+
+
+def _stretches(x: Any, pool_size: int, strides: int, same: bool, axis: int) -> list[list[Any]]:
+    """_slices of one stretch of windows after another: those that reach beyond x apart from the rest.
+
+    To read through a padding takes twice as long, and most windows have none.
+    """
+    channels = x.shape[axis]
+    if not same or channels is None:
+        return [_slices(x, pool_size, strides, same, axis)]
+    count, before, _ = _layout(channels, pool_size, strides, same)
+    first = -(-before // strides)
+    last = min(count, (channels + before - pool_size) // strides + 1)
+    if first >= last:
+        return [_slices(x, pool_size, strides, same, axis)]
+    stretches = []
+    for begin, end in ((0, first), (first, last), (last, count)):
+        low, high = begin * strides - before, (end - 1) * strides - before + pool_size
+        if begin < end:
+            part = _slice(x, max(low, 0), min(high, channels), 1, axis)
+            if low < 0 or high > channels:
+                widths = _beside(axis, max(-low, 0), max(high - channels, 0), 4)
+                part = keras.ops.pad(part, widths, constant_values=_lowest(x))
+            stretches.append(_every(part, 0, end - begin, pool_size, strides, axis))
+    return stretches
 
 
 def _slice(x: Any, begin: Any, end: Any, step: int, axis: int) -> Any:
@@ -158,10 +188,31 @@ def _beside(axis: int, before: Any, after: Any, ndim: int) -> list[tuple[Any, An
     return [(before, after) if i == axis else (0, 0) for i in range(ndim)]
 
 
+def _join(operation: Callable[[Any, Any], Any], parts: list[Any]) -> Any:
+    """The parts joined pair by pair: in a chain of k operations each waits for the one before."""
+    while len(parts) > 1:
+        pairs = [operation(a, b) for a, b in zip(parts[::2], parts[1::2], strict=False)]
+        parts = pairs + parts[len(pairs) * 2 :]
+    return parts[0]
+
+
 def _lowest(x: Any) -> float | int:
     """What never wins in a window: -inf, or the least whole number of the dtype."""
     dtype = keras.backend.standardize_dtype(x.dtype)
     return -float("inf") if "float" in dtype else int(np.iinfo(dtype).min)
+
+
+def _largest(slices: list[Any]) -> Any:
+    """Elementwise maximum of TensorFlow's tensors; NaN where one of them is."""
+    import tensorflow as tf
+
+    y = _join(tf.maximum, slices)
+    if not y.dtype.is_floating:
+        return y
+    # XLA's maximum loses a NaN. It is put back as a constant: without one a select is exported to
+    # ONNX as a sum of products, in which the padding's -inf times zero is NaN everywhere.
+    lost = _join(tf.logical_or, [part != part for part in slices])  # noqa: PLR0124
+    return tf.where(lost, tf.constant(float("nan"), y.dtype), y)
 
 
 @functools.cache
@@ -176,14 +227,8 @@ def _for_tensorflow(pool_size: int, strides: int, same: bool, axis: int) -> Call
     compiled_scope = tf.xla.experimental.jit_scope
 
     def values(x: Any) -> Any:
-        slices = _slices(x, pool_size, strides, same, axis)
-        y = functools.reduce(tf.maximum, slices)
-        if not y.dtype.is_floating:
-            return y
-        # XLA's maximum loses a NaN. It is put back by a division: a select is exported to ONNX as a sum
-        # of products, in which the padding's -inf times zero is NaN everywhere.
-        lost = functools.reduce(tf.logical_or, [part != part for part in slices])  # noqa: PLR0124
-        return y + 0 / (1 - tf.cast(lost, y.dtype))
+        parts = [_largest(part) for part in _stretches(x, pool_size, strides, same, axis)]
+        return parts[0] if len(parts) == 1 else tf.concat(parts, axis)
 
     @tf.custom_gradient  # type: ignore[untyped-decorator]
     def depth_max_pool(x: Any) -> Any:
