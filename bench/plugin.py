@@ -27,26 +27,17 @@ if TYPE_CHECKING:
     from bench.race import Plan
     from bench.run import Bench, Options
 
-SWEEPS = ("default", "quick", "full", "gpu")
 PACKAGE = Path(__file__).parent
 
 
-@dataclass(frozen=True, kw_only=True)
-class Preset:
-    """Defaults of a sweep's races; an option on the command line replaces one."""
-
-    replicas: int = 7
-    budget_seconds: float = 6.0
-    max_replicas: int = 7
-    allocations: int = 3
-
-
-PRESETS = {
-    "default": Preset(),
-    "quick": Preset(replicas=3, max_replicas=3, budget_seconds=4.0),
-    "full": Preset(max_replicas=10, budget_seconds=12.0),
-    "gpu": Preset(),
+# What a sweep's races have other than Plan's defaults; an option on the command line replaces it.
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "quick": {"replicas": 3, "max_replicas": 3, "budget_seconds": 4.0},
+    "full": {"max_replicas": 10, "budget_seconds": 12.0},
+    "gpu": {},
 }
+SWEEPS = tuple(PRESETS)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -370,30 +361,23 @@ def _checks_only(config: pytest.Config) -> bool:
     return benchmarks is not None and bool(benchmarks.disabled)
 
 
-def _preset(config: pytest.Config) -> Preset:
-    preset = PRESETS[config.getoption("--sweep")]
-    if (replicas := config.getoption("--replicas")) is not None:
-        preset = replace(preset, replicas=replicas, max_replicas=max(replicas, preset.max_replicas))
-    if (budget := config.getoption("--budget")) is not None:
-        preset = replace(preset, budget_seconds=budget)
-    return preset
-
-
 def _plan(config: pytest.Config) -> Plan:
-    """What the options ask of each race."""
+    """What the sweep and the options ask of each race."""
     from bench.race import Plan
 
-    preset = _preset(config)
-    return Plan(
-        replicas=preset.replicas,
-        max_replicas=preset.max_replicas,
-        allocations=preset.allocations,
-        budget_seconds=preset.budget_seconds,
+    asked = {
+        "replicas": config.getoption("--replicas"),
+        "budget_seconds": config.getoption("--budget"),
+    }
+    plan = Plan(
+        **PRESETS[config.getoption("--sweep")]
+        | {name: value for name, value in asked.items() if value is not None},
         precision=config.getoption("--precision"),
         margin=config.getoption("--margin"),
         timeout_seconds=config.getoption("task_timeout"),
         seed=config.getoption("--seed"),
     )
+    return replace(plan, max_replicas=max(plan.replicas, plan.max_replicas))
 
 
 def _bench(config: pytest.Config) -> Bench:
@@ -409,7 +393,7 @@ def _begin(config: pytest.Config, setup: _Setup) -> Bench:
 
     from bench.run import Bench, Options, new_run_folder
 
-    preset = _preset(config)
+    plan = _plan(config)
     results = config.rootpath / config.getoption("--results")
     name = config.getoption("--resume") or config.getoption("poolbench_run")
     if name and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,80}", name):
@@ -417,13 +401,13 @@ def _begin(config: pytest.Config, setup: _Setup) -> Bench:
     sweep = config.getoption("--sweep")
     options = Options(
         folder=results / name if name else new_run_folder(results, sweep),
-        plan=_plan(config),
+        plan=plan,
         asked={
             "sweep": sweep,
             "axes": list(config.getoption("--axis")),
-            "replicas": preset.replicas,
-            "max_replicas": preset.max_replicas,
-            "budget_seconds": preset.budget_seconds,
+            "replicas": plan.replicas,
+            "max_replicas": plan.max_replicas,
+            "budget_seconds": plan.budget_seconds,
             "precision": config.getoption("--precision"),
             "margin": config.getoption("--margin"),
             "limit_seconds": config.getoption("task_timeout"),
