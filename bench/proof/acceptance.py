@@ -63,7 +63,7 @@ TEN = Design(plain=9)
 PAIR = Design(
     plain=0,
     slowdowns=(0.01,),
-    plan=Plan(replicas=12, max_replicas=12, allocations=2, rounds=400, budget_seconds=7.5),
+    plan=Plan(replicas=12, max_replicas=12, allocations=2, rounds=400, budget_seconds=6.5),
 )
 # Processes differ: new ones after so many races, so that the bars hold between them too.
 RACES_A_FLEET = 9
