@@ -245,7 +245,7 @@ def _peer(measure: Callable[[float], Times]) -> Callable[[float], dict[str, dict
 
 
 TOOLS: Mapping[str, Callable[[float], dict[str, dict[str, float]]]] = {
-    "ours": functools.partial(race, replicas=5, allocations=2),
+    "ours": functools.partial(race, replicas=10, allocations=2),
     "ours, one process": functools.partial(race, replicas=1, allocations=1),
     "pytest-benchmark": _peer(time_pytest_benchmark),
     "timeit": _peer(time_timeit),
