@@ -270,6 +270,7 @@ def plot(versus: Versus) -> Any:
         )  # fmt: skip
         axis.set_title(title, fontsize=10)
         axis.set_xscale("symlog", linthresh=1)
+        axis.set_xlim(-1.3 * frame["percent"].abs().max(), 1.3 * frame["percent"].abs().max())
         axis.xaxis.set_major_formatter(lambda value, _: f"{value:+g}%" if value else "0")
         axis.axvline(0, color="black", linewidth=0.6)
         axis.set_xlabel("deviation (linear to 1%, then logarithmic)")
