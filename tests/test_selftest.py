@@ -192,6 +192,16 @@ def test_one_percent_must_be_found_in_time():
     assert not acceptance.judge_pairs(races, 1.0).passed
 
 
+@pytest.mark.parametrize(("late", "passes"), [(2, True), (3, False)])
+def test_a_pair_that_takes_too_long_has_not_found_it(late, passes):
+    times = [11.0] * late + [9.0] * (20 - late)
+    races = [race_of(acceptance.PAIR, seed, seconds=s) for seed, s in enumerate(times)]
+    found = acceptance.judge_pairs(races, 10.0)
+    assert found.figures["slower"] == 20
+    assert found.figures["in_time"] == 20 - late
+    assert found.passed is passes
+
+
 def test_a_sole_winner_among_equals_fails():
     race = race_of(acceptance.RACE)
     generator = np.random.default_rng(1)

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +63,10 @@ TEN = Design(plain=9)
 PAIR = Design(
     plain=0,
     slowdowns=(0.01,),
-    plan=Plan(replicas=12, max_replicas=12, allocations=2, rounds=400, budget_seconds=6.5),
+    plan=Plan(replicas=12, max_replicas=12, allocations=2, rounds=400, budget_seconds=7.5),
 )
+# Beside a busy neighbour three times the time is allowed: twice the rounds, half of them done again.
+BUSY_PAIR = replace(PAIR, plan=replace(PAIR.plan, rounds=800, budget_seconds=15.0))
 # Processes differ: new ones after so many races, so that the bars hold between them too.
 RACES_A_FLEET = 9
 
@@ -269,7 +271,7 @@ class Evidence:
     @functools.cached_property
     def busy_pairs(self) -> list[CopiesRace]:
         with busy_neighbour():
-            return self._series(PAIR, self.scale.busy_pairs, "pairs beside a busy neighbour")
+            return self._series(BUSY_PAIR, self.scale.busy_pairs, "pairs beside a busy neighbour")
 
     @functools.cached_property
     def two_runs(self) -> TwoRuns:
@@ -418,13 +420,22 @@ def judge_power(
 
 
 def judge_pairs(races: Sequence[CopiesRace], seconds: float) -> Found:
-    """1% at margin zero in at least 90%, each pair within its time."""
-    found = judge_power(races, 0.01, 0.0, 0.90)
+    """1% at margin zero in at least 90%; a pair that takes longer than it may has not found it."""
+    slowed = [(race, one) for race in races for one in of_injected([race], 0.01)]
+    slower = [race.seconds for race, one in slowed if one.verdict(0.0) == "SLOWER"]
+    in_time = sum(taken <= seconds for taken in slower)
     longest = max(race.seconds for race in races)
     return Found(
-        text=f"{found.text}; {longest:.1f} s for the longest",
-        passed=found.passed and longest <= seconds,
-        figures=found.figures | {"longest_seconds": longest},
+        text=f"{in_time} of {len(slowed)} in time, {len(slower)} in all; {longest:.1f} s for the longest",
+        passed=at_most(0.10, len(slowed) - in_time, len(slowed)),
+        figures={
+            "in_time": in_time,
+            "slower": len(slower),
+            "pairs": len(slowed),
+            "longest_seconds": longest,
+            "log_ratios": [round(one.found.log_ratio, 5) for _, one in slowed],
+            "half_widths": [round(one.found.half_width, 5) for _, one in slowed],
+        },
     )
 
 
