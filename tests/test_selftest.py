@@ -10,7 +10,7 @@ import pytest
 from bench import workload
 from bench.case import UsageError
 from bench.measurement import Contention, Measurement, Samples, Selftest, Shares
-from bench.proof import acceptance, copies, peers, selftest, versus
+from bench.proof import acceptance, copies, evidence, judges, peers, selftest, versus
 from bench.race import Plan, block_calls
 from bench.replica import Setting
 from bench.run import LocalFleet
@@ -161,10 +161,10 @@ def test_the_newest_run_is_nobody_elses_reference(tmp_path):
 
 
 def quiet_races():
-    scale = acceptance.SCALES["full"]
+    scale = evidence.SCALES["full"]
     return [
-        *(race_of(acceptance.RACE, seed) for seed in range(scale.races)),
-        *(race_of(acceptance.TEN, seed) for seed in range(scale.tens)),
+        *(race_of(evidence.RACE, seed) for seed in range(scale.races)),
+        *(race_of(evidence.TEN, seed) for seed in range(scale.tens)),
     ]
 
 
@@ -172,49 +172,49 @@ def test_a_calm_machine_passes_the_bars_of_copies():
     races = quiet_races()
     assert len(copies.of_injected(races, 0.0)) >= 300
     for found in (
-        acceptance.judge_alarms(races),
-        acceptance.judge_undecided(races),
-        acceptance.judge_power(races, 0.10, 0.05, 0.95),
-        acceptance.judge_equal([race_of(acceptance.TEN, seed) for seed in range(20)]),
+        judges.judge_alarms(races),
+        judges.judge_undecided(races),
+        judges.judge_power(races, 0.10, 0.05, 0.95),
+        judges.judge_equal([race_of(evidence.TEN, seed) for seed in range(20)]),
     ):
         assert found.passed, found.text
 
 
 def test_a_wild_machine_fails_them():
-    races = [race_of(acceptance.RACE, seed, noise=0.5) for seed in range(5)]
-    assert not acceptance.judge_undecided(races).passed
-    assert not acceptance.judge_power(races, 0.10, 0.05, 0.95).passed
+    races = [race_of(evidence.RACE, seed, noise=0.5) for seed in range(5)]
+    assert not judges.judge_undecided(races).passed
+    assert not judges.judge_power(races, 0.10, 0.05, 0.95).passed
 
 
 def test_one_percent_must_be_found_in_time():
-    races = [race_of(acceptance.PAIR, seed) for seed in range(20)]
-    assert acceptance.judge_pairs(races, 10.0).passed
-    assert not acceptance.judge_pairs(races, 1.0).passed
+    races = [race_of(evidence.PAIR, seed) for seed in range(20)]
+    assert judges.judge_pairs(races, 10.0).passed
+    assert not judges.judge_pairs(races, 1.0).passed
 
 
 @pytest.mark.parametrize(("late", "passes"), [(2, True), (3, False)])
 def test_a_pair_that_takes_too_long_has_not_found_it(late, passes):
     times = [11.0] * late + [9.0] * (20 - late)
-    races = [race_of(acceptance.PAIR, seed, seconds=s) for seed, s in enumerate(times)]
-    found = acceptance.judge_pairs(races, 10.0)
+    races = [race_of(evidence.PAIR, seed, seconds=s) for seed, s in enumerate(times)]
+    found = judges.judge_pairs(races, 10.0)
     assert found.figures["slower"] == 20
     assert found.figures["in_time"] == 20 - late
     assert found.passed is passes
 
 
 def test_a_sole_winner_among_equals_fails():
-    race = race_of(acceptance.RACE)
+    race = race_of(evidence.RACE)
     generator = np.random.default_rng(1)
     faster = {**race.equal, "copy-1": samples(0.8, generator)}
     wrong = copies.CopiesRace(
         compared=race.compared, equal=faster, contention=CALM, blocks=1, seconds=1.0
     )
-    assert not acceptance.judge_equal([wrong]).passed
+    assert not judges.judge_equal([wrong]).passed
 
 
 def test_nothing_seen_passes_no_bar():
-    assert not acceptance.at_most(1.0, 0, 0)
-    assert not acceptance.judge_widths([], 0.08, None).passed
+    assert not judges.at_most(1.0, 0, 0)
+    assert not judges.judge_widths([], 0.08, None).passed
 
 
 def run_of(ratio, seed, noise=0.002):
@@ -223,22 +223,20 @@ def run_of(ratio, seed, noise=0.002):
     found += [
         measured(f"copy-{n}", ratio, generator, noise=noise, kind="candidate") for n in range(1, 9)
     ]
-    return acceptance.compare_measurements(found)
+    return evidence.compare_measurements(found)
 
 
 def test_two_runs_that_agree_pass_and_a_verdict_that_turns_fails():
-    agreeing = acceptance.TwoRuns(first=run_of(0.8, 0), second=run_of(0.8, 1))
-    assert acceptance.judge_two_runs(agreeing).passed
-    turned = acceptance.judge_two_runs(
-        acceptance.TwoRuns(first=run_of(0.8, 0), second=run_of(1.3, 1))
-    )
+    agreeing = evidence.TwoRuns(first=run_of(0.8, 0), second=run_of(0.8, 1))
+    assert judges.judge_two_runs(agreeing).passed
+    turned = judges.judge_two_runs(evidence.TwoRuns(first=run_of(0.8, 0), second=run_of(1.3, 1)))
     assert not turned.passed
     assert turned.figures["turned"] == 8
 
 
 def test_probes_failures_and_settled_ones_are_not_compared():
     generator = np.random.default_rng(0)
-    found = acceptance.compare_measurements(
+    found = evidence.compare_measurements(
         [
             measured(copies.BASELINE, 1.0, generator),
             measured("ceiling-read", 1.0, generator, kind="probe"),
@@ -259,26 +257,26 @@ def test_probes_failures_and_settled_ones_are_not_compared():
     ],
 )
 def test_shares_are_of_the_time_after_the_start(seconds, passes):
-    assert acceptance.judge_shares(Shares(seconds=seconds, wall_seconds=120.0)).passed is passes
+    assert judges.judge_shares(Shares(seconds=seconds, wall_seconds=120.0)).passed is passes
 
 
 @pytest.mark.parametrize(("ratios", "passes"), [((1.01, 0.97), True), ((1.0, 1.06), False)])
 def test_every_turn_of_the_bias_counts(ratios, passes):
-    assert acceptance.judge_bias(ratios).passed is passes
+    assert judges.judge_bias(ratios).passed is passes
 
 
 def test_contention_must_be_marked_and_seen():
     busy = Contention(
         steal=0.0, others=0.4, blocks_marked=400, blocks_redone=10, involuntary_switches=1
     )
-    assert acceptance.judge_contention([race_of(acceptance.RACE, contention=busy)]).passed
-    assert not acceptance.judge_contention([race_of(acceptance.RACE)]).passed
+    assert judges.judge_contention([race_of(evidence.RACE, contention=busy)]).passed
+    assert not judges.judge_contention([race_of(evidence.RACE)]).passed
 
 
 def test_three_times_the_time_is_the_most():
-    races = {s: [race_of(acceptance.PAIR, seconds=s)] for s in (1.0, 2.9, 3.1)}
-    assert acceptance.judge_time(races[1.0], races[2.9]).passed
-    assert not acceptance.judge_time(races[1.0], races[3.1]).passed
+    races = {s: [race_of(evidence.PAIR, seconds=s)] for s in (1.0, 2.9, 3.1)}
+    assert judges.judge_time(races[1.0], races[2.9]).passed
+    assert not judges.judge_time(races[1.0], races[3.1]).passed
 
 
 def test_a_bar_is_picked_by_name_or_by_how_some_begin():
@@ -290,11 +288,11 @@ def test_a_bar_is_picked_by_name_or_by_how_some_begin():
 
 
 def test_evidence_that_cannot_be_had_fails_its_bar_with_the_reason(tmp_path, monkeypatch):
-    monkeypatch.setattr(acceptance, "RESULTS", tmp_path)
-    evidence = acceptance.Evidence(
-        acceptance.SCALES["quick"], default_run=None, progress=lambda _: None
+    monkeypatch.setattr(evidence, "RESULTS", tmp_path)
+    gathered = evidence.Evidence(
+        evidence.SCALES["quick"], default_run=None, progress=lambda _: None
     )
-    entry = acceptance.judge_bar("default-shares", evidence, {})
+    entry = acceptance.judge_bar("default-shares", gathered, {})
     assert not entry.passed
     assert "nox -s bench-cpu" in entry.found
 

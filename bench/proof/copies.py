@@ -29,6 +29,7 @@ CASE = make_case(
     op="depth_max_pool", shape=(2, 28, 28, 96), pool_size=3, padding="valid", mode="graph"
 )
 BASELINE = "copy-0"
+MARGIN = Plan().margin
 COPY_NAME = re.compile(r"copy-(\d+)(?:-slower-([0-9.]+))?")
 CALIBRATION_BLOCKS = 5
 CALIBRATION_BLOCK_SECONDS = 0.003

@@ -17,6 +17,7 @@ from bench.case import UsageError, case_label
 from bench.measurement import Selftest
 from bench.proof.copies import (
     CASE,
+    MARGIN,
     CopiesRace,
     Design,
     ProofError,
@@ -36,7 +37,6 @@ RESULTS = Path("results")
 SECONDS = 110.0
 # As many as fit: one A/A comparison in twenty lies beyond the floor, and few tell little of it.
 RACES = 20
-MARGIN = 0.05
 # (injected, margin): one record each. A/A at the default margin; what is injected at none, where
 # the interval alone decides.
 RECORDS = ((0.0, MARGIN), (0.01, 0.0), (0.02, 0.0), (0.05, 0.0), (0.10, 0.0), (0.10, MARGIN))

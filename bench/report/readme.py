@@ -11,15 +11,16 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from bench import stats
-from bench.case import Case, input_nbytes, make_case
+from bench.case import Case, case_label, input_nbytes, make_case
 from bench.forecast import START_SECONDS, predict_seconds
 from bench.measurement import Capability, Measurement
-from bench.race import Plan
+from bench.race import CEILING_FROM_NBYTES, Plan
 from bench.report.choose import choices, headline
 from bench.report.load import Loaded, is_right, load, register_builtin
 from bench.report.page import selftest_sentence
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 REFERENCE = Path("results") / "reference"
 PICTURE = Path("docs") / "images" / "headline.png"
 LARGE_NBYTES = 8_000_000
+OVER, OVER_LARGE = "the Lambda", "the Lambda, 8 MB and more"
 LAYER, RECIPE, OP = "layer-depth_max_pool", "lambda-max_pool", "depth_max_pool"
 MEAN_LAYER, MEAN_OP = "layer-global_avg_pool", "global_avg_pool"
 RECKONED_CANDIDATES = 14
@@ -165,9 +167,15 @@ def layers_block(loaded: Loaded, root: Path) -> str:
     del root
     rows = [row for mode in ("eager", "graph", "xla") for row in _layer_rows(loaded, mode)]
     text = as_markdown(pd.DataFrame(rows)).strip()
+    calls = [
+        f"{format_seconds(_call_seconds(_races(loaded, OP, mode)))} {where}"
+        for mode, where in (("eager", "eagerly"), ("graph", "in a graph"))
+    ]
     return (
         "`DepthMaxPool2D` in the reference run, geometric means of speed over the cells of the default sweep, "
-        f"with 95% intervals; worst is the slowest cell:\n\n{text}"
+        "with 95% intervals; worst is the slowest cell. The limit is the speed over the Lambda of a layer that takes "
+        "what the memory allows (the ceiling of the same rounds) and what a call costs, which the Lambda on "
+        f"the smallest arrays shows ({', '.join(calls)}): no layer can be much faster.\n\n{text}"
     )
 
 
@@ -266,7 +274,10 @@ def _span(seconds: float) -> str:
 
 def _layer_rows(loaded: Loaded, mode: str) -> list[dict[str, str]]:
     races = _races(loaded, OP, mode)
+    call = _call_seconds(races)
+    ceilings = _ceilings(loaded)
     rivals: dict[str, list[stats.Estimate]] = {}
+    limits: list[float] = []
     for race in races.values():
         layer = race.get(LAYER)
         if layer is None or not is_right(layer):
@@ -279,18 +290,46 @@ def _layer_rows(loaded: Loaded, mode: str) -> list[dict[str, str]]:
         recipe = race.get(RECIPE)
         if recipe is not None and recipe in others:
             found = stats.estimate(recipe.samples, layer.samples)
-            rivals.setdefault("the Lambda", []).append(found)
+            rivals.setdefault(OVER, []).append(found)
             if input_nbytes(layer.case) >= LARGE_NBYTES:
-                rivals.setdefault("the Lambda, 8 MB and more", []).append(found)
+                rivals.setdefault(OVER_LARGE, []).append(found)
+                limits.append(_seconds(recipe) / (ceilings[case_label(layer.case)] + call))
         if others:
-            best = min(others, key=lambda m: float(pd.Series(m.samples.seconds).median()))
+            best = min(others, key=_seconds)
             rivals.setdefault("the fastest other right layer", []).append(
                 stats.estimate(best.samples, layer.samples)
             )
+    limit = f"{math.exp(fmean(map(math.log, limits))):.2f}x" if limits and call else ""
     return [
-        {"mode": mode, "over": over, "cells": str(len(found)), **_speeds(found)}
+        {
+            "mode": mode, "over": over, "cells": str(len(found)), **_speeds(found),
+            "limit": limit if over == OVER_LARGE else "",
+        }
         for over, found in rivals.items()
+    ]  # fmt: skip
+
+
+def _seconds(measurement: Measurement) -> float:
+    return float(pd.Series(measurement.samples.seconds).median())
+
+
+def _call_seconds(races: Mapping[Case, Mapping[str, Measurement]]) -> float:
+    """The recipe's seconds a call where the arrays are smaller than any that has a ceiling; 0 unknown."""
+    small = [
+        _seconds(race[RECIPE])
+        for case, race in races.items()
+        if RECIPE in race
+        and is_right(race[RECIPE])
+        and input_nbytes(case) < CEILING_FROM_NBYTES
+        and case.direction == "forward"
     ]
+    return min(small, default=0.0)
+
+
+def _ceilings(loaded: Loaded) -> dict[str, float]:
+    """Seconds in which the memory reads and writes what the layer must, by the label of the case."""
+    rows = loaded.table[(loaded.table["op"] == OP) & (loaded.table["candidate"] == LAYER)]
+    return dict(zip(rows["label"], rows["ceiling_seconds"], strict=True))
 
 
 def _speeds(found: Sequence[stats.Estimate]) -> dict[str, str]:
