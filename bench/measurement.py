@@ -153,7 +153,7 @@ class Measurement(Record, frozen=True, kw_only=True, tag="measurement"):
         issue: the upstream issue of a documented failure.
         baseline: the candidate that ratios are taken to.
         samples: raw, in seconds a call.
-        first_call_seconds: trace and compile, one a replica.
+        first_call_seconds: trace, compile and run, one a replica; AutoGraph has converted the Python before.
         accuracy: against the oracle; None for probes and where it did not run.
         read_nbytes, written_nbytes: fewest bytes that a call must read and write.
         peak_nbytes: peak of the device's memory above the inputs; None: not measured.
