@@ -221,7 +221,7 @@ class _State:
 
 
 _STATE: list[_State] = []
-_CONVERTED: set[tuple[str, str]] = set()  # candidates that this process has called
+_CONVERTED: set[tuple[str, str]] = set()  # candidates that this process has traced
 
 
 def _state() -> _State:
@@ -315,11 +315,13 @@ def _open_candidate(name: str, *, check: bool) -> Runner:
     candidate = REGISTRY.candidates[case.op, name]
 
     start = time.perf_counter()
-    if state.tensorflow and (case.op, name) not in _CONVERTED:
+    if case.mode != "eager" and (case.op, name) not in _CONVERTED:
         # AutoGraph converts a candidate's Python once a process, and the first of all pays for AutoGraph
         # itself, a quarter of a second: neither is what tracing and compiling cost in this case.
-        with _device(state):
-            bind(candidate, case)(*state.inputs)
+        function = bind(candidate, case)
+        if hasattr(function, "get_concrete_function"):  # a NumPy candidate's has none
+            with _device(state):
+                function.get_concrete_function(*state.inputs)
         _CONVERTED.add((case.op, name))
     converting = time.perf_counter() - start
 

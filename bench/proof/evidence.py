@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import functools
+import math
 import multiprocessing
 import os
 import random
@@ -116,7 +117,9 @@ BIASES = {
 # A median of few blocks tells more of the machine than of the op.
 BIAS_ROUNDS = 400
 BIAS_TURN_SECONDS = 20.0
-LOOP_BLOCKS = 3
+# What is later than the caches, such as a second processor that wakes, has come by then too.
+LOOP_LEAD_IN_SECONDS = 0.05
+LOOP_BLOCKS = 10
 PROBE = "ceiling-copy"
 
 
@@ -148,6 +151,8 @@ def measure_bias(bias: Bias, turns: int, worker: Worker, block_seconds: float) -
         blocks[name] = functools.partial(
             block_calls, runner.call_seconds, block_seconds, nbytes=nbytes
         )
+        if name == bias.subject:
+            before_loop = math.ceil(LOOP_LEAD_IN_SECONDS / runner.call_seconds)
     generator = random.Random(0)
     ratios = []
     for _ in range(turns):
@@ -168,10 +173,9 @@ def measure_bias(bias: Bias, turns: int, worker: Worker, block_seconds: float) -
                 visits.append(workload.Visit(name=name, lead_in=lead_in, calls=calls))
             stretch = worker.call(workload.time_stretch, visits, timeout=limit)
             warm.append(stretch.blocks[1 + shuffled.index(bias.subject)].seconds)
-            lead_in, calls = blocks[bias.subject]()
-            # A lead-in that is several times a block's: whatever a block may miss, this has.
+            _, calls = blocks[bias.subject]()
             loop += worker.call(
-                time_loop, bias.subject, 4 * lead_in, calls, LOOP_BLOCKS, timeout=limit
+                time_loop, bias.subject, before_loop, calls, LOOP_BLOCKS, timeout=limit
             )
         ratios.append(statistics.median(warm) / statistics.median(loop))
     worker.call(workload.close_case, timeout=limit)
