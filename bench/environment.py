@@ -16,6 +16,7 @@ from pathlib import Path
 
 import psutil
 
+from bench.awake import can_keep_awake
 from bench.gpu import DeviceUsage, driver_versions, watch_device
 from bench.measurement import Environment
 
@@ -57,6 +58,7 @@ def machine_facts() -> dict[str, str | int | float | bool | None]:
         "system": platform.system(),
         "release": platform.release(),
         "virtual": "hypervisor" in info.get("flags", []),
+        "kept_awake": can_keep_awake(),
     }
 
 

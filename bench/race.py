@@ -41,10 +41,11 @@ STRETCH_SECONDS = 0.25
 # and who follows gets a longer lead-in.
 PROBE_TURN = 3
 # Untimed calls before a block, by their time and at most so many. Behind a rival a call of 1 ms over 12 MB
-# needs four until it is within 5% of an uninterrupted loop, one of 3 ms needs one; of arrays that a core's
-# own cache holds, two are enough.
-LEAD_IN_SECONDS, MOST_LEAD_INS = 0.004, 4
-OWN_CACHE_NBYTES, MOST_LEAD_INS_WITHIN = 4 << 20, 2
+# needs four until it is within 5% of an uninterrupted loop, one of 3 ms needs one. Of arrays that a core's
+# own cache holds, a call of 0.5 ms needs two, one of 0.3 ms four.
+MOST_LEAD_INS, LEAST_LEAD_INS_WITHIN = 4, 2
+LEAD_IN_SECONDS, LEAD_IN_SECONDS_WITHIN = 0.004, 0.001
+OWN_CACHE_NBYTES = 4 << 20
 COLD_LEAD_IN_SECONDS, MOST_COLD_LEAD_INS = 0.012, 16
 # Nor are they blocks of one call: what wakes the threads that read and write is not the memory's time.
 PROBE_BLOCK_SECONDS = 0.0015
@@ -232,6 +233,7 @@ class Race:
         self._contention = Counter[str]()
         self._alone = False
         self._cold = True  # what ran last were probes, or nothing on these inputs
+        self._last = ""  # who ran last
         self._visible = False
         self._clear = False
         self._round_seconds = 0.0
@@ -289,9 +291,7 @@ class Race:
                 return
             self._cold = True
             self._plan_rounds(runners)
-            rounds = int(budget / self.plan.allocations / max(self._round_seconds, 1e-9))
-            most = math.ceil(self.plan.rounds / 3) if self._clear else self.plan.rounds
-            self._run_rounds(replica, allocation, min(most, max(1, rounds)), worker)
+            self._run_rounds(replica, allocation, budget / self.plan.allocations, worker)
         if replica == 0 and is_gpu(self.case.device):
             self._measure_device(worker)
         self._close(worker)
@@ -413,16 +413,22 @@ class Race:
         lead_in, calls = self._block_calls(tally)
         return max((lead_in + calls) * tally.call_seconds, 1e-9)
 
-    def _run_rounds(self, replica: int, allocation: int, rounds: int, worker: WorkerLike) -> None:
-        """The rounds of one allocation; contended ones are kept, marked, and done again.
+    def _run_rounds(
+        self, replica: int, allocation: int, seconds: float, worker: WorkerLike
+    ) -> None:
+        """The rounds of one allocation: the plan's, or as many as the seconds allow.
 
-        At most half as many again: under contention without end more of it would not be quieter.
+        Contended ones are kept, marked, and done again: at most half as many, for at most half of the
+        seconds, since under contention without end more of it would not be quieter.
         """
+        most = math.ceil(self.plan.rounds / 3) if self._clear else self.plan.rounds
         stretch = max(1, int(STRETCH_SECONDS / max(self._round_seconds, 1e-9)))
-        redo = rounds // 2
-        number = 0
-        while number < rounds:
-            some = range(number, min(rounds, number + stretch))
+        rounds = affordable(seconds, self._round_seconds, most)
+        number = counted = redone = 0
+        counted_seconds = redone_seconds = 0.0
+        while number < rounds + redone:
+            some = range(number, min(rounds + redone, number + stretch))
+            self._last = ""  # between stretches the worker waits for its next task
             visits = [visit for round_ in some for visit in self._round(round_)]
             alone = self._alone
             seen = self._run_stretch(replica, allocation, visits, worker)
@@ -430,12 +436,16 @@ class Race:
                 if self._alone and not alone:  # the same rounds again, to learn who it was
                     continue
                 return
-            if seen.contended() and redo > 0:
-                again = min(redo, len(some))
-                redo -= again
-                rounds += again
-                self._contention["redone"] += len(visits) * again // len(some)
             number += len(some)
+            again = min(rounds // 2 - redone, len(some))
+            if seen.contended() and again > 0 and redone_seconds < seconds / 2:
+                redone += again
+                redone_seconds += seen.wall_seconds
+                self._contention["redone"] += len(visits) * again // len(some)
+            else:
+                counted += len(some)
+                counted_seconds += seen.wall_seconds
+                rounds = affordable(seconds, counted_seconds / counted, most)
 
     def _round(self, number: int) -> Iterator[_Asked]:
         """The visits of a round: whose turn it is, the candidates in a new order, then the probes."""
@@ -446,7 +456,9 @@ class Race:
                 continue
             cold = self._cold and tally.candidate is not None
             lead_in, calls = self._block_calls(tally, cold=cold)
-            self._cold = tally.candidate is None
+            if name == self._last:  # the last of a round may be the first of the next: it is warm
+                lead_in = 0
+            self._cold, self._last = tally.candidate is None, name
             yield number, tally, workload.Visit(name=name, lead_in=lead_in, calls=calls)
 
     def _run_stretch(
@@ -631,6 +643,11 @@ def device_contention(usages: Sequence[DeviceUsage]) -> dict[str, Any]:
     }
 
 
+def affordable(seconds: float, round_seconds: float, most: int) -> int:
+    """Rounds that fit into the seconds: one at least, and no more than `most`."""
+    return min(most, max(1, int(seconds / max(round_seconds, 1e-9))))
+
+
 def block_calls(
     call_seconds: float, block_seconds: float, *, nbytes: int, cold: bool = False
 ) -> tuple[int, int]:
@@ -641,8 +658,10 @@ def block_calls(
     more than the timed ones, but `cold`, behind a probe or an allocation.
     """
     call_seconds = max(call_seconds, 1e-9)
-    most = MOST_LEAD_INS_WITHIN if nbytes <= OWN_CACHE_NBYTES else MOST_LEAD_INS
-    lead_in = max(1, min(most, round(LEAD_IN_SECONDS / call_seconds)))
+    within = nbytes <= OWN_CACHE_NBYTES
+    seconds = LEAD_IN_SECONDS_WITHIN if within else LEAD_IN_SECONDS
+    least = min(LEAST_LEAD_INS_WITHIN if within else 1, round(LEAD_IN_SECONDS / call_seconds))
+    lead_in = max(1, least, min(MOST_LEAD_INS, round(seconds / call_seconds)))
     calls = max(lead_in, math.ceil(block_seconds / call_seconds))
     if cold:
         lead_in = max(lead_in, min(MOST_COLD_LEAD_INS, round(COLD_LEAD_IN_SECONDS / call_seconds)))

@@ -34,6 +34,7 @@ import psutil
 from pebble.common.types import CONSTS
 
 from bench import guardian
+from bench.awake import keep_awake
 from bench.environment import own_folders
 from bench.measurement import Status
 
@@ -276,12 +277,13 @@ class Worker:
                 size = file.seek(0, os.SEEK_END)
                 start = min(start, size)  # emptied under way
                 file.seek(max(start, size - TAIL_NBYTES))
-                tail = file.read(TAIL_NBYTES).decode("utf-8", "replace")
+                tail = (self._watch.flooded + file.read(TAIL_NBYTES))[-TAIL_NBYTES:]
                 if size > LOG_NBYTES:
                     file.truncate(0)
         except OSError:
             return ""
-        return printable(tail.replace("\r\n", "\n")).strip()
+        text = tail.decode("utf-8", "replace")
+        return printable(text.replace("\r\n", "\n")).strip()
 
 
 @contextlib.contextmanager
@@ -314,6 +316,7 @@ class _Watch:
     Attributes:
         exceeded_nbytes: resident memory at which the process was killed; None: it was not.
         killings: how many processes the system had killed for want of memory at the beginning.
+        flooded: the end of what a log held that was emptied under way.
     """
 
     PERIOD_SECONDS = 0.1
@@ -321,6 +324,7 @@ class _Watch:
     def __init__(self, limit_nbytes: int | None, log: Path) -> None:
         self.exceeded_nbytes: int | None = None
         self.killings = 0
+        self.flooded = b""
         self._limit_nbytes = limit_nbytes or sys.maxsize
         self._log = log
         self._waiting = False
@@ -336,6 +340,7 @@ class _Watch:
         self._done.set()
 
     def __enter__(self) -> _Watch:
+        self.flooded = b""
         self._waiting = True
         return self
 
@@ -355,7 +360,10 @@ class _Watch:
                     process.kill()
                     return
                 if self._log.stat().st_size > FLOOD_NBYTES:
-                    os.truncate(self._log, 0)
+                    with self._log.open("r+b") as file:
+                        file.seek(-TAIL_NBYTES, os.SEEK_END)
+                        self.flooded = file.read(TAIL_NBYTES)
+                        file.truncate(0)
 
 
 def _guard(function: Callable[..., Any], args: tuple[Any, ...]) -> Outcome:
@@ -446,6 +454,7 @@ def _initialise(setting: Setting, files: Sequence[str], folder: str, parent: int
     os.environ["TMPDIR"] = tempfile.tempdir = folder
     os.environ.update({"TF_CPP_MIN_LOG_LEVEL": "2", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"})
     os.environ.update(dict(setting.environment))
+    keep_awake()
     _FILES[:] = files
 
 

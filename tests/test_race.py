@@ -156,9 +156,39 @@ def test_probes_come_last_in_a_round_and_who_follows_them_has_a_longer_lead_in()
         if place - 1 in probes and place not in probes
     }
     others = {
-        lead_ins[place] for place in range(1, 24) if place - 1 not in probes and place not in probes
+        lead_ins[place]
+        for place in range(1, 24)
+        if place - 1 not in probes and place not in probes and visits[place] != visits[place - 1]
     }
     assert (after, others) == ({12}, {2})
+
+
+def test_who_was_the_last_of_a_round_needs_no_lead_in_as_the_first_of_the_next():
+    _, fleet, _ = run({"base": MS, "a": MS}, plan=Plan(rounds=30))
+    visits, lead_ins = fleet.workers[0].visits, fleet.workers[0].lead_ins
+    same = [lead_ins[i] for i in range(1, 30) if visits[i] == visits[i - 1]]
+    assert len(same) > 2
+    assert set(same) == {0}
+
+
+def test_rounds_that_take_longer_than_foreseen_are_fewer():
+    plan = Plan(rounds=10_000, budget_seconds=60)
+    seconds = {}
+    for factor in (1, 4):
+        opened = workload.Runner(
+            call_seconds=MS, first_call_seconds=0.1, read_nbytes=300, written_nbytes=100
+        )
+        fleet = FakeFleet({"base": MS, "a": MS})
+        worker = FakeWorker(fleet.probes | {"base": factor * MS, "a": factor * MS}, fleet.clock)
+        worker.open_runner = lambda name, check, opened=opened: opened
+        fleet.worker = lambda replica, worker=worker: worker
+        race = Race(
+            CASE, [entry("base"), entry("a")], baseline="base", plan=plan, read_usage=fleet.usage()
+        )
+        race.run(fleet)
+        seconds[factor] = fleet.clock[0]
+    assert seconds[1] == pytest.approx(plan.budget_seconds, rel=0.1)
+    assert seconds[4] == pytest.approx(plan.budget_seconds, rel=0.3)
 
 
 def test_a_candidate_that_crashes_is_one_result_and_the_others_go_on():

@@ -32,6 +32,7 @@ from bench.proof.judges import (
     judge_pairs,
     judge_power,
     judge_shares,
+    judge_sleep,
     judge_time,
     judge_two_runs,
     judge_undecided,
@@ -97,6 +98,10 @@ BARS: dict[str, Bar] = {
     "bias-threads": Bar(
         requirement="the same for an op of two threads alone among ops of one",
         judge=lambda e: judge_bias(e.bias("two threads")),
+    ),
+    "awake": Bar(
+        requirement="processors that are kept awake make a call no slower",
+        judge=lambda e: judge_sleep(e.sleep("cache-resident")),
     ),
     "two-runs": Bar(
         requirement="two quick runs: difference covers zero in 93% or more, no FASTER turns SLOWER",

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bench import workload
+from bench import awake, workload
 from bench.candidate import REGISTRY
 from bench.case import Case, make_case
 from bench.measurement import Measurement, Shares
@@ -51,10 +51,10 @@ TEN = Design(plain=9)
 PAIR = Design(
     plain=0,
     slowdowns=(0.01,),
-    plan=Plan(replicas=12, max_replicas=12, allocations=1, rounds=800, budget_seconds=8.4),
+    plan=Plan(replicas=12, max_replicas=12, allocations=1, rounds=4000, budget_seconds=8.4),
 )
 # Beside a busy neighbour three times the time is allowed: twice the rounds, half of them done again.
-BUSY_PAIR = replace(PAIR, plan=replace(PAIR.plan, rounds=1600, budget_seconds=17.0))
+BUSY_PAIR = replace(PAIR, plan=replace(PAIR.plan, budget_seconds=18.0))
 # Processes differ: new ones after so many races, so that the bars hold between them too.
 RACES_A_FLEET = 9
 
@@ -120,6 +120,7 @@ BIAS_TURN_SECONDS = 20.0
 # What is later than the caches, such as a second processor that wakes, has come by then too.
 LOOP_LEAD_IN_SECONDS = 0.05
 LOOP_BLOCKS = 10
+SLEEP_LOOPS = 20
 PROBE = "ceiling-copy"
 
 
@@ -178,6 +179,45 @@ def measure_bias(bias: Bias, turns: int, worker: Worker, block_seconds: float) -
                 time_loop, bias.subject, before_loop, calls, LOOP_BLOCKS, timeout=limit
             )
         ratios.append(statistics.median(warm) / statistics.median(loop))
+    worker.call(workload.close_case, timeout=limit)
+    return ratios
+
+
+def time_drowsy_loop(name: str, lead_in: int, calls: int, blocks: int) -> list[float]:
+    """As time_loop, of processors that may sleep."""
+    awake.let_sleep()
+    try:
+        return time_loop(name, lead_in, calls, blocks)
+    finally:
+        awake.keep_awake()
+
+
+def measure_sleep(bias: Bias, turns: int, worker: Worker) -> list[float]:
+    """For each turn the median of a loop whose processors may sleep over that of one where they may not.
+
+    Raises:
+        ProofError: the processors cannot be kept awake, or the op could not be opened.
+    """
+    if not awake.can_keep_awake():
+        raise ProofError("the system does not let this user keep the processors awake")
+    limit = 120.0
+    worker.call(workload.open_case, bias.case, 0, timeout=limit)
+    runner = worker.call(
+        functools.partial(workload.open_runner, check=True), bias.subject, timeout=limit
+    )
+    if runner.status != "ok":
+        raise ProofError(f"{bias.subject}: {runner.status}: {runner.reason}")
+    lead_in = math.ceil(LOOP_LEAD_IN_SECONDS / runner.call_seconds)
+    ratios = []
+    for _ in range(turns):
+        seconds: dict[Callable[..., list[float]], list[float]] = {}
+        for loop in (time_loop, time_drowsy_loop) * SLEEP_LOOPS:
+            seconds.setdefault(loop, []).extend(
+                worker.call(loop, bias.subject, lead_in, 2, LOOP_BLOCKS, timeout=limit)
+            )
+        ratios.append(
+            statistics.median(seconds[time_drowsy_loop]) / statistics.median(seconds[time_loop])
+        )
     worker.call(workload.close_case, timeout=limit)
     return ratios
 
@@ -296,6 +336,14 @@ class Evidence:
             worker.close()
         self._progress(f"bias, {name}: " + ", ".join(f"{ratio:.3f}" for ratio in ratios))
         return ratios
+
+    def sleep(self, name: str) -> list[float]:
+        """Ratios of a loop on processors that may sleep to one where they may not, one a turn."""
+        worker = Worker(Setting())
+        try:
+            return measure_sleep(BIASES[name], self.scale.turns, worker)
+        finally:
+            worker.close()
 
 
 def run_quick(name: str) -> None:

@@ -156,6 +156,17 @@ def judge_bias(ratios: Sequence[float]) -> Found:
     )
 
 
+def judge_sleep(ratios: Sequence[float]) -> Found:
+    """Processors that are kept awake make a call no slower."""
+    middle = statistics.median(ratios)
+    low, high = min(ratios), max(ratios)
+    return Found(
+        text=f"with sleep {middle:.2f} times as long, {low:.2f} to {high:.2f} in {len(ratios)} turns",
+        passed=middle >= 0.98,
+        figures={"ratios": [round(ratio, 4) for ratio in ratios]},
+    )
+
+
 def judge_time(quiet: Sequence[CopiesRace], busy: Sequence[CopiesRace]) -> Found:
     """A race beside a busy neighbour takes at most three times as long."""
     times = statistics.mean(r.seconds for r in busy) / statistics.mean(r.seconds for r in quiet)
