@@ -84,7 +84,7 @@ class Plan:
     replicas: int = 7
     max_replicas: int = 7
     allocations: int = 3
-    rounds: int = 48
+    rounds: int = 72
     block_seconds: float = 0.0005
     budget_seconds: float = 6.0
     precision: float = 0.02

@@ -78,6 +78,12 @@ def flood():
     return "done"
 
 
+def flood_and_wait():
+    flood()
+    time.sleep(0.3)  # long enough for the log to be emptied once more
+    return "done"
+
+
 def run_program(seconds):
     return subprocess.Popen(["sleep", str(seconds)]).pid
 
@@ -160,6 +166,11 @@ def test_a_flood_of_output_is_cut_to_its_end(worker):
     assert worker.tail.endswith("the end")
     assert len(worker.tail) <= 2000
     assert worker._log.stat().st_size < 1 << 20
+
+
+def test_the_end_of_a_flood_is_kept_when_nothing_comes_after_it(worker):
+    assert worker.call(flood_and_wait, timeout=60) == "done"
+    assert worker.tail.endswith("the end")
 
 
 def test_a_death_between_two_tasks_blames_neither(worker):

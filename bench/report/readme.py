@@ -111,7 +111,8 @@ def headline_block(loaded: Loaded, root: Path) -> str:
     machine, versions = environment.machine, environment.versions
     where = (
         f"{machine.get('processor')}, {machine.get('usable_threads')} cores"
-        f"{', virtual' if machine.get('virtual') else ''}; TensorFlow "
+        f"{', virtual' if machine.get('virtual') else ''}"
+        f"{', kept awake' if machine.get('kept_awake') else ''}; TensorFlow "
         f"{versions.get('tensorflow-cpu') or versions.get('tensorflow')}, Keras {versions.get('keras')}"
     )
     small = table[columns].map(lambda cell: one_line(str(cell), 80))
