@@ -86,7 +86,7 @@ class Plan:
     allocations: int = 3
     rounds: int = 72
     block_seconds: float = 0.0005
-    budget_seconds: float = 6.0
+    budget_seconds: float = 8.0
     precision: float = 0.02
     margin: float = 0.05
     timeout_seconds: float = 60.0

@@ -119,7 +119,8 @@ BIAS_ROUNDS = 400
 BIAS_TURN_SECONDS = 20.0
 # What is later than the caches, such as a second processor that wakes, has come by then too.
 LOOP_LEAD_IN_SECONDS = 0.05
-LOOP_BLOCKS = 10
+# Of a large op fewer: it is the warm blocks, one a round, whose median needs the time.
+LOOP_SECONDS, MOST_LOOP_BLOCKS = 0.1, 10
 SLEEP_LOOPS = 20
 PROBE = "ceiling-copy"
 
@@ -154,6 +155,7 @@ def measure_bias(bias: Bias, turns: int, worker: Worker, block_seconds: float) -
         )
         if name == bias.subject:
             before_loop = math.ceil(LOOP_LEAD_IN_SECONDS / runner.call_seconds)
+            loop_calls = math.ceil(LOOP_SECONDS / runner.call_seconds)
     generator = random.Random(0)
     ratios = []
     for _ in range(turns):
@@ -175,9 +177,8 @@ def measure_bias(bias: Bias, turns: int, worker: Worker, block_seconds: float) -
             stretch = worker.call(workload.time_stretch, visits, timeout=limit)
             warm.append(stretch.blocks[1 + shuffled.index(bias.subject)].seconds)
             _, calls = blocks[bias.subject]()
-            loop += worker.call(
-                time_loop, bias.subject, before_loop, calls, LOOP_BLOCKS, timeout=limit
-            )
+            some = min(MOST_LOOP_BLOCKS, math.ceil(loop_calls / calls))
+            loop += worker.call(time_loop, bias.subject, before_loop, calls, some, timeout=limit)
         ratios.append(statistics.median(warm) / statistics.median(loop))
     worker.call(workload.close_case, timeout=limit)
     return ratios
@@ -213,7 +214,7 @@ def measure_sleep(bias: Bias, turns: int, worker: Worker) -> list[float]:
         seconds: dict[Callable[..., list[float]], list[float]] = {}
         for loop in (time_loop, time_drowsy_loop) * SLEEP_LOOPS:
             seconds.setdefault(loop, []).extend(
-                worker.call(loop, bias.subject, lead_in, 2, LOOP_BLOCKS, timeout=limit)
+                worker.call(loop, bias.subject, lead_in, 2, MOST_LOOP_BLOCKS, timeout=limit)
             )
         ratios.append(
             statistics.median(seconds[time_drowsy_loop]) / statistics.median(seconds[time_loop])
