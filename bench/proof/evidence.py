@@ -73,7 +73,7 @@ class Scale:
 
 
 SCALES = {
-    "full": Scale(races=75, tens=20, pairs=30, busy_races=25, busy_tens=8, busy_pairs=10, turns=10),
+    "full": Scale(races=42, tens=20, pairs=30, busy_races=25, busy_tens=8, busy_pairs=10, turns=10),
     "quick": Scale(races=2, tens=1, pairs=2, busy_races=1, busy_tens=1, busy_pairs=1, turns=2),
 }
 
@@ -116,7 +116,7 @@ BIASES = {
 }
 # A median of few blocks tells more of the machine than of the op.
 BIAS_ROUNDS = 400
-BIAS_TURN_SECONDS = 20.0
+BIAS_TURN_SECONDS = 15.0
 # What is later than the caches, such as a second processor that wakes, has come by then too.
 LOOP_LEAD_IN_SECONDS = 0.05
 # Of a large op fewer: it is the warm blocks, one a round, whose median needs the time.
