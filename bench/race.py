@@ -418,16 +418,16 @@ class Race:
     ) -> None:
         """The rounds of one allocation: the plan's, or as many as the seconds allow.
 
-        Contended ones are kept, marked, and done again: at most half as many, for at most half of the
-        seconds, since under contention without end more of it would not be quieter.
+        Contended ones are kept, marked, and done again within the seconds: at most half as many, since
+        under contention without end more of it would not be quieter.
         """
         most = math.ceil(self.plan.rounds / 3) if self._clear else self.plan.rounds
         stretch = max(1, int(STRETCH_SECONDS / max(self._round_seconds, 1e-9)))
         rounds = affordable(seconds, self._round_seconds, most)
-        number = counted = redone = 0
-        counted_seconds = redone_seconds = 0.0
-        while number < rounds + redone:
-            some = range(number, min(rounds + redone, number + stretch))
+        number = redone = 0
+        spent = 0.0
+        while number < rounds:
+            some = range(number, min(rounds, number + stretch))
             self._last = ""  # between stretches the worker waits for its next task
             visits = [visit for round_ in some for visit in self._round(round_)]
             alone = self._alone
@@ -437,15 +437,11 @@ class Race:
                     continue
                 return
             number += len(some)
-            again = min(rounds // 2 - redone, len(some))
-            if seen.contended() and again > 0 and redone_seconds < seconds / 2:
-                redone += again
-                redone_seconds += seen.wall_seconds
-                self._contention["redone"] += len(visits) * again // len(some)
-            else:
-                counted += len(some)
-                counted_seconds += seen.wall_seconds
-                rounds = affordable(seconds, counted_seconds / counted, most)
+            spent += seen.wall_seconds
+            again = min(most // 2 - redone, len(some)) if seen.contended() else 0
+            redone += again
+            self._contention["redone"] += len(visits) * again // len(some)
+            rounds = affordable(seconds, spent / number, most + redone)
 
     def _round(self, number: int) -> Iterator[_Asked]:
         """The visits of a round: whose turn it is, the candidates in a new order, then the probes."""
