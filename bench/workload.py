@@ -38,7 +38,8 @@ MIN_WRITE_NBYTES = 1 << 20
 # The CPU's allocator counts no tensor below 256 KiB: of a small case it would say too little.
 MIN_PEAK_NBYTES = 1 << 20
 EVICT_CAP_NBYTES = 1 << 30
-ENERGY_CALLS = 10
+ENERGY_CALLS = 10  # between two readings of the device's counter
+ENERGY_SECONDS, ENERGY_LIMIT_SECONDS = 0.25, 3.0
 Call = Callable[..., Any]
 
 
@@ -628,24 +629,40 @@ def make_step(name: str) -> Callable[[], None]:
     return step
 
 
-def measure_energy(name: str, seconds: float = 1.0) -> float | None:
+def measure_energy(
+    name: str,
+    seconds: float = ENERGY_SECONDS,
+    *,
+    read: Callable[[str], float | None] | None = None,
+) -> float | None:
     """Joules a call, the device's idle power included; None where it keeps no count.
 
-    The counter is coarse, so that calls are made for about a second between its readings.
+    The counter steps several times a second: what is counted is the calls between the step that comes first
+    and the first one after `seconds` more.
     """
     from bench.gpu import energy_joules
 
     state = _state()
-    before = energy_joules(state.device)
-    if before is None:
+    read = read or energy_joules
+    joules = read(state.device)
+    if joules is None:
         return None
     calls = 0
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end:
+    first: tuple[float, float, int] | None = None  # when, joules, calls
+    limit = time.perf_counter() + ENERGY_LIMIT_SECONDS
+    while (now := time.perf_counter()) < limit:
         time_block(name, 0, ENERGY_CALLS)
         calls += ENERGY_CALLS
-    after = energy_joules(state.device)
-    return None if after is None else (after - before) / calls
+        before, joules = joules, read(state.device)
+        if joules is None:
+            return None
+        if joules == before:
+            continue
+        if first is None:
+            first = now, joules, calls
+        elif now - first[0] >= seconds:
+            return (joules - first[1]) / (calls - first[2])
+    return None
 
 
 def _make_evict(state: _State) -> Callable[[], None]:

@@ -15,6 +15,8 @@ PICOSECONDS = 1e-12
 EAGER = "EagerLocalExecute: "
 END = "end: "
 DEVICE_PLANE = "/device:GPU:"
+# A device's other lines are made from the streams: steps, modules, scopes.
+STREAM = "Stream #"
 HOST_PLANE = "/host:CPU"
 # TensorFlow's intra-op pool: 'tf_numa_-1_Eigen'. Its threads' regions are work and no waiting.
 POOL = "Eigen"
@@ -112,7 +114,7 @@ def read_events(space: Any) -> list[Event]:
             for raw in line.events:
                 about = plane.event_metadata[raw.metadata_id]
                 stats = {names[stat.metadata_id]: _value(stat, names) for stat in raw.stats}
-                kind = kind_of(plane.name, about.name, about.display_name, stats)
+                kind = kind_of(where, about.name, about.display_name, stats)
                 name = about.name.removeprefix(EAGER) if kind == "eager" else about.name
                 start = begin + raw.offset_ps
                 events.append(
@@ -132,10 +134,10 @@ def _value(stat: Any, names: dict[int, str]) -> Any:
     return names.get(value, value) if which == "ref_value" else value
 
 
-def kind_of(plane: str, name: str, display: str, stats: dict[str, Any]) -> str:
+def kind_of(line: str, name: str, display: str, stats: dict[str, Any]) -> str:
     """Which kind of event it is; '' for the profiler's and the runtime's own."""
-    if plane.startswith(DEVICE_PLANE):
-        return "kernel"
+    if line.startswith(DEVICE_PLANE):
+        return "kernel" if f"/{STREAM}" in line else ""
     if "step_num" in stats and "_r" in stats:
         return "step"
     if name.startswith(END):

@@ -16,6 +16,7 @@ from types import SimpleNamespace
 import pytest
 from fakes import FakeFleet, fake_candidate
 
+from bench import workload
 from bench.case import UsageError, make_case
 from bench.environment import Seen, Usage, read_usage, seen_between, usage_reader
 from bench.gpu import DeviceUsage, driver_versions, energy_joules, nvml_handle, watch_device
@@ -206,9 +207,9 @@ def test_a_race_keeps_the_extremes_of_its_device():
 
 
 def test_energy_and_device_time_are_measured_once_for_every_runner_and_only_on_a_gpu():
-    def figures(device):
+    def figures(device, cache="warm"):
         fleet = FakeFleet(joules=0.002, device_seconds=1e-4)
-        case = make_case(op="fake", shape=(1, 8, 8, 3), device=device)
+        case = make_case(op="fake", shape=(1, 8, 8, 3), device=device, cache=cache)
         plan = Plan(replicas=2, max_replicas=2, allocations=1, rounds=1)
         race = Race(case, [fake_candidate("one")], baseline="one", plan=plan)
         found = race.run(fleet).measurements
@@ -217,6 +218,27 @@ def test_energy_and_device_time_are_measured_once_for_every_runner_and_only_on_a
 
     assert figures("gpu:0") == ({(0.002, 1e-4)}, (4, 4))  # the candidate and three probes
     assert figures("cpu:0") == ({(None, None)}, (0, 0))
+    assert figures("gpu:0", "cold") == ({(None, None)}, (0, 0))  # emptying caches takes energy too
+
+
+def test_energy_is_of_the_calls_between_two_steps_of_the_counter(monkeypatch):
+    now, called = [0.0], [0]
+
+    def time_block(name, lead_in, calls):
+        called[0] += calls
+        now[0] += calls * 0.001
+
+    monkeypatch.setattr(workload, "time_block", time_block)
+    monkeypatch.setattr(workload, "_state", lambda: SimpleNamespace(device="gpu:0"))
+    monkeypatch.setattr(workload.time, "perf_counter", lambda: now[0])
+
+    def counter(device):  # 0.002 J a call, shown each 0.1 s
+        return 0.002 * (int(now[0] / 0.1) * 100)
+
+    assert workload.measure_energy("one", read=counter) == pytest.approx(0.002, rel=0.1)
+    assert now[0] < 0.6
+    assert workload.measure_energy("one", read=lambda _: 5.0) is None  # a counter that stands still
+    assert workload.measure_energy("one", read=lambda _: None) is None
 
 
 def test_a_kind_of_accelerator_needs_a_fleet():
