@@ -152,7 +152,10 @@ class Measurement(Record, frozen=True, kw_only=True, tag="measurement"):
             what the worker printed.
         issue: the upstream issue of a documented failure.
         baseline: the candidate that ratios are taken to.
+        clock: what the samples are of: 'wall', a call from Python until it has returned; or 'device', the
+            time in a call in which the GPU was at work, by its own clock.
         samples: raw, in seconds a call.
+        wall_samples: the same calls' wall time where the samples are of the device; else empty.
         first_call_seconds: trace, compile and run, one a replica; AutoGraph has converted the Python before.
         accuracy: against the oracle; None for probes and where it did not run.
         read_nbytes, written_nbytes: fewest bytes that a call must read and write.
@@ -161,7 +164,7 @@ class Measurement(Record, frozen=True, kw_only=True, tag="measurement"):
         flags: 'faster-than-ceiling', ...; words of `bench.race.FLAGS`.
         contention: of the race.
         node: the machine, 'local' or a Node's name.
-        device_seconds: third clock, device time a call from the profiler; None: not measured.
+        device_seconds: median device time a call, from the profiler; None: not measured.
         joules: energy a call; None: not measured.
     """
 
@@ -174,7 +177,9 @@ class Measurement(Record, frozen=True, kw_only=True, tag="measurement"):
     tail: str = ""
     issue: str = ""
     baseline: str = ""
+    clock: Literal["wall", "device"] = "wall"
     samples: Samples = Samples()
+    wall_samples: Samples = Samples()
     first_call_seconds: tuple[float, ...] = ()
     accuracy: Accuracy | None = None
     read_nbytes: int = 0

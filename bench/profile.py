@@ -11,6 +11,7 @@ import hashlib
 import os
 import re
 import shutil
+import statistics
 import sys
 import tempfile
 import time
@@ -156,6 +157,43 @@ def read_account(
         launches=reading.launches,
         gap_seconds=reading.gap_seconds,
     )
+
+
+def time_on_device(
+    turns: Sequence[tuple[Callable[[], object], Callable[[], object] | None]], *, calls: int
+) -> list[float | None]:
+    """Seconds a call in which the GPU was at work, for each turn: the median of `calls` calls in a row.
+
+    One recording serves all turns. What launches the work, and waits for it, is not in it.
+
+    Args:
+        turns: (step, before): `step` returns when the device has finished; `before` is called, and not
+            timed, before each.
+
+    Returns:
+        None where no GPU was at work.
+    """
+    import tensorflow as tf
+
+    from bench.xplane import read_device_seconds
+
+    with tempfile.TemporaryDirectory() as scratch:
+        with tf.profiler.experimental.Profile(scratch):
+            for turn, (step, before) in enumerate(turns):
+                for number in range(-WARM_UP_CALLS, calls):
+                    if before:
+                        before()
+                    if number < 0:
+                        step()
+                        continue
+                    with tf.profiler.experimental.Trace(f"turn {turn}", step_num=number, _r=1):
+                        step()
+        files = list(Path(scratch).glob(f"plugins/profile/*/*{viewer.SUFFIX}"))
+        found = read_device_seconds(load_trace(files[0])) if files else {}
+    return [
+        statistics.median(seconds) if any(seconds := found.get(f"turn {turn}", [])) else None
+        for turn in range(len(turns))
+    ]
 
 
 def load_trace(path: Path) -> Any:

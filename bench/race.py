@@ -11,12 +11,10 @@ import contextlib
 import math
 import random
 import re
-import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from bench import workload
 from bench.candidate import Candidate
@@ -54,6 +52,8 @@ PROBE_BLOCK_SECONDS = 0.0015
 MOST_ROUNDS_OUT = 4
 # A block on a GPU ends by waiting for it, some tens of microseconds: blocks are long enough to hide that.
 GPU_BLOCK_SECONDS = 0.002
+# The device's own clock needs no long blocks: what is noisy is launching.
+DEVICE_ROUNDS, DEVICE_CALLS = 2, 10
 # How often in one race a worker may die of nobody knows what before the race is given up.
 MAX_DEATHS = 3
 
@@ -103,6 +103,11 @@ class Fleet(Protocol):
         """The worker of this replica: the same one for the same number, fresh ones for new numbers."""
 
 
+_Row = tuple[
+    int, int, int, int, float, int
+]  # replica, allocation, round, calls, seconds, contended
+
+
 @dataclass
 class _Tally:
     """One runner as the race goes."""
@@ -121,10 +126,10 @@ class _Tally:
     written_nbytes: int = 0
     peak_nbytes: int | None = None
     joules: float | None = None
-    device_seconds: float | None = None
     settled: bool = False
     every: int = 1  # its turn comes in each `every`-th round
-    columns: list[tuple[int, int, int, int, float, int]] = field(default_factory=list)
+    columns: list[_Row] = field(default_factory=list)
+    device_columns: list[_Row] = field(default_factory=list)
 
     @property
     def runs(self) -> bool:
@@ -134,8 +139,9 @@ class _Tally:
     def nbytes(self) -> int:
         return self.read_nbytes + self.written_nbytes
 
-    def samples(self) -> Samples:
-        rows = list(zip(*self.columns, strict=True)) or [()] * 6
+    def samples(self, clock: str) -> Samples:
+        columns = self.columns if clock == "wall" else self.device_columns
+        rows = list(zip(*columns, strict=True)) or [()] * 6
         names = ("replica", "allocation", "round", "calls", "seconds", "contended")
         return Samples(**dict(zip(names, rows, strict=True)))
 
@@ -171,17 +177,6 @@ def _open_case(case: Case, seed: int, tensorflow: bool) -> workload.Opened:
 
 def _open_runner(name: str, check: bool) -> workload.Runner:
     return workload.open_runner(name, check=check)
-
-
-def _device_seconds(name: str) -> float | None:
-    """Seconds a call in which the GPU ran a kernel, by the profiler: None where none did."""
-    from bench.profile import load_trace, record_trace
-    from bench.xplane import read_trace
-
-    step = workload.make_step(name)
-    with tempfile.TemporaryDirectory() as scratch:
-        path = record_trace(step, Path(scratch) / "third-clock")
-        return read_trace(load_trace(path)).device_seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -292,22 +287,57 @@ class Race:
             self._cold = True
             self._plan_rounds(runners)
             self._run_rounds(replica, allocation, budget / self.plan.allocations, worker)
-        # Between calls with cold caches the device empties them: its time and energy are not the op's alone.
+            self._time_on_device(replica, allocation, worker)
+        # Emptying the caches between calls takes energy too.
         if replica == 0 and is_gpu(self.case.device) and self.case.cache == "warm":
-            self._measure_device(worker)
+            self._measure_energy(worker)
         self._close(worker)
 
-    def _measure_device(self, worker: WorkerLike) -> None:
-        """What the device says of a call of every runner: its time by the profiler, its energy.
+    def _time_on_device(self, replica: int, allocation: int, worker: WorkerLike) -> None:
+        """Rounds by the device's own clock, every runner once in each, in a new order.
 
-        A task that fails leaves its figure out: the profiler may not be allowed here, and the race
-        has been run.
+        A call from Python takes longer to launch than a GPU needs for it, so that wall time tells rivals apart
+        only where they are slow. A recording that fails leaves its samples out: the profiler may not be
+        allowed here, and the race has been run.
         """
-        for tally in self._running():
-            limit = self.plan.timeout_seconds
+        if not is_gpu(self.case.device):
+            return
+        runners = self._running()
+        turns = [
+            (number, tally)
+            for number in range(DEVICE_ROUNDS)
+            for tally in self._random.sample(runners, len(runners))
+        ]
+        try:
+            found = worker.call(
+                workload.time_on_device, [tally.name for _, tally in turns], DEVICE_CALLS,
+                timeout=self.plan.timeout_seconds,
+            )  # fmt: skip
+        except WorkerFailure as failure:
+            if failure.lost:
+                self._open(replica, worker)
+            return
+        for (number, tally), seconds in zip(turns, found, strict=True):
+            if seconds is not None:
+                row = (replica, allocation, number, DEVICE_CALLS, float(f"{seconds:.6g}"), 0)
+                tally.device_columns.append(row)
+
+    def _clock(self) -> Literal["wall", "device"]:
+        """What the race's ratios are of: the device's own clock where it timed every runner."""
+        timed = [tally for tally in self.tallies.values() if tally.status == "ok" and tally.columns]
+        by_device = bool(timed) and all(
+            {row[0] for row in tally.columns} == {row[0] for row in tally.device_columns}
+            for tally in timed
+        )
+        return "device" if by_device else "wall"
+
+    def _measure_energy(self, worker: WorkerLike) -> None:
+        """Joules a call of every candidate; a task that fails leaves its figure out."""
+        for tally in self._candidates_running():
             try:
-                tally.joules = worker.call(workload.measure_energy, tally.name, timeout=limit)
-                tally.device_seconds = worker.call(_device_seconds, tally.name, timeout=limit)
+                tally.joules = worker.call(
+                    workload.measure_energy, tally.name, timeout=self.plan.timeout_seconds
+                )
             except WorkerFailure as failure:
                 if failure.lost:  # the next replica starts a fresh one
                     return
@@ -588,9 +618,11 @@ class Race:
                 tally.flags.append("faster-than-ceiling")
 
     def _measurement(self, tally: _Tally) -> Measurement:
-        samples = tally.samples()
-        if len(samples) and sum(samples.contended) > len(samples) / 2:
+        clock = self._clock()
+        wall = tally.samples("wall")
+        if len(wall) and sum(wall.contended) > len(wall) / 2:
             tally.flags.append("contended")
+        on_device = [row[4] for row in tally.device_columns]
         return Measurement(
             case=self.case,
             candidate=tally.name,
@@ -601,7 +633,9 @@ class Race:
             tail=tally.tail,
             issue=tally.issue,
             baseline=self.baseline,
-            samples=samples,
+            clock=clock,
+            samples=tally.samples(clock),
+            wall_samples=wall if clock == "device" else Samples(),
             first_call_seconds=tuple(float(f"{value:.4g}") for value in tally.first_calls),
             accuracy=tally.accuracy,
             read_nbytes=tally.read_nbytes,
@@ -612,7 +646,7 @@ class Race:
             contention=self._contention_seen(),
             node=self._node,
             joules=tally.joules,
-            device_seconds=tally.device_seconds,
+            device_seconds=middle(on_device) if on_device else None,
         )
 
     def _contention_seen(self) -> Contention:
@@ -693,9 +727,10 @@ def precise_enough(race: Race, replicas: int) -> bool:
         min_replicas=race.plan.replicas,
         max_replicas=race.plan.max_replicas,
     )
-    baseline = race.tallies[race.baseline].samples()
+    clock = race._clock()  # noqa: SLF001 (this rule is the race's own)
+    baseline = race.tallies[race.baseline].samples(clock)
     pairs = [
-        (tally.samples(), baseline)
+        (tally.samples(clock), baseline)
         for tally in race.tallies.values()
         if tally.runs and tally.candidate and tally.name != race.baseline
     ]

@@ -5,6 +5,7 @@ Times are picoseconds since the session began, as XSpace has them; what comes ou
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ END = "end: "
 DEVICE_PLANE = "/device:GPU:"
 # A device's other lines are made from the streams: steps, modules, scopes.
 STREAM = "Stream #"
+TO_HOST = "MemcpyD2H"
 HOST_PLANE = "/host:CPU"
 # TensorFlow's intra-op pool: 'tf_numa_-1_Eigen'. Its threads' regions are work and no waiting.
 POOL = "Eigen"
@@ -201,6 +203,29 @@ def summarise(events: Sequence[Event], *, device: str = "cpu:0") -> Reading:
         launches=len(kernels) / count if kernels else None,
         gap_seconds=_gaps(kernels, steps) * PICOSECONDS / count if kernels else None,
     )
+
+
+def read_device_seconds(space: Any) -> dict[str, list[float]]:
+    """Seconds in which a GPU was at work in each marked step, by the steps' name, in their order."""
+    return device_seconds(read_events(space))
+
+
+def device_seconds(events: Sequence[Event]) -> dict[str, list[float]]:
+    """As `read_device_seconds`, from events in the order of their starts.
+
+    Pauses between two kernels are the launching's and not counted; but where a step brings data to the host the
+    device waits for what is done there, and all from its first kernel to its last is.
+    """
+    kernels = union(event.interval for event in events if event.kind == "kernel")
+    starts = [start for start, _ in kernels]
+    to_host = [event.start for event in events if event.kind == "kernel" and TO_HOST in event.name]
+    found: dict[str, list[float]] = defaultdict(list)
+    for step in (event for event in events if event.kind == "step"):
+        own = kernels[bisect_left(starts, step.start) : bisect_left(starts, step.end)]
+        if bisect_left(to_host, step.start) < bisect_left(to_host, step.end):
+            own = [(own[0][0], own[-1][1])]
+        found[step.name].append(length(own) * PICOSECONDS)
+    return dict(found)
 
 
 def read_parts(events: Sequence[Event], steps: int) -> tuple[Part, ...]:

@@ -26,7 +26,7 @@ ANSWERS = {
     ),
     "close_case": None,
     "measure_energy": None,
-    "device_seconds": None,
+    "time_on_device": lambda names, calls: [None] * len(names),
 }
 
 
@@ -54,7 +54,14 @@ class FakeFleet:
 
     def __init__(self, *, joules=None, device_seconds=None):
         self.tasks = Counter()
-        self._worker = FakeWorker(self.tasks, measure_energy=joules, device_seconds=device_seconds)
+        self._worker = FakeWorker(
+            self.tasks,
+            measure_energy=joules,
+            time_on_device=lambda names, calls: [
+                device_seconds(name) if callable(device_seconds) else device_seconds
+                for name in names
+            ],
+        )
 
     def use(self, setting, replicas):
         pass

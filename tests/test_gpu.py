@@ -21,7 +21,7 @@ from bench.case import UsageError, make_case
 from bench.environment import Seen, Usage, read_usage, seen_between, usage_reader
 from bench.gpu import DeviceUsage, driver_versions, energy_joules, nvml_handle, watch_device
 from bench.plugin import _refuse_kinds
-from bench.race import Plan, Race, device_contention
+from bench.race import DEVICE_ROUNDS, Plan, Race, device_contention
 from bench.replica import Setting, Worker, import_file
 from bench.run import Bench, Options
 from bench.store import read_run
@@ -206,19 +206,41 @@ def test_a_race_keeps_the_extremes_of_its_device():
     assert not Seen(wall_seconds=1, steal_seconds=0, others_seconds=0, device=usages[0]).contended()
 
 
-def test_energy_and_device_time_are_measured_once_for_every_runner_and_only_on_a_gpu():
-    def figures(device, cache="warm"):
-        fleet = FakeFleet(joules=0.002, device_seconds=1e-4)
-        case = make_case(op="fake", shape=(1, 8, 8, 3), device=device, cache=cache)
-        plan = Plan(replicas=2, max_replicas=2, allocations=1, rounds=1)
-        race = Race(case, [fake_candidate("one")], baseline="one", plan=plan)
-        found = race.run(fleet).measurements
-        tasks = fleet.tasks["measure_energy"], fleet.tasks["device_seconds"]
-        return {(m.joules, m.device_seconds) for m in found}, tasks
+def race_on(device, *, cache="warm", device_seconds=1e-4):
+    fleet = FakeFleet(joules=0.002, device_seconds=device_seconds)
+    case = make_case(op="fake", shape=(1, 8, 8, 3), device=device, cache=cache)
+    plan = Plan(replicas=2, max_replicas=2, allocations=1, rounds=1)
+    race = Race(case, [fake_candidate("one"), fake_candidate("two")], baseline="one", plan=plan)
+    return {m.candidate: m for m in race.run(fleet).measurements}, fleet.tasks
 
-    assert figures("gpu:0") == ({(0.002, 1e-4)}, (4, 4))  # the candidate and three probes
-    assert figures("cpu:0") == ({(None, None)}, (0, 0))
-    assert figures("gpu:0", "cold") == ({(None, None)}, (0, 0))  # emptying caches takes energy too
+
+def test_energy_is_measured_once_for_every_candidate_only_on_a_gpu_and_not_among_cold_calls():
+    for device, cache, joules in (
+        ("gpu:0", "warm", 0.002),
+        ("gpu:0", "cold", None),
+        ("cpu:0", "warm", None),
+    ):
+        found, tasks = race_on(device, cache=cache)
+        assert {found["one"].joules, found["two"].joules} == {joules}
+        assert found["ceiling-read"].joules is None
+        assert tasks["measure_energy"] == (2 if joules else 0)
+
+
+def test_on_a_gpu_ratios_are_of_the_device_s_own_clock_and_wall_time_stands_beside_it():
+    found, tasks = race_on("gpu:0", device_seconds={"one": 2e-5}.get)
+    assert {m.clock for m in found.values()} == {"wall"}  # it did not time them all
+    assert found["one"].device_seconds == 2e-5 and found["two"].device_seconds is None
+    found, tasks = race_on(
+        "gpu:0", cache="cold", device_seconds=lambda name: 2e-5 if name == "one" else 1e-5
+    )
+    one = found["one"]
+    assert one.clock == "device" and set(one.samples.seconds) == {2e-5}
+    assert set(one.samples.replica) == {0, 1} and len(one.samples) == 2 * DEVICE_ROUNDS
+    assert set(one.wall_samples.seconds) == {1e-3}
+    assert tasks["time_on_device"] == 2
+    found, tasks = race_on("cpu:0")
+    assert found["one"].clock == "wall" and not len(found["one"].wall_samples)
+    assert tasks["time_on_device"] == 0
 
 
 def test_energy_is_of_the_calls_between_two_steps_of_the_counter(monkeypatch):
@@ -320,22 +342,21 @@ def test_two_devices_are_both_raced_and_told_apart_in_journal_and_report(tmp_pat
 DEVICES = ("cpu:0", "cpu:1")
 
 
-def read_third_clock(case):
-    from bench.race import _device_seconds
-    from bench.workload import open_case, open_runner
+def read_device_clock(case):
+    from bench.workload import open_case, open_runner, time_on_device
 
     open_case(case, 0)
-    return open_runner("multiply", check=False).reason, _device_seconds("multiply")
+    return open_runner("multiply", check=False).reason, time_on_device(["multiply"], 3)
 
 
 @pytest.mark.slow
-def test_without_a_gpu_in_the_trace_there_is_no_third_clock(tmp_path):
+def test_without_a_gpu_in_the_trace_there_is_no_device_clock(tmp_path):
     file = tmp_path / "tripling.py"
     file.write_text(TWO_DEVICES)
     case = make_case(op="tripling", shape=(1, 8, 8, 3), mode="eager")
     worker = Worker(Setting(), files=[file])
     try:
-        assert worker.call(read_third_clock, case, timeout=60) == ("", None)
+        assert worker.call(read_device_clock, case, timeout=60) == ("", [None])
     finally:
         worker.close()
 
