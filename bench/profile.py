@@ -169,6 +169,7 @@ def time_on_device(
     Args:
         turns: (step, before): `step` returns when the device has finished; `before` is called, and not
             timed, before each.
+        calls: of each turn.
 
     Returns:
         None where no GPU was at work.

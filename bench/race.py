@@ -338,7 +338,7 @@ class Race:
                 tally.joules = worker.call(
                     workload.measure_energy, tally.name, timeout=self.plan.timeout_seconds
                 )
-            except WorkerFailure as failure:
+            except WorkerFailure as failure:  # noqa: PERF203 (each candidate's is its own)
                 if failure.lost:  # the next replica starts a fresh one
                     return
 
