@@ -477,7 +477,10 @@ GPU = Sweep(
     base=GPU_BASE,
     rules=RULES,
     parts=(
-        product(candidates=[*RIVALS, "max_pool", "cpu-pinned-max_pool", "nested-jit-max_pool"], mode=["graph", "eager"]),
+        product(
+            candidates=[*RIVALS, "max_pool", "cpu-pinned-max_pool", "nested-jit-max_pool"],
+            mode=["graph", "eager"],
+        ),
         product(candidates=XLA_RIVALS, mode=["xla"]),
         product(candidates=RIVALS, mode=["graph", "xla"], direction=["training"]),
         product(candidates=RIVALS, mode=["graph", "xla"], dtype=["float16", "bfloat16"]),
