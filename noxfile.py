@@ -176,7 +176,7 @@ def selftest(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def acceptance(session: nox.Session) -> None:
-    """Hold the promises of real timings against this machine: 25 minutes; one by -- --only NAME."""
+    """Hold the promises of real timings against this machine: about an hour; one by -- --only NAME."""
     session.run(
         _cpu(session),
         "-m",

@@ -193,6 +193,18 @@ class Measurement(Record, frozen=True, kw_only=True, tag="measurement"):
     joules: float | None = None
 
 
+def samples_by(measurement: Measurement, clock: str) -> Samples:
+    """Its samples by this clock; none where it has no such."""
+    if measurement.clock == clock:
+        return measurement.samples
+    return measurement.wall_samples if clock == "wall" else Samples()
+
+
+def common_clock(one: Measurement, other: Measurement) -> Literal["wall", "device"]:
+    """The clock that two are compared by: the device's where both have it."""
+    return "device" if one.clock == other.clock == "device" else "wall"
+
+
 CellState = Literal["pass", "wrong", "unsupported", "error", "crashed", "timeout", "not_run"]
 
 
@@ -321,7 +333,7 @@ class Shares(Record, frozen=True, kw_only=True, tag="shares"):
 
     Attributes:
         seconds: 'start' (workers), 'samples', 'lead_in', 'first_calls', 'allocation', 'checks',
-            'waiting', 'other'.
+            'waiting', 'other'; on a GPU also 'device_clock' and 'energy'.
         wall_seconds: from the first worker's start to the end.
     """
 

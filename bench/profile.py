@@ -172,7 +172,7 @@ def time_on_device(
         calls: of each turn.
 
     Returns:
-        None where no GPU was at work.
+        None where no GPU was at work, or a step went on on the host.
     """
     import tensorflow as tf
 

@@ -139,6 +139,13 @@ class _Tally:
     def nbytes(self) -> int:
         return self.read_nbytes + self.written_nbytes
 
+    @property
+    def clock(self) -> Literal["wall", "device"]:
+        """The device's own where it timed this runner in each replica that it ran in."""
+        replicas = {row[0] for row in self.columns}
+        timed = {row[0] for row in self.device_columns}
+        return "device" if replicas and timed == replicas else "wall"
+
     def samples(self, clock: str) -> Samples:
         columns = self.columns if clock == "wall" else self.device_columns
         rows = list(zip(*columns, strict=True)) or [()] * 6
@@ -308,6 +315,7 @@ class Race:
             for number in range(DEVICE_ROUNDS)
             for tally in self._random.sample(runners, len(runners))
         ]
+        start = self._now()
         try:
             found = worker.call(
                 workload.time_on_device, [tally.name for _, tally in turns], DEVICE_CALLS,
@@ -317,22 +325,19 @@ class Race:
             if failure.lost:
                 self._open(replica, worker)
             return
+        finally:
+            self.seconds["device_clock"] += self._now() - start
         for (number, tally), seconds in zip(turns, found, strict=True):
             if seconds is not None:
                 row = (replica, allocation, number, DEVICE_CALLS, float(f"{seconds:.6g}"), 0)
                 tally.device_columns.append(row)
 
-    def _clock(self) -> Literal["wall", "device"]:
-        """What the race's ratios are of: the device's own clock where it timed every runner."""
-        timed = [tally for tally in self.tallies.values() if tally.status == "ok" and tally.columns]
-        by_device = bool(timed) and all(
-            {row[0] for row in tally.columns} == {row[0] for row in tally.device_columns}
-            for tally in timed
-        )
-        return "device" if by_device else "wall"
+    def _now(self) -> float:
+        return self._read_usage().clock
 
     def _measure_energy(self, worker: WorkerLike) -> None:
         """Joules a call of every candidate; a task that fails leaves its figure out."""
+        start = self._now()
         for tally in self._candidates_running():
             try:
                 tally.joules = worker.call(
@@ -340,7 +345,8 @@ class Race:
                 )
             except WorkerFailure as failure:  # noqa: PERF203 (each candidate's is its own)
                 if failure.lost:  # the next replica starts a fresh one
-                    return
+                    break
+        self.seconds["energy"] += self._now() - start
 
     def _open(self, replica: int, worker: WorkerLike) -> None:
         """Open the case and every runner; whoever takes the worker down is out, the others again."""
@@ -600,25 +606,39 @@ class Race:
         """Flag whoever is faster than the memory allows; its result is not to be believed."""
         if input_nbytes(self.case) < CEILING_FROM_NBYTES:
             return
-        read, write = (self.tallies.get(name) for name in workload.PROBES[:2])
-        if read is None or write is None or not read.columns or not write.columns:
+        read, write, copy = (self.tallies.get(name) for name in workload.PROBES)
+        if read is None or write is None or copy is None:
             return
-        seconds_a_byte_read = middle(row[4] for row in read.columns) / max(1, read.read_nbytes)
-        seconds_a_byte_written = middle(row[4] for row in write.columns) / max(
-            1, write.written_nbytes
-        )
-        for tally in self.tallies.values():
-            if not tally.columns or tally.candidate is None:
-                continue
-            ceiling = (
-                tally.read_nbytes * seconds_a_byte_read
-                + tally.written_nbytes * seconds_a_byte_written
+        for tally in self._timed_candidates():
+            columns, *probes = (
+                one.device_columns if tally.clock == "device" else one.columns
+                for one in (tally, read, write, copy)
             )
-            if middle(row[4] for row in tally.columns) * (1 + self.plan.ceiling_slack) < ceiling:
+            if not all(probes):
+                continue
+            reading, writing, copying = (
+                middle(row[4] for row in rows) / max(1, probe.nbytes)
+                for rows, probe in zip(probes, (read, write, copy), strict=True)
+            )
+            # Reading and writing may go on at once where caches hold the data.
+            ceiling = min(
+                max(tally.read_nbytes * reading, tally.written_nbytes * writing),
+                tally.nbytes * copying,
+            )
+            if middle(row[4] for row in columns) * (1 + self.plan.ceiling_slack) < ceiling:
                 tally.flags.append("faster-than-ceiling")
 
+    def _timed_candidates(self) -> list[_Tally]:
+        """Candidates that have samples; wall time on a GPU is launching, and no evidence against one."""
+        return [
+            tally
+            for tally in self.tallies.values()
+            if tally.candidate
+            and tally.columns
+            and (tally.clock == "device" or not is_gpu(self.case.device))
+        ]
+
     def _measurement(self, tally: _Tally) -> Measurement:
-        clock = self._clock()
         wall = tally.samples("wall")
         if len(wall) and sum(wall.contended) > len(wall) / 2:
             tally.flags.append("contended")
@@ -633,9 +653,9 @@ class Race:
             tail=tally.tail,
             issue=tally.issue,
             baseline=self.baseline,
-            clock=clock,
-            samples=tally.samples(clock),
-            wall_samples=wall if clock == "device" else Samples(),
+            clock=tally.clock,
+            samples=tally.samples(tally.clock),
+            wall_samples=wall if tally.clock == "device" else Samples(),
             first_call_seconds=tuple(float(f"{value:.4g}") for value in tally.first_calls),
             accuracy=tally.accuracy,
             read_nbytes=tally.read_nbytes,
@@ -727,11 +747,11 @@ def precise_enough(race: Race, replicas: int) -> bool:
         min_replicas=race.plan.replicas,
         max_replicas=race.plan.max_replicas,
     )
-    clock = race._clock()  # noqa: SLF001 (this rule is the race's own)
-    baseline = race.tallies[race.baseline].samples(clock)
+    baseline = race.tallies[race.baseline]
     pairs = [
-        (tally.samples(clock), baseline)
+        (tally.samples(clock), baseline.samples(clock))
         for tally in race.tallies.values()
-        if tally.runs and tally.candidate and tally.name != race.baseline
+        if tally.runs and tally.candidate and tally is not baseline
+        for clock in ("device" if tally.clock == baseline.clock == "device" else "wall",)
     ]
     return rule.enough(pairs, replicas=replicas)

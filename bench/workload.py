@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 PROBES = ("ceiling-read", "ceiling-write", "ceiling-copy")
 # Below this the call's own cost, not the memory, is what a write probe would measure.
 MIN_WRITE_NBYTES = 1 << 20
+MIN_DEVICE_WRITE_NBYTES = 1 << 24  # a GPU writes a megabyte faster than it begins to
 # The CPU's allocator counts no tensor below 256 KiB: of a small case it would say too little.
 MIN_PEAK_NBYTES = 1 << 20
 EVICT_CAP_NBYTES = 1 << 30
@@ -439,7 +440,10 @@ def _open_probe(name: str) -> Runner:
     state = _state()
     nbytes = state.host[0].nbytes
     if name == "ceiling-write":
-        nbytes = max(nbytes // (state.case.pool_size or nbytes), MIN_WRITE_NBYTES)
+        least = MIN_WRITE_NBYTES if _on_cpu(state) else MIN_DEVICE_WRITE_NBYTES
+        # y, and in training dx, which is as large as x.
+        nbytes = nbytes // (state.case.pool_size or nbytes) + nbytes * (len(state.host) > 1)
+        nbytes = max(nbytes, least)
     start = time.perf_counter()
     ways = PROBE_WAYS[name](state, nbytes)
     seconds = {}

@@ -213,8 +213,8 @@ def read_device_seconds(space: Any) -> dict[str, list[float]]:
 def device_seconds(events: Sequence[Event]) -> dict[str, list[float]]:
     """As `read_device_seconds`, from events in the order of their starts.
 
-    Pauses between two kernels are the launching's and not counted; but where a step brings data to the host the
-    device waits for what is done there, and all from its first kernel to its last is.
+    Pauses between two kernels are the launching's and not counted. A step that brings data to the host goes on
+    there, by a clock that the device does not have: it counts for nothing.
     """
     kernels = union(event.interval for event in events if event.kind == "kernel")
     starts = [start for start, _ in kernels]
@@ -223,7 +223,7 @@ def device_seconds(events: Sequence[Event]) -> dict[str, list[float]]:
     for step in (event for event in events if event.kind == "step"):
         own = kernels[bisect_left(starts, step.start) : bisect_left(starts, step.end)]
         if bisect_left(to_host, step.start) < bisect_left(to_host, step.end):
-            own = [(own[0][0], own[-1][1])]
+            own = []
         found[step.name].append(length(own) * PICOSECONDS)
     return dict(found)
 

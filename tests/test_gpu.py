@@ -16,10 +16,11 @@ from types import SimpleNamespace
 import pytest
 from fakes import FakeFleet, fake_candidate
 
-from bench import workload
+from bench import workload, xplane
 from bench.case import UsageError, make_case
 from bench.environment import Seen, Usage, read_usage, seen_between, usage_reader
 from bench.gpu import DeviceUsage, driver_versions, energy_joules, nvml_handle, watch_device
+from bench.measurement import common_clock, samples_by
 from bench.plugin import _refuse_kinds
 from bench.race import DEVICE_ROUNDS, Plan, Race, device_contention
 from bench.replica import Setting, Worker, import_file
@@ -206,9 +207,9 @@ def test_a_race_keeps_the_extremes_of_its_device():
     assert not Seen(wall_seconds=1, steal_seconds=0, others_seconds=0, device=usages[0]).contended()
 
 
-def race_on(device, *, cache="warm", device_seconds=1e-4):
+def race_on(device, *, cache="warm", device_seconds=1e-4, shape=(1, 8, 8, 3)):
     fleet = FakeFleet(joules=0.002, device_seconds=device_seconds)
-    case = make_case(op="fake", shape=(1, 8, 8, 3), device=device, cache=cache)
+    case = make_case(op="fake", shape=shape, device=device, cache=cache)
     plan = Plan(replicas=2, max_replicas=2, allocations=1, rounds=1)
     race = Race(case, [fake_candidate("one"), fake_candidate("two")], baseline="one", plan=plan)
     return {m.candidate: m for m in race.run(fleet).measurements}, fleet.tasks
@@ -227,9 +228,6 @@ def test_energy_is_measured_once_for_every_candidate_only_on_a_gpu_and_not_among
 
 
 def test_on_a_gpu_ratios_are_of_the_device_s_own_clock_and_wall_time_stands_beside_it():
-    found, tasks = race_on("gpu:0", device_seconds={"one": 2e-5}.get)
-    assert {m.clock for m in found.values()} == {"wall"}  # it did not time them all
-    assert found["one"].device_seconds == 2e-5 and found["two"].device_seconds is None
     found, tasks = race_on(
         "gpu:0", cache="cold", device_seconds=lambda name: 2e-5 if name == "one" else 1e-5
     )
@@ -241,6 +239,40 @@ def test_on_a_gpu_ratios_are_of_the_device_s_own_clock_and_wall_time_stands_besi
     found, tasks = race_on("cpu:0")
     assert found["one"].clock == "wall" and not len(found["one"].wall_samples)
     assert tasks["time_on_device"] == 0
+
+
+def test_who_goes_on_on_the_host_is_compared_by_the_wall_s_clock():
+    found, _ = race_on("gpu:0", device_seconds={"one": 2e-5, "ceiling-read": 1e-5}.get)
+    one, two = found["one"], found["two"]
+    assert (one.clock, two.clock) == ("device", "wall")
+    assert one.device_seconds == 2e-5 and two.device_seconds is None
+    assert common_clock(one, one) == "device" and common_clock(one, two) == "wall"
+    assert samples_by(one, "wall").seconds == samples_by(two, "wall").seconds
+    assert not len(samples_by(two, "device"))
+
+
+def test_no_wall_time_on_a_gpu_is_evidence_of_a_folded_op():
+    probes = {"one": 1e-3, "ceiling-read": 1e-3, "ceiling-write": 1e-3, "ceiling-copy": 1e-3}
+    for two, flagged in ((1e-5, True), (1e-3, False), (None, False)):
+        seconds = {**probes, "two": two}
+        found, _ = race_on("gpu:0", shape=(8, 64, 64, 64), device_seconds=seconds.get)
+        assert ("faster-than-ceiling" in found["two"].flags) is flagged
+
+
+def test_a_step_that_brings_data_to_the_host_has_no_device_time():
+    stream, python = "/device:GPU:0/Stream #13(Compute)/13", "/host:CPU/python/1"
+
+    def event(kind, name, start, end, line=stream):
+        return xplane.Event(kind=kind, name=name, line=line, start=start * 10**9, end=end * 10**9)
+
+    events = [
+        event("step", "turn 0", 0, 10, python),
+        event("kernel", "max", 1, 4),
+        event("kernel", "also max", 2, 6),
+        event("step", "turn 1", 20, 30, python),
+        event("kernel", "MemcpyD2H", 21, 29),
+    ]
+    assert xplane.device_seconds(events) == {"turn 0": [pytest.approx(5e-3)], "turn 1": [0.0]}
 
 
 def test_energy_is_of_the_calls_between_two_steps_of_the_counter(monkeypatch):

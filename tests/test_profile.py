@@ -271,6 +271,21 @@ def test_the_named_parts_cover_a_large_cases_step(large):
     assert decode_line(encode_line(large)) == large
 
 
+def test_a_recording_of_an_h100_has_the_device_s_own_time(worker):
+    """One fused loop of XLA's and one kernel of cuDNN's in each of twenty steps, 2 us each."""
+    recording = Path(__file__).parent / "data" / "h100.xplane.pb"
+    times, reading = call(worker, traced.read_device_clock, recording)
+    (seconds,) = times.values()
+    assert len(seconds) == 20
+    assert all(4e-6 < value < 5e-6 for value in seconds)
+    assert reading.launches == 2
+    assert reading.device_seconds == pytest.approx(sum(seconds) / 20)
+    assert reading.memory.peak_nbytes == 8 * 28 * 28 * 32 * 4
+    kernels = [part.name for part in reading.parts if part.kind == "kernel"]
+    assert kernels[0].startswith("void cudnn::pooling_fw_kernel_max_nhwc")
+    assert kernels[1] == "loop_reduce_window_fusion"
+
+
 def test_an_output_alone_is_the_peak_of_a_reduction(large):
     assert large.peak_nbytes == pytest.approx(32 * 56 * 56 * 32 * 4, rel=0.05)
     assert large.freed_nbytes == large.allocated_nbytes

@@ -236,7 +236,8 @@ def test_a_runner_ten_times_slower_is_settled_after_one_replica():
 
 
 def test_a_runner_faster_than_the_memory_allows_is_flagged():
-    seconds = {"ceiling-read": MS, "ceiling-write": MS, "base": 3 * MS, "folded": MS / 10}
+    probes = {"ceiling-read": MS, "ceiling-write": MS, "ceiling-copy": 2 * MS}
+    seconds = {**probes, "base": 3 * MS, "folded": MS / 10}
     found, _, _ = run(seconds)
     assert found["folded"].flags == ("faster-than-ceiling",)
     assert found["base"].flags == ()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from bench.case import make_case
 from bench.profile import load_trace, record_trace, trace_candidate, trace_name
-from bench.xplane import read_trace
+from bench.xplane import read_device_seconds, read_trace
 
 LARGE = make_case(op="depth_max_pool", shape=(32, 56, 56, 96), pool_size=3, padding="valid")
 GRADIENT = make_case(
@@ -70,3 +70,9 @@ def record_named(folder, name, steps):
     import tensorflow as tf
 
     record_trace(lambda: tf.constant(1.0) + 1.0, Path(folder), name=name, steps=steps)
+
+
+def read_device_clock(path):
+    """Seconds by step and the account of a recording that was made on a GPU."""
+    space = load_trace(Path(path))
+    return read_device_seconds(space), read_trace(space, device="gpu:0")

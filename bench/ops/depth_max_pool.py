@@ -472,7 +472,7 @@ FULL = Sweep(
         ),
     ),
 )
-# What tells most comes first: a run on a machine that is lent by the minute may end early.
+# What tells most comes first: time on a GPU is dear, and a run that is ended early is a run.
 GPU = Sweep(
     base=GPU_BASE,
     rules=RULES,

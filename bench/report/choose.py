@@ -154,7 +154,7 @@ def choices(loaded: Loaded, registry: Registry = REGISTRY) -> list[Choice]:
     names = table["candidate"].tolist()
     ops = table["op"].tolist()
     races = {
-        race: _in_order(table, right.index[rows].tolist())
+        race: _in_order(table, _by_one_clock(table, right.index[rows].tolist()))
         for race, rows in right.groupby("race", sort=True).indices.items()
     }
     estimates = _estimates(loaded, races.values())
@@ -176,6 +176,12 @@ def choices(loaded: Loaded, registry: Registry = REGISTRY) -> list[Choice]:
             )
         )
     return found
+
+
+def _by_one_clock(table: pd.DataFrame, rows: Sequence[int]) -> list[int]:
+    """On a GPU the rows that its own clock timed: who goes on on the host cannot be compared with them."""
+    clocks = table["clock"].to_numpy()
+    return [row for row in rows if clocks[row] == "device"] or list(rows)
 
 
 def _in_order(table: pd.DataFrame, rows: Sequence[int]) -> list[int]:
@@ -291,6 +297,7 @@ def sentence(loaded: Loaded, choice: Choice, registry: Registry = REGISTRY) -> s
     parts = [
         f"On {at['device']}, {MODE_WORDS.get(at['mode'], at['mode'])}, {at['direction']}, "
         f"use {choice.recommended}: {format_seconds(at['seconds'])} a call"
+        + ON_DEVICE.get(at["clock"], "").format(format_seconds(at["wall_seconds"]))
     ]
     recipe = _speed_up(at, "recipe_ratio", "recipe_low", "recipe_high")
     baseline = _speed_up(at, "ratio", "ratio_low", "ratio_high")
@@ -309,6 +316,7 @@ def sentence(loaded: Loaded, choice: Choice, registry: Registry = REGISTRY) -> s
     return text
 
 
+ON_DEVICE = {"device": " by the device's clock ({} from Python)"}
 MODE_WORDS = {"xla": "under XLA", "graph": "in a graph", "eager": "eagerly"}
 
 

@@ -260,7 +260,7 @@ def support_command(arguments: list[str], root: Path) -> int:
     from bench.store import read_run
 
     run = read_run(find_run(root / "results", options.run or "reference"))
-    text = support_page(run)
+    text = support_page([run])
     if options.write:
         path = root / "docs" / "support.md"
         path.write_text(text, encoding="utf-8")

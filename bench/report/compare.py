@@ -19,7 +19,15 @@ import pandas as pd
 
 from bench import stats
 from bench.case import Case, UsageError, case_label, label_shape
-from bench.measurement import Capability, Environment, Measurement, Node, Samples, Shares
+from bench.measurement import (
+    Capability,
+    Environment,
+    Measurement,
+    Node,
+    Samples,
+    Shares,
+    samples_by,
+)
 from bench.report.load import (
     AXIS_NAMES,
     CASE_COLUMNS,
@@ -191,13 +199,18 @@ class _Race:
 
     candidates: dict[str, Measurement] = field(default_factory=dict)
     probes: dict[str, Measurement] = field(default_factory=dict)
-    ceilings: dict[tuple[int, int], Samples | None] = field(default_factory=dict)
+    ceilings: dict[tuple[int, int, str], Samples | None] = field(default_factory=dict)
 
-    def ceiling(self, read_nbytes: int, written_nbytes: int) -> Samples | None:
+    def ceiling(self, read_nbytes: int, written_nbytes: int, clock: str) -> Samples | None:
         """What the memory allows for these bytes, block by block; shared by candidates alike."""
-        key = (read_nbytes, written_nbytes)
+        key = (read_nbytes, written_nbytes, clock)
         if key not in self.ceilings:
-            self.ceilings[key] = ceiling_samples(self.probes, *key) if any(key) else None
+            moved = read_nbytes or written_nbytes
+            self.ceilings[key] = (
+                ceiling_samples(self.probes, read_nbytes, written_nbytes, clock=clock)
+                if moved
+                else None
+            )
         return self.ceilings[key]
 
 
@@ -225,20 +238,20 @@ def _common(
 
 
 def _from_ceiling(race: _Race, asked: Measurement) -> Samples | None:
-    return race.ceiling(asked.read_nbytes, asked.written_nbytes)
+    return race.ceiling(asked.read_nbytes, asked.written_nbytes, asked.clock)
 
 
 def _from_copy(race: _Race, asked: Measurement) -> Samples | None:
-    del asked  # the probe copies the case's own input: the same bytes in both runs
+    # The probe copies the case's own input: the same bytes in both runs.
     probe = race.probes.get("ceiling-copy")
-    return None if probe is None else probe.samples
+    return None if probe is None else samples_by(probe, asked.clock)
 
 
 def _from_baseline(race: _Race, asked: Measurement) -> Samples | None:
     baseline = race.candidates.get(asked.baseline)
     if baseline is None or asked.candidate == asked.baseline or not is_right(baseline):
         return None
-    return baseline.samples
+    return samples_by(baseline, asked.clock)
 
 
 # The first that both runs have. The baseline last: it may itself be what changed.
@@ -255,8 +268,8 @@ def ratio_of_ratios(before: _Race, after: _Race, name: str) -> tuple[stats.Estim
         name
     ]  # its bytes for both runs: a change of their count is no change of time
     for yardstick, left, right in _yardsticks(before, after, asked):
-        old = _estimate(asked, left)
-        new = _estimate(after.candidates[name], right)
+        old = _estimate(asked, left, asked.clock)
+        new = _estimate(after.candidates[name], right, asked.clock)
         if math.isfinite(old.log_ratio) and math.isfinite(new.log_ratio):
             return stats.difference(new, old), yardstick
     return None, ""
@@ -268,7 +281,7 @@ def _yardsticks(
     """(name, its samples in base, in run) of each yardstick that both have, the best first."""
     for yardstick, take in YARDSTICKS.items():
         left, right = take(before, asked), take(after, asked)
-        if left is not None and right is not None:
+        if left is not None and right is not None and len(left) and len(right):
             yield yardstick, left, right
 
 
@@ -288,7 +301,7 @@ def _ratios_at_once(
         for before, after, name in (raced[at],)
         for pair in (
             (before.candidates[name].samples, left),
-            (after.candidates[name].samples, right),
+            (samples_by(after.candidates[name], before.candidates[name].clock), right),
         )
     ]
     estimates = iter(stats.estimate_all(pairs))
@@ -300,8 +313,11 @@ def _ratios_at_once(
     return [done.get(at) or ratio_of_ratios(*one) for at, one in enumerate(raced)]
 
 
-def _estimate(m: Measurement, yardstick: Samples) -> stats.Estimate:
-    return stats.estimate(m.samples, yardstick, level="allocation" if m.settled else "replica")
+def _estimate(m: Measurement, yardstick: Samples, clock: str) -> stats.Estimate:
+    """By the clock of the base run's measurement: one that the run has not leaves nothing to compare."""
+    return stats.estimate(
+        samples_by(m, clock), yardstick, level="allocation" if m.settled else "replica"
+    )
 
 
 # The table.

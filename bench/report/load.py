@@ -19,7 +19,15 @@ import pandas as pd
 from bench import stats
 from bench.candidate import REGISTRY, Registry
 from bench.case import AXES, Case, case_label, input_nbytes, label_shape
-from bench.measurement import Capability, Measurement, Samples, Status
+from bench.gpu import is_gpu
+from bench.measurement import (
+    Capability,
+    Measurement,
+    Samples,
+    Status,
+    common_clock,
+    samples_by,
+)
 from bench.store import JOURNAL, Run, StoreError, read_run
 
 AXIS_NAMES = tuple(AXES)
@@ -74,9 +82,11 @@ COLUMNS: dict[str, str] = {
     "issue": "upstream issue",
     "right": "ok, and its error within the bound: may be ranked",
     "baseline": "candidate that the ratio is taken to",
-    "seconds": "median of the replicas' medians, seconds a call",
+    "clock": "wall: a call from Python; device: of it the time in which the GPU was at work",
+    "seconds": "median of the replicas' medians, seconds a call by that clock",
     "seconds_low": "fastest replica's median",
     "seconds_high": "slowest replica's median",
+    "wall_seconds": "the same by the wall's clock",
     "samples": "number of samples",
     "replicas": "number of replicas",
     "first_seconds": "median first call: trace and compile",
@@ -185,7 +195,7 @@ def lay_out(run: Run, *, margin: float = MARGIN, registry: Registry | None = Non
     samples = [m.samples for m in found]
     ceilings = _ceilings(found, numbers, probes, races)
     confidence = _confidence(run.header.options)
-    columns = _statistics(table, samples, ceilings, margin, registry, confidence)
+    columns = _statistics(table, found, ceilings, margin, registry, confidence)
     columns["verdict"] = withheld(columns, noise_floor(run), margin)
     table = pd.concat([table, columns], axis=1)
     return Loaded(
@@ -228,6 +238,12 @@ def _confidence(options: Mapping[str, Any]) -> float:
     return stats.StopRule(min_replicas=least, max_replicas=most).reported_confidence
 
 
+def paired(one: Measurement, other: Measurement) -> tuple[Samples, Samples]:
+    """The samples of both by the clock that they have in common."""
+    clock = common_clock(one, other)
+    return samples_by(one, clock), samples_by(other, clock)
+
+
 def is_right(measurement: Measurement) -> bool:
     """Whether it may be ranked: status ok, its error within the bound, and it has samples."""
     accuracy = measurement.accuracy
@@ -265,6 +281,7 @@ def _replica_parts(replica: tuple[int, ...]) -> list[Indices]:
 def _row(m: Measurement) -> tuple[Any, ...]:
     case = m.case
     medians = replica_medians(m.samples)
+    wall = medians if m.clock == "wall" else replica_medians(m.wall_samples)
     accuracy, contention = m.accuracy, m.contention
     return (
         case.op,
@@ -280,9 +297,11 @@ def _row(m: Measurement) -> tuple[Any, ...]:
         m.issue,
         is_right(m),
         m.baseline,
+        m.clock,
         float(middle_of(medians)) if len(medians) else math.nan,
         float(medians.min()) if len(medians) else math.nan,
         float(medians.max()) if len(medians) else math.nan,
+        float(middle_of(wall)) if len(wall) else math.nan,
         len(m.samples),
         len(medians),
         float(middle_of(np.array(m.first_call_seconds))) if m.first_call_seconds else math.nan,
@@ -325,14 +344,18 @@ def _ceilings(
         race = races.get((probe.case, probe.node))
         if race is not None and probe.status == "ok" and len(probe.samples):
             by_race.setdefault(race, {})[probe.candidate] = probe
-    cache: dict[tuple[int, int, int], Samples | None] = {}
+    cache: dict[tuple[int, str, int, int], Samples | None] = {}
     ceilings: dict[int, Samples] = {}
     for row, (m, race) in enumerate(zip(found, numbers, strict=True)):
         if m.read_nbytes + m.written_nbytes < EFFICIENCY_FROM_NBYTES or race not in by_race:
             continue
-        key = (race, m.read_nbytes, m.written_nbytes)
+        if m.clock == "wall" and is_gpu(m.case.device):
+            continue  # a probe that is launched for longer than it runs tells nothing of the memory
+        key = (race, m.clock, m.read_nbytes, m.written_nbytes)
         if key not in cache:
-            cache[key] = ceiling_samples(by_race[race], m.read_nbytes, m.written_nbytes)
+            cache[key] = ceiling_samples(
+                by_race[race], m.read_nbytes, m.written_nbytes, clock=m.clock
+            )
         ceiling = cache[key]
         if ceiling is not None:
             ceilings[row] = ceiling
@@ -340,9 +363,18 @@ def _ceilings(
 
 
 def ceiling_samples(
-    probes: Mapping[str, Measurement], read_nbytes: int, written_nbytes: int
+    probes: Mapping[str, Measurement], read_nbytes: int, written_nbytes: int, *, clock: str = "wall"
 ) -> Samples | None:
-    """Bytes read over the read bandwidth plus bytes written over the write bandwidth, block by block.
+    """What the memory allows, block by block, by the probes that show it to be the fastest.
+
+    Bytes read over the read bandwidth plus bytes written over the write bandwidth, or all of them over the
+    copy's: short probes see less than the memory has, and which one is too short goes by the case.
+
+    Args:
+        probes: of the race, by name.
+        read_nbytes: of a call.
+        written_nbytes: of a call.
+        clock: by which the probes are read.
 
     Returns:
         Seconds a call for each (replica, allocation, round) that both probes have; None without them.
@@ -350,14 +382,20 @@ def ceiling_samples(
     read, write = probes.get("ceiling-read"), probes.get("ceiling-write")
     if read is None or write is None or not read.read_nbytes or not write.written_nbytes:
         return None
-    left, right = _common_places(_columns_of(read.samples), _columns_of(write.samples))
+    source, written = samples_by(read, clock), samples_by(write, clock)
+    copy = probes.get("ceiling-copy")
+    left, right = _common_places(_columns_of(source), _columns_of(written))
     if not len(left):
         return None
     seconds = (
-        np.array(read.samples.seconds)[left] * (read_nbytes / read.read_nbytes)
-        + np.array(write.samples.seconds)[right] * (written_nbytes / write.written_nbytes)
+        np.array(source.seconds)[left] * (read_nbytes / read.read_nbytes)
+        + np.array(written.seconds)[right] * (written_nbytes / write.written_nbytes)
     )  # fmt: skip
-    source = read.samples
+    if copy is not None and copy.read_nbytes:
+        copied, moved = samples_by(copy, clock), copy.read_nbytes + copy.written_nbytes
+        whole = np.array(copied.seconds) * ((read_nbytes + written_nbytes) / moved)
+        if len(whole) and middle_of(whole) < middle_of(seconds):
+            return msgspec.structs.replace(copied, seconds=tuple(whole.tolist()))
     if len(left) == len(source):
         return msgspec.structs.replace(source, seconds=tuple(seconds.tolist()))
     return Samples(
@@ -391,13 +429,13 @@ def _common_places(one: Columns, other: Columns) -> tuple[Sequence[int], Sequenc
 
 def _statistics(
     table: pd.DataFrame,
-    samples: Sequence[Samples],
+    found: Sequence[Measurement],
     ceilings: Mapping[int, Samples],
     margin: float,
     registry: Registry,
     confidence: float,
 ) -> pd.DataFrame:
-    """Ratios, verdicts and efficiencies, one row a row of `table`."""
+    """Ratios, verdicts and efficiencies, one row a row of `table`, each made of `found` there."""
     right = table["right"].tolist()
     settled = table["settled"].tolist()
     baselines = _partners(table, table["baseline"].tolist())
@@ -412,22 +450,22 @@ def _statistics(
     pairs: dict[tuple[str, int], tuple[Samples, Samples]] = {}
     for row, baseline, recipe in zip(rows, baselines, recipes, strict=True):
         if baseline is not None and pair(row, baseline):
-            pairs["baseline", row] = (samples[row], samples[baseline])
+            pairs["baseline", row] = paired(found[row], found[baseline])
         if recipe is not None and recipe != baseline and pair(row, recipe):
-            pairs["recipe", row] = (samples[row], samples[recipe])
+            pairs["recipe", row] = paired(found[row], found[recipe])
         if row in ceilings and right[row]:
-            pairs["ceiling", row] = (ceilings[row], samples[row])
+            pairs["ceiling", row] = (ceilings[row], found[row].samples)
     estimates = dict(
         zip(pairs, stats.estimate_all(pairs.values(), confidence=confidence), strict=True)
     )
     to_baseline, to_recipe, efficiency = (
-        {row: found for (kind, row), found in estimates.items() if kind == wanted}
+        {row: estimate for (kind, row), estimate in estimates.items() if kind == wanted}
         for wanted in ("baseline", "recipe", "ceiling")
     )
     to_recipe |= {
-        row: found for row, found in to_baseline.items() if recipes[row] == baselines[row]
+        row: estimate for row, estimate in to_baseline.items() if recipes[row] == baselines[row]
     }
-    judged = {row: found for row, found in to_baseline.items() if not settled[row]}
+    judged = {row: estimate for row, estimate in to_baseline.items() if not settled[row]}
     verdicts = stats.compare_run(judged, margin, 1 - confidence) if judged else {}
     disagree = set(stats.flag_disagreeing(judged)) if judged else set()
     columns: dict[str, list[Any]] = {name: [] for name in _DERIVED if name not in ("line", "race")}

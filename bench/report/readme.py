@@ -22,6 +22,7 @@ from bench.forecast import START_SECONDS, predict_seconds
 from bench.measurement import Capability, Measurement
 from bench.race import CEILING_FROM_NBYTES, Plan
 from bench.report.choose import choices, headline
+from bench.report.devices import gpu_block, gpu_ceilings_block, gpu_means_block, gpu_runs
 from bench.report.load import Loaded, is_right, load, register_builtin
 from bench.report.page import selftest_sentence
 from bench.report.proofs import acceptance_block, scale_block, versus_block
@@ -57,7 +58,7 @@ ASKED: tuple[tuple[str, str, str], ...] = (
     ("a layer to take away", "nox -s backends", "tests/test_layers.py"),
     ("profiles, opened in TensorBoard", "nox -s trace && nox -s tensorboard", "tests/test_profile.py"),
     ("nothing lost: faults, resume, bad input", "nox -s tests-full", "tests/faults/test_faults.py"),
-    ("GPUs: code paths without one; no GPU has been measured", "nox -s bench-gpu", "tests/test_gpu.py"),
+    ("GPUs, by their own clock", "nox -s bench-gpu", "tests/test_gpu.py"),
     ("a fleet of machines", "pytest suites --ray ADDRESS", "tests/cluster/test_cluster.py"),
     ("does it matter in my network", "nox -s which -- model.keras", "tests/test_which.py"),
     ("a candidate in five lines, an op in thirty", "nox -s bench-quick -- --candidates FILE", "tests/test_readme.py"),
@@ -73,7 +74,8 @@ def fill(root: Path, *, check: bool = False, run: Path | None = None) -> list[st
     loaded = load(run or root / REFERENCE)
     blocks = {name: make(loaded, root) for name, make in BLOCKS.items()}
     texts = {path: _filled(path, blocks) for path in [root / "README.md", *root.glob("docs/*.md")]}
-    texts[root / "docs" / "support.md"] = support_page(loaded.run)
+    runs = [loaded.run, *(found.run for found in gpu_runs(root))]
+    texts[root / "docs" / "support.md"] = support_page(runs)
     stale = [
         path
         for path, text in texts.items()
@@ -375,6 +377,9 @@ BLOCKS: dict[str, Callable[[Loaded, Path], str]] = {
     "scale": scale_block,
     "reckoned": reckoned_block,
     "acceptance": acceptance_block,
+    "gpu": gpu_block,
+    "gpu-ceilings": gpu_ceilings_block,
+    "gpu-means": gpu_means_block,
 }
 
 MARKS = {
@@ -383,28 +388,35 @@ MARKS = {
 }  # fmt: skip
 
 
-def support_page(run: Run) -> str:
-    """docs/support.md: the support matrix of a run, and the evidence of each cell that is no pass."""
+def support_page(runs: Sequence[Run]) -> str:
+    """docs/support.md: the support matrices of the runs, and the evidence of each cell that is no pass."""
     register_builtin()
-    versions = run.header.environment.versions
     lines = [
         "# What works where",
         "",
-        "Generated from the reference run by `python report.py readme`; `nox -s capabilities` makes the matrix anew. "
+        "Generated from the reference runs by `python report.py readme`; `nox -s capabilities` makes the matrix anew. "
         "Each cell was tried, and what is no pass says below what was seen.",
-        "",
-        f"TensorFlow {versions.get('tensorflow-cpu') or versions.get('tensorflow')}, Keras {versions.get('keras')}.",
     ]
-    if not run.capabilities:
-        return "\n".join([*lines, "", "The reference run holds no matrix."]) + "\n"
-    for op, device in dict.fromkeys((c.op, c.device) for c in run.capabilities):
-        cells = [c for c in run.capabilities if (c.op, c.device) == (op, device)]
-        lines += ["", f"## {op} on {device}", "", _matrix(cells), "", "### Evidence", ""]
-        lines += [
-            f"- **{c.candidate}**, {c.probe}: {c.state}{f' ({c.issue})' if c.issue else ''}. {_escaped(c.evidence)}"
-            for c in cells
-            if c.state != "pass"
-        ]
+    for run in runs:
+        versions = run.header.environment.versions
+        devices = run.header.environment.devices
+        for op, device in dict.fromkeys((c.op, c.device) for c in run.capabilities):
+            cells = [c for c in run.capabilities if (c.op, c.device) == (op, device)]
+            name = device if devices.get(device) in (None, "CPU") else devices[device]
+            lines += ["", f"## {op} on {name}", ""]
+            lines += [
+                f"TensorFlow {versions.get('tensorflow-cpu') or versions.get('tensorflow')}, "
+                f"Keras {versions.get('keras')}.",
+                "",
+            ]
+            lines += [_matrix(cells), "", "### Evidence", ""]
+            lines += [
+                f"- **{c.candidate}**, {c.probe}: {c.state}{f' ({c.issue})' if c.issue else ''}. {_escaped(c.evidence)}"
+                for c in cells
+                if c.state != "pass"
+            ]
+    if not any(run.capabilities for run in runs):
+        lines += ["", "The reference run holds no matrix."]
     return "\n".join(lines) + "\n"
 
 
