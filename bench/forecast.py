@@ -8,6 +8,7 @@ from pathlib import Path
 
 from bench.case import Case, input_nbytes
 from bench.environment import machine_facts
+from bench.gpu import is_gpu
 from bench.measurement import Measurement
 from bench.race import Plan
 from bench.store import JOURNAL, Run, StoreError, read_header, read_run
@@ -16,6 +17,8 @@ from bench.workload import PROBES
 START_SECONDS = 5.0  # of a worker beside others
 OPEN_SECONDS = 0.06  # of a runner: trace, first call, check
 OPEN_BYTES_PER_SECOND = 2e9
+# On a GPU: compiling takes longer, each allocation is recorded, and each candidate's energy is counted once.
+GPU_OPEN_SECONDS, GPU_RECORD_SECONDS, GPU_ENERGY_SECONDS = 0.12, 0.3, 0.2
 
 
 def predict_seconds(cases: Mapping[Case, tuple[str, ...]], plan: Plan) -> float:
@@ -23,7 +26,12 @@ def predict_seconds(cases: Mapping[Case, tuple[str, ...]], plan: Plan) -> float:
     settings = len({case.threads for case in cases})
     seconds = settings * plan.replicas * START_SECONDS
     for case, names in cases.items():
-        runner = OPEN_SECONDS + input_nbytes(case) / OPEN_BYTES_PER_SECOND
+        on_gpu = is_gpu(case.device)
+        opening = GPU_OPEN_SECONDS if on_gpu else OPEN_SECONDS
+        runner = opening + input_nbytes(case) / OPEN_BYTES_PER_SECOND
+        if on_gpu:
+            seconds += plan.replicas * plan.allocations * GPU_RECORD_SECONDS
+            seconds += len(names) * GPU_ENERGY_SECONDS
         seconds += plan.budget_seconds + plan.replicas * (len(names) + len(PROBES)) * runner
     return seconds
 
