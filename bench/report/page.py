@@ -83,6 +83,7 @@ def render(loaded: Loaded, out: Path) -> Written:
         "selftest": tables.selftest_table(run.selftests),
         "environment": tables.environment_table(run.header.environment),
         "ceilings": tables.ceiling_table(loaded.probes),
+        "devices": tables.device_table(loaded),
     }
     _write_tables(out / "tables", written)
     data = embed_json(page_data(loaded, found))
@@ -102,6 +103,7 @@ def render(loaded: Loaded, out: Path) -> Written:
         "selftest_sentence": selftest_sentence(loaded),
         "contention_table": tables.contention_table(loaded),
         "ceiling_table": written["ceilings"],
+        "device_table": written["devices"],
         "shares_table": tables.shares_table(loaded),
         "environment_tables": [("local", written["environment"])]
         + [(node.name, tables.environment_table(node.environment)) for node in _nodes(loaded)],

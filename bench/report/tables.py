@@ -11,9 +11,19 @@ from typing import Any
 
 import pandas as pd
 
-from bench.measurement import ALL_POOLING, HEAD, Capability, Environment, Network, Selftest
+from bench.case import case_label
+from bench.gpu import is_gpu
+from bench.measurement import (
+    ALL_POOLING,
+    HEAD,
+    Capability,
+    Environment,
+    Network,
+    Selftest,
+    samples_by,
+)
 from bench.report.choose import Choice, speed_up_text
-from bench.report.load import Loaded
+from bench.report.load import Loaded, middle_of, replica_medians
 from bench.report.text import (
     format_bandwidth,
     format_nbytes,
@@ -285,13 +295,43 @@ def contention_table(loaded: Loaded) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def device_table(loaded: Loaded) -> pd.DataFrame:
+    """What GPUs said of each candidate's call, and of themselves during its race; empty without a GPU."""
+    rows = []
+    for m in loaded.run.measurements:
+        if m.kind != "candidate" or m.status != "ok" or not is_gpu(m.case.device):
+            continue
+        called = replica_medians(samples_by(m, "wall"))
+        seen = m.contention
+        if seen is None:
+            continue
+        low, high = seen.device_clock_mhz or (math.nan, math.nan)
+        rows.append(
+            {
+                "op": m.case.op,
+                "case": case_label(m.case),
+                "candidate": m.candidate,
+                "on the device": format_seconds(
+                    math.nan if m.device_seconds is None else m.device_seconds
+                ),
+                "called": format_seconds(float(middle_of(called))) if len(called) else "",
+                "energy a call": "" if m.joules is None else f"{significant(1e3 * m.joules)} mJ",
+                "peak memory": "" if m.peak_nbytes is None else format_nbytes(m.peak_nbytes),
+                "clock": f"{low:.0f} to {high:.0f} MHz" if math.isfinite(low) else "",
+                "hottest": "" if seen.device_celsius is None else f"{seen.device_celsius:.0f} °C",
+                "held down by": ", ".join(seen.device_slowdowns),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
 def ceiling_table(probes: pd.DataFrame) -> pd.DataFrame:
-    """Memory bandwidths by device, dtype and threads, at the largest array probed."""
+    """Memory bandwidths by device, dtype, threads and cache, at the largest array probed."""
     if probes.empty:
         return pd.DataFrame()
     rows = []
-    for (device, dtype, threads, probe), group in probes.groupby(
-        ["device", "dtype", "threads", "probe"], sort=True
+    for (device, dtype, threads, cache, probe), group in probes.groupby(
+        ["device", "dtype", "threads", "cache", "probe"], sort=True
     ):
         top = group.sort_values("nbytes").iloc[-1]
         rows.append(
@@ -299,6 +339,7 @@ def ceiling_table(probes: pd.DataFrame) -> pd.DataFrame:
                 "device": device,
                 "dtype": dtype,
                 "threads": threads or "all",
+                "caches": cache,
                 "probe": probe,
                 "bytes a call": format_nbytes(top["nbytes"]),
                 "bandwidth": format_bandwidth(top["bandwidth"]),
