@@ -357,7 +357,8 @@ def write_figures(loaded: Loaded, folder: Path) -> list[dict[str, Any]]:
         groups.append(
             {
                 "op": op, "device": device, "title": plots.title_of(op), "figures": shown,
-                "anchor": f"figures-{len(groups)}", "note": _direction_note(loaded, op),
+                "anchor": f"figures-{len(groups)}",
+                "note": f"{_direction_note(loaded, op)} {_clock_note(loaded, op, device)}".strip(),
             }
         )  # fmt: skip
     with plots.styled():
@@ -380,6 +381,20 @@ def _direction_note(loaded: Loaded, op: str) -> str:
         if directions == {"forward"}
         else ""
     )
+
+
+def _clock_note(loaded: Loaded, op: str, device: str) -> str:
+    """Which clock the times on a GPU are by; '' on a CPU."""
+    table = loaded.table
+    rows = table[(table["op"] == op) & (table["device"] == device) & table["right"]]
+    by_wall = rows[rows["clock"] == "wall"]
+    if len(by_wall) == len(rows):
+        return ""
+    text = "Times are by the device's own clock: a call from Python takes longer."
+    if not by_wall.empty:
+        names = ", ".join(sorted(set(by_wall["mode"] + " " + by_wall["candidate"])))
+        text += f" By the wall's clock: {names}."
+    return text
 
 
 def _write_figure(plot: Any, name: str, folder: Path) -> dict[str, Any]:
