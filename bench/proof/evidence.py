@@ -116,7 +116,7 @@ BIASES = {
 }
 # A median of few blocks tells more of the machine than of the op.
 BIAS_ROUNDS = 400
-BIAS_TURN_SECONDS = 12.0
+BIAS_TURN_SECONDS = 15.0
 # What is later than the caches, such as a second processor that wakes, has come by then too.
 LOOP_LEAD_IN_SECONDS = 0.05
 # Of a large op fewer: it is the warm blocks, one a round, whose median needs the time.
