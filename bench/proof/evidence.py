@@ -134,7 +134,7 @@ def time_loop(name: str, lead_in: int, calls: int, blocks: int) -> list[float]:
 
 
 def measure_bias(bias: Bias, turns: int, worker: Worker, block_seconds: float) -> list[float]:
-    """For each turn the warm median over the median of an uninterrupted loop, taken round by round.
+    """For each turn the median over its rounds of a warm block over the median of the uninterrupted loop after it.
 
     Raises:
         ProofError: a runner could not be opened.
@@ -159,11 +159,10 @@ def measure_bias(bias: Bias, turns: int, worker: Worker, block_seconds: float) -
     generator = random.Random(0)
     ratios = []
     for _ in range(turns):
-        warm: list[float] = []
-        loop: list[float] = []
+        rounds: list[float] = []
         end = time.perf_counter() + BIAS_TURN_SECONDS
         for number in range(BIAS_ROUNDS):
-            if warm and time.perf_counter() > end:
+            if rounds and time.perf_counter() > end:
                 break
             # As in a race: probes last, in each third round, and a longer lead-in behind them. The rival that
             # goes before stands between the loop and the op, which would else find all as it has left it.
@@ -175,11 +174,13 @@ def measure_bias(bias: Bias, turns: int, worker: Worker, block_seconds: float) -
                 lead_in, calls = blocks[name](cold=cold)
                 visits.append(workload.Visit(name=name, lead_in=lead_in, calls=calls))
             stretch = worker.call(workload.time_stretch, visits, timeout=limit)
-            warm.append(stretch.blocks[1 + shuffled.index(bias.subject)].seconds)
+            warm = stretch.blocks[1 + shuffled.index(bias.subject)].seconds
             _, calls = blocks[bias.subject]()
             some = min(MOST_LOOP_BLOCKS, math.ceil(loop_calls / calls))
-            loop += worker.call(time_loop, bias.subject, before_loop, calls, some, timeout=limit)
-        ratios.append(statistics.median(warm) / statistics.median(loop))
+            loop = worker.call(time_loop, bias.subject, before_loop, calls, some, timeout=limit)
+            # By round: the machine's speed changes from one second to the next, for both alike.
+            rounds.append(warm / statistics.median(loop))
+        ratios.append(statistics.median(rounds))
     worker.call(workload.close_case, timeout=limit)
     return ratios
 
