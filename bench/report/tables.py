@@ -317,7 +317,9 @@ def device_table(loaded: Loaded) -> pd.DataFrame:
                 "called": format_seconds(float(middle_of(called))) if len(called) else "",
                 "energy a call": "" if m.joules is None else f"{significant(1e3 * m.joules)} mJ",
                 "peak memory": "" if m.peak_nbytes is None else format_nbytes(m.peak_nbytes),
-                "clock": f"{low:.0f} to {high:.0f} MHz" if math.isfinite(low) else "",
+                "clock": " to ".join(dict.fromkeys((f"{low:.0f}", f"{high:.0f}"))) + " MHz"
+                if math.isfinite(low)
+                else "",
                 "hottest": "" if seen.device_celsius is None else f"{seen.device_celsius:.0f} °C",
                 "held down by": ", ".join(seen.device_slowdowns),
             }
