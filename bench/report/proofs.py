@@ -48,6 +48,13 @@ SCALE_ROWS = (
 Found = dict[str, Any]
 
 
+def _machine(found: Found) -> str:
+    """'AMD EPYC, 2 cores, virtual': where a proof was made, which need not be where the reference run was."""
+    machine = found["environment"]["machine"]
+    virtual = ", virtual" if machine.get("virtual") else ""
+    return f"{machine['processor']}, {machine['usable_threads']} cores{virtual}"
+
+
 def _told_from(
     stored: Path, otherwise: str
 ) -> Callable[[Callable[[Found], str]], Callable[[Loaded, Path], str]]:
@@ -84,7 +91,7 @@ def versus_block(found: Found) -> str:
     return (
         f"![Each tool's ratios, measured again and again]({VERSUS_PICTURE.as_posix()})\n\n"
         f"The same callables ({found['case']}), {found['timed_seconds']:g} s of timed calls for each in every "
-        f"invocation, each from nothing (`nox -s versus`).{left_out}\n\n{as_markdown(pd.DataFrame(rows)).strip()}"
+        f"invocation, each from nothing (`nox -s versus`), on {_machine(found)}.{left_out}\n\n{as_markdown(pd.DataFrame(rows)).strip()}"
     )
 
 
@@ -102,7 +109,7 @@ def acceptance_block(found: Found) -> str:
     ]
     held = sum(bar["passed"] for bar in found["bars"])
     table = as_markdown(pd.DataFrame(rows)).strip()
-    return f"{held} of {len(rows)} bars hold on the reference machine (`nox -s acceptance`):\n\n{table}"
+    return f"{held} of {len(rows)} bars hold on {_machine(found)} (`nox -s acceptance`):\n\n{table}"
 
 
 @_told_from(SCALE, "Not measured on the reference machine.")
