@@ -91,7 +91,8 @@ def versus_block(found: Found) -> str:
     return (
         f"![Each tool's ratios, measured again and again]({VERSUS_PICTURE.as_posix()})\n\n"
         f"The same callables ({found['case']}), {found['timed_seconds']:g} s of timed calls for each in every "
-        f"invocation, each from nothing (`nox -s versus`), on {_machine(found)}.{left_out}\n\n{as_markdown(pd.DataFrame(rows)).strip()}"
+        f"invocation, each from nothing (`nox -s versus`), on {_machine(found)}.{left_out}\n\n"
+        f"{as_markdown(pd.DataFrame(rows)).strip()}"
     )
 
 
