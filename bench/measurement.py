@@ -142,6 +142,9 @@ class Contention(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     device_others: float | None = None
 
 
+Clock = Literal["wall", "device"]
+
+
 class Measurement(Record, frozen=True, kw_only=True, tag="measurement"):
     """What one runner did in one case.
 
@@ -177,7 +180,7 @@ class Measurement(Record, frozen=True, kw_only=True, tag="measurement"):
     tail: str = ""
     issue: str = ""
     baseline: str = ""
-    clock: Literal["wall", "device"] = "wall"
+    clock: Clock = "wall"
     samples: Samples = Samples()
     wall_samples: Samples = Samples()
     first_call_seconds: tuple[float, ...] = ()
@@ -193,16 +196,16 @@ class Measurement(Record, frozen=True, kw_only=True, tag="measurement"):
     joules: float | None = None
 
 
-def samples_by(measurement: Measurement, clock: str) -> Samples:
+def samples_by(measurement: Measurement, clock: Clock) -> Samples:
     """Its samples by this clock; none where it has no such."""
     if measurement.clock == clock:
         return measurement.samples
     return measurement.wall_samples if clock == "wall" else Samples()
 
 
-def common_clock(one: Measurement, other: Measurement) -> Literal["wall", "device"]:
+def common_clock(one: Clock, other: Clock) -> Clock:
     """The clock that two are compared by: the device's where both have it."""
-    return "device" if one.clock == other.clock == "device" else "wall"
+    return "device" if one == other == "device" else "wall"
 
 
 CellState = Literal["pass", "wrong", "unsupported", "error", "crashed", "timeout", "not_run"]

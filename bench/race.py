@@ -14,14 +14,22 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from bench import workload
 from bench.candidate import Candidate
 from bench.case import Case, input_nbytes
 from bench.environment import Seen, Usage, seen_between, usage_reader
 from bench.gpu import DeviceUsage, is_gpu
-from bench.measurement import Accuracy, Contention, Measurement, Samples, Status
+from bench.measurement import (
+    Accuracy,
+    Clock,
+    Contention,
+    Measurement,
+    Samples,
+    Status,
+    common_clock,
+)
 from bench.replica import WorkerFailure, WorkerLike
 
 FLAGS = {
@@ -142,13 +150,13 @@ class _Tally:
         return self.read_nbytes + self.written_nbytes
 
     @property
-    def clock(self) -> Literal["wall", "device"]:
+    def clock(self) -> Clock:
         """The device's own where it timed this runner in each replica that it ran in."""
         replicas = {row[0] for row in self.columns}
         timed = {row[0] for row in self.device_columns}
         return "device" if replicas and timed == replicas else "wall"
 
-    def samples(self, clock: str) -> Samples:
+    def samples(self, clock: Clock) -> Samples:
         columns = self.columns if clock == "wall" else self.device_columns
         rows = list(zip(*columns, strict=True)) or [()] * 6
         names = ("replica", "allocation", "round", "calls", "seconds", "contended")
@@ -755,6 +763,6 @@ def precise_enough(race: Race, replicas: int) -> bool:
         (tally.samples(clock), baseline.samples(clock))
         for tally in race.tallies.values()
         if tally.runs and tally.candidate and tally is not baseline
-        for clock in ("device" if tally.clock == baseline.clock == "device" else "wall",)
+        for clock in (common_clock(tally.clock, baseline.clock),)
     ]
     return rule.enough(pairs, replicas=replicas)

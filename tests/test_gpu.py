@@ -246,7 +246,10 @@ def test_who_goes_on_on_the_host_is_compared_by_the_wall_s_clock():
     one, two = found["one"], found["two"]
     assert (one.clock, two.clock) == ("device", "wall")
     assert one.device_seconds == 2e-5 and two.device_seconds is None
-    assert common_clock(one, one) == "device" and common_clock(one, two) == "wall"
+    assert (
+        common_clock(one.clock, one.clock) == "device"
+        and common_clock(one.clock, two.clock) == "wall"
+    )
     assert samples_by(one, "wall").seconds == samples_by(two, "wall").seconds
     assert not len(samples_by(two, "device"))
 

@@ -21,6 +21,7 @@ from bench import stats
 from bench.case import Case, UsageError, case_label, label_shape
 from bench.measurement import (
     Capability,
+    Clock,
     Environment,
     Measurement,
     Node,
@@ -201,7 +202,7 @@ class _Race:
     probes: dict[str, Measurement] = field(default_factory=dict)
     ceilings: dict[tuple[int, int, str], Samples | None] = field(default_factory=dict)
 
-    def ceiling(self, read_nbytes: int, written_nbytes: int, clock: str) -> Samples | None:
+    def ceiling(self, read_nbytes: int, written_nbytes: int, clock: Clock) -> Samples | None:
         """What the memory allows for these bytes, block by block; shared by candidates alike."""
         key = (read_nbytes, written_nbytes, clock)
         if key not in self.ceilings:
@@ -313,7 +314,7 @@ def _ratios_at_once(
     return [done.get(at) or ratio_of_ratios(*one) for at, one in enumerate(raced)]
 
 
-def _estimate(m: Measurement, yardstick: Samples, clock: str) -> stats.Estimate:
+def _estimate(m: Measurement, yardstick: Samples, clock: Clock) -> stats.Estimate:
     """By the clock of the base run's measurement: one that the run has not leaves nothing to compare."""
     return stats.estimate(
         samples_by(m, clock), yardstick, level="allocation" if m.settled else "replica"

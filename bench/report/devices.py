@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import functools
 from pathlib import Path
 
 import pandas as pd
@@ -27,12 +27,16 @@ PROBED = ((32, 56, 56, 96), (32, 112, 112, 96))
 BORDER = ("12x112x112x64", "13x112x112x64")
 
 
-def gpu_runs(root: Path) -> Iterator[Loaded]:
-    """The committed runs whose machine had a GPU."""
-    for journal in sorted((root / "results").glob(f"reference-*/{JOURNAL}")):
-        loaded = load(journal.parent)
-        if any(map(is_gpu, loaded.run.header.environment.devices)):
-            yield loaded
+@functools.cache
+def gpu_runs(root: Path) -> tuple[Loaded, ...]:
+    """The committed runs whose machine had a GPU; several blocks are made of them."""
+    runs = [
+        load(journal.parent)
+        for journal in sorted((root / "results").glob(f"reference-*/{JOURNAL}"))
+    ]
+    return tuple(
+        loaded for loaded in runs if any(map(is_gpu, loaded.run.header.environment.devices))
+    )
 
 
 def gpu_block(_: Loaded, root: Path) -> str:
@@ -138,7 +142,7 @@ def gpu_means_block(_: Loaded, root: Path) -> str:
 
 
 def _mean_tables(loaded: Loaded) -> str:
-    times: dict[tuple[str, str, str], Mapping[str, float]] = {}
+    times: dict[tuple[str, str, str], dict[str, float]] = {}
     for m in loaded.run.measurements:
         case = m.case
         plain = case.op == MEAN and case.direction == "forward" and case.cache == "warm"
@@ -147,7 +151,7 @@ def _mean_tables(loaded: Loaded) -> str:
         if plain and is_gpu(case.device):
             shape = "x".join(map(str, case.shape))
             key = (shape, case.dtype, case.mode)
-            times[key] = {**times.get(key, {}), m.candidate: m.device_seconds}
+            times.setdefault(key, {})[m.candidate] = m.device_seconds
     narrow = [
         {
             "dtype": dtype, "mode": mode,

@@ -22,6 +22,7 @@ from bench.case import AXES, Case, case_label, input_nbytes, label_shape
 from bench.gpu import is_gpu
 from bench.measurement import (
     Capability,
+    Clock,
     Measurement,
     Samples,
     Status,
@@ -240,7 +241,7 @@ def _confidence(options: Mapping[str, Any]) -> float:
 
 def paired(one: Measurement, other: Measurement) -> tuple[Samples, Samples]:
     """The samples of both by the clock that they have in common."""
-    clock = common_clock(one, other)
+    clock = common_clock(one.clock, other.clock)
     return samples_by(one, clock), samples_by(other, clock)
 
 
@@ -363,7 +364,11 @@ def _ceilings(
 
 
 def ceiling_samples(
-    probes: Mapping[str, Measurement], read_nbytes: int, written_nbytes: int, *, clock: str = "wall"
+    probes: Mapping[str, Measurement],
+    read_nbytes: int,
+    written_nbytes: int,
+    *,
+    clock: Clock = "wall",
 ) -> Samples | None:
     """What the memory allows, block by block, by the probes that show it to be the fastest.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +48,10 @@ SCALE_ROWS = (
 Found = dict[str, Any]
 
 
-def _machine(found: Found) -> str:
-    """'AMD EPYC, 2 cores, virtual': where a proof was made, which need not be where the reference run was."""
-    machine = found["environment"]["machine"]
+def machine_text(machine: Mapping[str, Any]) -> str:
+    """'AMD EPYC, 2 cores, virtual': a proof need not be made where the reference run was."""
     virtual = ", virtual" if machine.get("virtual") else ""
-    return f"{machine['processor']}, {machine['usable_threads']} cores{virtual}"
+    return f"{machine.get('processor')}, {machine.get('usable_threads')} cores{virtual}"
 
 
 def _told_from(
@@ -88,10 +87,11 @@ def versus_block(found: Found) -> str:
         for row in sorted(found["summaries"], key=lambda row: float(row["spread"]))
     ]
     left_out = f" Not installed there: {', '.join(found['missing'])}." if found["missing"] else ""
+    where = machine_text(found["environment"]["machine"])
     return (
         f"![Each tool's ratios, measured again and again]({VERSUS_PICTURE.as_posix()})\n\n"
         f"The same callables ({found['case']}), {found['timed_seconds']:g} s of timed calls for each in every "
-        f"invocation, each from nothing (`nox -s versus`), on {_machine(found)}.{left_out}\n\n"
+        f"invocation, each from nothing (`nox -s versus`), on {where}.{left_out}\n\n"
         f"{as_markdown(pd.DataFrame(rows)).strip()}"
     )
 
@@ -110,7 +110,8 @@ def acceptance_block(found: Found) -> str:
     ]
     held = sum(bar["passed"] for bar in found["bars"])
     table = as_markdown(pd.DataFrame(rows)).strip()
-    return f"{held} of {len(rows)} bars hold on {_machine(found)} (`nox -s acceptance`):\n\n{table}"
+    where = machine_text(found["environment"]["machine"])
+    return f"{held} of {len(rows)} bars hold on {where} (`nox -s acceptance`):\n\n{table}"
 
 
 @_told_from(SCALE, "Not measured on the reference machine.")

@@ -25,7 +25,7 @@ from bench.report.choose import choices, headline
 from bench.report.devices import gpu_block, gpu_ceilings_block, gpu_means_block, gpu_runs
 from bench.report.load import Loaded, is_right, load, register_builtin
 from bench.report.page import selftest_sentence
-from bench.report.proofs import acceptance_block, scale_block, versus_block
+from bench.report.proofs import acceptance_block, machine_text, scale_block, versus_block
 from bench.report.tables import as_markdown, headline_table, network_sentence, selftest_table
 from bench.report.text import format_nbytes, format_seconds, one_line, significant
 from bench.store import MAX_NBYTES, Run, encode_line
@@ -112,8 +112,7 @@ def headline_block(loaded: Loaded, root: Path) -> str:
     environment = loaded.run.header.environment
     machine, versions = environment.machine, environment.versions
     where = (
-        f"{machine.get('processor')}, {machine.get('usable_threads')} cores"
-        f"{', virtual' if machine.get('virtual') else ''}"
+        f"{machine_text(machine)}"
         f"{', kept awake' if machine.get('kept_awake') else ''}; TensorFlow "
         f"{versions.get('tensorflow-cpu') or versions.get('tensorflow')}, Keras {versions.get('keras')}"
     )
