@@ -113,9 +113,8 @@ class Fleet(Protocol):
         """The worker of this replica: the same one for the same number, fresh ones for new numbers."""
 
 
-_Row = tuple[
-    int, int, int, int, float, int
-]  # replica, allocation, round, calls, seconds, contended
+# Of one block: replica, allocation, round, calls, seconds, contended.
+_Row = tuple[int, int, int, int, float, int]
 
 
 @dataclass

@@ -109,3 +109,13 @@ def test_two_runs_are_compared_by_the_device_s_clock(tmp_path):
     assert not compare_runs(base, same).slower
     (slower,) = compare_runs(base, slow).slower
     assert "layer-depth_max_pool" in slower
+
+
+def test_a_time_on_a_gpu_always_says_whose_it_is(loaded):
+    assert tables.time_text(row_at(loaded, PINNED)).startswith("called: ")
+    assert " (called: " in tables.time_text(row_at(loaded, "layer-depth_max_pool"))
+    assert tables.time_text({**row_at(loaded, PINNED), "device": "cpu:0"})[0].isdigit()
+
+
+def row_at(loaded, name):
+    return loaded.row(loaded.table["candidate"].tolist().index(name))

@@ -19,6 +19,7 @@ import pandas as pd
 from bench import stats
 from bench.candidate import REGISTRY, Candidate, Registry
 from bench.case import AXES, USUAL
+from bench.gpu import is_gpu
 from bench.report.load import AXIS_NAMES, Loaded, red_cells
 from bench.report.text import (
     format_seconds,
@@ -296,8 +297,7 @@ def sentence(loaded: Loaded, choice: Choice, registry: Registry = REGISTRY) -> s
     op = registry.ops.get(at["op"])
     parts = [
         f"On {at['device']}, {MODE_WORDS.get(at['mode'], at['mode'])}, {at['direction']}, "
-        f"use {choice.recommended}: {format_seconds(at['seconds'])} a call"
-        + ON_DEVICE.get(at["clock"], "").format(format_seconds(at["wall_seconds"]))
+        f"use {choice.recommended}: {format_seconds(at['seconds'])} a call" + _clock_words(at)
     ]
     recipe = _speed_up(at, "recipe_ratio", "recipe_low", "recipe_high")
     baseline = _speed_up(at, "ratio", "ratio_low", "ratio_high")
@@ -316,7 +316,13 @@ def sentence(loaded: Loaded, choice: Choice, registry: Registry = REGISTRY) -> s
     return text
 
 
-ON_DEVICE = {"device": " by the device's clock ({} from Python)"}
+def _clock_words(at: Mapping[str, Any]) -> str:
+    """By which clock a time on a GPU is; '' on a CPU."""
+    if at["clock"] == "device":
+        return f" by the device's clock ({format_seconds(at['wall_seconds'])} from Python)"
+    return " from Python" if is_gpu(at["device"]) else ""
+
+
 MODE_WORDS = {"xla": "under XLA", "graph": "in a graph", "eager": "eagerly"}
 
 
