@@ -20,27 +20,20 @@ import tempfile
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import psutil
 
-from bench.candidate import REGISTRY
-from bench.case import Case, UsageError
+from bench.case import UsageError
 from bench.environment import collect_environment, source_state
+from bench.fleet import Done, Job, LocalFleet, LocalRaces, device_names, refuse
 from bench.measurement import Environment, Node
-from bench.race import Plan, Race, Result, Seconds
+from bench.race import Result, Seconds
 from bench.replica import Setting, load_registry
-from bench.run import (
-    LocalFleet,
-    device_names,
-    differing_fields,
-    refuse,
-    run_race,
-    source_digests,
-)
+from bench.run import differing_fields, source_digests
 
 if TYPE_CHECKING:
     from bench.store import Run
@@ -54,32 +47,6 @@ KEEPER_SECONDS = 300.0
 POLL_SECONDS = 1.0
 # The same memory module reports a few pages more or less from boot to boot.
 MEMORY_SLACK = 0.01
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """A race as it travels: plain data."""
-
-    case: Case
-    candidates: tuple[str, ...]
-    baseline: str
-    plan: Plan
-    setting: Setting
-
-
-@dataclass(frozen=True, kw_only=True)
-class Done:
-    """A race that came back, and the node that ran it.
-
-    Attributes:
-        node: None where no node could run it.
-        error: a fault of the harness itself, to be raised where the race was asked for.
-    """
-
-    job: Job
-    result: Result
-    node: Node | None = None
-    error: Exception | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +113,7 @@ class Keeper:
         self._memory_nbytes = memory_nbytes or psutil.virtual_memory().total * 3 // 4
         self._source = source
         self._fleet = LocalFleet(paths, self._memory_nbytes)
+        self._races = LocalRaces(self._fleet, self._memory_nbytes)
 
     def environment(self, setting: Setting, processors: float) -> Environment:
         """This node, as a worker with the setting sees it."""
@@ -160,9 +128,11 @@ class Keeper:
     def race(self, job: Job) -> Result:
         """Run the whole race here; the measurements name the device as this node does."""
         here = msgspec.structs.replace(job.case, device=local_device(job.case.device))
-        entries = [REGISTRY.candidates[here.op, name] for name in job.candidates]
-        race = Race(here, entries, baseline=job.baseline, plan=job.plan)
-        return run_race(race, self._fleet, job.setting, memory_nbytes=self._memory_nbytes)
+        self._races.submit(replace(job, case=here))
+        done = self._races.next_done()
+        if done.error is not None:
+            raise done.error
+        return done.result
 
 
 @dataclass
@@ -442,9 +412,7 @@ class RayFleet:
         )
 
     def _refusal(self, job: Job, reason: str, *, crashed: bool = False) -> Done:
-        entries = [REGISTRY.candidates[job.case.op, name] for name in job.candidates]
-        race = Race(job.case, entries, baseline=job.baseline, plan=job.plan)
-        measurements = refuse(race, reason, "crashed" if crashed else "not_run")
+        measurements = refuse(job.make_race(), reason, "crashed" if crashed else "not_run")
         return Done(job=job, result=Result(measurements=measurements, seconds=Seconds(float)))
 
     def _release(self, host: _Host) -> None:

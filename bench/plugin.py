@@ -422,7 +422,7 @@ def _begin(config: pytest.Config, setup: _Setup) -> Bench:
     fleet = _fleet(config, options)
     bench = Bench(options, progress=lambda line: _say(config, line), remote=fleet)
     bench.expect(list(setup.plan or ()))
-    for case, names in (setup.plan or {}).items() if fleet is not None else ():
+    for case, names in (setup.plan or {}).items():
         entries = [REGISTRY.candidates[case.op, name] for name in names]
         bench.ahead(case, entries, baseline=REGISTRY.ops[case.op].baseline)
     return bench
@@ -517,7 +517,8 @@ def race(case: Case, request: pytest.FixtureRequest) -> Raced:
 
 def _progress_line(setup: _Setup, case: Case, measurements: dict[str, Measurement], op: Op) -> str:
     assert setup.plan is not None
-    left = setup.spent / setup.races * (len(setup.plan) - setup.races)
+    done = setup.races + (setup.bench.under_way() if setup.bench else 0.0)
+    left = setup.spent / done * (len(setup.plan) - done)
     return (
         f"[{setup.races}/{len(setup.plan)}] {_group(case)}: {fastest_line(measurements, op.baseline)}"
         + (f"; about {format_minutes(left)} left" if left else "")

@@ -52,7 +52,7 @@ PROBE_TURN = 3
 # twelve, which leave half of the rounds. Of arrays that a core's own cache holds, a call of 0.5 ms needs two,
 # one of 0.3 ms four.
 MOST_LEAD_INS, MOST_LEAD_INS_WITHIN, LEAST_LEAD_INS_WITHIN = 8, 4, 2
-LEAD_IN_SECONDS, LEAD_IN_SECONDS_WITHIN = 0.004, 0.001
+LEAD_IN_SECONDS, LEAD_IN_SECONDS_WITHIN = 0.003, 0.00075
 OWN_CACHE_NBYTES = 4 << 20
 COLD_LEAD_IN_SECONDS, MOST_COLD_LEAD_INS = 0.012, 16
 # Nor are they blocks of one call: what wakes the threads that read and write is not the memory's time.
@@ -249,24 +249,34 @@ class Race:
         self._clear = False
         self._round_seconds = 0.0
         self._node = "local"
+        self._replicas = 0
         self._deaths = 0
 
     def run(self, fleet: Fleet) -> Result:
         """Every replica that the plan and the precision ask for, and what they came to."""
-        for replica in range(self.plan.max_replicas):
-            if replica >= self.plan.replicas and self._enough(self, replica):
-                break
-            if not self._candidates_running():
-                break
-            try:
-                worker = fleet.worker(replica)
-            except WorkerFailure as failure:
-                self._fail_all(failure)
-                break
-            self._run_replica(replica, worker)
-            if replica == 0:
-                self._settle()
-                self._clear = self._is_clear()
+        while self.run_next(fleet):
+            pass
+        return self.result()
+
+    def run_next(self, fleet: Fleet) -> bool:
+        """Run the next replica; whether another is to follow."""
+        replica = self._replicas
+        try:
+            worker = fleet.worker(replica)
+        except WorkerFailure as failure:
+            self.fail(failure)
+            return False
+        self._run_replica(replica, worker)
+        self._replicas += 1
+        if replica == 0:
+            self._settle()
+            self._clear = self._is_clear()
+        if not self._candidates_running() or self._replicas >= self.plan.max_replicas:
+            return False
+        return self._replicas < self.plan.replicas or not self._enough(self, self._replicas)
+
+    def result(self) -> Result:
+        """What the replicas that were run came to."""
         self._flag_impossible()
         return Result(
             measurements=tuple(self._measurement(tally) for tally in self.tallies.values()),
@@ -368,13 +378,14 @@ class Race:
             except WorkerFailure as failure:
                 if self._forgives(failure):
                     continue
-                self._fail_all(failure)
+                self.fail(failure)
                 return
             self.seconds["allocation"] += opened.seconds
             if all(self._open_runner(tally, replica, worker) for tally in self._running()):
                 return
 
-    def _fail_all(self, failure: WorkerFailure) -> None:
+    def fail(self, failure: WorkerFailure) -> None:
+        """Enter the failure with every runner that has none."""
         for tally in self._running():
             tally.fail(self.case, failure)
 
@@ -424,7 +435,7 @@ class Race:
             )
         except WorkerFailure as failure:
             if not failure.lost:
-                self._fail_all(failure)
+                self.fail(failure)
                 return False
             self._open(replica, worker)  # lost for a reason of its own: a fresh one goes on
         return True
@@ -440,8 +451,12 @@ class Race:
     def _plan_rounds(self, runners: Sequence[_Tally]) -> None:
         """How often each runner's turn comes, and the seconds that a round then takes on average.
 
-        The baseline, which all are paired with, is in every round.
+        The baseline, which all are paired with, is in every round. What a call takes is the least seen so far:
+        three calls when the case was opened say it badly, and whoever they made look slow would have
+        fewer untimed calls, and be slower for it, in the whole race.
         """
+        for tally in runners:
+            tally.call_seconds = min([tally.call_seconds, *(row[4] for row in tally.columns)])
         costs = {tally.name: self._block_cost(tally) for tally in runners}
         usual = middle(costs[tally.name] for tally in runners if tally.candidate)
         for tally in runners:
@@ -450,10 +465,14 @@ class Race:
             tally.every = max(least, min(MOST_ROUNDS_OUT, turn))
         self._round_seconds = sum(costs[tally.name] / tally.every for tally in runners)
 
-    def _block_calls(self, tally: _Tally, *, cold: bool = False) -> tuple[int, int]:
+    def _block_calls(
+        self, tally: _Tally, *, cold: bool = False, dither: float = 0.5
+    ) -> tuple[int, int]:
         least = 0.0 if tally.candidate else PROBE_BLOCK_SECONDS
         seconds = max(self._block_seconds, least)
-        return block_calls(tally.call_seconds, seconds, nbytes=tally.nbytes, cold=cold)
+        return block_calls(
+            tally.call_seconds, seconds, nbytes=tally.nbytes, cold=cold, dither=dither
+        )
 
     def _block_cost(self, tally: _Tally) -> float:
         lead_in, calls = self._block_calls(tally)
@@ -497,7 +516,7 @@ class Race:
             if not tally.runs or number % tally.every:
                 continue
             cold = self._cold and tally.candidate is not None
-            lead_in, calls = self._block_calls(tally, cold=cold)
+            lead_in, calls = self._block_calls(tally, cold=cold, dither=self._random.random())
             if name == self._last:  # the last of a round may be the first of the next: it is warm
                 lead_in = 0
             self._cold, self._last = tally.candidate is None, name
@@ -709,20 +728,27 @@ def affordable(seconds: float, round_seconds: float, most: int) -> int:
 
 
 def block_calls(
-    call_seconds: float, block_seconds: float, *, nbytes: int, cold: bool = False
+    call_seconds: float,
+    block_seconds: float,
+    *,
+    nbytes: int,
+    cold: bool = False,
+    dither: float = 0.5,
 ) -> tuple[int, int]:
     """(untimed, timed) calls of a block of an op that reads and writes so many bytes.
 
     The rival before has emptied the caches, and they take several calls to hold the op's data as they do
     in a long loop: the untimed calls bring back the steady state that `cache=warm` promises. They are no
-    more than the timed ones, but `cold`, behind a probe or an allocation.
+    more than the timed ones, but `cold`, behind a probe or an allocation. A number of them that is not whole is
+    rounded up where its remainder is above 1 - `dither`: by chance, so that of two runners nearly
+    alike not one always has a call more.
     """
     call_seconds = max(call_seconds, 1e-9)
     within = nbytes <= OWN_CACHE_NBYTES
     seconds = LEAD_IN_SECONDS_WITHIN if within else LEAD_IN_SECONDS
     least = min(LEAST_LEAD_INS_WITHIN if within else 1, round(LEAD_IN_SECONDS / call_seconds))
     most = MOST_LEAD_INS_WITHIN if within else MOST_LEAD_INS
-    lead_in = max(1, least, min(most, round(seconds / call_seconds)))
+    lead_in = max(1, least, min(most, math.floor(seconds / call_seconds + dither)))
     calls = max(lead_in, math.ceil(block_seconds / call_seconds))
     if cold:
         lead_in = max(lead_in, min(MOST_COLD_LEAD_INS, round(COLD_LEAD_IN_SECONDS / call_seconds)))

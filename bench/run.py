@@ -12,32 +12,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
-import psutil
 
-from bench import workload
 from bench.candidate import REGISTRY, Candidate
-from bench.case import Case, UsageError, case_label, input_nbytes
+from bench.case import Case, UsageError, case_label
 from bench.environment import collect_environment
-from bench.measurement import (
-    Environment,
-    Header,
-    Measurement,
-    Network,
-    Record,
-    Shares,
-    Status,
-)
-from bench.race import Plan, Race, Result, Seconds
-from bench.replica import Setting, Worker, WorkerFailure
+from bench.fleet import Done, Job, LocalFleet, LocalRaces, device_names, refuse, too_large
+from bench.measurement import Environment, Header, Measurement, Network, Record, Shares
+from bench.race import Plan, Race, Seconds
+from bench.replica import Setting, Worker
 from bench.store import JOURNAL, Journal, Run, read_run
 
 if TYPE_CHECKING:
-    from bench.cluster import Job, RayFleet
+    from bench.cluster import RayFleet
 
 R = TypeVar("R", bound=Record)
 Key = tuple[Case, str]
-# The inputs, a second allocation, the oracle's answer, outputs and a framework's temporaries.
-COPIES_HELD = 10
 # What a resumed run must be asked alike, for its measurements to be those of one run.
 COMPARED_OPTIONS = ("seed", "replicas", "max_replicas", "budget_seconds", "precision", "margin")
 ORDER_OF_ROUNDS = "random Latin squares of the runners by random.Random(f'{seed} {case!r}')"
@@ -66,47 +55,6 @@ class Options:
     allow_different: tuple[str, ...] = ()
 
 
-class LocalFleet:
-    """Worker processes on this machine, kept as long as their setting holds."""
-
-    def __init__(self, files: Sequence[Path], memory_nbytes: int | None) -> None:
-        self._files = files
-        self._memory_nbytes = memory_nbytes
-        self._setting: Setting | None = None
-        self._workers: list[Worker] = []
-
-    def use(self, setting: Setting, replicas: int) -> None:
-        """Have at least `replicas` workers with this setting, started side by side."""
-        if setting != self._setting:
-            self.close()
-            self._setting = setting
-        while len(self._workers) < replicas:
-            worker = Worker(setting, files=self._files, memory_nbytes=self._memory_nbytes)
-            self._workers.append(worker)
-            worker.start()
-        for worker in self._workers:
-            worker.wait_started()
-
-    def worker(self, replica: int) -> Worker:
-        """The worker of a replica; a new number gets a fresh process."""
-        assert self._setting is not None, "use() comes first"
-        self.use(self._setting, replica + 1)
-        return self._workers[replica]
-
-    def started(self) -> Worker | None:
-        """A worker that is up, if there is one."""
-        return self._workers[0] if self._workers else None
-
-    def close(self) -> None:
-        """End every worker."""
-        workers, self._workers = self._workers, []
-        self._setting = None
-        for worker in workers:
-            worker.kill()  # all at once: waiting for the end of each is felt at a Ctrl-C
-        for worker in workers:
-            worker.close()
-
-
 class Bench:
     """A run in progress. Use as a context: leaving it ends the workers and closes the journal."""
 
@@ -119,7 +67,7 @@ class Bench:
     ) -> None:
         self.options = options
         self._remote = remote
-        self._ahead: list[Job] = []
+        self._ahead: list[tuple[Case, Sequence[str], str]] = []
         self._submitted: set[Case] = set()
         self._faults: dict[Case, Exception] = {}
         self._nodes: set[str] = set()
@@ -131,7 +79,9 @@ class Bench:
         self._journal: Journal | None = None
         self._begun = False
         self._environment: Environment | None = None
-        self._fleet = LocalFleet(options.files, options.memory_nbytes)
+        self._local = LocalRaces(
+            LocalFleet(options.files, options.memory_nbytes), options.memory_nbytes, self.journal
+        )
         self._started = time.monotonic()
 
     def __enter__(self) -> Bench:
@@ -150,81 +100,82 @@ class Bench:
         samples of two races do not pair.
         """
         self.prepare()
-        wanted = {entry.name: entry for entry in candidates}
-        if baseline and baseline not in wanted:
-            wanted = {baseline: REGISTRY.candidates[case.op, baseline]} | wanted
-        found = {name: self.done[case, name] for name in wanted if (case, name) in self.done}
-        if len(found) == len(wanted):
-            return found
-        wanted |= {
-            name: entry
-            for name, entry in REGISTRY.of(case.op).items()
-            if name not in wanted and (case, name) in self.done
-        }
-        if self._remote is not None:
-            self._await(self._remote, self._job(case, list(wanted), baseline))
-        else:
-            result = self._run_race(case, list(wanted.values()), baseline)
-            for kind, value in result.seconds.items():
-                self.seconds[kind] += value
-            self._keep(result)
-        return {name: self.done[case, name] for name in wanted}
+        asked = dict.fromkeys(entry.name for entry in candidates)
+        if baseline and baseline not in asked:
+            asked = {baseline: None} | asked
+        wanted = self._job(case, list(asked), baseline)
+        if not self._measured(wanted):
+            self._await(wanted)
+        return {name: self.done[case, name] for name in asked}
 
     def ahead(self, case: Case, candidates: Sequence[Candidate], *, baseline: str) -> None:
-        """Tell a fleet of a race to come: from the first `race` on, they run side by side."""
-        names = [entry.name for entry in candidates]
-        self._ahead.append(
-            self._job(case, names if baseline in names else [baseline, *names], baseline)
-        )
+        """Tell of a race to come: it takes turns with those that are asked for before it."""
+        names = dict.fromkeys([baseline, *(entry.name for entry in candidates)])
+        self._ahead.append((case, list(names), baseline))
+
+    def under_way(self) -> float:
+        """How many races' worth of work has been done on those that are not at their end."""
+        return self._local.under_way()
 
     def _job(self, case: Case, names: Sequence[str], baseline: str) -> Job:
-        from bench.cluster import Job
-
+        """The race of these candidates; if one is not measured yet, with all of the case that are."""
+        if any((case, name) not in self.done for name in names):
+            measured = [name for name in REGISTRY.of(case.op) if (case, name) in self.done]
+            names = list(dict.fromkeys([*names, *measured]))
+        entries = [REGISTRY.candidates[case.op, name] for name in names]
         return Job(
             case=case,
             candidates=tuple(names),
             baseline=baseline,
             plan=self.options.plan,
-            setting=self.setting(case, [REGISTRY.candidates[case.op, name] for name in names]),
+            setting=self.setting(case, entries),
         )
 
-    def _await(self, remote: RayFleet, wanted: Job) -> None:
-        """Have the fleet run what is not measured yet, and keep what comes back until `wanted` is."""
-        self.journal()
+    def _await(self, wanted: Job) -> None:
+        """Have races run that are not measured yet, and keep what comes back until `wanted` is."""
+        races: RayFleet | LocalRaces = self._local
+        if self._remote is not None:
+            races = self._remote
+            self.journal()  # here it begins when a worker has said which devices there are
         start = time.monotonic()
-        for job in (*self._ahead, wanted):
+        for job in (wanted, *(self._job(*ahead) for ahead in self._ahead)):
             if job.case not in self._submitted and not self._measured(job):
                 self._submitted.add(job.case)
-                remote.submit(job)
+                races.submit(job)
         self._ahead.clear()
         while not self._measured(wanted):
             if wanted.case in self._faults:
                 raise self._faults[wanted.case]
-            done = remote.next_done()
-            if done.error is not None:
-                self._faults[done.job.case] = done.error
-            if done.node is not None and done.node.name not in self._nodes:
-                self._nodes.add(done.node.name)
-                self.append(done.node)
-            self._keep(done.result)
-        # On many nodes at once, what the races took is not where this run's time went.
-        self.seconds["waiting"] += time.monotonic() - start
+            self._take_in(races.next_done())
+        if self._remote is not None:
+            # On many nodes at once, what the races took is not where this run's time went.
+            self.seconds["waiting"] += time.monotonic() - start
+
+    def _take_in(self, done: Done) -> None:
+        """Journal what a race came to, and the node that ran it if it is a new one."""
+        self._submitted.discard(done.job.case)
+        if done.error is not None:
+            self._faults[done.job.case] = done.error
+            return
+        if done.node is not None and done.node.name not in self._nodes:
+            self._nodes.add(done.node.name)
+            self.append(done.node)
+        if self._remote is None:
+            for kind, value in done.result.seconds.items():
+                self.seconds[kind] += value
+        self.append(*done.result.measurements)
+        self.done |= {(m.case, m.candidate): m for m in done.result.measurements}
 
     def _measured(self, job: Job) -> bool:
         return all((job.case, name) in self.done for name in job.candidates)
-
-    def _keep(self, result: Result) -> None:
-        """Journal what a race came to."""
-        self.append(*result.measurements)
-        self.done |= {(m.case, m.candidate): m for m in result.measurements}
 
     def check(self, case: Case, candidates: Sequence[Candidate]) -> dict[str, Measurement]:
         """Hold each candidate against the oracle once; time and store nothing."""
         race = self._make_race(case, candidates, candidates[0].name)
         if reason := self.too_large(case):
             return {m.candidate: m for m in refuse(race, reason)}
-        self._fleet.use(self.setting(case, candidates), 1)
-        return {m.candidate: m for m in race.check(self._fleet.worker(0)).measurements}
+        self._local.fleet.use(self.setting(case, candidates), 1)
+        return {m.candidate: m for m in race.check(self._local.fleet.worker(0)).measurements}
 
     def append(self, *records: Record) -> None:
         """Write records to the journal, which begins with the first: all of them or none."""
@@ -264,12 +215,12 @@ class Bench:
 
     def worker(self, setting: Setting, replica: int = 0) -> Worker:
         """A worker with this setting, for what is not a race."""
-        self._fleet.use(setting, replica + 1)
-        return self._fleet.worker(replica)
+        self._local.fleet.use(setting, replica + 1)
+        return self._local.fleet.worker(replica)
 
     def close(self, *, finished: bool = True) -> None:
         """End the workers; a run that ended by itself leaves its shares as the last line."""
-        self._fleet.close()
+        self._local.close()
         if self._remote is not None:
             self._remote.close()
         if self._journal is None:
@@ -314,18 +265,9 @@ class Bench:
     def _make_race(self, case: Case, candidates: Sequence[Candidate], baseline: str) -> Race:
         return Race(case, candidates, baseline=baseline, plan=self.options.plan)
 
-    def _run_race(self, case: Case, candidates: Sequence[Candidate], baseline: str) -> Result:
-        return run_race(
-            self._make_race(case, candidates, baseline),
-            self._fleet,
-            self.setting(case, candidates),
-            memory_nbytes=self.options.memory_nbytes,
-            ready=self.journal,
-        )
-
     def _begin(self, journal: Journal) -> None:
         """Write the header; of a resumed run, check the devices, which only a worker can tell."""
-        devices = device_names(self._fleet.started())
+        devices = device_names(self._local.fleet.started())
         if self.resumed is not None:
             here, known = self.environment(), self.resumed.header.environment.devices
             shared = [name for name in known if name in devices]  # NumPy's worker sees no GPU
@@ -403,79 +345,6 @@ def source_digests(files: Sequence[Path]) -> dict[str, str]:
     for path in files:
         digests[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
     return digests
-
-
-def run_race(
-    race: Race,
-    fleet: LocalFleet,
-    setting: Setting,
-    *,
-    memory_nbytes: int | None,
-    ready: Callable[[], object] = lambda: None,
-) -> Result:
-    """Run a race on this machine, or say in its measurements why it cannot be.
-
-    `ready` is called when the workers are up, before anything is run: a journal that cannot be
-    written is found out before time is spent.
-    """
-    if reason := too_large(race.case, memory_nbytes):
-        return Result(measurements=refuse(race, reason), seconds=Seconds(float))
-    start = time.monotonic()
-    try:
-        fleet.use(setting, race.plan.replicas)
-    except WorkerFailure as failure:
-        reason = f"no worker could be started: {failure.reason}"
-        measurements = refuse(race, reason, failure.status, failure.tail)
-        return Result(measurements=measurements, seconds=Seconds(float))
-    starting = time.monotonic() - start
-    ready()
-    start = time.monotonic()
-    result = race.run(fleet)
-    spent = sum(result.seconds.values())
-    result.seconds["waiting"] += time.monotonic() - start - spent
-    result.seconds["start"] += starting
-    return result
-
-
-def too_large(case: Case, memory_nbytes: int | None) -> str:
-    """Why this machine, or a worker's limit, cannot hold the case; '' if they can."""
-    available = psutil.virtual_memory().available
-    limit = min(available, memory_nbytes or available)
-    needed = COPIES_HELD * input_nbytes(case)
-    if needed <= limit:
-        return ""
-    return (
-        f"the case needs about {needed / 2**30:.1f} GiB ({COPIES_HELD} times its input of "
-        f"{input_nbytes(case) / 2**30:.1f} GiB), {limit / 2**30:.1f} GiB are free; "
-        "take a smaller shape (--axis shape=...)"
-    )
-
-
-def device_names(worker: Worker | None) -> dict[str, str]:
-    """The devices that a worker sees, by name; without TensorFlow, the CPU alone."""
-    if worker is None or not worker.setting.tensorflow:
-        return {"cpu:0": "CPU"}
-    devices: dict[str, str] = worker.call(workload.list_devices, timeout=60)
-    return devices
-
-
-def refuse(
-    race: Race, reason: str, status: Status = "not_run", tail: str = ""
-) -> tuple[Measurement, ...]:
-    """Measurements that say why nothing of the race was run."""
-    return tuple(
-        Measurement(
-            case=race.case,
-            candidate=tally.name,
-            form=tally.candidate.form if tally.candidate else "function",
-            kind="candidate" if tally.candidate else "probe",
-            status=status,
-            reason=reason,
-            tail=tail,
-            baseline=race.baseline,
-        )
-        for tally in race.tallies.values()
-    )
 
 
 def differing_fields(old: Environment, new: Environment) -> list[str]:

@@ -1,5 +1,6 @@
 import random
 
+import msgspec
 import pytest
 
 from bench import race as race_module
@@ -295,13 +296,45 @@ def test_a_block_is_long_enough_and_has_a_lead_in():
         lead_in, calls = block_calls(seconds, 0.01, nbytes=1 << 24)
         assert calls * seconds >= 0.01
         assert 1 <= lead_in <= calls
-        assert lead_in >= 4 or lead_in * seconds >= 0.0025
+        assert lead_in >= 4 or lead_in * seconds >= 0.0018
         within, _ = block_calls(seconds, 0.01, nbytes=1 << 20)
         assert within == lead_in or 2 <= within < lead_in
         behind_a_probe, _ = block_calls(seconds, 0.01, nbytes=1 << 24, cold=True)
         assert behind_a_probe >= lead_in
         assert behind_a_probe <= 16 or behind_a_probe == lead_in
         assert seconds < 0.006 or behind_a_probe <= 2
+
+
+def test_untimed_calls_that_are_not_whole_are_rounded_by_chance():
+    rng = random.Random(0)
+    counts = [
+        block_calls(0.0012, 0.001, nbytes=1 << 24, dither=rng.random())[0] for _ in range(2000)
+    ]
+    assert set(counts) == {2, 3}
+    assert sum(counts) / len(counts) == pytest.approx(0.003 / 0.0012, rel=0.02)
+
+
+def test_who_looked_slow_when_the_case_was_opened_has_as_many_untimed_calls_as_its_equal():
+    plan = Plan(replicas=1, max_replicas=1, budget_seconds=60, rounds=200)
+    fleet = FakeFleet({"base": MS / 5, "a": MS / 5})
+    worker = FakeWorker(fleet.probes | {"base": MS / 5, "a": MS / 5}, fleet.clock)
+    honest = worker.open_runner
+
+    def open_runner(name, check):
+        slow = 8 if name == "a" else 1
+        return msgspec.structs.replace(honest(name, check), call_seconds=slow * MS / 5)
+
+    worker.open_runner = open_runner
+    fleet.worker = lambda replica: worker
+    Race(
+        CASE, [entry("base"), entry("a")], baseline="base", plan=plan, read_usage=fleet.usage()
+    ).run(fleet)
+    later = range(len(worker.visits) // 2, len(worker.visits))
+    counts = {
+        name: {worker.lead_ins[place] for place in later if worker.visits[place] == name}
+        for name in ("base", "a")
+    }
+    assert counts["a"] == counts["base"]
 
 
 def test_the_same_seed_gives_the_same_order():

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+import pandas as pd
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -230,9 +231,13 @@ def test_a_cell_of_markdown_stays_one_cell():
     assert "<" not in markdown_cell("<img>")
 
 
-def test_a_spreadsheet_runs_no_formula():
-    import pandas as pd
+def test_a_column_that_is_markdown_keeps_its_markup():
+    frame = pd.DataFrame({"ours": ["**no**"], "theirs": ["**no**"]})
+    rows = tables.as_markdown(frame, markup=["ours"]).splitlines()
+    assert rows[-1] == "| **no** | \\*\\*no\\*\\* |"
 
+
+def test_a_spreadsheet_runs_no_formula():
     assert "'=1+1" in tables.as_csv(pd.DataFrame({"name": ["=1+1"]}))
 
 

@@ -19,6 +19,7 @@ import pytest
 import synthetic
 from fakes import FakeFleet, fake_candidate
 
+from bench.candidate import REGISTRY
 from bench.case import make_case
 from bench.race import Plan
 from bench.run import Bench, Options
@@ -30,6 +31,12 @@ LIMIT_SECONDS = 5e-3
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.fixture(autouse=True)
+def _registered(monkeypatch):
+    for entry in CANDIDATES:
+        monkeypatch.setitem(REGISTRY.candidates, (entry.op, entry.name), entry)
+
+
 def fake_cases(count):
     return [make_case(op="fake", shape=(1, 1, 1 + i // 1000, 1 + i % 1000)) for i in range(count)]
 
@@ -38,7 +45,7 @@ def drive(folder, count, plan=ONE_ROUND):
     """Seconds of processor time that each of `count` races took, after the journal was begun."""
     moments = []
     with Bench(Options(folder=folder, plan=plan), progress=lambda _: None) as bench:
-        bench._fleet = FakeFleet()
+        bench._local.fleet = FakeFleet()
         bench.journal()
         moments.append(time.process_time())
         for case in fake_cases(count):
@@ -77,7 +84,7 @@ def test_a_race_takes_as_many_bytes_of_the_journal_at_the_end_as_at_the_beginnin
 
 def test_a_measured_race_asks_no_worker_again(tmp_path):
     with Bench(Options(folder=tmp_path / "run", plan=ONE_ROUND), progress=lambda _: None) as bench:
-        bench._fleet = fleet = FakeFleet()
+        bench._local.fleet = fleet = FakeFleet()
         (case,) = fake_cases(1)
         bench.race(case, CANDIDATES, baseline="one")
         before = fleet.tasks.total()

@@ -9,11 +9,11 @@ import pytest
 
 from bench import workload
 from bench.case import UsageError
+from bench.fleet import LocalFleet
 from bench.measurement import Contention, Measurement, Samples, Selftest, Shares
 from bench.proof import acceptance, copies, evidence, judges, peers, selftest, versus
 from bench.race import Plan, block_calls
 from bench.replica import Setting
-from bench.run import LocalFleet
 from bench.store import decode_line, encode_line
 
 CASE = copies.CASE

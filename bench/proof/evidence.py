@@ -21,6 +21,7 @@ from typing import Any
 from bench import awake, workload
 from bench.candidate import REGISTRY
 from bench.case import Case, make_case
+from bench.fleet import LocalFleet
 from bench.measurement import Measurement, Shares
 from bench.proof.copies import (
     MARGIN,
@@ -32,7 +33,6 @@ from bench.proof.copies import (
 )
 from bench.race import PROBE_TURN, Plan, block_calls
 from bench.replica import Setting, Worker
-from bench.run import LocalFleet
 from bench.stats import Comparison, compare_run, estimate
 from bench.store import Run, StoreError, read_run
 

@@ -25,10 +25,10 @@ from typing import Any
 from bench import workload
 from bench.candidate import REGISTRY
 from bench.case import Case, make_case
+from bench.fleet import LocalFleet
 from bench.proof.copies import delay_call
 from bench.race import Plan, Race, Tasks, block_calls
 from bench.replica import Setting
-from bench.run import LocalFleet
 from bench.stats import estimate
 
 CASE = make_case(

@@ -109,7 +109,7 @@ def acceptance_block(found: Found) -> str:
         for bar in found["bars"]
     ]
     held = sum(bar["passed"] for bar in found["bars"])
-    table = as_markdown(pd.DataFrame(rows)).strip()
+    table = as_markdown(pd.DataFrame(rows), markup=["holds"]).strip()
     where = machine_text(found["environment"]["machine"])
     return f"{held} of {len(rows)} bars hold on {where} (`nox -s acceptance`):\n\n{table}"
 

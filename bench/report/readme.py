@@ -360,7 +360,7 @@ def asked_block(loaded: Loaded, root: Path) -> str:
         [(what, f"`{command}`", f"`{test}`") for what, command, test in ASKED],
         columns=["what was asked", "shown by", "held by"],
     )
-    return as_markdown(frame).strip()
+    return as_markdown(frame, markup=["shown by", "held by"]).strip()
 
 
 BLOCKS: dict[str, Callable[[Loaded, Path], str]] = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -397,14 +397,18 @@ def break_even_table(loaded: Loaded) -> pd.DataFrame:
 CASE_AXES = "shape dtype data_format pool_size padding direction mode device threads cache distribution".split()
 
 
-def as_markdown(frame: pd.DataFrame) -> str:
-    """A GitHub table; cells are escaped, for names and errors come from outside."""
+def as_markdown(frame: pd.DataFrame, *, markup: Collection[str] = ()) -> str:
+    """A GitHub table; cells are escaped, for names and errors come from outside.
+
+    Not so those of the columns in `markup`: they are Markdown, and ours.
+    """
     if frame.empty:
         return "(nothing)\n"
     out = ["| " + " | ".join(markdown_cell(str(name)) for name in frame.columns) + " |"]
     out.append("|" + "---|" * len(frame.columns))
+    writers = [_cell if name in markup else _escaped_cell for name in frame.columns]
     out += [
-        "| " + " | ".join(markdown_cell(_cell(value)) for value in row) + " |"
+        "| " + " | ".join(write(value) for write, value in zip(writers, row, strict=True)) + " |"
         for row in frame.itertuples(index=False)
     ]
     return "\n".join(out) + "\n"
@@ -457,6 +461,10 @@ def _cell(value: object) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     return str(value)
+
+
+def _escaped_cell(value: object) -> str:
+    return markdown_cell(_cell(value))
 
 
 WRITERS: dict[str, Callable[[pd.DataFrame], str]] = {

@@ -1,0 +1,125 @@
+"""Races on one machine take turns, replica by replica."""
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+from fakes import ANSWERS, FakeWorker, fake_candidate
+
+from bench.candidate import REGISTRY
+from bench.case import make_case
+from bench.fleet import TURNS_BETWEEN, Job, LocalRaces
+from bench.race import Plan
+from bench.replica import Setting, WorkerFailure
+
+PLAN = Plan(replicas=3, max_replicas=3, allocations=1, rounds=1)
+
+
+class Fleet:
+    """Notes which case was opened by which replica's worker, and which settings were asked for."""
+
+    def __init__(self, fault=None):
+        self.turns = []
+        self.settings = []
+        self._fault = fault
+
+    def use(self, setting, replicas):
+        if self._fault == "start":
+            raise WorkerFailure("crashed", "no memory")
+        self.settings.append(setting)
+
+    def worker(self, replica):
+        def open_case(case, *_):
+            if self._fault == (case.shape[3], replica):
+                raise AttributeError("a fault of ours")
+            self.turns.append((case.shape[3], replica))
+            return ANSWERS["open_case"]
+
+        return FakeWorker(Counter(), open_case=open_case)
+
+    def close(self):
+        pass
+
+
+@pytest.fixture
+def job(monkeypatch):
+    for name in ("one", "two"):
+        monkeypatch.setitem(REGISTRY.candidates, ("fake", name), fake_candidate(name))
+
+    def make(number, *, threads=None, plan=PLAN):
+        case = make_case(op="fake", shape=(1, 1, 1, number))
+        return Job(
+            case=case, candidates=("one", "two"), baseline="one", plan=plan,
+            setting=Setting(threads=threads),
+        )  # fmt: skip
+
+    return make
+
+
+def races_of(fleet, jobs):
+    races = LocalRaces(fleet, None)
+    for one in jobs:
+        races.submit(one)
+    return races
+
+
+def test_a_race_alone_runs_at_a_stretch(job):
+    fleet = Fleet()
+    done = races_of(fleet, [job(1)]).next_done()
+    assert fleet.turns == [(1, 0), (1, 1), (1, 2)]
+    assert {m.candidate: m.status for m in done.result.measurements}["two"] == "ok"
+
+
+def test_the_replicas_of_a_race_are_turns_of_others_apart(job):
+    fleet = Fleet()
+    races = races_of(fleet, [job(number) for number in range(1, 31)])
+    for _ in range(30):
+        races.next_done()
+    places = {turn: place for place, turn in enumerate(fleet.turns)}
+    assert len(places) == 90
+    steady = [places[number, 1] - places[number, 0] for number in range(10, 20)]
+    assert all(abs(turns - TURNS_BETWEEN) <= 1 for turns in steady)
+
+
+def test_races_come_back_one_by_one_in_the_order_in_which_they_were_asked_for(job):
+    races = races_of(Fleet(), [job(number) for number in range(1, 31)])
+    assert [races.next_done().job.case.shape[3] for _ in range(30)] == list(range(1, 31))
+
+
+def test_races_of_another_setting_wait_until_nobody_is_under_way(job):
+    fleet = Fleet()
+    races = races_of(fleet, [job(1), job(2), job(3, threads=1), job(4)])
+    for _ in range(4):
+        races.next_done()
+    threads = [setting.threads for setting in fleet.settings]
+    assert threads == [None] * 6 + [1] * 3 + [None] * 3
+
+
+def test_what_is_under_way_counts_by_its_replicas(job):
+    races = races_of(Fleet(), [job(number) for number in range(1, 31)])
+    assert races.under_way() == 0
+    races.next_done()
+    assert 0 < races.under_way() < TURNS_BETWEEN
+
+
+def test_a_fault_of_the_harness_comes_back_with_its_race_and_the_others_go_on(job):
+    races = races_of(Fleet(fault=(2, 1)), [job(1), job(2), job(3)])
+    done = {one.job.case.shape[3]: one for one in (races.next_done() for _ in range(3))}
+    assert isinstance(done[2].error, AttributeError) and not done[2].result.measurements
+    assert done[1].error is None and done[3].error is None
+    with pytest.raises(RuntimeError, match="no race is queued"):
+        races.next_done()
+
+
+def test_without_workers_the_measurements_say_why(job):
+    done = races_of(Fleet(fault="start"), [job(1)]).next_done()
+    assert {m.status for m in done.result.measurements} == {"crashed"}
+    assert "no worker could be started: no memory" in done.result.measurements[0].reason
+
+
+def test_a_case_larger_than_the_limit_is_not_opened(job):
+    fleet = Fleet()
+    races = LocalRaces(fleet, 1)
+    races.submit(replace(job(1), case=make_case(op="fake", shape=(1, 64, 64, 1))))
+    assert {m.status for m in races.next_done().result.measurements} == {"not_run"}
+    assert not fleet.turns
