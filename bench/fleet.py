@@ -26,8 +26,8 @@ from bench.replica import Setting, Worker, WorkerFailure
 
 # The inputs, a second allocation, the oracle's answer, outputs and a framework's temporaries.
 COPIES_HELD = 10
-# Turns, of a second or two each, from one replica of a race to its next. With seven replicas ten races are
-# under way at a time, each for a minute and a half: a longer span would lose more of a run that is killed.
+# Turns, of a second or so each, from one replica of a race to its next. With ten replicas eleven races are
+# under way at a time, each for two minutes: a longer span would lose more of a run that is killed.
 TURNS_BETWEEN = 12
 
 

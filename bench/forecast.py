@@ -14,7 +14,7 @@ from bench.race import Plan
 from bench.store import JOURNAL, Run, StoreError, read_header, read_run
 from bench.workload import PROBES
 
-START_SECONDS = 5.0  # of a worker beside others
+START_SECONDS = 2.5  # of a worker beside others
 OPEN_SECONDS = 0.06  # of a runner: trace, first call, check
 OPEN_BYTES_PER_SECOND = 2e9
 # On a GPU: compiling takes longer, each allocation is recorded, and each candidate's energy is counted once.

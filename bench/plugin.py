@@ -33,10 +33,10 @@ PACKAGE = Path(__file__).parent
 # What a sweep's races have other than Plan's defaults; an option on the command line replaces it.
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
-    "quick": {"replicas": 3, "max_replicas": 3, "budget_seconds": 4.0},
-    "full": {"max_replicas": 10, "budget_seconds": 12.0},
+    "quick": {"replicas": 5, "max_replicas": 5, "budget_seconds": 4.0},
+    "full": {"replicas": 7, "budget_seconds": 12.0},
     # Processes agree by the device's own clock, and to open a case takes as long as to race it.
-    "gpu": {"replicas": 3, "max_replicas": 3, "budget_seconds": 2.0},
+    "gpu": {"replicas": 3, "max_replicas": 3, "allocations": 3, "budget_seconds": 2.0},
 }
 SWEEPS = tuple(PRESETS)
 
@@ -278,7 +278,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             clock = make_replay_clock()
             item.add_marker(pytest.mark.benchmark(timer=clock, group=_group(pair[0])))
             kept.append(item)
-    items[:] = kept
+    # Workers of one setting serve all of its races; another setting takes fresh ones, ten seconds' wait.
+    items[:] = sorted(kept, key=_threads)
+
+
+def _threads(item: pytest.Item) -> int:
+    pair = _pair(item)
+    return 0 if pair is None else pair[0].threads or 0
 
 
 def _pair(item: pytest.Item) -> tuple[Case, str] | None:

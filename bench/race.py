@@ -45,7 +45,7 @@ STRETCH_SECONDS = 0.25
 # The probes read and write memory of their own: a candidate right behind them runs up to a quarter slower
 # for several calls, as does the first after an allocation. So they come last in a round, and not in each,
 # and who follows gets a longer lead-in.
-PROBE_TURN = 3
+PROBE_TURN = 5
 # Untimed calls before a block, by their time and at most so many. Behind a rival a call of 1 ms over 12 MB
 # needs four until it is within 5% of an uninterrupted loop, one of 3 ms needs one; where 32 MB of cache are
 # shared with other guests, one of 0.5 ms over 12 MB is a tenth above it behind eight and a sixteenth behind
@@ -91,12 +91,12 @@ class Plan:
         seed: of inputs and orders.
     """
 
-    replicas: int = 7
-    max_replicas: int = 7
-    allocations: int = 3
+    replicas: int = 10
+    max_replicas: int = 10
+    allocations: int = 2
     rounds: int = 72
     block_seconds: float = 0.0005
-    budget_seconds: float = 8.6
+    budget_seconds: float = 8.0
     precision: float = 0.02
     margin: float = 0.05
     timeout_seconds: float = 60.0
@@ -130,7 +130,8 @@ class _Tally:
     flags: list[str] = field(default_factory=list)
     accuracy: Accuracy | None = None
     first_calls: list[float] = field(default_factory=list)
-    call_seconds: float = 0.0
+    call_seconds: float = 0.0  # the least seen
+    usual_seconds: float = 0.0
     read_nbytes: int = 0
     written_nbytes: int = 0
     peak_nbytes: int | None = None
@@ -451,12 +452,14 @@ class Race:
     def _plan_rounds(self, runners: Sequence[_Tally]) -> None:
         """How often each runner's turn comes, and the seconds that a round then takes on average.
 
-        The baseline, which all are paired with, is in every round. What a call takes is the least seen so far:
-        three calls when the case was opened say it badly, and whoever they made look slow would have
-        fewer untimed calls, and be slower for it, in the whole race.
+        The baseline, which all are paired with, is in every round. Untimed calls are planned by the least time
+        seen so far: three calls when the case was opened say it badly, and whoever they made look slow
+        would have fewer untimed calls, and be slower for it, in the whole race.
         """
         for tally in runners:
-            tally.call_seconds = min([tally.call_seconds, *(row[4] for row in tally.columns)])
+            seen = [row[4] for row in tally.columns]
+            tally.call_seconds = min([tally.call_seconds, *seen])
+            tally.usual_seconds = middle(seen or [tally.call_seconds])
         costs = {tally.name: self._block_cost(tally) for tally in runners}
         usual = middle(costs[tally.name] for tally in runners if tally.candidate)
         for tally in runners:
@@ -476,7 +479,7 @@ class Race:
 
     def _block_cost(self, tally: _Tally) -> float:
         lead_in, calls = self._block_calls(tally)
-        return max((lead_in + calls) * tally.call_seconds, 1e-9)
+        return max((lead_in + calls) * tally.usual_seconds, 1e-9)
 
     def _run_rounds(
         self, replica: int, allocation: int, seconds: float, worker: WorkerLike

@@ -224,6 +224,8 @@ class _State:
 
 _STATE: list[_State] = []
 _CONVERTED: set[tuple[str, str]] = set()  # candidates that this process has traced
+# The fastest way of a probe over so many bytes on a device, and its seconds: sizes recur from case to case.
+_FASTEST: dict[tuple[str, int, str], tuple[str, float]] = {}
 
 
 def _state() -> _State:
@@ -436,7 +438,7 @@ def _peak_nbytes(state: _State, call: Call, arguments: list[Any]) -> int | None:
 
 
 def _open_probe(name: str) -> Runner:
-    """The fastest of several ways to read, write or copy as many bytes as the case does."""
+    """The fastest of several ways to read, write or copy as many bytes as the case does; tried once a process."""
     state = _state()
     nbytes = state.host[0].nbytes
     if name == "ceiling-write":
@@ -446,14 +448,18 @@ def _open_probe(name: str) -> Runner:
         nbytes = max(nbytes, least)
     start = time.perf_counter()
     ways = PROBE_WAYS[name](state, nbytes)
-    seconds = {}
-    for way, call in ways.items():
-        state.calls[name] = (call, (0,))
-        seconds[way] = _estimate(state, name)
-    best = min(seconds, key=lambda way: seconds[way])
+    key = (name, nbytes, state.device)
+    if key not in _FASTEST:
+        seconds = {}
+        for way, call in ways.items():
+            state.calls[name] = (call, (0,))
+            seconds[way] = _estimate(state, name)
+        best = min(seconds, key=lambda way: seconds[way])
+        _FASTEST[key] = best, seconds[best]
+    best, call_seconds = _FASTEST[key]
     state.calls[name] = (ways[best], (0,))
     return Runner(
-        call_seconds=seconds[best],
+        call_seconds=call_seconds,
         read_nbytes=0 if name == "ceiling-write" else nbytes,
         written_nbytes=0 if name == "ceiling-read" else nbytes,
         calibration_seconds=time.perf_counter() - start,

@@ -1,7 +1,10 @@
 """Races on one machine take turns, replica by replica."""
 
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from fakes import ANSWERS, FakeWorker, fake_candidate
@@ -12,6 +15,7 @@ from bench.fleet import TURNS_BETWEEN, Job, LocalRaces
 from bench.race import Plan
 from bench.replica import Setting, WorkerFailure
 
+ROOT = Path(__file__).parents[1]
 PLAN = Plan(replicas=3, max_replicas=3, allocations=1, rounds=1)
 
 
@@ -123,3 +127,12 @@ def test_a_case_larger_than_the_limit_is_not_opened(job):
     races.submit(replace(job(1), case=make_case(op="fake", shape=(1, 64, 64, 1))))
     assert {m.status for m in races.next_done().result.measurements} == {"not_run"}
     assert not fleet.turns
+
+
+def test_races_of_a_setting_of_their_own_come_last_so_that_workers_are_started_once():
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "suites", "-q", "--plan", "--sweep", "default"],
+        cwd=ROOT, capture_output=True, text=True, check=True, timeout=60,
+    )  # fmt: skip
+    alone = ["1thread" in line for line in done.stdout.splitlines() if "x56x56x" in line]
+    assert any(alone) and alone == sorted(alone)

@@ -8,7 +8,7 @@ from bench import workload
 from bench.candidate import Candidate, Failure
 from bench.case import make_case
 from bench.environment import Usage
-from bench.race import Plan, Race, block_calls
+from bench.race import PROBE_TURN, Plan, Race, block_calls
 from bench.replica import WorkerFailure
 
 CASE = make_case(op="pool", shape=(8, 28, 28, 96), pool_size=3)
@@ -119,7 +119,8 @@ def test_every_runner_is_timed_in_every_round():
     }
     assert places["base"] == places["fast"]
     assert all(
-        places[probe] == {p for p in places["base"] if p[2] % 3 == 0} for probe in workload.PROBES
+        places[probe] == {p for p in places["base"] if p[2] % PROBE_TURN == 0}
+        for probe in workload.PROBES
     )
     assert {place[:2] for place in places["base"]} == {
         (replica, allocation) for replica in range(REPLICAS) for allocation in range(ALLOCATIONS)
@@ -149,7 +150,8 @@ def test_probes_come_last_in_a_round_and_who_follows_them_has_a_longer_lead_in()
     visits = fleet.workers[0].visits
     probes = {place for place, name in enumerate(visits) if name in workload.PROBES}
     assert probes
-    assert {place % 9 for place in probes if place < 24 * 2 + 24} <= {2, 3, 4}
+    turn = 2 * PROBE_TURN + len(workload.PROBES)
+    assert {place % turn for place in probes if place < 5 * turn} == {2, 3, 4}
     lead_ins = fleet.workers[0].lead_ins
     after = {
         lead_ins[place]

@@ -289,12 +289,19 @@ def test_a_bar_is_picked_by_name_or_by_how_some_begin():
 
 def test_evidence_that_cannot_be_had_fails_its_bar_with_the_reason(tmp_path, monkeypatch):
     monkeypatch.setattr(evidence, "RESULTS", tmp_path)
-    gathered = evidence.Evidence(
-        evidence.SCALES["quick"], default_run=None, progress=lambda _: None
-    )
+    gathered = evidence.Evidence(evidence.SCALES["quick"], default_runs=[], progress=lambda _: None)
     entry = acceptance.judge_bar("default-shares", gathered, {})
     assert not entry.passed
     assert "nox -s bench-cpu" in entry.found
+
+
+def test_whether_a_default_run_holds_takes_two_of_them():
+    gathered = evidence.Evidence(
+        evidence.SCALES["quick"], default_runs=["one"], progress=lambda _: None
+    )
+    entry = acceptance.judge_bar("default-again", gathered, {})
+    assert not entry.passed
+    assert "one is the only default run" in entry.found
 
 
 def entry_of(name, passed=True):

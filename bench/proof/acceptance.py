@@ -143,6 +143,10 @@ BARS: dict[str, Bar] = {
         requirement="a default run: median half-width at most 4%, UNDECIDED in at most 25%",
         judge=lambda e: judge_widths(list(compare_journal(e.default_run).values()), 0.04, 0.25),
     ),
+    "default-again": Bar(
+        requirement="two default runs: difference covers zero in 93% or more, no FASTER turns SLOWER",
+        judge=lambda e: judge_two_runs(e.two_default_runs),
+    ),
     "default-shares": Bar(
         requirement="a default run: 30% of the time or more is samples, 10% or less unaccounted for",
         judge=lambda e: judge_shares(_last_shares(e)),
@@ -248,7 +252,10 @@ def main(words: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="acceptance", description=__doc__)
     parser.add_argument("--only", action="append", default=[], help="a bar, or how some begin")
     parser.add_argument("--quick", action="store_true", help="little evidence, nothing is stored")
-    parser.add_argument("--default-run", help="the run for the default-* bars (the newest)")
+    parser.add_argument(
+        "--default-run", action="append", default=[],
+        help="the run for the default-* bars (the newest); twice for default-again",
+    )  # fmt: skip
     given = parser.parse_args(words)
     try:
         names = pick(given.only)
@@ -258,7 +265,7 @@ def main(words: list[str]) -> int:
     environment = collect_environment({"cpu:0": "CPU"})
     evidence = Evidence(
         SCALES["quick" if given.quick else "full"],
-        default_run=given.default_run,
+        default_runs=given.default_run,
         progress=lambda line: print(line, flush=True),  # noqa: T201
     )
     entries = []

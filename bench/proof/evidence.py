@@ -164,7 +164,7 @@ def measure_bias(bias: Bias, turns: int, worker: Worker, block_seconds: float) -
         for number in range(BIAS_ROUNDS):
             if rounds and time.perf_counter() > end:
                 break
-            # As in a race: probes last, in each third round, and a longer lead-in behind them. The rival that
+            # As in a race: probes last, in each fifth round, and a longer lead-in behind them. The rival that
             # goes before stands between the loop and the op, which would else find all as it has left it.
             shuffled = generator.sample(names, len(names))
             order = [bias.rivals[0], *shuffled, *[PROBE] * (number % PROBE_TURN == 0)]
@@ -254,7 +254,7 @@ def busy_neighbour() -> Iterator[None]:
 
 @dataclass(frozen=True, kw_only=True)
 class TwoRuns:
-    """Two complete quick runs, one after the other."""
+    """Two complete runs of the same sweep, one after the other."""
 
     first: Mapping[tuple[Case, str], Comparison]
     second: Mapping[tuple[Case, str], Comparison]
@@ -264,10 +264,10 @@ class Evidence:
     """What has been measured so far in this acceptance."""
 
     def __init__(
-        self, scale: Scale, *, default_run: str | None, progress: Callable[[str], None]
+        self, scale: Scale, *, default_runs: Sequence[str], progress: Callable[[str], None]
     ) -> None:
         self.scale = scale
-        self._default_run = default_run
+        self._default_runs = default_runs
         self._progress = progress
 
     def _series(self, design: Design, count: int, label: str) -> list[CopiesRace]:
@@ -325,9 +325,23 @@ class Evidence:
             found.append(compare_journal(RESULTS / name))
         return TwoRuns(first=found[0], second=found[1])
 
-    @functools.cached_property
+    @property
     def default_run(self) -> Path:
-        return find_default_run(RESULTS, self._default_run)
+        return self.default_runs[0]
+
+    @functools.cached_property
+    def default_runs(self) -> list[Path]:
+        return find_default_runs(RESULTS, self._default_runs)
+
+    @functools.cached_property
+    def two_default_runs(self) -> TwoRuns:
+        if len(self.default_runs) < 2:
+            raise ProofError(
+                f"{self.default_run.name} is the only default run of this code and machine: "
+                "make another by nox -s bench-cpu"
+            )
+        second, first = (compare_journal(path) for path in self.default_runs[:2])
+        return TwoRuns(first=first, second=second)
 
     def bias(self, name: str) -> list[float]:
         """Ratios of warm median to loop, one a turn."""
@@ -384,22 +398,30 @@ def compare_measurements(
     return compare_run({key: found for key, found in pairs.items() if found.degrees > 0}, MARGIN)
 
 
-def find_default_run(results: Path, name: str | None) -> Path:
-    """The named run, else the newest complete default run.
+def find_default_runs(results: Path, names: Sequence[str]) -> list[Path]:
+    """The named runs, else the complete default runs, newest first, of the newest's code and machine.
 
     Raises:
         ProofError: there is none.
     """
-    if name:
-        return results / name
+    if names:
+        return [results / name for name in names]
     journals = sorted(results.glob("*/journal.jsonl"), key=lambda path: path.stat().st_mtime)
+    found: list[Run] = []
     for path in reversed(journals):
         with contextlib.suppress(StoreError):
             run = read_run(path.parent)
             asked = run.header.options.get("sweep")
             if asked == "default" and run.of(Shares) and not planned_cases() - cases_of(run):
-                return path.parent
-    raise ProofError("no complete default run is there: make one by nox -s bench-cpu")
+                found.append(run)
+    if not found:
+        raise ProofError("no complete default run is there: make one by nox -s bench-cpu")
+    return [run.path for run in found if _made_alike(run, found[0])]
+
+
+def _made_alike(run: Run, other: Run) -> bool:
+    here, there = run.header.environment, other.header.environment
+    return here.machine == there.machine and here.source.get("code") == there.source.get("code")
 
 
 def planned_cases() -> set[Case]:
