@@ -6,14 +6,17 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from fakes import ANSWERS, FakeWorker, fake_candidate
 
+from bench import workload
 from bench.candidate import REGISTRY
 from bench.case import make_case
 from bench.fleet import TURNS_BETWEEN, Job, LocalRaces
 from bench.race import Plan
 from bench.replica import Setting, WorkerFailure
+from bench.stats import estimate
 
 ROOT = Path(__file__).parents[1]
 PLAN = Plan(replicas=3, max_replicas=3, allocations=1, rounds=1)
@@ -136,3 +139,49 @@ def test_races_of_a_setting_of_their_own_come_last_so_that_workers_are_started_o
     )  # fmt: skip
     alone = ["1thread" in line for line in done.stdout.splitlines() if "x56x56x" in line]
     assert any(alone) and alone == sorted(alone)
+
+
+class DriftingFleet(Fleet):
+    """A machine on which candidate 'two' is now faster, now slower than 'one', within a minute, and equal in the long run."""
+
+    def __init__(self, seed):
+        super().__init__()
+        self.now = 0.0
+        rng = np.random.default_rng(seed)
+        self._periods = rng.uniform(15, 90, 12)
+        self._phases = rng.uniform(0, 2 * np.pi, 12)
+        self._rng = rng
+
+    def worker(self, replica):
+        return FakeWorker(Counter(), time_stretch=self._time_stretch)
+
+    def _time_stretch(self, visits):
+        self.now += 1.0
+        drift = 0.03 * np.sin(2 * np.pi * self.now / self._periods + self._phases).sum()
+        noise = self._rng.normal(0, 0.02, len(visits))
+        blocks = [
+            workload.Block(seconds=1e-3 * float(np.exp(drift * (visit.name == "two") + error)))
+            for visit, error in zip(visits, noise, strict=True)
+        ]
+        return workload.Stretch(blocks=tuple(blocks), cpu_seconds=0.0, switches=0)
+
+
+def share_that_covers(jobs, at_once):
+    """Of the races' 95% intervals, those that hold the long run's ratio of one."""
+    races = LocalRaces(DriftingFleet(seed=1), None)
+    covered = []
+    for start in range(0, len(jobs), at_once):
+        for one in jobs[start : start + at_once]:
+            races.submit(one)
+        for _ in jobs[start : start + at_once]:
+            found = {m.candidate: m for m in races.next_done().result.measurements}
+            interval = estimate(found["two"].samples, found["one"].samples)
+            covered.append(interval.low <= 0 <= interval.high)
+    return sum(covered) / len(covered)
+
+
+def test_where_the_machine_drifts_races_in_turns_say_the_truth_and_at_a_stretch_do_not(job):
+    plan = Plan(replicas=10, max_replicas=10, allocations=1, rounds=4)
+    jobs = [job(number, plan=plan) for number in range(1, 201)]
+    assert share_that_covers(jobs, at_once=200) > 0.93
+    assert share_that_covers(jobs, at_once=1) < 0.6
