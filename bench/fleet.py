@@ -26,9 +26,9 @@ from bench.replica import Setting, Worker, WorkerFailure
 
 # The inputs, a second allocation, the oracle's answer, outputs and a framework's temporaries.
 COPIES_HELD = 10
-# Turns, of a second or so each, from one replica of a race to its next. With ten replicas eleven races are
-# under way at a time, each for two minutes: a longer span would lose more of a run that is killed.
-TURNS_BETWEEN = 12
+# Turns, of a second or so each, from one replica of a race to its next. With ten replicas twenty races are
+# under way at a time, each for four minutes: a longer span would lose more of a run that is killed.
+TURNS_BETWEEN = 24
 
 
 @dataclass(frozen=True, kw_only=True)
