@@ -79,12 +79,12 @@ def test_a_race_alone_runs_at_a_stretch(job):
 
 def test_the_replicas_of_a_race_are_turns_of_others_apart(job):
     fleet = Fleet()
-    races = races_of(fleet, [job(number) for number in range(1, 31)])
-    for _ in range(30):
+    races = races_of(fleet, [job(number) for number in range(1, 61)])
+    for _ in range(60):
         races.next_done()
     places = {turn: place for place, turn in enumerate(fleet.turns)}
-    assert len(places) == 90
-    steady = [places[number, 1] - places[number, 0] for number in range(10, 20)]
+    assert len(places) == 180
+    steady = [places[number, 1] - places[number, 0] for number in range(20, 40)]
     assert all(abs(turns - TURNS_BETWEEN) <= 1 for turns in steady)
 
 

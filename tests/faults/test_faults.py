@@ -246,7 +246,7 @@ def test_a_run_that_is_killed_leaves_nothing_and_goes_on(results):
 
 
 @pytest.mark.slow
-def test_twenty_kills_lose_at_most_the_race_in_flight(results):
+def test_twenty_kills_lose_at_most_the_races_under_way(results):
     import random
 
     generator = random.Random(6)
