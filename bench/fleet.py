@@ -8,7 +8,6 @@ not. So races take turns, replica by replica, and a race's interval spans minute
 from __future__ import annotations
 
 import heapq
-import itertools
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
@@ -127,7 +126,6 @@ class LocalRaces:
         self._ready = ready
         self._queue: deque[Job] = deque()
         self._turns: list[_Turn] = []
-        self._number = itertools.count()
         self._next_begin = 0
 
     def submit(self, job: Job) -> None:
@@ -148,7 +146,6 @@ class LocalRaces:
             except Exception as error:  # noqa: BLE001 (raised where the race was asked for)
                 nothing = Result(measurements=(), seconds=Seconds(float))
                 return Done(job=turn.job, result=nothing, error=error)
-            turn.replicas += 1
             turn.due += TURNS_BETWEEN
             heapq.heappush(self._turns, turn)
 
@@ -169,9 +166,8 @@ class LocalRaces:
             first = self._turns[0] if self._turns else None
             if first and (self._next_begin > first.due or first.job.setting != job.setting):
                 return
-            turn = _Turn(
-                due=self._next_begin, number=next(self._number), job=job, steps=self._steps(job)
-            )
+            begin = self._next_begin
+            turn = _Turn(due=begin, begin=begin, job=job, steps=self._steps(job))
             heapq.heappush(self._turns, turn)
             self._next_begin += job.plan.replicas
             self._queue.popleft()
@@ -203,13 +199,17 @@ class LocalRaces:
 
 @dataclass(order=True, kw_only=True)
 class _Turn:
-    """A race under way, and when its next replica is due."""
+    """A race under way: when its next replica is due, and when its first one was."""
 
     due: int
-    number: int
+    begin: int
     job: Job = field(compare=False)
     steps: Generator[None, None, Result] = field(compare=False)
-    replicas: int = field(compare=False, default=0)
+
+    @property
+    def replicas(self) -> int:
+        """How many of its replicas have been run."""
+        return (self.due - self.begin) // TURNS_BETWEEN
 
 
 def too_large(case: Case, memory_nbytes: int | None) -> str:

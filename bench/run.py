@@ -18,7 +18,7 @@ from bench.case import Case, UsageError, case_label
 from bench.environment import collect_environment
 from bench.fleet import Done, Job, LocalFleet, LocalRaces, device_names, refuse, too_large
 from bench.measurement import Environment, Header, Measurement, Network, Record, Shares
-from bench.race import Plan, Race, Seconds
+from bench.race import Plan, Seconds
 from bench.replica import Setting, Worker
 from bench.store import JOURNAL, Journal, Run, read_run
 
@@ -171,10 +171,11 @@ class Bench:
 
     def check(self, case: Case, candidates: Sequence[Candidate]) -> dict[str, Measurement]:
         """Hold each candidate against the oracle once; time and store nothing."""
-        race = self._make_race(case, candidates, candidates[0].name)
+        job = self._job(case, [entry.name for entry in candidates], candidates[0].name)
+        race = job.make_race()
         if reason := self.too_large(case):
             return {m.candidate: m for m in refuse(race, reason)}
-        self._local.fleet.use(self.setting(case, candidates), 1)
+        self._local.fleet.use(job.setting, 1)
         return {m.candidate: m for m in race.check(self._local.fleet.worker(0)).measurements}
 
     def append(self, *records: Record) -> None:
@@ -261,9 +262,6 @@ class Bench:
     def too_large(self, case: Case) -> str:
         """Why the case is refused before anything is allocated; '' if it fits."""
         return too_large(case, self.options.memory_nbytes)
-
-    def _make_race(self, case: Case, candidates: Sequence[Candidate], baseline: str) -> Race:
-        return Race(case, candidates, baseline=baseline, plan=self.options.plan)
 
     def _begin(self, journal: Journal) -> None:
         """Write the header; of a resumed run, check the devices, which only a worker can tell."""
