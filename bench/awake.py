@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 
 # Linux' PM QoS: the latency that is written holds for as long as the file is open.
@@ -51,6 +52,20 @@ def let_sleep() -> None:
     """Withdraw the request of this process."""
     while _held:
         os.close(_held.pop())
+
+
+@contextlib.contextmanager
+def kept_awake() -> Iterator[None]:
+    """Processors that stay awake, where they may be kept so; asleep they may be again afterwards.
+
+    Not for the life of a process: the host brings processors together when one wakes the other
+    (bench.placement), and leaves them wherever they are while they do not sleep.
+    """
+    keep_awake()
+    try:
+        yield
+    finally:
+        let_sleep()
 
 
 def can_keep_awake() -> bool:

@@ -10,7 +10,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -213,3 +213,18 @@ def seen_between(start: Usage, end: Usage, worker_seconds: float) -> Seen:
         others_seconds=others,
         device=end.device,
     )
+
+
+def seen_together(parts: Sequence[Seen]) -> Seen:
+    """What was seen over several times, between which others were measured."""
+    return Seen(
+        wall_seconds=sum(part.wall_seconds for part in parts),
+        steal_seconds=_total(part.steal_seconds for part in parts),
+        others_seconds=_total(part.others_seconds for part in parts),
+        device=parts[-1].device if parts else None,
+    )
+
+
+def _total(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None

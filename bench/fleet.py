@@ -2,16 +2,17 @@
 
 A race is not run at a stretch. What else uses a machine changes within a minute, and speeds up one spelling
 more than another; replicas that follow each other within seconds agree on a ratio that the next minute does
-not. So races take turns, replica by replica, and a race's interval spans minutes.
+not. So races take turns, replica by replica, and a race's interval spans minutes. Within a turn the same holds
+for rounds that follow each other within a tenth of a second: several turns are taken at a time, a leg of each.
 """
 
 from __future__ import annotations
 
-import heapq
+import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -19,8 +20,9 @@ import psutil
 from bench import workload
 from bench.candidate import REGISTRY
 from bench.case import Case, input_nbytes
+from bench.gpu import is_gpu
 from bench.measurement import Measurement, Node, Status
-from bench.race import Plan, Race, Result, Seconds
+from bench.race import LEG_SECONDS, STRETCH_SECONDS, Plan, Race, Result, Seconds
 from bench.replica import Setting, Worker, WorkerFailure
 
 # The inputs, a second allocation, the oracle's answer, outputs and a framework's temporaries.
@@ -28,6 +30,8 @@ COPIES_HELD = 10
 # Turns, of a second or so each, from one replica of a race to its next. With ten replicas twenty races are
 # under way at a time, each for four minutes: a longer span would lose more of a run that is killed.
 TURNS_BETWEEN = 24
+# Turns that are taken at a time, each in a worker of its own.
+LANES = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,11 +106,28 @@ class LocalFleet:
             worker.close()
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Shifted:
+    """A fleet whose first worker is another one for each race, so that races in lanes meet seldom."""
+
+    fleet: LocalFleet
+    first: int
+    replicas: int
+
+    def place(self, replica: int) -> int:
+        """Which of the fleet's workers a replica has."""
+        return (replica + self.first) % self.replicas if replica < self.replicas else replica
+
+    def worker(self, replica: int) -> Worker:
+        return self.fleet.worker(self.place(replica))
+
+
 class LocalRaces:
     """Races of this machine in turns: `submit` them, ask for `next_done` until all are back.
 
     A turn is one replica of one race. The replicas of a race are TURNS_BETWEEN turns apart, and a new
-    race begins as often as one comes to its end, so that they come back one by one and in order.
+    race begins as often as one comes to its end, so that they come back one by one and in order. Up to
+    LANES turns are taken at a time, a leg of one after a leg of another: nothing runs side by side.
 
     Args:
         fleet: the worker processes.
@@ -125,7 +146,10 @@ class LocalRaces:
         self._memory_nbytes = memory_nbytes
         self._ready = ready
         self._queue: deque[Job] = deque()
-        self._turns: list[_Turn] = []
+        self._waiting: list[_Turn] = []
+        self._lanes: deque[_Turn] = deque()
+        self._spare_seconds = 0.0
+        self._begun = 0
         self._next_begin = 0
 
     def submit(self, job: Job) -> None:
@@ -135,50 +159,87 @@ class LocalRaces:
     def next_done(self) -> Done:
         """Go on with whoever's turn it is until a race is at its end."""
         while True:
-            self._begin_races()
-            if not self._turns:
+            self._fill_lanes()
+            if not self._lanes:
                 raise RuntimeError("no race is queued")
-            turn = heapq.heappop(self._turns)
+            turn = self._lanes.popleft()
             try:
-                next(turn.steps)
+                replica_ends = next(turn.steps)
             except StopIteration as end:
                 return Done(job=turn.job, result=end.value)
             except Exception as error:  # noqa: BLE001 (raised where the race was asked for)
                 nothing = Result(measurements=(), seconds=Seconds(float))
                 return Done(job=turn.job, result=nothing, error=error)
-            turn.due += TURNS_BETWEEN
-            heapq.heappush(self._turns, turn)
+            if replica_ends:
+                turn.due += TURNS_BETWEEN
+                self._waiting.append(turn)
+            else:
+                self._lanes.append(turn)
 
     def under_way(self) -> float:
         """How many races' worth of work has been done on those that are not at their end."""
-        return sum(min(1.0, turn.replicas / turn.job.plan.replicas) for turn in self._turns)
+        turns = (*self._waiting, *self._lanes)
+        return sum(min(1.0, turn.replicas / turn.job.plan.replicas) for turn in turns)
 
     def close(self) -> None:
         """End every worker; races under way are given up."""
         self._queue.clear()
-        self._turns.clear()
+        self._waiting.clear()
+        self._lanes.clear()
         self.fleet.close()
+
+    def _fill_lanes(self) -> None:
+        while len(self._lanes) < LANES:
+            self._begin_races()
+            free = [turn for turn in self._waiting if self._has_room(turn)]
+            if not free:
+                return
+            turn = min(free, key=lambda turn: turn.due)
+            self._waiting.remove(turn)
+            self._lanes.append(turn)
+
+    def _has_room(self, turn: _Turn) -> bool:
+        """Whether the turn can be taken beside those in the lanes: its worker and its memory are free.
+
+        A GPU's turn has it for itself: its memory is not seen from here.
+        """
+        if not self._lanes:
+            return True
+        beside = [turn, *self._lanes]
+        return (
+            turn.worker not in {other.worker for other in self._lanes}
+            and not any(is_gpu(one.job.case.device) for one in beside)
+            and sum(needed_nbytes(one.job.case) for one in beside)
+            < psutil.virtual_memory().available
+        )
 
     def _begin_races(self) -> None:
         """Begin those whose time has come; one of another setting waits until nobody is under way."""
         while self._queue:
             job = self._queue[0]
-            first = self._turns[0] if self._turns else None
-            if first and (self._next_begin > first.due or first.job.setting != job.setting):
+            under_way = (*self._waiting, *self._lanes)
+            due = min((turn.due for turn in self._waiting), default=self._next_begin)
+            if under_way and (self._next_begin > due or under_way[0].job.setting != job.setting):
                 return
             begin = self._next_begin
-            turn = _Turn(due=begin, begin=begin, job=job, steps=self._steps(job))
-            heapq.heappush(self._turns, turn)
+            fleet = _Shifted(fleet=self.fleet, first=self._begun, replicas=job.plan.replicas)
+            steps = self._steps(job, fleet)
+            self._waiting.append(_Turn(due=begin, begin=begin, job=job, fleet=fleet, steps=steps))
             self._next_begin += job.plan.replicas
+            self._begun += 1
             self._queue.popleft()
 
-    def _steps(self, job: Job) -> Generator[None, None, Result]:
-        """Run a race, a replica a step; or say in its measurements why it cannot be."""
+    def _steps(self, job: Job, fleet: _Shifted) -> Generator[bool, None, Result]:
+        """Run a race, a leg a step; or say in its measurements why it cannot be.
+
+        Yields:
+            Whether a replica is at its end.
+        """
         race = job.make_race()
         if reason := too_large(job.case, self._memory_nbytes):
             return Result(measurements=refuse(race, reason), seconds=Seconds(float))
-        more = True
-        while more:
+        leg_seconds = STRETCH_SECONDS if is_gpu(job.case.device) else LEG_SECONDS
+        while True:
             start = time.monotonic()
             try:
                 self.fleet.use(job.setting, job.plan.replicas)
@@ -188,35 +249,70 @@ class LocalRaces:
                 return race.result()
             race.seconds["start"] += time.monotonic() - start
             self._ready()
-            start, before = time.monotonic(), sum(race.seconds.values())
-            more = race.run_next(self.fleet)
-            spent = sum(race.seconds.values()) - before
-            race.seconds["waiting"] += time.monotonic() - start - spent
-            if more:
-                yield
-        return race.result()
+            seconds = self._seconds_for(race)
+            steps = race.run_next(fleet, seconds=seconds, leg_seconds=leg_seconds)
+            while True:
+                try:
+                    with _waiting_told(race):
+                        next(steps)
+                except StopIteration as end:
+                    more: bool = end.value
+                    break
+                yield False
+            if not more:
+                return race.result()
+            yield True
+
+    def _seconds_for(self, race: Race) -> float:
+        """Seconds of rounds of its next replica: what a race does not need is there for those that need more."""
+        more = (race.wanted_pace() - 1.0) * race.usual_seconds
+        more = min(more, self._spare_seconds / LANES)
+        self._spare_seconds -= more
+        return race.usual_seconds + more
 
 
-@dataclass(order=True, kw_only=True)
+@contextlib.contextmanager
+def _waiting_told(race: Race) -> Iterator[None]:
+    """Enter what a step took and the race does not account for itself as waiting."""
+    start, before = time.monotonic(), sum(race.seconds.values())
+    try:
+        yield
+    finally:
+        spent = sum(race.seconds.values()) - before
+        race.seconds["waiting"] += time.monotonic() - start - spent
+
+
+@dataclass(eq=False, kw_only=True)
 class _Turn:
     """A race under way: when its next replica is due, and when its first one was."""
 
     due: int
     begin: int
-    job: Job = field(compare=False)
-    steps: Generator[None, None, Result] = field(compare=False)
+    job: Job
+    fleet: _Shifted
+    steps: Generator[bool, None, Result]
 
     @property
     def replicas(self) -> int:
         """How many of its replicas have been run."""
         return (self.due - self.begin) // TURNS_BETWEEN
 
+    @property
+    def worker(self) -> int:
+        """Which of the fleet's workers its next replica, or the one in a lane, has."""
+        return self.fleet.place(self.replicas)
+
+
+def needed_nbytes(case: Case) -> int:
+    """Memory that a worker holds while it races the case, about."""
+    return COPIES_HELD * input_nbytes(case)
+
 
 def too_large(case: Case, memory_nbytes: int | None) -> str:
     """Why this machine, or a worker's limit, cannot hold the case; '' if they can."""
     available = psutil.virtual_memory().available
     limit = min(available, memory_nbytes or available)
-    needed = COPIES_HELD * input_nbytes(case)
+    needed = needed_nbytes(case)
     if needed <= limit:
         return ""
     return (

@@ -125,6 +125,8 @@ class Contention(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         others: share of the processors' time that other processes used.
         blocks_marked, blocks_redone: blocks under contention, and those done again.
         involuntary_switches: of the workers.
+        apart: share of the blocks that were timed while the host had this machine's two processors far from
+            each other.
         device_clock_mhz: lowest and highest clock of a GPU at the ends of its rounds.
         device_celsius: its highest temperature.
         device_slowdowns: why its clock was held down, in words.
@@ -140,6 +142,7 @@ class Contention(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     device_celsius: float | None = None
     device_slowdowns: tuple[str, ...] = ()
     device_others: float | None = None
+    apart: float | None = None
 
 
 Clock = Literal["wall", "device"]

@@ -55,7 +55,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help=f"replace an axis' values; axes: {', '.join(AXES)}",
     )  # fmt: skip
     add("--replicas", help="fresh processes to start with (at least 1)")
-    add("--precision", default="2%", help="half-width that is enough: 2%%")
+    add("--precision", default="3%", help="half-width that is enough: 3%%")
     add("--margin", default="5%", help="equivalence margin of verdicts: 5%%")
     add("--budget", help="seconds of rounds that a race may take")
     add("--timeout-task", "--limit", default="60", dest="task_timeout",

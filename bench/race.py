@@ -12,14 +12,14 @@ import math
 import random
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from bench import workload
 from bench.candidate import Candidate
 from bench.case import Case, input_nbytes
-from bench.environment import Seen, Usage, seen_between, usage_reader
+from bench.environment import Seen, Usage, seen_between, seen_together, usage_reader
 from bench.gpu import DeviceUsage, is_gpu
 from bench.measurement import (
     Accuracy,
@@ -36,12 +36,15 @@ FLAGS = {
     "settled": "ten times slower than the baseline in the first replica: stopped there, no interval",
     "faster-than-ceiling": "faster than the memory allows: something was folded away or not run",
     "documented": "the wrong answer is a documented one",
-    "contended": "something else used the machine in most of its blocks, and no quieter time came",
+    "contended": "in most of its blocks something else used the machine, or the host had its processors far from "
+    "each other, and no better time came",
 }
 CEILING_FROM_NBYTES = 1 << 20
 # Rounds are sent to the worker, and watched for contention, in stretches of about this length: the
 # system's counters step by 10 ms, and a task costs a millisecond.
 STRETCH_SECONDS = 0.25
+# Where races take turns a stretch goes in legs, between which others have theirs (bench/fleet.py).
+LEG_SECONDS = 0.15
 # The probes read and write memory of their own: a candidate right behind them runs up to a quarter slower
 # for several calls, as does the first after an allocation. So they come last in a round, and not in each,
 # and who follows gets a longer lead-in.
@@ -60,6 +63,10 @@ PROBE_BLOCK_SECONDS = 0.0015
 # A runner whose blocks take n times as long as the middle one's is in each n-th round, so that one slow
 # rival does not take the time of all; no turn comes more seldom than this.
 MOST_ROUNDS_OUT = 4
+# After so many replicas a race knows how noisy it is; the others get as many rounds as that asks for, within
+# these bounds in the plan's.
+PACE_FROM = 3
+LEAST_PACE, MOST_PACE = 0.25, 3.0
 # A block on a GPU ends by waiting for it, some tens of microseconds: blocks are long enough to hide that.
 GPU_BLOCK_SECONDS = 0.002
 # The device's own clock needs no long blocks: what is noisy is launching.
@@ -96,8 +103,8 @@ class Plan:
     allocations: int = 2
     rounds: int = 72
     block_seconds: float = 0.0005
-    budget_seconds: float = 8.0
-    precision: float = 0.02
+    budget_seconds: float = 10.8
+    precision: float = 0.03
     margin: float = 0.05
     timeout_seconds: float = 60.0
     settle_ratio: float = 10.0
@@ -176,6 +183,8 @@ class _Tally:
                 return
 
 
+# Round, runner, calls, what came of them, and whether the processors were far apart.
+_Timed = tuple[int, _Tally, int, workload.Block, bool | None]
 _Asked = tuple[int, _Tally, workload.Visit]  # round, runner, what it is to do
 Seconds = defaultdict[str, float]  # seconds by kind: 'samples', 'lead_in', 'first_calls', ...
 
@@ -248,6 +257,7 @@ class Race:
         self._last = ""  # who ran last
         self._visible = False
         self._clear = False
+        self._pace = 1.0
         self._round_seconds = 0.0
         self._node = "local"
         self._replicas = 0
@@ -255,19 +265,85 @@ class Race:
 
     def run(self, fleet: Fleet) -> Result:
         """Every replica that the plan and the precision ask for, and what they came to."""
-        while self.run_next(fleet):
+        for _ in self._every_replica(fleet):
             pass
         return self.result()
 
-    def run_next(self, fleet: Fleet) -> bool:
-        """Run the next replica; whether another is to follow."""
+    def _every_replica(self, fleet: Fleet) -> Generator[None, None, None]:
+        more = True
+        while more:
+            more = yield from self.run_next(
+                fleet, seconds=self.usual_seconds, leg_seconds=STRETCH_SECONDS
+            )
+
+    @property
+    def usual_seconds(self) -> float:
+        """Seconds of rounds that the plan gives a replica."""
+        return self.plan.budget_seconds / self.plan.replicas
+
+    def wanted_pace(self) -> float:
+        """Rounds that its next replica should have, over the plan's, for intervals as narrow as the plan asks.
+
+        1 where that is not known: before it has run in PACE_FROM replicas, or with one allocation in each. Who
+        is clearly faster or slower already needs no more than the plan's.
+        """
+        if self._replicas == PACE_FROM:
+            asked = [self._pace_of(*pair) for pair in self.pairs()]
+            self._pace = min(MOST_PACE, max(LEAST_PACE, middle(asked or [1.0])))
+        return self._pace
+
+    def _pace_of(self, candidate: Samples, baseline: Samples) -> float:
+        from bench import stats
+
+        seen = stats.components(candidate, baseline)
+        if seen is None:
+            return 1.0
+        half_width = stats.resolution(
+            replica=seen.replica,
+            allocation=seen.allocation,
+            round=seen.round,
+            replicas=self.plan.replicas,
+            allocations=self.plan.allocations,
+            rounds=seen.rounds,
+        )
+        pace = stats.pace(
+            half_width, self.plan.precision, done=self._replicas, replicas=self.plan.replicas
+        )
+        clear = abs(stats.estimate(candidate, baseline).log_ratio) > math.log1p(
+            self.plan.margin
+        ) + 2 * math.log1p(half_width)
+        return min(pace, 1.0) if clear else pace
+
+    def pairs(self) -> list[tuple[Samples, Samples]]:
+        """The samples of every rival that still runs, and those of the baseline by the same clock."""
+        baseline = self.tallies[self.baseline]
+        return [
+            (tally.samples(clock), baseline.samples(clock))
+            for tally in self._candidates_running()
+            if tally is not baseline
+            for clock in (common_clock(tally.clock, baseline.clock),)
+        ]
+
+    def run_next(
+        self, fleet: Fleet, *, seconds: float, leg_seconds: float
+    ) -> Generator[None, None, bool]:
+        """Run the next replica, a leg a step: other work is welcome between them.
+
+        Args:
+            fleet: where its worker comes from.
+            seconds: of rounds.
+            leg_seconds: of a leg, about.
+
+        Returns:
+            Whether another replica is to follow.
+        """
         replica = self._replicas
         try:
             worker = fleet.worker(replica)
         except WorkerFailure as failure:
             self.fail(failure)
             return False
-        self._run_replica(replica, worker)
+        yield from self._run_replica(replica, worker, seconds, leg_seconds)
         self._replicas += 1
         if replica == 0:
             self._settle()
@@ -301,9 +377,10 @@ class Race:
     def _running(self) -> list[_Tally]:
         return [tally for tally in self.tallies.values() if tally.runs]
 
-    def _run_replica(self, replica: int, worker: WorkerLike) -> None:
+    def _run_replica(
+        self, replica: int, worker: WorkerLike, seconds: float, leg_seconds: float
+    ) -> Generator[None, None, None]:
         self._node = worker.node
-        budget = self.plan.budget_seconds / self.plan.replicas
         self._open(replica, worker)
         for allocation in range(self.plan.allocations):
             runners = self._running()
@@ -313,7 +390,9 @@ class Race:
                 return
             self._cold = True
             self._plan_rounds(runners)
-            self._run_rounds(replica, allocation, budget / self.plan.allocations, worker)
+            yield from self._run_rounds(
+                replica, allocation, seconds / self.plan.allocations, worker, leg_seconds
+            )
             self._time_on_device(replica, allocation, worker)
         # Emptying the caches between calls takes energy too.
         if replica == 0 and is_gpu(self.case.device) and self.case.cache == "warm":
@@ -482,24 +561,34 @@ class Race:
         return max((lead_in + calls) * tally.usual_seconds, 1e-9)
 
     def _run_rounds(
-        self, replica: int, allocation: int, seconds: float, worker: WorkerLike
-    ) -> None:
+        self,
+        replica: int,
+        allocation: int,
+        seconds: float,
+        worker: WorkerLike,
+        leg_seconds: float,
+    ) -> Generator[None, None, None]:
         """The rounds of one allocation: the plan's, or as many as the seconds allow.
 
         Contended ones are kept, marked, and done again within the seconds: at most half as many, since
         under contention without end more of it would not be quieter.
         """
         most = math.ceil(self.plan.rounds / 3) if self._clear else self.plan.rounds
-        stretch = max(1, int(STRETCH_SECONDS / max(self._round_seconds, 1e-9)))
+        stretch, leg = (
+            max(1, int(length / max(self._round_seconds, 1e-9)))
+            for length in (STRETCH_SECONDS, leg_seconds)
+        )
         rounds = affordable(seconds, self._round_seconds, most)
         number = redone = 0
         spent = 0.0
         while number < rounds:
             some = range(number, min(rounds, number + stretch))
-            self._last = ""  # between stretches the worker waits for its next task
-            visits = [visit for round_ in some for visit in self._round(round_)]
+            legs = [
+                self._leg(some[start : start + leg], leg < stretch)
+                for start in range(0, len(some), leg)
+            ]
             alone = self._alone
-            seen = self._run_stretch(replica, allocation, visits, worker)
+            seen = yield from self._run_stretch(replica, allocation, legs, worker)
             if seen is None:
                 if self._alone and not alone:  # the same rounds again, to learn who it was
                     continue
@@ -508,8 +597,14 @@ class Race:
             spent += seen.wall_seconds
             again = min(most // 2 - redone, len(some)) if seen.contended() else 0
             redone += again
-            self._contention["redone"] += len(visits) * again // len(some)
+            self._contention["redone"] += sum(map(len, legs)) * again // len(some)
             rounds = affordable(seconds, spent / number, most + redone)
+
+    def _leg(self, rounds: Iterable[int], others_between: bool) -> list[_Asked]:
+        """The visits of these rounds, as they begin behind another's race or behind a worker's wait."""
+        self._last = ""
+        self._cold = self._cold or others_between
+        return [visit for number in rounds for visit in self._round(number)]
 
     def _round(self, number: int) -> Iterator[_Asked]:
         """The visits of a round: whose turn it is, the candidates in a new order, then the probes."""
@@ -526,22 +621,29 @@ class Race:
             yield number, tally, workload.Visit(name=name, lead_in=lead_in, calls=calls)
 
     def _run_stretch(
-        self, replica: int, allocation: int, visits: Sequence[_Asked], worker: WorkerLike
-    ) -> Seen | None:
+        self,
+        replica: int,
+        allocation: int,
+        legs: Sequence[Sequence[_Asked]],
+        worker: WorkerLike,
+    ) -> Generator[None, None, Seen | None]:
         """Make the visits; None if the worker was lost.
 
-        They are one task, until the worker is lost in it: from then on each visit of this race is
+        A leg is one task, until the worker is lost in it: from then on each visit of this race is
         a task of its own, so that whoever takes the next worker down is known.
         """
-        tasks = [[visit] for visit in visits] if self._alone else [visits]
-        start = self._read_usage()
-        cpu_seconds = 0.0
-        rows: list[tuple[int, _Tally, int, workload.Block]] = []
+        tasks = [[visit] for leg in legs for visit in leg] if self._alone else legs
+        parts: list[Seen] = []
+        rows: list[_Timed] = []
         for task in tasks:
             asked = [turn for turn in task if turn[1].runs]
             if not asked:
                 continue
+            if not self._alone:
+                yield
             try:
+                apart = self._gather(worker)
+                start = self._read_usage()
                 done = worker.call(
                     workload.time_stretch, [visit for *_, visit in asked],
                     timeout=self.plan.timeout_seconds + 3 * self._expected(asked),
@@ -549,17 +651,24 @@ class Race:
             except WorkerFailure as failure:
                 self._lose(asked, failure, replica, worker)
                 return None
-            cpu_seconds += done.cpu_seconds
+            parts.append(seen_between(start, self._read_usage(), done.cpu_seconds))
             self._contention["switches"] += done.switches
             for (round_, tally, visit), block in zip(asked, done.blocks, strict=True):
                 if block.status == "ok":
-                    rows.append((round_, tally, visit.calls, block))
+                    rows.append((round_, tally, visit.calls, block, apart))
                 elif tally.runs:
                     raised = WorkerFailure(block.status, block.reason, tail=worker.tail)
                     tally.fail(self.case, raised)
-        seen = seen_between(start, self._read_usage(), cpu_seconds)
+        seen = seen_together(parts)
         self._enter(replica, allocation, rows, seen)
         return seen
+
+    def _gather(self, worker: WorkerLike) -> bool | None:
+        """Bring the processors together; whether they are far apart after all, None: not known."""
+        if is_gpu(self.case.device):
+            return None
+        apart: bool | None = worker.call(workload.gather, timeout=self.plan.timeout_seconds)
+        return apart
 
     def _expected(self, asked: Sequence[_Asked]) -> float:
         return sum(self._block_cost(tally) for _, tally, _ in asked)
@@ -585,11 +694,14 @@ class Race:
         self,
         replica: int,
         allocation: int,
-        rows: Sequence[tuple[int, _Tally, int, workload.Block]],
+        rows: Sequence[_Timed],
         seen: Seen,
     ) -> None:
-        contended = int(seen.contended())
-        for round_, tally, calls, block in rows:
+        for round_, tally, calls, block, apart in rows:
+            contended = int(seen.contended() or bool(apart))
+            self._contention["marked"] += contended
+            self._contention["watched"] += apart is not None
+            self._contention["apart"] += bool(apart)
             tally.columns.append(
                 (replica, allocation, round_, calls, float(f"{block.seconds:.6g}"), contended)
             )
@@ -598,7 +710,6 @@ class Race:
         if seen.device is not None:
             self._device_usages.append(seen.device)
         self._visible = self._visible or seen.others_seconds is not None
-        self._contention["marked"] += contended * len(rows)
         self._contention["wall_us"] += int(seen.wall_seconds * 1e6)
         self._contention["steal_us"] += int((seen.steal_seconds or 0.0) * 1e6)
         self._contention["others_us"] += int((seen.others_seconds or 0.0) * 1e6)
@@ -702,12 +813,14 @@ class Race:
 
     def _contention_seen(self) -> Contention:
         wall = self._contention["wall_us"] or 1
+        watched = self._contention["watched"]
         return Contention(
             steal=round(self._contention["steal_us"] / wall, 4) if self._visible else None,
             others=round(self._contention["others_us"] / wall, 4) if self._visible else None,
             blocks_marked=self._contention["marked"],
             blocks_redone=self._contention["redone"],
             involuntary_switches=self._contention["switches"] if self._visible else None,
+            apart=round(self._contention["apart"] / watched, 4) if watched else None,
             **device_contention(self._device_usages),
         )
 
@@ -786,11 +899,4 @@ def precise_enough(race: Race, replicas: int) -> bool:
         min_replicas=race.plan.replicas,
         max_replicas=race.plan.max_replicas,
     )
-    baseline = race.tallies[race.baseline]
-    pairs = [
-        (tally.samples(clock), baseline.samples(clock))
-        for tally in race.tallies.values()
-        if tally.runs and tally.candidate and tally is not baseline
-        for clock in (common_clock(tally.clock, baseline.clock),)
-    ]
-    return rule.enough(pairs, replicas=replicas)
+    return rule.enough(race.pairs(), replicas=replicas)

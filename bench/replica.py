@@ -34,7 +34,6 @@ import psutil
 from pebble.common.types import CONSTS
 
 from bench import guardian
-from bench.awake import keep_awake
 from bench.environment import own_folders
 from bench.measurement import Status
 
@@ -454,7 +453,6 @@ def _initialise(setting: Setting, files: Sequence[str], folder: str, parent: int
     os.environ["TMPDIR"] = tempfile.tempdir = folder
     os.environ.update({"TF_CPP_MIN_LOG_LEVEL": "2", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"})
     os.environ.update(dict(setting.environment))
-    keep_awake()
     _FILES[:] = files
 
 

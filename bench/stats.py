@@ -599,6 +599,22 @@ def resolution(
     return math.expm1(reach)
 
 
+def pace(half_width: float, precision: float, *, done: int, replicas: int) -> float:
+    """Rounds that each replica to come needs, over those of the `done`, to end at `precision`; inf: hopeless.
+
+    Args:
+        half_width: to expect of all `replicas` if they go on as they did; it goes with the root of the rounds.
+        precision: the half-width that is asked for.
+        done: replicas that have run.
+        replicas: that will have run in the end.
+    """
+    if half_width <= 0:
+        return 0.0
+    # In variances of a replica as it was: what all of them may add up to, less what the done ones have.
+    left = replicas * (precision / half_width) ** 2 - done
+    return (replicas - done) / left if left > 0 else math.inf
+
+
 def components(candidate: Samples, baseline: Samples) -> Components | None:
     """How a measured log ratio varied at each level; None where a level was not repeated."""
     cube = to_cube(log_ratios(candidate, baseline))

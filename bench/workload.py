@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
-from bench import footprint
+from bench import footprint, placement
+from bench.awake import kept_awake
 from bench.candidate import REGISTRY, Candidate
 from bench.case import Case
 from bench.gpu import EVICT_NBYTES
@@ -566,15 +567,21 @@ def synchronise(state: _State) -> None:
         tf.test.experimental.sync_devices()
 
 
+def gather() -> bool | None:
+    """Bring the processors together; whether they are far apart after all (bench.placement)."""
+    return placement.gather()
+
+
 def time_stretch(visits: Sequence[Visit]) -> Stretch:
     """Every visit in turn; what a call raises ends its own visit only."""
     start = resource.getrusage(resource.RUSAGE_SELF)
     blocks = []
-    for visit in visits:
-        try:
-            blocks.append(time_block(visit.name, visit.lead_in, visit.calls))
-        except Exception as error:  # noqa: BLE001, PERF203 (what a candidate raises is a result)
-            blocks.append(Block(status=status_of(error), reason=reason_of(error)))
+    with kept_awake():
+        for visit in visits:
+            try:
+                blocks.append(time_block(visit.name, visit.lead_in, visit.calls))
+            except Exception as error:  # noqa: BLE001, PERF203 (what a candidate raises is a result)
+                blocks.append(Block(status=status_of(error), reason=reason_of(error)))
     end = resource.getrusage(resource.RUSAGE_SELF)
     return Stretch(
         blocks=tuple(blocks),

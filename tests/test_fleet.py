@@ -1,11 +1,13 @@
-"""Races on one machine take turns, replica by replica."""
+"""Races on one machine take turns, replica by replica and leg by leg."""
 
 import subprocess
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import msgspec
 import numpy as np
 import pytest
 from fakes import ANSWERS, FakeWorker, fake_candidate
@@ -13,7 +15,8 @@ from fakes import ANSWERS, FakeWorker, fake_candidate
 from bench import workload
 from bench.candidate import REGISTRY
 from bench.case import make_case
-from bench.fleet import TURNS_BETWEEN, Job, LocalRaces
+from bench.environment import Usage
+from bench.fleet import LANES, TURNS_BETWEEN, Job, LocalRaces
 from bench.race import Plan
 from bench.replica import Setting, WorkerFailure
 from bench.stats import estimate
@@ -82,15 +85,131 @@ def test_the_replicas_of_a_race_are_turns_of_others_apart(job):
     races = races_of(fleet, [job(number) for number in range(1, 61)])
     for _ in range(60):
         races.next_done()
-    places = {turn: place for place, turn in enumerate(fleet.turns)}
-    assert len(places) == 180
-    steady = [places[number, 1] - places[number, 0] for number in range(20, 40)]
-    assert all(abs(turns - TURNS_BETWEEN) <= 1 for turns in steady)
+    places = defaultdict(list)
+    for place, (number, _) in enumerate(fleet.turns):
+        places[number].append(place)
+    assert {len(places[number]) for number in range(1, 61)} == {PLAN.replicas}
+    steady = [np.diff(places[number]) for number in range(20, 40)]
+    assert np.all(np.abs(np.array(steady) - TURNS_BETWEEN) <= LANES)
 
 
-def test_races_come_back_one_by_one_in_the_order_in_which_they_were_asked_for(job):
+class LegsFleet(Fleet):
+    """Notes what each worker is asked; a call takes 1 ms, and nothing may be open twice in a worker."""
+
+    def __init__(self):
+        super().__init__()
+        self.legs = []  # (case, worker)
+        self.open = {}  # worker -> case
+        self.most_open = 0
+
+    def worker(self, replica):
+        def open_case(case, *_):
+            assert replica not in self.open
+            self.open[replica] = case
+            self.most_open = max(self.most_open, len(self.open))
+            return ANSWERS["open_case"]
+
+        def time_stretch(visits):
+            self.legs.append((self.open[replica].shape[3], replica))
+            return self.stretch(self.open[replica], visits)
+
+        def close_case():
+            del self.open[replica]
+
+        return FakeWorker(
+            Counter(), open_case=open_case, time_stretch=time_stretch, close_case=close_case
+        )
+
+    def stretch(self, case, visits):
+        return ANSWERS["time_stretch"](visits)
+
+
+LEGS = Plan(replicas=10, max_replicas=10, allocations=2, rounds=999, budget_seconds=12.0)
+
+
+def test_a_leg_of_one_race_follows_a_leg_of_another(job):
+    fleet = LegsFleet()
+    plan = replace(LEGS, rounds=72)
+    races = races_of(fleet, [job(number, plan=plan) for number in range(1, 31)])
+    for _ in range(30):
+        races.next_done()
+    between = [before != after for before, after in zip(fleet.legs, fleet.legs[1:])]
+    assert sum(between) > 0.9 * len(between)
+    # Each of a race's replicas is another worker's.
+    assert len({worker for case, worker in fleet.legs if case == 15}) == LEGS.replicas
+
+
+@pytest.mark.parametrize(("available", "most"), [(1000, LANES), (250, 2)])
+def test_lanes_hold_no_more_than_the_memory_that_is_free(job, monkeypatch, available, most):
+    monkeypatch.setattr("bench.fleet.needed_nbytes", lambda case: 100)
+    monkeypatch.setattr(
+        "bench.fleet.psutil.virtual_memory", lambda: SimpleNamespace(available=available)
+    )
+    fleet = LegsFleet()
+    plan = replace(LEGS, rounds=72)
+    races = races_of(fleet, [job(number, plan=plan) for number in range(1, 21)])
+    for _ in range(20):
+        races.next_done()
+    assert fleet.most_open == most
+
+
+def test_a_gpu_has_one_race_at_a_time(job):
+    fleet = LegsFleet()
+    plan = replace(LEGS, replicas=3, max_replicas=3, rounds=72)
+    jobs = [replace(one, case=msgspec.structs.replace(one.case, device="gpu:0"))
+            for one in (job(number, plan=plan) for number in range(1, 6))]  # fmt: skip
+    races = races_of(fleet, jobs)
+    for _ in jobs:
+        races.next_done()
+    assert fleet.most_open == 1
+
+
+class NoisyFleet(LegsFleet):
+    """Even cases are noisy, odd ones are not; the seconds that each is given, by a clock of its own."""
+
+    def __init__(self, ratio):
+        super().__init__()
+        self.seconds = Counter()
+        self._ratio = ratio
+        self._rng = np.random.default_rng(0)
+
+    def usage(self, device):
+        return lambda: Usage(
+            clock=self.seconds.total(), busy_seconds=0.0, steal_seconds=0.0, own_seconds=0.0
+        )
+
+    def stretch(self, case, visits):
+        number = case.shape[3]
+        blocks = []
+        for visit in visits:
+            usual = 1e-3 * (self._ratio if visit.name == "two" else 1.0)
+            self.seconds[number] += usual * (visit.lead_in + visit.calls)
+            noise = self._rng.normal(0, 0.001 if number % 2 else 0.3)
+            blocks.append(workload.Block(seconds=usual * float(np.exp(noise))))
+        return workload.Stretch(blocks=tuple(blocks), cpu_seconds=0.0, switches=0)
+
+
+@pytest.mark.parametrize(("ratio", "more"), [(1.0, True), (9.0, False)])
+def test_what_a_steady_race_does_not_need_goes_to_a_noisy_one_that_is_undecided(
+    job, monkeypatch, ratio, more
+):
+    fleet = NoisyFleet(ratio)
+    monkeypatch.setattr("bench.race.usage_reader", fleet.usage)
+    races = races_of(fleet, [job(number, plan=LEGS) for number in range(1, 13)])
+    for _ in range(12):
+        races.next_done()
+    steady, noisy = (
+        np.median([fleet.seconds[number] for number in range(first, 13, 2)]) for first in (1, 2)
+    )
+    assert steady < 0.7 * LEGS.budget_seconds
+    assert (noisy > 1.15 * LEGS.budget_seconds) == more
+
+
+def test_races_come_back_one_by_one_about_in_the_order_in_which_they_were_asked_for(job):
     races = races_of(Fleet(), [job(number) for number in range(1, 31)])
-    assert [races.next_done().job.case.shape[3] for _ in range(30)] == list(range(1, 31))
+    numbers = [races.next_done().job.case.shape[3] for _ in range(30)]
+    assert sorted(numbers) == list(range(1, 31))
+    assert all(abs(number - place) <= LANES for place, number in enumerate(numbers, 1))
 
 
 def test_races_of_another_setting_wait_until_nobody_is_under_way(job):

@@ -64,6 +64,9 @@ class FakeWorker:
     def allocate(self):
         return 0.01
 
+    def gather(self):
+        return None
+
     def time_stretch(self, visits):
         return workload.Stretch(blocks=tuple(map(self.visit, visits)), cpu_seconds=0.0, switches=0)
 
@@ -256,6 +259,14 @@ def test_rounds_under_contention_are_marked_and_done_again_within_bounds():
     # Probes are in each third round only: the count of a part of a stretch is an estimate.
     assert found["base"].contention.blocks_redone == pytest.approx(blocks / 2, rel=0.05)
     assert "contended" in found["base"].flags
+
+
+@pytest.mark.parametrize("apart", [None, False, True])
+def test_blocks_of_processors_that_are_far_apart_are_marked(monkeypatch, apart):
+    monkeypatch.setattr(FakeWorker, "gather", lambda self: apart)
+    found, _, _ = run({"base": MS, "rival": MS})
+    assert set(found["rival"].samples.contended) == {int(bool(apart))}
+    assert found["rival"].contention.apart == (None if apart is None else float(apart))
 
 
 def test_more_replicas_are_added_until_it_is_precise_enough():

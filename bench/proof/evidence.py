@@ -177,7 +177,9 @@ def measure_bias(bias: Bias, turns: int, worker: Worker, block_seconds: float) -
             warm = stretch.blocks[1 + shuffled.index(bias.subject)].seconds
             _, calls = blocks[bias.subject]()
             some = min(MOST_LOOP_BLOCKS, math.ceil(loop_calls / calls))
-            loop = worker.call(time_loop, bias.subject, before_loop, calls, some, timeout=limit)
+            loop = worker.call(
+                time_wakeful_loop, bias.subject, before_loop, calls, some, timeout=limit
+            )
             # By round: the machine's speed changes from one second to the next, for both alike.
             rounds.append(warm / statistics.median(loop))
         ratios.append(statistics.median(rounds))
@@ -185,13 +187,10 @@ def measure_bias(bias: Bias, turns: int, worker: Worker, block_seconds: float) -
     return ratios
 
 
-def time_drowsy_loop(name: str, lead_in: int, calls: int, blocks: int) -> list[float]:
-    """As time_loop, of processors that may sleep."""
-    awake.let_sleep()
-    try:
+def time_wakeful_loop(name: str, lead_in: int, calls: int, blocks: int) -> list[float]:
+    """As time_loop, of processors that are kept awake, as a race's are."""
+    with awake.kept_awake():
         return time_loop(name, lead_in, calls, blocks)
-    finally:
-        awake.keep_awake()
 
 
 def measure_sleep(bias: Bias, turns: int, worker: Worker) -> list[float]:
@@ -213,12 +212,12 @@ def measure_sleep(bias: Bias, turns: int, worker: Worker) -> list[float]:
     ratios = []
     for _ in range(turns):
         seconds: dict[Callable[..., list[float]], list[float]] = {}
-        for loop in (time_loop, time_drowsy_loop) * SLEEP_LOOPS:
+        for loop in (time_wakeful_loop, time_loop) * SLEEP_LOOPS:
             seconds.setdefault(loop, []).extend(
                 worker.call(loop, bias.subject, lead_in, 2, MOST_LOOP_BLOCKS, timeout=limit)
             )
         ratios.append(
-            statistics.median(seconds[time_drowsy_loop]) / statistics.median(seconds[time_loop])
+            statistics.median(seconds[time_loop]) / statistics.median(seconds[time_wakeful_loop])
         )
     worker.call(workload.close_case, timeout=limit)
     return ratios

@@ -115,6 +115,7 @@ COLUMNS: dict[str, str] = {
     "others": "share that other processes used",
     "blocks_marked": "blocks under contention",
     "blocks_redone": "of these, done again",
+    "apart": "share of the race's blocks while the host had the two processors far from each other",
     "node": "machine",
 }
 
@@ -316,6 +317,7 @@ def _row(m: Measurement) -> tuple[Any, ...]:
         contention.others if contention and contention.others is not None else math.nan,
         contention.blocks_marked if contention else 0,
         contention.blocks_redone if contention else 0,
+        contention.apart if contention and contention.apart is not None else math.nan,
         m.node,
     )
 

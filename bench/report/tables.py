@@ -281,7 +281,7 @@ def contention_table(loaded: Loaded) -> pd.DataFrame:
     races = loaded.table.drop_duplicates("race")
     rows = []
     for (op, mode), group in races.groupby(["op", "mode"], sort=False):
-        steal, others = group["steal"].max(), group["others"].max()
+        steal, others, apart = (group[name].max() for name in ("steal", "others", "apart"))
         rows.append(
             {
                 "op": op,
@@ -291,6 +291,8 @@ def contention_table(loaded: Loaded) -> pd.DataFrame:
                 "blocks redone": int(group["blocks_redone"].sum()),
                 "worst steal": format_share(steal) or "cannot be seen here",
                 "worst others' share": format_share(others) or "cannot be seen here",
+                "processors far apart, worst share of blocks": format_share(apart)
+                or "cannot be seen here",
             }
         )
     return pd.DataFrame(rows)

@@ -1,0 +1,91 @@
+"""Whether the host has two processors near each other: with a real partner process on the other one."""
+
+import os
+import sys
+
+import pytest
+
+from bench import placement
+from bench.placement import FAR, MOST_SAVED_SECONDS, WAKING_SECONDS, Placement
+
+pytestmark = pytest.mark.skipif(
+    not sys.platform.startswith("linux") or len(os.sched_getaffinity(0)) < 2,
+    reason="needs Linux and two processors",
+)
+
+
+@pytest.fixture
+def pair():
+    cpus = sorted(os.sched_getaffinity(0))[:2]
+    made = Placement((cpus[0], cpus[1]))
+    yield made
+    made.close()
+
+
+def scripted(monkeypatch, pair, seconds):
+    """What the reads say, one after the other; how often the processors were made to wake each other."""
+    reads, wakes = iter(seconds), []
+    monkeypatch.setattr(pair, "read_seconds", lambda: next(reads))
+    wake = pair._wake_each_other
+
+    def count():
+        wakes.append(1)
+        wake()
+
+    monkeypatch.setattr(pair, "_wake_each_other", count)
+    return wakes
+
+
+def test_what_the_other_processor_has_written_is_read(pair):
+    pair._copy[:] = b"\xff" * len(pair._copy)
+    assert pair.read_seconds() > 0
+    assert not any(pair._copy)
+
+
+def test_processors_that_are_near_are_left_alone_but_for_the_first_time(pair, monkeypatch):
+    monkeypatch.setattr(placement, "WAKING_SECONDS", 0.001)
+    wakes = scripted(monkeypatch, pair, [1.0, 1.2, 0.9 * FAR])
+    assert [pair.gather() for _ in range(3)] == [False] * 3
+    assert len(wakes) == 1
+
+
+def test_processors_that_are_far_wake_each_other_until_they_are_near(pair, monkeypatch):
+    monkeypatch.setattr(placement, "WAKING_SECONDS", 0.001)
+    wakes = scripted(monkeypatch, pair, [1.0, 1.1 * FAR, 1.1 * FAR, 1.0])
+    assert [pair.gather() for _ in range(2)] == [False] * 2
+    assert len(wakes) == 3
+
+
+def test_where_they_stay_far_it_takes_no_more_than_its_time_and_is_said(pair, monkeypatch):
+    monkeypatch.setattr(placement, "WAKING_SECONDS", 0.001)
+    monkeypatch.setattr(placement, "MOST_SAVED_SECONDS", 0.003)
+    monkeypatch.setattr(placement, "EARNED_SECONDS", 0.0002)
+    pair._saved_seconds = 0.003
+    wakes = scripted(monkeypatch, pair, [1.0] + [2 * FAR] * 100)
+    assert not pair.gather()
+    assert all(pair.gather() for _ in range(20))
+    assert len(wakes) <= 3 + 20 * 0.2
+    assert MOST_SAVED_SECONDS > 2 * WAKING_SECONDS
+
+
+def test_the_process_may_run_where_it_could_before(pair):
+    before = os.sched_getaffinity(0)
+    pair.gather()
+    assert os.sched_getaffinity(0) == before
+
+
+def test_without_its_partner_a_process_goes_on(pair, monkeypatch):
+    monkeypatch.setattr(placement, "_placements", [pair])
+    assert placement.gather() in (True, False)
+    pair._partner.kill()
+    pair._partner.wait()
+    assert placement.gather() is None
+    assert placement.gather() is None
+
+
+@pytest.mark.parametrize(("virtual", "cpus"), [(False, {0, 1}), (True, {0}), (True, {0, 1, 2})])
+def test_it_is_looked_for_on_virtual_machines_of_two_processors_only(monkeypatch, virtual, cpus):
+    monkeypatch.setattr(placement, "_placements", [])
+    monkeypatch.setattr(placement, "is_virtual", lambda: virtual)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: cpus)
+    assert placement.gather() is None
