@@ -51,7 +51,7 @@ TEN = Design(plain=9)
 PAIR = Design(
     plain=0,
     slowdowns=(0.01,),
-    plan=Plan(replicas=12, max_replicas=12, allocations=1, rounds=4000, budget_seconds=8.2),
+    plan=Plan(replicas=12, max_replicas=12, allocations=1, rounds=4000, budget_seconds=7.6),
 )
 # Beside a busy neighbour three times the time is allowed.
 BUSY_PAIR = replace(PAIR, plan=replace(PAIR.plan, budget_seconds=26.0))
