@@ -8,10 +8,9 @@ for rounds that follow each other within a tenth of a second: several turns are 
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -238,8 +237,8 @@ class LocalRaces:
         race = job.make_race()
         if reason := too_large(job.case, self._memory_nbytes):
             return Result(measurements=refuse(race, reason), seconds=Seconds(float))
-        leg_seconds = STRETCH_SECONDS if is_gpu(job.case.device) else LEG_SECONDS
-        while True:
+        more = True
+        while more:
             start = time.monotonic()
             try:
                 self.fleet.use(job.setting, job.plan.replicas)
@@ -249,19 +248,29 @@ class LocalRaces:
                 return race.result()
             race.seconds["start"] += time.monotonic() - start
             self._ready()
-            seconds = self._seconds_for(race)
-            steps = race.run_next(fleet, seconds=seconds, leg_seconds=leg_seconds)
-            while True:
-                try:
-                    with _waiting_told(race):
-                        next(steps)
-                except StopIteration as end:
-                    more: bool = end.value
-                    break
-                yield False
-            if not more:
-                return race.result()
-            yield True
+            more = yield from self._replica(race, fleet)
+            if more:
+                yield True
+        return race.result()
+
+    def _replica(self, race: Race, fleet: _Shifted) -> Generator[bool, None, bool]:
+        """Run the race's next replica, a leg a step; what it does not account for itself was waiting."""
+        steps = race.run_next(
+            fleet,
+            seconds=self._seconds_for(race),
+            leg_seconds=STRETCH_SECONDS if is_gpu(race.case.device) else LEG_SECONDS,
+        )
+        while True:
+            start, before = time.monotonic(), sum(race.seconds.values())
+            try:
+                next(steps)
+            except StopIteration as end:
+                more: bool = end.value
+                return more
+            finally:
+                spent = sum(race.seconds.values()) - before
+                race.seconds["waiting"] += time.monotonic() - start - spent
+            yield False
 
     def _seconds_for(self, race: Race) -> float:
         """Seconds of rounds of its next replica: what a race does not need is there for those that need more."""
@@ -269,17 +278,6 @@ class LocalRaces:
         more = min(more, self._spare_seconds / LANES)
         self._spare_seconds -= more
         return race.usual_seconds + more
-
-
-@contextlib.contextmanager
-def _waiting_told(race: Race) -> Iterator[None]:
-    """Enter what a step took and the race does not account for itself as waiting."""
-    start, before = time.monotonic(), sum(race.seconds.values())
-    try:
-        yield
-    finally:
-        spent = sum(race.seconds.values()) - before
-        race.seconds["waiting"] += time.monotonic() - start - spent
 
 
 @dataclass(eq=False, kw_only=True)

@@ -59,7 +59,7 @@ def resolution_text(results: Path, plan: Plan) -> str:
 
 def resolution_of(run: Run, plan: Plan) -> float | None:
     """The median half-width that the plan would have had in the run; None if the run cannot tell."""
-    from bench.stats import components, resolution  # SciPy takes as long to load as all else here
+    from bench.stats import components  # SciPy takes as long to load as all else here
 
     budget, replicas = (run.header.options.get(name) for name in ("budget_seconds", "replicas"))
     if not isinstance(budget, (int, float)) or not isinstance(replicas, int) or budget <= 0:
@@ -76,10 +76,7 @@ def resolution_of(run: Run, plan: Plan) -> float | None:
         more = plan.budget_seconds / plan.replicas / plan.allocations
         less = budget / replicas / allocations_of(m)
         found.append(
-            resolution(
-                replica=seen.replica,
-                allocation=seen.allocation,
-                round=seen.round,
+            seen.half_width(
                 replicas=plan.replicas,
                 allocations=plan.allocations,
                 rounds=min(plan.rounds, max(1.0, seen.rounds * more / less)),

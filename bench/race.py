@@ -16,7 +16,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from bench import workload
+from bench import placement, workload
 from bench.candidate import Candidate
 from bench.case import Case, input_nbytes
 from bench.environment import Seen, Usage, seen_between, seen_together, usage_reader
@@ -298,13 +298,8 @@ class Race:
         seen = stats.components(candidate, baseline)
         if seen is None:
             return 1.0
-        half_width = stats.resolution(
-            replica=seen.replica,
-            allocation=seen.allocation,
-            round=seen.round,
-            replicas=self.plan.replicas,
-            allocations=self.plan.allocations,
-            rounds=seen.rounds,
+        half_width = seen.half_width(
+            replicas=self.plan.replicas, allocations=self.plan.allocations, rounds=seen.rounds
         )
         pace = stats.pace(
             half_width, self.plan.precision, done=self._replicas, replicas=self.plan.replicas
@@ -667,7 +662,7 @@ class Race:
         """Bring the processors together; whether they are far apart after all, None: not known."""
         if is_gpu(self.case.device):
             return None
-        apart: bool | None = worker.call(workload.gather, timeout=self.plan.timeout_seconds)
+        apart: bool | None = worker.call(placement.gather, timeout=self.plan.timeout_seconds)
         return apart
 
     def _expected(self, asked: Sequence[_Asked]) -> float:
@@ -697,8 +692,9 @@ class Race:
         rows: Sequence[_Timed],
         seen: Seen,
     ) -> None:
+        disturbed = seen.contended()
         for round_, tally, calls, block, apart in rows:
-            contended = int(seen.contended() or bool(apart))
+            contended = int(disturbed or bool(apart))
             self._contention["marked"] += contended
             self._contention["watched"] += apart is not None
             self._contention["apart"] += bool(apart)

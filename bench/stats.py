@@ -120,6 +120,17 @@ class Components:
     round: float
     rounds: float
 
+    def half_width(self, *, replicas: int, allocations: int, rounds: float) -> float:
+        """Relative half width to expect of so many replicas, allocations in each and rounds in each of these."""
+        return resolution(
+            replica=self.replica,
+            allocation=self.allocation,
+            round=self.round,
+            replicas=replicas,
+            allocations=allocations,
+            rounds=rounds,
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
-from bench import footprint, placement
+from bench import footprint
 from bench.awake import kept_awake
 from bench.candidate import REGISTRY, Candidate
 from bench.case import Case
@@ -565,11 +565,6 @@ def synchronise(state: _State) -> None:
         import tensorflow as tf
 
         tf.test.experimental.sync_devices()
-
-
-def gather() -> bool | None:
-    """Bring the processors together; whether they are far apart after all (bench.placement)."""
-    return placement.gather()
 
 
 def time_stretch(visits: Sequence[Visit]) -> Stretch:
