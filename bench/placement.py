@@ -14,7 +14,6 @@ import mmap
 import os
 import subprocess
 import sys
-import tempfile
 import time
 
 from bench import partner
@@ -41,7 +40,8 @@ class Placement:
         self._least = float("inf")
         self._saved_seconds = MOST_SAVED_SECONDS
         self._copy = memoryview(bytearray(SHARED_NBYTES))
-        with tempfile.TemporaryFile() as memory:
+        # Not a file: to write to one that is mapped kills the process where the disk is full.
+        with os.fdopen(os.memfd_create("poolbench"), "wb") as memory:
             memory.truncate(SHARED_NBYTES)
             self._shared = memoryview(mmap.mmap(memory.fileno(), SHARED_NBYTES))
             numbers = map(str, (memory.fileno(), SHARED_NBYTES, cpus[1]))
