@@ -31,6 +31,8 @@ COPIES_HELD = 10
 TURNS_BETWEEN = 24
 # Turns that are taken at a time, each in a worker of its own.
 LANES = 8
+# Of a worker that holds no case. Races of two settings take turns only where twice as much is free.
+WORKER_NBYTES = 1 << 29
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,40 +67,44 @@ class Done:
 
 
 class LocalFleet:
-    """Worker processes on this machine, kept as long as their setting holds."""
+    """Worker processes on this machine, kept until those of another setting are asked for."""
 
     def __init__(self, files: Sequence[Path], memory_nbytes: int | None) -> None:
         self._files = files
         self._memory_nbytes = memory_nbytes
         self._setting: Setting | None = None
-        self._workers: list[Worker] = []
+        self._workers: dict[Setting, list[Worker]] = {}
 
-    def use(self, setting: Setting, replicas: int) -> None:
-        """Have at least `replicas` workers with this setting, started side by side."""
-        if setting != self._setting:
+    def use(self, setting: Setting, replicas: int, *, beside: bool = False) -> None:
+        """Have at least `replicas` workers with this setting, started side by side.
+
+        Those of other settings are ended, unless these are to be `beside` them.
+        """
+        if setting not in self._workers and not beside:
             self.close()
-            self._setting = setting
-        while len(self._workers) < replicas:
+        self._setting = setting
+        workers = self._workers.setdefault(setting, [])
+        while len(workers) < replicas:
             worker = Worker(setting, files=self._files, memory_nbytes=self._memory_nbytes)
-            self._workers.append(worker)
+            workers.append(worker)
             worker.start()
-        for worker in self._workers:
+        for worker in workers:
             worker.wait_started()
 
     def worker(self, replica: int) -> Worker:
-        """The worker of a replica; a new number gets a fresh process."""
+        """The worker of a replica, with the setting last used; a new number gets a fresh process."""
         assert self._setting is not None, "use() comes first"
         self.use(self._setting, replica + 1)
-        return self._workers[replica]
+        return self._workers[self._setting][replica]
 
     def started(self) -> Worker | None:
         """A worker that is up, if there is one."""
-        return self._workers[0] if self._workers else None
+        return next((workers[0] for workers in self._workers.values() if workers), None)
 
     def close(self) -> None:
         """End every worker."""
-        workers, self._workers = self._workers, []
-        self._setting = None
+        workers = [worker for some in self._workers.values() for worker in some]
+        self._workers, self._setting = {}, None
         for worker in workers:
             worker.kill()  # all at once: waiting for the end of each is felt at a Ctrl-C
         for worker in workers:
@@ -213,12 +219,12 @@ class LocalRaces:
         )
 
     def _begin_races(self) -> None:
-        """Begin those whose time has come; one of another setting waits until nobody is under way."""
+        """Begin those whose time has come; who needs workers that have no room waits until nobody is under way."""
         while self._queue:
             job = self._queue[0]
             under_way = (*self._waiting, *self._lanes)
             due = min((turn.due for turn in self._waiting), default=self._next_begin)
-            if under_way and (self._next_begin > due or under_way[0].job.setting != job.setting):
+            if under_way and (self._next_begin > due or not self._have_room(job)):
                 return
             begin = self._next_begin
             fleet = _Shifted(fleet=self.fleet, first=self._begun, replicas=job.plan.replicas)
@@ -227,6 +233,16 @@ class LocalRaces:
             self._next_begin += job.plan.replicas
             self._begun += 1
             self._queue.popleft()
+
+    def _have_room(self, job: Job) -> bool:
+        """Whether workers of the job's setting are up, or may be beside those that are."""
+        if any(turn.job.setting == job.setting for turn in (*self._waiting, *self._lanes)):
+            return True
+        free = psutil.virtual_memory().available
+        return not is_gpu(job.case.device) and 2 * WORKER_NBYTES * job.plan.replicas < free
+
+    def _others_under_way(self, setting: Setting) -> bool:
+        return any(turn.job.setting != setting for turn in (*self._waiting, *self._lanes))
 
     def _steps(self, job: Job, fleet: _Shifted) -> Generator[bool, None, Result]:
         """Run a race, a leg a step; or say in its measurements why it cannot be.
@@ -241,7 +257,9 @@ class LocalRaces:
         while more:
             start = time.monotonic()
             try:
-                self.fleet.use(job.setting, job.plan.replicas)
+                self.fleet.use(
+                    job.setting, job.plan.replicas, beside=self._others_under_way(job.setting)
+                )
             except WorkerFailure as failure:
                 reason = f"no worker could be started: {failure.reason}"
                 race.fail(WorkerFailure(failure.status, reason, tail=failure.tail))
@@ -296,9 +314,9 @@ class _Turn:
         return (self.due - self.begin) // TURNS_BETWEEN
 
     @property
-    def worker(self) -> int:
+    def worker(self) -> tuple[Setting, int]:
         """Which of the fleet's workers its next replica, or the one in a lane, has."""
-        return self.fleet.place(self.replicas)
+        return self.job.setting, self.fleet.place(self.replicas)
 
 
 def needed_nbytes(case: Case) -> int:

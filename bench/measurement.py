@@ -127,6 +127,8 @@ class Contention(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         involuntary_switches: of the workers.
         apart: share of the blocks that were timed while the host had this machine's two processors far from
             each other.
+        siblings: share of the looks at which a processor's sibling, the other hardware thread of its core, was at
+            work for another guest of the host.
         device_clock_mhz: lowest and highest clock of a GPU at the ends of its rounds.
         device_celsius: its highest temperature.
         device_slowdowns: why its clock was held down, in words.
@@ -143,6 +145,7 @@ class Contention(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     device_slowdowns: tuple[str, ...] = ()
     device_others: float | None = None
     apart: float | None = None
+    siblings: float | None = None
 
 
 Clock = Literal["wall", "device"]

@@ -11,6 +11,7 @@ import contextlib
 import math
 import random
 import re
+import statistics
 from collections import Counter, defaultdict
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -247,6 +248,7 @@ class Race:
         self.seconds = Seconds(float)
         self._read_usage = read_usage or usage_reader(case.device)
         self._device_usages: list[DeviceUsage] = []
+        self._siblings: list[float] = []
         self._enough = enough or precise_enough
         self._random = random.Random(f"{plan.seed} {case!r}")
         self._orders = balanced_orders([entry.name for entry in candidates], self._random)
@@ -648,6 +650,8 @@ class Race:
                 return None
             parts.append(seen_between(start, self._read_usage(), done.cpu_seconds))
             self._contention["switches"] += done.switches
+            if done.siblings is not None:
+                self._siblings.append(done.siblings)
             for (round_, tally, visit), block in zip(asked, done.blocks, strict=True):
                 if block.status == "ok":
                     rows.append((round_, tally, visit.calls, block, apart))
@@ -817,6 +821,7 @@ class Race:
             blocks_redone=self._contention["redone"],
             involuntary_switches=self._contention["switches"] if self._visible else None,
             apart=round(self._contention["apart"] / watched, 4) if watched else None,
+            siblings=round(statistics.fmean(self._siblings), 4) if self._siblings else None,
             **device_contention(self._device_usages),
         )
 

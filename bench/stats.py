@@ -13,6 +13,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -22,7 +23,7 @@ from scipy import special
 from bench.measurement import Samples
 
 Array = npt.NDArray[Any]
-Level = Literal["replica", "allocation", "round"]
+Level = Literal["replica", "allocation"]
 Verdict = Literal["FASTER", "SLOWER", "SAME", "UNDECIDED"]
 Key = TypeVar("Key", bound=Hashable)
 
@@ -34,11 +35,14 @@ UNDECIDED: Verdict = "UNDECIDED"
 MOST_REPLICAS = 200  # a prediction beyond this says only that it is hopeless
 MOST_LOG = 709.0  # beyond it math.exp overflows
 MIDMEAN_VARIANCE = 1.2  # of an interquartile mean over that of a mean, normal noise
+# Of so many rounds that follow each other the quickest counts, for either side: what slows a round, a guest
+# of the host on a processor's other thread, slows one spelling more than another, and comes and goes by the minute.
+NEIGHBOURS = 3
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Paired:
-    """Log ratios of the blocks that both sides have, as columns of equal length.
+    """Log ratios of the rounds that both sides have, or of neighbouring ones' quickest, as columns of equal length.
 
     `contended_used`: contended blocks were kept, because too few replicas have others.
     """
@@ -206,6 +210,15 @@ def interquartile_mean(values: Array) -> Array:
         return np.asarray(total / np.sum(weights, axis=-1))
 
 
+def quickest(logs: Array, neighbours: int = NEIGHBOURS) -> Array:
+    """(..., n) logs of seconds, in order -> (..., n - neighbours + 1): the least of each so many in a row.
+
+    Of fewer than `neighbours` the least of all.
+    """
+    width = min(neighbours, logs.shape[-1])
+    return np.asarray(np.lib.stride_tricks.sliding_window_view(logs, width, axis=-1).min(axis=-1))
+
+
 def allocation_values(cube: Array) -> Array:
     """(..., replica, allocation, round), nan: missing -> one value each (..., replica, allocation)."""
     return interquartile_mean(cube)
@@ -227,8 +240,11 @@ def mean_and_error(units: Array) -> tuple[Array, Array, int]:
 # Samples to estimates.
 
 
-def log_ratios(candidate: Samples, baseline: Samples) -> Paired:
+def log_ratios(candidate: Samples, baseline: Samples, *, neighbours: int = NEIGHBOURS) -> Paired:
     """Blocks of the two sides paired by (replica, allocation, round), in that order.
+
+    Of each `neighbours` pairs of an allocation that follow each other, the quickest of either side is taken
+    (`quickest`), and entered with the first one's round.
 
     Contended blocks are left out, unless more than a third of the replicas (or all but two of three
     and more) would have less than half of their blocks left: a few clean ones say less than all of them,
@@ -241,13 +257,21 @@ def log_ratios(candidate: Samples, baseline: Samples) -> Paired:
     whole = sum(after[replica] >= count / 2 for replica, count in before.items())
     enough = whole >= max(2 * len(before) / 3, min(3, len(before)))
     kept = clean if enough else places
-    columns = np.array(kept, dtype=np.int64).reshape(-1, 3)
-    value = [math.log(left[place][0] / right[place][0]) for place in kept]
+    columns, values = [], []
+    for _, some in groupby(kept, key=lambda place: place[:2]):
+        group = list(some)
+        above, below = (
+            quickest(np.log([side[place][0] for place in group]), neighbours)
+            for side in (left, right)
+        )
+        values.append(above - below)
+        columns += group[: len(above)]
+    where = np.array(columns, dtype=np.int64).reshape(-1, 3)
     return Paired(
-        replica=columns[:, 0],
-        allocation=columns[:, 1],
-        round=columns[:, 2],
-        value=np.array(value, dtype=np.float64),
+        replica=where[:, 0],
+        allocation=where[:, 1],
+        round=where[:, 2],
+        value=np.concatenate(values) if values else np.empty(0),
         contended_used=not enough,
     )
 
@@ -278,8 +302,6 @@ def units_of(paired: Paired, level: Level = "replica") -> Array:
     """(n,) independent units at a level."""
     if not len(paired.value):
         return np.empty(0)
-    if level == "round":
-        return paired.value
     cube = to_cube(paired)
     units = replica_values(cube) if level == "replica" else allocation_values(cube).ravel()
     return units[~np.isnan(units)]
@@ -334,7 +356,7 @@ def estimate_all(
         for start in range(0, len(places), _AT_ONCE):
             some = places[start : start + _AT_ONCE]
             left, right = (np.stack([logs[id(pairs[at][side])] for at in some]) for side in (0, 1))
-            mean, error, degrees = mean_and_error(replica_values(left - right))
+            mean, error, degrees = mean_and_error(replica_values(quickest(left) - quickest(right)))
             for at, value, width in zip(some, mean.tolist(), error.tolist(), strict=True):
                 found[at] = from_error(value, width, degrees, degrees + 1, confidence)
     return [one for one in found if one is not None]
@@ -627,8 +649,12 @@ def pace(half_width: float, precision: float, *, done: int, replicas: int) -> fl
 
 
 def components(candidate: Samples, baseline: Samples) -> Components | None:
-    """How a measured log ratio varied at each level; None where a level was not repeated."""
-    cube = to_cube(log_ratios(candidate, baseline))
+    """How a measured log ratio varied at each level; None where a level was not repeated.
+
+    Rounds by themselves: the quickest of neighbours share rounds. To what the interval is like in the end it makes
+    no difference (docs/method.md).
+    """
+    cube = to_cube(log_ratios(candidate, baseline, neighbours=1))
     if cube.ndim != 3 or min(cube.shape) < 2:
         return None
     rounds = float(np.mean(np.sum(~np.isnan(cube), axis=-1)))

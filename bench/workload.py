@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import os
 import resource
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
-from bench import footprint
+from bench import footprint, siblings
 from bench.awake import kept_awake
 from bench.candidate import REGISTRY, Candidate
 from bench.case import Case
@@ -201,11 +202,14 @@ class Stretch(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         cpu_seconds: processor time of this process, all threads.
         switches: involuntary context switches.
+        siblings: share of the looks, before and after, at which a processor's sibling was at work for another
+            guest of the host (bench.siblings); None where that is not to be seen.
     """
 
     blocks: tuple[Block, ...]
     cpu_seconds: float
     switches: int
+    siblings: float | None = None
 
 
 @dataclass
@@ -572,16 +576,20 @@ def time_stretch(visits: Sequence[Visit]) -> Stretch:
     start = resource.getrusage(resource.RUSAGE_SELF)
     blocks = []
     with kept_awake():
+        looks = [siblings.busy_share()]
         for visit in visits:
             try:
                 blocks.append(time_block(visit.name, visit.lead_in, visit.calls))
             except Exception as error:  # noqa: BLE001, PERF203 (what a candidate raises is a result)
                 blocks.append(Block(status=status_of(error), reason=reason_of(error)))
+        looks.append(siblings.busy_share())
+    seen = [look for look in looks if look is not None]
     end = resource.getrusage(resource.RUSAGE_SELF)
     return Stretch(
         blocks=tuple(blocks),
         cpu_seconds=end.ru_utime + end.ru_stime - start.ru_utime - start.ru_stime,
         switches=end.ru_nivcsw - start.ru_nivcsw,
+        siblings=statistics.fmean(seen) if seen else None,
     )
 
 

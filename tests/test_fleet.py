@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from fakes import ANSWERS, FakeWorker, fake_candidate
 
+from bench import fleet as fleet_module
 from bench import workload
 from bench.candidate import REGISTRY
 from bench.case import make_case
 from bench.environment import Usage
-from bench.fleet import LANES, TURNS_BETWEEN, Job, LocalRaces
+from bench.fleet import LANES, TURNS_BETWEEN, Job, LocalFleet, LocalRaces
 from bench.race import Plan
 from bench.replica import Setting, WorkerFailure
 from bench.stats import estimate
@@ -31,12 +32,14 @@ class Fleet:
     def __init__(self, fault=None):
         self.turns = []
         self.settings = []
+        self.beside = False
         self._fault = fault
 
-    def use(self, setting, replicas):
+    def use(self, setting, replicas, *, beside=False):
         if self._fault == "start":
             raise WorkerFailure("crashed", "no memory")
         self.settings.append(setting)
+        self.beside |= beside
 
     def worker(self, replica):
         def open_case(case, *_):
@@ -212,13 +215,45 @@ def test_races_come_back_one_by_one_about_in_the_order_in_which_they_were_asked_
     assert all(abs(number - place) <= LANES for place, number in enumerate(numbers, 1))
 
 
-def test_races_of_another_setting_wait_until_nobody_is_under_way(job):
+@pytest.mark.parametrize("room", [False, True])
+def test_races_of_another_setting_take_turns_too_where_their_workers_have_room(
+    job, monkeypatch, room
+):
+    free = 2 * fleet_module.WORKER_NBYTES * PLAN.replicas
+    memory = SimpleNamespace(available=free + 1 if room else free)
+    monkeypatch.setattr(fleet_module.psutil, "virtual_memory", lambda: memory)
     fleet = Fleet()
     races = races_of(fleet, [job(1), job(2), job(3, threads=1), job(4)])
     for _ in range(4):
         races.next_done()
     threads = [setting.threads for setting in fleet.settings]
-    assert threads == [None] * 6 + [1] * 3 + [None] * 3
+    assert Counter(threads) == {None: 9, 1: 3}
+    assert (threads == [None] * 6 + [1] * 3 + [None] * 3) != room
+    assert fleet.beside == room
+
+
+def test_workers_of_another_setting_end_the_former_unless_they_are_to_be_beside(monkeypatch):
+    class FakeProcess:
+        def __init__(self, setting, **more):
+            self.setting = setting
+
+        def start(self):
+            pass
+
+        wait_started = kill = close = start
+
+    monkeypatch.setattr(fleet_module, "Worker", FakeProcess)
+    fleet = LocalFleet((), None)
+    one, two = Setting(threads=1), Setting(threads=2)
+    fleet.use(one, 2)
+    first = fleet.worker(0)
+    fleet.use(two, 1, beside=True)
+    assert fleet.worker(0).setting == two
+    fleet.use(one, 2)
+    assert fleet.worker(0) is first
+    fleet.use(Setting(threads=3), 1)
+    fleet.use(one, 1)
+    assert fleet.worker(0) is not first
 
 
 def test_what_is_under_way_counts_by_its_replicas(job):

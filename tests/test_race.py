@@ -1,3 +1,4 @@
+import itertools
 import random
 
 import msgspec
@@ -259,6 +260,19 @@ def test_rounds_under_contention_are_marked_and_done_again_within_bounds():
     # Probes are in each third round only: the count of a part of a stretch is an estimate.
     assert found["base"].contention.blocks_redone == pytest.approx(blocks / 2, rel=0.05)
     assert "contended" in found["base"].flags
+
+
+@pytest.mark.parametrize(("looks", "share"), [((None,), None), ((0.0, 1.0), 0.5)])
+def test_how_often_a_sibling_was_busy_is_told(monkeypatch, looks, share):
+    seen = itertools.cycle(looks)
+    stretch = FakeWorker.time_stretch
+    monkeypatch.setattr(
+        FakeWorker,
+        "time_stretch",
+        lambda self, visits: msgspec.structs.replace(stretch(self, visits), siblings=next(seen)),
+    )
+    found, _, _ = run({"base": MS, "rival": MS})
+    assert found["rival"].contention.siblings == pytest.approx(share, abs=0.1)
 
 
 @pytest.mark.parametrize("apart", [None, False, True])

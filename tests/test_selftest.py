@@ -226,10 +226,11 @@ def run_of(ratio, seed, noise=0.002):
     return evidence.compare_measurements(found)
 
 
-def test_two_runs_that_agree_pass_and_a_verdict_that_turns_fails():
-    agreeing = evidence.TwoRuns(first=run_of(0.8, 0), second=run_of(0.8, 1))
-    assert judges.judge_two_runs(agreeing).passed
-    turned = judges.judge_two_runs(evidence.TwoRuns(first=run_of(0.8, 0), second=run_of(1.3, 1)))
+def test_runs_that_agree_pass_and_a_verdict_that_turns_fails():
+    agreeing = judges.judge_runs([run_of(0.8, seed) for seed in range(3)])
+    assert agreeing.passed
+    assert len(agreeing.figures["covered"]) == 2
+    turned = judges.judge_runs([run_of(0.8, 0), run_of(1.3, 1)])
     assert not turned.passed
     assert turned.figures["turned"] == 8
 

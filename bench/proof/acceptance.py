@@ -31,10 +31,10 @@ from bench.proof.judges import (
     judge_equal,
     judge_pairs,
     judge_power,
+    judge_runs,
     judge_shares,
     judge_sleep,
     judge_time,
-    judge_two_runs,
     judge_undecided,
     judge_widths,
 )
@@ -104,12 +104,12 @@ BARS: dict[str, Bar] = {
         judge=lambda e: judge_sleep(e.sleep("cache-resident")),
     ),
     "two-runs": Bar(
-        requirement="two quick runs: difference covers zero in 93% or more, no FASTER turns SLOWER",
-        judge=lambda e: judge_two_runs(e.two_runs),
+        requirement="five quick runs, each with the next: difference covers zero in 93% or more, no FASTER turns SLOWER",
+        judge=lambda e: judge_runs(e.quick_runs),
     ),
     "quick-widths": Bar(
         requirement="a quick run: median half-width at most 8%",
-        judge=lambda e: judge_widths(list(e.two_runs.first.values()), 0.08, None),
+        judge=lambda e: judge_widths([c for run in e.quick_runs for c in run.values()], 0.08, None),
     ),
     "busy-aa-alarms": Bar(
         requirement="one core half busy: an op with itself, FASTER or SLOWER in at most 1%",
@@ -145,7 +145,7 @@ BARS: dict[str, Bar] = {
     ),
     "default-again": Bar(
         requirement="two default runs: difference covers zero in 93% or more, no FASTER turns SLOWER",
-        judge=lambda e: judge_two_runs(e.two_default_runs),
+        judge=lambda e: judge_runs(e.two_default_runs),
     ),
     "default-shares": Bar(
         requirement="a default run: 30% of the time or more is samples, 10% or less unaccounted for",

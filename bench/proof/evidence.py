@@ -70,11 +70,23 @@ class Scale:
     busy_tens: int
     busy_pairs: int
     turns: int
+    quick_runs: int
 
 
 SCALES = {
-    "full": Scale(races=30, tens=20, pairs=30, busy_races=20, busy_tens=6, busy_pairs=10, turns=10),
-    "quick": Scale(races=2, tens=1, pairs=2, busy_races=1, busy_tens=1, busy_pairs=1, turns=2),
+    "full": Scale(
+        races=30,
+        tens=20,
+        pairs=30,
+        busy_races=20,
+        busy_tens=6,
+        busy_pairs=10,
+        turns=10,
+        quick_runs=5,
+    ),
+    "quick": Scale(
+        races=2, tens=1, pairs=2, busy_races=1, busy_tens=1, busy_pairs=1, turns=2, quick_runs=2
+    ),
 }
 
 
@@ -251,12 +263,8 @@ def busy_neighbour() -> Iterator[None]:
 # Evidence, gathered when first asked for.
 
 
-@dataclass(frozen=True, kw_only=True)
-class TwoRuns:
-    """Two complete runs of the same sweep, one after the other."""
-
-    first: Mapping[tuple[Case, str], Comparison]
-    second: Mapping[tuple[Case, str], Comparison]
+# Every comparison of a complete run.
+Compared = Mapping[tuple[Case, str], Comparison]
 
 
 class Evidence:
@@ -314,15 +322,16 @@ class Evidence:
             return self._series(BUSY_PAIR, self.scale.busy_pairs, "pairs beside a busy neighbour")
 
     @functools.cached_property
-    def two_runs(self) -> TwoRuns:
+    def quick_runs(self) -> list[Compared]:
+        """Complete quick runs, one after the other."""
         stamp = dt.datetime.now(dt.timezone.utc).strftime("%Y%m%d-%H%M%S")
-        found = []
-        for number in (1, 2):
+        found: list[Compared] = []
+        for number in range(1, self.scale.quick_runs + 1):
             name = f"{stamp}-acceptance-{number}"
-            self._progress(f"quick run {number} of 2: {name}")
+            self._progress(f"quick run {number} of {self.scale.quick_runs}: {name}")
             run_quick(name)
             found.append(compare_journal(RESULTS / name))
-        return TwoRuns(first=found[0], second=found[1])
+        return found
 
     @property
     def default_run(self) -> Path:
@@ -333,14 +342,14 @@ class Evidence:
         return find_default_runs(RESULTS, self._default_runs)
 
     @functools.cached_property
-    def two_default_runs(self) -> TwoRuns:
+    def two_default_runs(self) -> list[Compared]:
+        """The default run, and the one before it."""
         if len(self.default_runs) < 2:
             raise ProofError(
                 f"{self.default_run.name} is the only default run of this code and machine: "
                 "make another by nox -s bench-cpu"
             )
-        second, first = (compare_journal(path) for path in self.default_runs[:2])
-        return TwoRuns(first=first, second=second)
+        return [compare_journal(path) for path in reversed(self.default_runs[:2])]
 
     def bias(self, name: str) -> list[float]:
         """Ratios of warm median to loop, one a turn."""

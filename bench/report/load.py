@@ -116,6 +116,7 @@ COLUMNS: dict[str, str] = {
     "blocks_marked": "blocks under contention",
     "blocks_redone": "of these, done again",
     "apart": "share of the race's blocks while the host had the two processors far from each other",
+    "siblings": "share of looks at which another guest of the host was at work on a processor's other hardware thread",
     "node": "machine",
 }
 
@@ -318,6 +319,7 @@ def _row(m: Measurement) -> tuple[Any, ...]:
         contention.blocks_marked if contention else 0,
         contention.blocks_redone if contention else 0,
         contention.apart if contention and contention.apart is not None else math.nan,
+        contention.siblings if contention and contention.siblings is not None else math.nan,
         m.node,
     )
 

@@ -281,7 +281,9 @@ def contention_table(loaded: Loaded) -> pd.DataFrame:
     races = loaded.table.drop_duplicates("race")
     rows = []
     for (op, mode), group in races.groupby(["op", "mode"], sort=False):
-        steal, others, apart = (group[name].max() for name in ("steal", "others", "apart"))
+        steal, others, apart, siblings = (
+            group[name].max() for name in ("steal", "others", "apart", "siblings")
+        )
         rows.append(
             {
                 "op": op,
@@ -292,6 +294,8 @@ def contention_table(loaded: Loaded) -> pd.DataFrame:
                 "worst steal": format_share(steal) or "cannot be seen here",
                 "worst others' share": format_share(others) or "cannot be seen here",
                 "processors far apart, worst share of blocks": format_share(apart)
+                or "cannot be seen here",
+                "siblings busy for other guests, worst share": format_share(siblings)
                 or "cannot be seen here",
             }
         )
