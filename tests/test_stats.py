@@ -118,7 +118,7 @@ def test_how_busy_the_hosts_other_guests_are_moves_the_ratio_by_less_than_half()
 
 def test_the_quickest_of_neighbours_is_each_sides_own_and_within_an_allocation():
     assert stats.quickest(np.array([3.0, 1.0, 2.0, 4.0, 5.0])).tolist() == [1.0, 1.0, 2.0]
-    assert stats.quickest(np.array([3.0, 1.0])).tolist() == [1.0]
+    assert stats.quickest(np.array([3.0, 1.0])).tolist() == [3.0, 1.0]
     one = np.log([[[4.0, 1.0, 2.0, 8.0]], [[1.0, 1.0, 1.0, 1.0]]])
     other = np.log([[[1.0, 3.0, 4.0, 2.0]], [[2.0, 2.0, 2.0, 2.0]]])
     paired = stats.log_ratios(make_samples(one), make_samples(other))

@@ -104,7 +104,7 @@ BARS: dict[str, Bar] = {
         judge=lambda e: judge_sleep(e.sleep("cache-resident")),
     ),
     "two-runs": Bar(
-        requirement="five quick runs, each with the next: difference covers zero in 93% or more, no FASTER turns SLOWER",
+        requirement="five quick runs, each with the next: their gap covers zero in 93% or more, no FASTER turns SLOWER",
         judge=lambda e: judge_runs(e.quick_runs),
     ),
     "quick-widths": Bar(
