@@ -224,7 +224,7 @@ class LocalRaces:
             job = self._queue[0]
             under_way = (*self._waiting, *self._lanes)
             due = min((turn.due for turn in self._waiting), default=self._next_begin)
-            if under_way and (self._next_begin > due or not self._have_room(job)):
+            if under_way and (self._next_begin > due or not self._workers_fit(job)):
                 return
             begin = self._next_begin
             fleet = _Shifted(fleet=self.fleet, first=self._begun, replicas=job.plan.replicas)
@@ -234,7 +234,7 @@ class LocalRaces:
             self._begun += 1
             self._queue.popleft()
 
-    def _have_room(self, job: Job) -> bool:
+    def _workers_fit(self, job: Job) -> bool:
         """Whether workers of the job's setting are up, or may be beside those that are."""
         if any(turn.job.setting == job.setting for turn in (*self._waiting, *self._lanes)):
             return True
