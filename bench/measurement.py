@@ -170,7 +170,7 @@ class Measurement(Record, frozen=True, kw_only=True, tag="measurement"):
         read_nbytes, written_nbytes: fewest bytes that a call must read and write.
         peak_nbytes: peak of the device's memory above the inputs; None: not measured.
         settled: stopped after the first replica, at ten times the baseline: no interval.
-        flags: 'faster-than-ceiling', ...; words of `bench.race.FLAGS`.
+        flags: 'faster-than-ceiling', ...; words of `bench.tally.FLAGS`.
         contention: of the race.
         node: the machine, 'local' or a Node's name.
         device_seconds: median device time a call, from the profiler; None: not measured.

@@ -533,7 +533,7 @@ def _progress_line(setup: _Setup, case: Case, measurements: dict[str, Measuremen
 
 def fastest_line(measurements: dict[str, Measurement], baseline: str) -> str:
     """'fastest keras-stock, 0.71 of reshape-reduce_max' over the right ones, or that none is right."""
-    from bench.race import middle
+    from bench.tally import middle
 
     times = {
         name: middle(m.samples.seconds)

@@ -10,36 +10,27 @@ from __future__ import annotations
 import contextlib
 import math
 import random
-import re
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from bench import placement, workload
+from bench.blocks import affordable, balanced_orders, block_calls
 from bench.candidate import Candidate
 from bench.case import Case, input_nbytes
 from bench.environment import Seen, Usage, seen_between, seen_together, usage_reader
 from bench.gpu import DeviceUsage, is_gpu
 from bench.measurement import (
-    Accuracy,
-    Clock,
     Contention,
     Measurement,
     Samples,
-    Status,
     common_clock,
 )
 from bench.replica import WorkerFailure, WorkerLike
+from bench.tally import Tally, middle
 
-FLAGS = {
-    "settled": "ten times slower than the baseline in the first replica: stopped there, no interval",
-    "faster-than-ceiling": "faster than the memory allows: something was folded away or not run",
-    "documented": "the wrong answer is a documented one",
-    "contended": "in most of its blocks something else used the machine, or the host had its processors far from "
-    "each other, and no better time came",
-}
 CEILING_FROM_NBYTES = 1 << 20
 # Rounds are sent to the worker, and watched for contention, in stretches of about this length: the
 # system's counters step by 10 ms, and a task costs a millisecond.
@@ -50,15 +41,6 @@ LEG_SECONDS = 0.15
 # for several calls, as does the first after an allocation. So they come last in a round, and not in each,
 # and who follows gets a longer lead-in.
 PROBE_TURN = 5
-# Untimed calls before a block, by their time and at most so many. Behind a rival a call of 1 ms over 12 MB
-# needs four until it is within 5% of an uninterrupted loop, one of 3 ms needs one; where 32 MB of cache are
-# shared with other guests, one of 0.5 ms over 12 MB is a tenth above it behind eight and a sixteenth behind
-# twelve, which leave half of the rounds. Of arrays that a core's own cache holds, a call of 0.5 ms needs two,
-# one of 0.3 ms four.
-MOST_LEAD_INS, MOST_LEAD_INS_WITHIN, LEAST_LEAD_INS_WITHIN = 8, 4, 2
-LEAD_IN_SECONDS, LEAD_IN_SECONDS_WITHIN = 0.003, 0.00075
-OWN_CACHE_NBYTES = 4 << 20
-COLD_LEAD_IN_SECONDS, MOST_COLD_LEAD_INS = 0.012, 16
 # Nor are they blocks of one call: what wakes the threads that read and write is not the memory's time.
 PROBE_BLOCK_SECONDS = 0.0015
 # A runner whose blocks take n times as long as the middle one's is in each n-th round, so that one slow
@@ -121,72 +103,9 @@ class Fleet(Protocol):
         """The worker of this replica: the same one for the same number, fresh ones for new numbers."""
 
 
-# Of one block: replica, allocation, round, calls, seconds, contended.
-_Row = tuple[int, int, int, int, float, int]
-
-
-@dataclass
-class _Tally:
-    """One runner as the race goes."""
-
-    name: str
-    candidate: Candidate | None  # None for a probe
-    status: Status = "ok"
-    reason: str = ""
-    tail: str = ""
-    issue: str = ""
-    flags: list[str] = field(default_factory=list)
-    accuracy: Accuracy | None = None
-    first_calls: list[float] = field(default_factory=list)
-    call_seconds: float = 0.0  # the least seen
-    usual_seconds: float = 0.0
-    read_nbytes: int = 0
-    written_nbytes: int = 0
-    peak_nbytes: int | None = None
-    joules: float | None = None
-    settled: bool = False
-    every: int = 1  # its turn comes in each `every`-th round
-    columns: list[_Row] = field(default_factory=list)
-    device_columns: list[_Row] = field(default_factory=list)
-
-    @property
-    def runs(self) -> bool:
-        return self.status == "ok" and not self.settled
-
-    @property
-    def nbytes(self) -> int:
-        return self.read_nbytes + self.written_nbytes
-
-    @property
-    def clock(self) -> Clock:
-        """The device's own where it timed this runner in each replica that it ran in."""
-        replicas = {row[0] for row in self.columns}
-        timed = {row[0] for row in self.device_columns}
-        return "device" if replicas and timed == replicas else "wall"
-
-    def samples(self, clock: Clock) -> Samples:
-        columns = self.columns if clock == "wall" else self.device_columns
-        rows = list(zip(*columns, strict=True)) or [()] * 6
-        names = ("replica", "allocation", "round", "calls", "seconds", "contended")
-        return Samples(**dict(zip(names, rows, strict=True)))
-
-    def fail(self, case: Case, failure: WorkerFailure) -> None:
-        """Enter a failure; a documented one becomes `unsupported`, or a documented wrong answer."""
-        self.status, self.reason, self.tail = failure.status, failure.reason, failure.tail
-        for known in self.candidate.failures if self.candidate else ():
-            if known.when(case) and re.search(known.matches, failure.reason):
-                if failure.status == "wrong":
-                    self.flags.append("documented")
-                else:
-                    self.status = "unsupported"
-                self.reason = f"{known.reason} [{failure.reason}]"
-                self.issue = known.issue
-                return
-
-
 # Round, runner, calls, what came of them, and whether the processors were far apart.
-_Timed = tuple[int, _Tally, int, workload.Block, bool | None]
-_Asked = tuple[int, _Tally, workload.Visit]  # round, runner, what it is to do
+_Timed = tuple[int, Tally, int, workload.Block, bool | None]
+_Asked = tuple[int, Tally, workload.Visit]  # round, runner, what it is to do
 Seconds = defaultdict[str, float]  # seconds by kind: 'samples', 'lead_in', 'first_calls', ...
 
 
@@ -241,10 +160,10 @@ class Race:
         self.baseline = baseline
         self.plan = plan
         self.tensorflow = any(entry.framework != "numpy" for entry in candidates)
-        self.tallies = {entry.name: _Tally(entry.name, entry) for entry in candidates}
+        self.tallies = {entry.name: Tally(entry.name, entry) for entry in candidates}
         self.tasks = tasks or Tasks()
         self._block_seconds = max(plan.block_seconds, GPU_BLOCK_SECONDS * is_gpu(case.device))
-        self.tallies |= {name: _Tally(name, None) for name in self.tasks.probes}
+        self.tallies |= {name: Tally(name, None) for name in self.tasks.probes}
         self.seconds = Seconds(float)
         self._read_usage = read_usage or usage_reader(case.device)
         self._device_usages: list[DeviceUsage] = []
@@ -368,10 +287,10 @@ class Race:
             seconds=self.seconds,
         )
 
-    def _candidates_running(self) -> list[_Tally]:
+    def _candidates_running(self) -> list[Tally]:
         return [tally for tally in self.tallies.values() if tally.runs and tally.candidate]
 
-    def _running(self) -> list[_Tally]:
+    def _running(self) -> list[Tally]:
         return [tally for tally in self.tallies.values() if tally.runs]
 
     def _run_replica(
@@ -477,7 +396,7 @@ class Race:
         with contextlib.suppress(WorkerFailure):
             worker.call(workload.end_process, timeout=self.plan.timeout_seconds)
 
-    def _open_runner(self, tally: _Tally, replica: int, worker: WorkerLike) -> bool:
+    def _open_runner(self, tally: Tally, replica: int, worker: WorkerLike) -> bool:
         """Open one runner; False if the worker was lost with it, or is no good for the others."""
         try:
             opened = worker.call(
@@ -525,7 +444,7 @@ class Race:
             if not failure.lost:  # something that a candidate left there does not let go
                 self._replace(worker)
 
-    def _plan_rounds(self, runners: Sequence[_Tally]) -> None:
+    def _plan_rounds(self, runners: Sequence[Tally]) -> None:
         """How often each runner's turn comes, and the seconds that a round then takes on average.
 
         The baseline, which all are paired with, is in every round. Untimed calls are planned by the least time
@@ -545,7 +464,7 @@ class Race:
         self._round_seconds = sum(costs[tally.name] / tally.every for tally in runners)
 
     def _block_calls(
-        self, tally: _Tally, *, cold: bool = False, dither: float = 0.5
+        self, tally: Tally, *, cold: bool = False, dither: float = 0.5
     ) -> tuple[int, int]:
         least = 0.0 if tally.candidate else PROBE_BLOCK_SECONDS
         seconds = max(self._block_seconds, least)
@@ -553,7 +472,7 @@ class Race:
             tally.call_seconds, seconds, nbytes=tally.nbytes, cold=cold, dither=dither
         )
 
-    def _block_cost(self, tally: _Tally) -> float:
+    def _block_cost(self, tally: Tally) -> float:
         lead_in, calls = self._block_calls(tally)
         return max((lead_in + calls) * tally.usual_seconds, 1e-9)
 
@@ -770,7 +689,7 @@ class Race:
             if middle(row[4] for row in columns) * (1 + self.plan.ceiling_slack) < ceiling:
                 tally.flags.append("faster-than-ceiling")
 
-    def _timed_candidates(self) -> list[_Tally]:
+    def _timed_candidates(self) -> list[Tally]:
         """Candidates that have samples; wall time on a GPU is launching, and no evidence against one."""
         return [
             tally
@@ -780,7 +699,7 @@ class Race:
             and (tally.clock == "device" or not is_gpu(self.case.device))
         ]
 
-    def _measurement(self, tally: _Tally) -> Measurement:
+    def _measurement(self, tally: Tally) -> Measurement:
         wall = tally.samples("wall")
         if len(wall) and sum(wall.contended) > len(wall) / 2:
             tally.flags.append("contended")
@@ -837,57 +756,6 @@ def device_contention(usages: Sequence[DeviceUsage]) -> dict[str, Any]:
         "device_slowdowns": tuple(dict.fromkeys(w for usage in usages for w in usage.slowdowns)),
         "device_others": max(others, default=None),
     }
-
-
-def affordable(seconds: float, round_seconds: float, most: int) -> int:
-    """Rounds that fit into the seconds: one at least, and no more than `most`."""
-    return min(most, max(1, int(seconds / max(round_seconds, 1e-9))))
-
-
-def block_calls(
-    call_seconds: float,
-    block_seconds: float,
-    *,
-    nbytes: int,
-    cold: bool = False,
-    dither: float = 0.5,
-) -> tuple[int, int]:
-    """(untimed, timed) calls of a block of an op that reads and writes so many bytes.
-
-    The rival before has emptied the caches, and they take several calls to hold the op's data as they do
-    in a long loop: the untimed calls bring back the steady state that `cache=warm` promises. They are no
-    more than the timed ones, but `cold`, behind a probe or an allocation. A number of them that is not whole is
-    rounded up where its remainder is above 1 - `dither`: by chance, so that of two runners nearly
-    alike not one always has a call more.
-    """
-    call_seconds = max(call_seconds, 1e-9)
-    within = nbytes <= OWN_CACHE_NBYTES
-    seconds = LEAD_IN_SECONDS_WITHIN if within else LEAD_IN_SECONDS
-    least = min(LEAST_LEAD_INS_WITHIN if within else 1, round(LEAD_IN_SECONDS / call_seconds))
-    most = MOST_LEAD_INS_WITHIN if within else MOST_LEAD_INS
-    lead_in = max(1, least, min(most, math.floor(seconds / call_seconds + dither)))
-    calls = max(lead_in, math.ceil(block_seconds / call_seconds))
-    if cold:
-        lead_in = max(lead_in, min(MOST_COLD_LEAD_INS, round(COLD_LEAD_IN_SECONDS / call_seconds)))
-    return max(lead_in, math.ceil(calls / 8)), calls
-
-
-def balanced_orders(names: Sequence[str], generator: random.Random) -> Iterator[list[str]]:
-    """Orders of the names without end: over each len(names) of them, each name has each place once.
-
-    A new random Latin square (the rotations of a random order, in random turn) for every such stretch.
-    """
-    while True:
-        order = generator.sample(names, len(names))
-        for turn in generator.sample(range(len(order)), len(order)):
-            yield order[turn:] + order[:turn]
-
-
-def middle(values: Iterable[float]) -> float:
-    """The median."""
-    ordered = sorted(values)
-    half = len(ordered) // 2
-    return ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2
 
 
 def precise_enough(race: Race, replicas: int) -> bool:

@@ -442,7 +442,7 @@ def race_placed(first: Stepped, fleet: _Fleet, plan: Plan, *, budget: float) -> 
 
 def fastest(stepped: Stepped, op: str) -> list[str]:
     """The pastable spelling of the op that took least alone, in a list; [] if none ran."""
-    from bench.race import middle
+    from bench.tally import middle
 
     times = {}
     for name in PASTABLE[op]:

@@ -64,7 +64,7 @@ class FakeFleet:
             ],
         )
 
-    def use(self, setting, replicas):
+    def use(self, setting, replicas, *, beside=False):
         pass
 
     def worker(self, replica):

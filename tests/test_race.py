@@ -4,12 +4,12 @@ import random
 import msgspec
 import pytest
 
-from bench import race as race_module
-from bench import workload
+from bench import tally, workload
+from bench.blocks import block_calls
 from bench.candidate import Candidate, Failure
 from bench.case import make_case
 from bench.environment import Usage
-from bench.race import PROBE_TURN, Plan, Race, block_calls
+from bench.race import PROBE_TURN, Plan, Race
 from bench.replica import WorkerFailure
 
 CASE = make_case(op="pool", shape=(8, 28, 28, 96), pool_size=3)
@@ -373,4 +373,4 @@ def test_the_same_seed_gives_the_same_order():
 
 
 def test_every_flag_that_a_race_sets_is_explained():
-    assert set(race_module.FLAGS) >= {"settled", "faster-than-ceiling", "documented", "contended"}
+    assert set(tally.FLAGS) >= {"settled", "faster-than-ceiling", "documented", "contended"}

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from bench import workload
+from bench.blocks import block_calls
 from bench.case import UsageError
 from bench.fleet import LocalFleet
 from bench.measurement import Contention, Measurement, Samples, Selftest, Shares
 from bench.proof import acceptance, copies, evidence, judges, peers, selftest, versus
-from bench.race import Plan, block_calls
+from bench.race import Plan
 from bench.replica import Setting
 from bench.store import decode_line, encode_line
 

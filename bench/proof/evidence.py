@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import awake, workload
+from bench.blocks import block_calls
 from bench.candidate import REGISTRY
 from bench.case import Case, make_case
 from bench.fleet import LocalFleet
@@ -31,7 +32,7 @@ from bench.proof.copies import (
     race_copies,
     race_series,
 )
-from bench.race import PROBE_TURN, Plan, block_calls
+from bench.race import PROBE_TURN, Plan
 from bench.replica import Setting, Worker
 from bench.stats import Comparison, compare_run, estimate
 from bench.store import Run, StoreError, read_run

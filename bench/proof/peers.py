@@ -23,11 +23,12 @@ from pathlib import Path
 from typing import Any
 
 from bench import workload
+from bench.blocks import block_calls
 from bench.candidate import REGISTRY
 from bench.case import Case, make_case
 from bench.fleet import LocalFleet
 from bench.proof.copies import delay_call
-from bench.race import Plan, Race, Tasks, block_calls
+from bench.race import Plan, Race, Tasks
 from bench.replica import Setting
 from bench.stats import estimate
 
