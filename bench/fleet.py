@@ -183,8 +183,7 @@ class LocalRaces:
 
     def under_way(self) -> float:
         """How many races' worth of work has been done on those that are not at their end."""
-        turns = (*self._waiting, *self._lanes)
-        return sum(min(1.0, turn.replicas / turn.job.plan.replicas) for turn in turns)
+        return sum(min(1.0, turn.replicas / turn.job.plan.replicas) for turn in self._turns)
 
     def close(self) -> None:
         """End every worker; races under way are given up."""
@@ -192,6 +191,11 @@ class LocalRaces:
         self._waiting.clear()
         self._lanes.clear()
         self.fleet.close()
+
+    @property
+    def _turns(self) -> tuple[_Turn, ...]:
+        """Of the races under way, but for one whose step is being made."""
+        return (*self._waiting, *self._lanes)
 
     def _fill_lanes(self) -> None:
         while len(self._lanes) < LANES:
@@ -222,9 +226,8 @@ class LocalRaces:
         """Begin those whose time has come; who needs workers that have no room waits until nobody is under way."""
         while self._queue:
             job = self._queue[0]
-            under_way = (*self._waiting, *self._lanes)
             due = min((turn.due for turn in self._waiting), default=self._next_begin)
-            if under_way and (self._next_begin > due or not self._workers_fit(job)):
+            if self._turns and (self._next_begin > due or not self._workers_fit(job)):
                 return
             begin = self._next_begin
             fleet = _Shifted(fleet=self.fleet, first=self._begun, replicas=job.plan.replicas)
@@ -236,13 +239,13 @@ class LocalRaces:
 
     def _workers_fit(self, job: Job) -> bool:
         """Whether workers of the job's setting are up, or may be beside those that are."""
-        if any(turn.job.setting == job.setting for turn in (*self._waiting, *self._lanes)):
+        if any(turn.job.setting == job.setting for turn in self._turns):
             return True
         free = psutil.virtual_memory().available
         return not is_gpu(job.case.device) and 2 * WORKER_NBYTES * job.plan.replicas < free
 
     def _others_under_way(self, setting: Setting) -> bool:
-        return any(turn.job.setting != setting for turn in (*self._waiting, *self._lanes))
+        return any(turn.job.setting != setting for turn in self._turns)
 
     def _steps(self, job: Job, fleet: _Shifted) -> Generator[bool, None, Result]:
         """Run a race, a leg a step; or say in its measurements why it cannot be.

@@ -654,8 +654,8 @@ def pace(half_width: float, precision: float, *, done: int, replicas: int) -> fl
 def components(candidate: Samples, baseline: Samples) -> Components | None:
     """How a measured log ratio varied at each level; None where a level was not repeated.
 
-    Rounds by themselves: the quickest of neighbours share rounds. To what the interval is like in the end it makes
-    no difference (docs/method.md).
+    Of rounds by themselves: those that are the quickest of neighbours share rounds, and spread about as much
+    (docs/method.md).
     """
     cube = to_cube(log_ratios(candidate, baseline, neighbours=1))
     if cube.ndim != 3 or min(cube.shape) < 2:
