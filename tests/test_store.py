@@ -9,14 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from poolbench.core.case import make_case
 from poolbench.core.records import (
-    Account,
     Accuracy,
-    Capability,
     Environment,
     Header,
+    MatrixCell,
     Measurement,
-    Network,
+    ModelResult,
     Samples,
+    TraceSummary,
 )
 from poolbench.store import journal
 from poolbench.store.journal import JOURNAL, Journal, StoreError, decode_line, encode_line, read_run
@@ -38,7 +38,7 @@ def measurement(**fields):
 def samples(seconds):
     count = len(seconds)
     return Samples(
-        replica=(0,) * count,
+        process=(0,) * count,
         allocation=(0,) * count,
         round=tuple(range(count)),
         calls=(1,) * count,
@@ -68,7 +68,7 @@ def test_non_finite_numbers_survive():
 
 
 def test_non_finite_figures_survive():
-    cell = Capability(
+    cell = MatrixCell(
         op="pool",
         candidate="a",
         probe="nan",
@@ -172,14 +172,14 @@ def test_what_is_no_journal_is_said_in_one_line(tmp_path, data):
         (measurement(case=msgspec.structs.replace(CASE, dtype="../../etc")), "dtype must be one of"),
         (measurement(case=msgspec.structs.replace(CASE, shape=(1, 2))), "shape must be like"),
         (measurement(case=msgspec.structs.replace(CASE, shape=(1, 2, 3, 10**10))), "shape must be like"),
-        (measurement(samples=Samples(seconds=(1.0,), replica=(0, 1))), "unequal lengths"),
-        (measurement(samples=Samples(seconds=(1.0,), calls=(1,))), "lack replica"),
+        (measurement(samples=Samples(seconds=(1.0,), process=(0, 1))), "unequal lengths"),
+        (measurement(samples=Samples(seconds=(1.0,), calls=(1,))), "lack process"),
         (measurement(samples=samples([math.nan])), "seconds"),
         (measurement(samples=samples([-1.0])), "float. >= 0.0 - at .*seconds"),
         (measurement(read_nbytes=-1), "bytes count from 0"),
         (measurement(first_call_seconds=(math.inf,)), "first calls"),
-        (Account(case=CASE, candidate="a", trace="../../home"), "named by a folder's name"),
-        (Network(network="n", op="o", spelling="s", direction="inference", mode="xla", batch=1, samples=samples([math.inf])), "finite"),
+        (TraceSummary(case=CASE, candidate="a", trace="../../home"), "named by a folder's name"),
+        (ModelResult(model="n", op="o", candidate="s", direction="forward", mode="xla", batch=1, samples=samples([math.inf])), "finite"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )  # fmt: skip

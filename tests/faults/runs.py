@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent.parent
 CANDIDATES = ROOT / "tests" / "candidates"
 NUMPY = CANDIDATES / "numpy_faults.py"
 MARK = "POOLBENCH_TEST"
-QUICK = ("--sweep", "quick", "--replicas", "2", "--budget", "0.4", "--benchmark-quiet")
+QUICK = ("--sweep", "quick", "--processes", "2", "--budget", "0.4", "--benchmark-quiet")
 
 
 class Started:

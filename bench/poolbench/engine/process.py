@@ -1,4 +1,4 @@
-"""Replicas: fresh worker processes that are started, timed out, lost and replaced.
+"""Processes: fresh worker processes that are started, timed out, lost and replaced.
 
 A worker knows functions by name and takes plain data; what it raises, prints, or dies of comes back
 as a `WorkerFailure` with one of the project's statuses. pebble owns the processes and their limits.
@@ -47,7 +47,7 @@ FLOOD_NBYTES = 64 << 20
 START_TIMEOUT_SECONDS = 180.0
 
 
-class Setting(msgspec.Struct, frozen=True, kw_only=True):
+class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
     """What a process fixes for its whole life, because TensorFlow cannot change it once started.
 
     Attributes:
@@ -127,7 +127,7 @@ class Worker:
     node = "local"
 
     def __init__(
-        self, setting: Setting, *, files: Sequence[Path] = (), memory_nbytes: int | None = None
+        self, setting: WorkerSpec, *, files: Sequence[Path] = (), memory_nbytes: int | None = None
     ) -> None:
         self.setting = setting
         self.tail = ""
@@ -437,7 +437,7 @@ def printable(text: str) -> str:
     )
 
 
-def _initialise(setting: Setting, files: Sequence[str], folder: str, parent: int) -> None:
+def _initialise(setting: WorkerSpec, files: Sequence[str], folder: str, parent: int) -> None:
     """First thing in the process: its own session, its output to the log, its user files."""
     _die_with(parent)
     cleanup.enter_process(Path(folder))
@@ -473,7 +473,7 @@ def _die_with(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _start(setting: Setting) -> int:
+def _start(setting: WorkerSpec) -> int:
     """Import what the setting asks for and load the user's files; the process id."""
     if setting.tensorflow:
         from poolbench.worker.session import start_tensorflow

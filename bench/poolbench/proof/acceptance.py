@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 
 from poolbench.core.case import UsageError
-from poolbench.core.records import Environment, Shares
+from poolbench.core.records import Environment, TimeBreakdown
 from poolbench.engine.aa import MARGIN, ProofError
 from poolbench.engine.process import WorkerFailure
 from poolbench.machine.info import collect_environment
@@ -52,8 +52,8 @@ class Bar:
     judge: Callable[[Evidence], Found]
 
 
-def _last_shares(evidence: Evidence) -> Shares:
-    found = read_run(evidence.default_run).of(Shares)
+def _last_shares(evidence: Evidence) -> TimeBreakdown:
+    found = read_run(evidence.default_run).of(TimeBreakdown)
     if not found:
         raise ProofError(f"{evidence.default_run.name} did not end by itself: it has no shares")
     return found[-1]

@@ -13,9 +13,9 @@ import psutil
 import pytest
 from poolbench.engine import cleanup, process
 from poolbench.engine.process import (
-    Setting,
     Worker,
     WorkerFailure,
+    WorkerSpec,
     one_line,
     printable,
     reason_of,
@@ -23,7 +23,7 @@ from poolbench.engine.process import (
     system_killings,
 )
 
-NUMPY = Setting(tensorflow=False)
+NUMPY = WorkerSpec(tensorflow=False)
 MEMORY_NBYTES = 400 << 20
 
 
@@ -208,10 +208,10 @@ def test_a_user_file_that_cannot_be_imported_is_said(tmp_path):
 
 RUN = """
 import signal, sys, time, threading
-from poolbench.engine.process import Setting, Worker
-from tests import test_replica as there
+from poolbench.engine.process import WorkerSpec, Worker
+from tests import test_process as there
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # who starts the tests by nohup has it ignored
-workers = [Worker(Setting(tensorflow=False)) for _ in range(2)]
+workers = [Worker(WorkerSpec(tensorflow=False)) for _ in range(2)]
 pids = [worker.call(there.say, "", timeout=30) for worker in workers]
 pids += [worker.call(there.run_program, 600, timeout=30) for worker in workers]
 pids += [workers[0].call(there.run_daemon, 600, timeout=30)]
