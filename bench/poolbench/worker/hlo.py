@@ -132,15 +132,20 @@ def _cost(
 
 
 def _read(name: str, shape: str, users: Iterable[_Instruction]) -> int:
-    """Return the bytes of an array that its users read; a slice reads what it takes."""
-    sliced, whole = 0, 0
+    """Return the bytes of an array that its users read.
+
+    A slice reads what it takes, a broadcast reads all for itself, the others share one reading.
+    """
+    nbytes, shared = 0, 0
     for user in users:
         first = bool(user.operands) and user.operands[0] == name
         if first and user.opcode in ("slice", "dynamic-slice", "gather"):
-            sliced += _nbytes(user.shape)
+            nbytes += _nbytes(user.shape)
+        elif first and user.opcode in ("broadcast", "reshape"):
+            nbytes += _nbytes(shape)
         elif name in user.operands and not (first and user.opcode == "dynamic-update-slice"):
-            whole = _nbytes(shape)
-    return sliced + whole
+            shared = _nbytes(shape)
+    return nbytes + shared
 
 
 def _flops(each: _Instruction, inputs: list[list[int]], inner: int) -> int:
