@@ -7,13 +7,13 @@ predict it.
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
+from poolbench.machine.info import usable_threads
 from poolbench.worker.hlo import count_cost, normalise_hlo
 
 # Names and places in StableHLO.
@@ -70,7 +70,13 @@ def buffer_nbytes(serialized: bytes) -> int:
 
 
 def tensorflow_program(function: Any, *inputs: Any) -> Program:
-    """Return the program that TensorFlow compiles with XLA from a function of these inputs."""
+    """Return the program that TensorFlow compiles with XLA for the current device.
+
+    The function compiles twice more: XLA hands out nothing of an earlier compilation.
+
+    Raises:
+        ValueError: a tf.function that lacks jit_compile=True.
+    """
     import tensorflow as tf
 
     if not hasattr(function, "experimental_get_compiler_ir"):
@@ -80,22 +86,22 @@ def tensorflow_program(function: Any, *inputs: Any) -> Program:
     return _program(
         show(stage="optimized_hlo"),
         lambda: str(show(stage="stablehlo")),
-        key=f"tensorflow {tf.__version__}, {threads or os.cpu_count()} threads",
+        key=f"tensorflow {tf.__version__}, {threads or usable_threads()} threads",
         peak_buffer_nbytes=buffer_nbytes(show(stage="optimized_hlo_proto_serialized")),
     )
 
 
 def jax_program(function: Any, *inputs: Any) -> Program:
-    """Return the program that JAX compiles from a function of these inputs."""
+    """Return the program that JAX compiles; the function compiles once more."""
     import jax
 
     lowered = (function if hasattr(function, "lower") else jax.jit(function)).lower(*inputs)
     compiled = lowered.compile()
-    memory = compiled.memory_analysis()
+    memory: Any = compiled.memory_analysis()
     return _program(
-        compiled.as_text(),
+        str(compiled.as_text()),
         lowered.as_text,
-        key=f"jax {jax.__version__}, {os.cpu_count()} threads",
+        key=f"jax {jax.__version__}, {usable_threads()} threads",
         peak_buffer_nbytes=memory.output_size_in_bytes + memory.temp_size_in_bytes,
     )
 
