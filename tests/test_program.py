@@ -96,6 +96,13 @@ def test_hash_other_order_of_computations_is_equal():
     assert hash_text(one) == hash_text(two) != hash_text(JAX)
 
 
+def test_hash_custom_call_without_json_is_read():
+    text = TENSORFLOW.replace(
+        '{"outer_dimension_partitions":["2"],"fusion_config":{"kind":"loop"}}', "{a = 1 : i64}"
+    )
+    assert hash_text(text) != hash_text(text.replace("a = 1", "a = 2"))
+
+
 @pytest.mark.parametrize(
     ("old", "new"),
     [

@@ -5,6 +5,7 @@ Nothing here needs a framework: XLA's text is the same from TensorFlow and from 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -88,8 +89,8 @@ def normalise_hlo(text: str) -> str:
 def count_cost(text: str) -> Cost:
     """Return the cost of an optimised HLO module by the rules of XLA's HloCostAnalysis.
 
-    The body of a loop and every branch of a conditional count once. Unlike XLA's, the count of a
-    convolution includes its padding.
+    The body of a loop and every branch of a conditional count once, custom calls and Fourier
+    transforms cost no operations, and the count of a convolution includes its padding.
     """
     computations = _parse(text)
     costs: dict[str, Cost] = {}
@@ -139,7 +140,7 @@ def _read(name: str, shape: str, users: Iterable[_Instruction]) -> int:
     nbytes, shared = 0, 0
     for user in users:
         first = bool(user.operands) and user.operands[0] == name
-        if first and user.opcode in ("slice", "dynamic-slice", "gather"):
+        if first and user.opcode in ("slice", "dynamic-slice"):
             nbytes += _nbytes(user.shape)
         elif first and user.opcode in ("broadcast", "reshape"):
             nbytes += _nbytes(shape)
@@ -183,10 +184,10 @@ def _parse(text: str) -> dict[str, _Computation]:
             arguments, *fields = _split(rest)
             attributes = dict(field.partition("=")[::2] for field in fields)
             kept = {key: value for key, value in attributes.items() if key not in ORIGIN}
-            if kept.get("backend_config", "").startswith("{"):
-                kept["backend_config"] = json.dumps(
-                    json.loads(kept["backend_config"]), sort_keys=True
-                )
+            if "backend_config" in kept:
+                with contextlib.suppress(json.JSONDecodeError):  # of a custom call: any text
+                    config = json.loads(kept["backend_config"])
+                    kept["backend_config"] = json.dumps(config, sort_keys=True)
             current[name] = _Instruction(shape, opcode, arguments, kept, bool(root))
         elif line.endswith("{") and (head := NAME.search(line)):
             current = computations[head[0]] = {}

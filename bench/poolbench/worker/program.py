@@ -25,7 +25,7 @@ class Program(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         hash: 16 hexadecimal digits of the SHA-256 of its normalised text.
-        key: 'tensorflow 2.21.0, 2 threads'; hashes compare only where the keys are equal.
+        key: 'tensorflow 2.21.0, threads=2'; hashes compare only where the keys are equal.
         flops: floating-point and integer operations per call, transcendental functions not counted.
         bytes_accessed: bytes that its kernels read and write per call.
         peak_buffer_nbytes: bytes of results and temporaries in XLA's buffer assignment.
@@ -86,7 +86,7 @@ def tensorflow_program(function: Any, *inputs: Any) -> Program:
     return _program(
         show(stage="optimized_hlo"),
         lambda: str(show(stage="stablehlo")),
-        key=f"tensorflow {tf.__version__}, {threads or usable_threads()} threads",
+        key=f"tensorflow {tf.__version__}, threads={threads or usable_threads()}",
         peak_buffer_nbytes=buffer_nbytes(show(stage="optimized_hlo_proto_serialized")),
     )
 
@@ -101,7 +101,7 @@ def jax_program(function: Any, *inputs: Any) -> Program:
     return _program(
         str(compiled.as_text()),
         lowered.as_text,
-        key=f"jax {jax.__version__}, {usable_threads()} threads",
+        key=f"jax {jax.__version__}, threads={usable_threads()}",
         peak_buffer_nbytes=memory.output_size_in_bytes + memory.temp_size_in_bytes,
     )
 
