@@ -1,1 +1,1 @@
-"""Statistics of measured ratios: pure functions over recorded samples."""
+"""Statistics of paired samples."""
