@@ -16,29 +16,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from scipy import optimize, special, stats
 
-Array = npt.NDArray[Any]
+from poolbench.stats.estimate import Array, Estimate, difference, from_error
 
 # Comparisons of one pair of runs are not independent draws of tau: z correlates by 0.15 to 0.25
 # within a race (a shared baseline) and by 0 to 0.1 over a run, so 134 tell as much as about 70.
 INDEPENDENT_SHARE = 0.5
 ITERATIONS = 60  # of `_moderate`; further ones change tau by less than 1%
-
-
-class Estimated(Protocol):
-    """A log ratio from one run, with its within-run standard error and degrees of freedom."""
-
-    @property
-    def log_ratio(self) -> float: ...
-    @property
-    def standard_error(self) -> float: ...
-    @property
-    def degrees(self) -> float: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,29 +93,6 @@ class RunTable:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Interval:
-    """A log ratio with its t interval; nan without one."""
-
-    log_ratio: float
-    standard_error: float
-    degrees: float
-    confidence: float = 0.95
-
-    @property
-    def reach(self) -> float:
-        """Half the width of the interval, of the log."""
-        return float(special.stdtrit(self.degrees, (1 + self.confidence) / 2)) * self.standard_error
-
-    @property
-    def low(self) -> float:
-        return self.log_ratio - self.reach
-
-    @property
-    def high(self) -> float:
-        return self.log_ratio + self.reach
-
-
-@dataclass(frozen=True, kw_only=True)
 class RunsEstimate:
     """What k runs of one machine say of a comparison.
 
@@ -139,8 +104,8 @@ class RunsEstimate:
         source: of tau, 'prior' or 'this machine: k runs'.
     """
 
-    mean: Interval
-    next_run: Interval
+    mean: Estimate
+    next_run: Estimate
     tau: float
     runs: int
     source: str
@@ -182,7 +147,7 @@ def check_same_machine(fingerprints: Sequence[Mapping[str, object]]) -> None:
 
 
 def tabulate(
-    rows: Sequence[Sequence[Estimated | None]], *, eager: Sequence[bool], one_thread: Sequence[bool]
+    rows: Sequence[Sequence[Estimate | None]], *, eager: Sequence[bool], one_thread: Sequence[bool]
 ) -> RunTable:
     """Return a table with a row per comparison and a column per run; None: not in that run."""
     value, error, degrees = (
@@ -232,7 +197,7 @@ def fit_prior(machines: Sequence[RunTable], *, start: Prior = SHIPPED) -> Prior:
             INDEPENDENT_SHARE * parts.sum(axis=1) + away / math.log(2),
         )
 
-    found = optimize.minimize(loss, begin, jac=True, method="L-BFGS-B")
+    found = optimize.minimize(loss, begin, jac=True, method="BFGS")
     text = (
         f"{np.count_nonzero(own)} comparisons of {own.max() + 1} runs, {len(machines)} machine(s)"
     )
@@ -280,53 +245,49 @@ def combine(
         new = _add_variances(between + tau2, within + usual, *known)
     center = (weights * table.value).sum(axis=1)
     columns = [column.tolist() for column in (center, *mean, *new, np.sqrt(tau2))]
+    processes = (table.there * (table.degrees + 1)).sum(axis=1).astype(int).tolist()
     return [
         RunsEstimate(
-            mean=Interval(log_ratio=at, standard_error=e, degrees=df, confidence=confidence),
-            next_run=Interval(log_ratio=at, standard_error=f, degrees=dg, confidence=confidence),
-            tau=tau, runs=int(k), source=f"this machine: {runs} runs" if runs > 1 else "prior",
+            mean=from_error(at, error, degrees, units, confidence),
+            next_run=from_error(at, wide, wide_degrees, units, confidence),
+            tau=tau, runs=k, source=f"this machine: {runs} runs" if runs > 1 else "prior",
         )
-        for at, e, df, f, dg, tau, k in zip(*columns, table.there.sum(axis=1), strict=True)
+        for at, error, degrees, wide, wide_degrees, tau, units, k in zip(
+            *columns, processes, table.there.sum(axis=1).tolist(), strict=True
+        )
     ]  # fmt: skip
 
 
 def widen(
-    estimate: Estimated, *, eager: bool, one_thread: bool, prior: Prior = SHIPPED
+    estimate: Estimate, *, eager: bool, one_thread: bool, prior: Prior = SHIPPED
 ) -> RunsEstimate:
     """Return what one run says, its tau taken from the prior."""
-    return combine(tabulate([[estimate]], eager=[eager], one_thread=[one_thread]), prior)[0]
-
-
-def difference(after: Interval, before: Interval) -> Interval:
-    """Return the log ratio after / before of two independent intervals."""
-    error, degrees = _add_variances(
-        after.standard_error**2, before.standard_error**2, after.degrees, before.degrees
-    )
-    return Interval(
-        log_ratio=after.log_ratio - before.log_ratio,
-        standard_error=float(error), degrees=float(degrees), confidence=after.confidence,
-    )  # fmt: skip
+    table = tabulate([[estimate]], eager=[eager], one_thread=[one_thread])
+    return combine(table, prior, confidence=estimate.confidence)[0]
 
 
 def detectable_slowdown(
-    after: Interval, before: Interval, *, margin: float = 0.0, power: float = 0.9
+    after: Estimate, before: Estimate, *, margin: float = 0.0, power: float = 0.9
 ) -> float:
-    """Return the slowdown, 0.1 for 10%, that is shown to exceed `margin` with probability `power`."""
+    """Return the slowdown, 0.1 for 10%, shown to exceed `margin` with probability `power`; or inf."""
     found = difference(after, before)
+    if found.low is None:
+        return math.inf
     luck = float(special.stdtrit(found.degrees, power)) * found.standard_error
-    return math.expm1(math.log1p(margin) + found.reach + luck)
+    return math.expm1(math.log1p(margin) + found.log_ratio - found.low + luck)
 
 
 def coverage(pairs: Sequence[tuple[RunsEstimate, RunsEstimate]]) -> Coverage:
-    """Return how many differences of two runs' estimates lie within their interval around 0."""
-    found = [difference(second.mean, first.mean) for first, second in pairs]
-    found = [one for one in found if math.isfinite(one.reach)]
+    """Return how many differences of two runs' estimates have an interval that holds 0."""
+    both = (difference(second.mean, first.mean) for first, second in pairs)
+    found = [(one, one.low, one.high) for one in both if one.low is not None]
     if not found:
         raise ValueError("coverage needs a comparison that both runs have; got none")
-    n, inside = len(found), sum(abs(one.log_ratio) <= one.reach for one in found)
+    n = len(found)
+    inside = sum(low <= 0 <= high for _, low, high in found if high is not None)
     share = stats.binomtest(inside, n).proportion_ci(method="wilson")
+    z2 = [(one.log_ratio / one.standard_error) ** 2 for one, _, _ in found]
     return Coverage(
         inside=inside, comparisons=n, low=float(share.low), high=float(share.high),
-        nominal=found[0].confidence,
-        deviation=math.sqrt(sum((one.log_ratio / one.standard_error) ** 2 for one in found) / n),
+        nominal=found[0][0].confidence, deviation=math.sqrt(sum(z2) / n),
     )  # fmt: skip
