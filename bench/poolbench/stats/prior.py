@@ -18,8 +18,9 @@ from scipy import optimize
 
 from poolbench.stats.estimate import Array, Estimate
 
-# Comparisons of one pair of runs are not independent draws of tau: z correlates by 0.15 to 0.25
-# within a race (a shared baseline) and by 0 to 0.1 over a run, so 134 tell as much as about 70.
+# Comparisons of one pair of runs are not independent draws of tau. In seven pairs of stored runs z
+# correlated by 0.14 to 0.30 within a race (a shared baseline) and by 0 to 0.2 over a whole run; at
+# 0.08, as of the latest pair, 134 comparisons tell as much as 70.
 INDEPENDENT_SHARE = 0.5
 ITERATIONS = 60  # of `moderate`; further ones change tau by less than 1%
 
@@ -54,7 +55,7 @@ SHIPPED = Prior(
     slope=0.025,
     eager=2.0,
     one_thread=0.5,
-    provenance="two runs of a two-processor Intel Xeon virtual machine (134 comparisons),"
+    provenance="two runs of a two-processor Intel Xeon virtual machine (134 comparisons, commit 9d42b8e),"
     " checked on two runs of an AMD EPYC one",
 )
 
