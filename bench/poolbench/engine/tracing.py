@@ -223,18 +223,10 @@ def _compiler_nbytes(call: Any, arguments: Sequence[Any], case: Case) -> int | N
     """What XLA's buffer assignment holds beside inputs and constants; None outside XLA."""
     if case.mode != "xla" or not hasattr(call, "experimental_get_compiler_ir"):
         return None
-    from tensorflow.compiler.xla.service import hlo_pb2
+    from poolbench.worker.program import buffer_nbytes
 
-    text = call.experimental_get_compiler_ir(*arguments)(stage="optimized_hlo_proto_serialized")
-    proto = hlo_pb2.HloProto()
-    proto.ParseFromString(text)
-    return sum(
-        int(buffer.size)
-        for buffer in proto.buffer_assignment.buffer_allocations
-        if not (
-            buffer.is_entry_computation_parameter or buffer.is_constant or buffer.is_thread_local
-        )
-    )
+    show = call.experimental_get_compiler_ir(*arguments)
+    return buffer_nbytes(show(stage="optimized_hlo_proto_serialized"))
 
 
 # In the door
