@@ -260,3 +260,17 @@ def test_any_bytes_are_a_record_or_a_store_error(data):
         decode_line(data)
     except StoreError as error:
         assert "\n" not in str(error)
+
+
+def test_networks_of_a_model_measured_twice_are_the_last(tmp_path):
+    first, second = (
+        ModelResult(
+            model="m", op="pool", candidate="a", direction="forward", mode="graph", batch=batch,
+            figures={"peak_nbytes": nbytes},
+        )
+        for batch, nbytes in ((1, 1), (2, 2))
+    )  # fmt: skip
+    again = msgspec.structs.replace(first, figures={"peak_nbytes": 3})
+    with Journal(tmp_path / "run") as journal_:
+        journal_.append(HEADER, first, second, again)
+    assert read_run(tmp_path / "run").networks == [again, second]

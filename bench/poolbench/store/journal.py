@@ -113,7 +113,10 @@ class StoredRun:
 
     @property
     def networks(self) -> list[ModelResult]:
-        return self.of(ModelResult)
+        """The last of each model, its direction, mode and batch, and candidate."""
+        found = self.of(ModelResult)
+        keys = [(r.model, r.direction, r.mode, r.batch, r.op, r.candidate) for r in found]
+        return list(dict(zip(keys, found, strict=True)).values())
 
 
 def encode_line(record: Record, *, more: int = 0) -> bytes:
