@@ -32,7 +32,7 @@ import pebble
 import psutil
 from pebble.common.types import CONSTS
 
-from poolbench.core.errors import WorkerFailure, printable, reason_of, status_of
+from poolbench.core.errors import Status, WorkerFailure, printable, reason_of, status_of
 from poolbench.engine import cleanup
 
 # pebble waits this long after SIGTERM before SIGKILL, for each worker in turn; a hung op never
