@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 from acceptance import checks, criteria, measurements, tool_comparison, tools
-from poolbench.core.case import UsageError
+from poolbench.core.errors import UsageError
 from poolbench.core.records import Contention, TimeBreakdown
 from poolbench.engine import aa
 from poolbench.engine.rounds import block_calls

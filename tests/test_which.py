@@ -9,7 +9,7 @@ import zipfile
 
 import poolbench.ops  # noqa: F401 (registers the ops)
 import pytest
-from poolbench.core.case import UsageError
+from poolbench.core.errors import UsageError
 from poolbench.core.records import Measurement, Samples
 from poolbench.models.advise import (
     conclude,

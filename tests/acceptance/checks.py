@@ -17,12 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from poolbench.core.case import UsageError
+from poolbench.core.errors import StoreError, UsageError, WorkerFailure
 from poolbench.core.records import Environment, TimeBreakdown
 from poolbench.engine.aa import MARGIN, ProofError
-from poolbench.engine.process import WorkerFailure
 from poolbench.machine.info import collect_environment
-from poolbench.store.journal import StoreError, read_run
+from poolbench.store.journal import read_run
 
 from acceptance.criteria import (
     Outcome,

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from poolbench.core.candidate import REGISTRY
 from poolbench.core.case import Case
+from poolbench.core.errors import StoreError
 from poolbench.core.records import Measurement, TimeBreakdown
 from poolbench.engine.aa import (
     MARGIN,
@@ -29,7 +30,7 @@ from poolbench.engine.process import Worker, WorkerSpec
 from poolbench.engine.race import Plan
 from poolbench.engine.scheduler import WorkerPool
 from poolbench.stats.estimate import Comparison, compare_run, estimate
-from poolbench.store.journal import StoredRun, StoreError, read_run
+from poolbench.store.journal import StoredRun, read_run
 
 from acceptance.loops import BIASES, measure_bias, measure_sleep
 

@@ -83,8 +83,7 @@ def _run(arguments: list[str], root: Path) -> int:
 
 
 def _is_input_error(error: Exception) -> bool:
-    from poolbench.core.case import UsageError
-    from poolbench.store.journal import StoreError
+    from poolbench.core.errors import StoreError, UsageError
 
     return isinstance(error, (Unusable, StoreError, UsageError, OSError))
 
