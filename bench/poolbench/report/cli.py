@@ -19,8 +19,6 @@ commands:
   report.py [RUN]                render a run: page, figures, tables (the newest; the reference run on a fresh clone)
   report.py compare BASE RUN     a verdict for each measurement; exit 0 nothing slower, 1 something slower, 2 unusable
   report.py import FILE          a plain pytest-benchmark JSON as a run
-  report.py support [RUN]        print the support matrix as Markdown (--write: docs/support.md of the reference run)
-  report.py readme [--check]     fill the generated blocks of README.md and docs/ from results/reference/
 
 `report.py COMMAND --help` says more. A run is a folder, or its name under results/.
 """
@@ -245,54 +243,7 @@ def import_command(arguments: list[str], root: Path) -> int:
     return 0
 
 
-def support_command(arguments: list[str], root: Path) -> int:
-    """`report.py support [RUN]`."""
-    parser = argparse.ArgumentParser(
-        prog="report.py support", description="The support matrix as Markdown."
-    )
-    parser.add_argument("run", nargs="?", metavar="RUN", help="default: the reference run")
-    parser.add_argument(
-        "--write", action="store_true", help="write docs/support.md instead of printing"
-    )
-    options = parser.parse_args(arguments)
-
-    from poolbench.report.frame import find_run
-    from poolbench.report.readme import support_page
-    from poolbench.store.journal import read_run
-
-    run = read_run(find_run(root / "results", options.run or "reference"))
-    text = support_page([run])
-    if options.write:
-        path = root / "docs" / "support.md"
-        path.write_text(text, encoding="utf-8")
-        print(f"wrote {path.relative_to(root)}")
-    else:
-        sys.stdout.write(text)
-    return 0
-
-
-def readme_command(arguments: list[str], root: Path) -> int:
-    """`report.py readme [--check]`."""
-    parser = argparse.ArgumentParser(
-        prog="report.py readme",
-        description="Fill the generated blocks of README.md and docs/ from results/reference/.",
-    )
-    parser.add_argument(
-        "--check", action="store_true", help="write nothing; exit 1 where a block is out of date"
-    )
-    options = parser.parse_args(arguments)
-
-    from poolbench.report.readme import fill
-
-    stale = fill(root, check=options.check)
-    for name in stale:
-        print(f"{'out of date' if options.check else 'wrote'}: {name}")
-    return 1 if options.check and stale else 0
-
-
 COMMANDS: dict[str, Callable[[list[str], Path], int]] = {
     "compare": compare_command,
     "import": import_command,
-    "support": support_command,
-    "readme": readme_command,
 }
