@@ -7,7 +7,7 @@ import poolbench.ops  # noqa: F401 (registers the ops)
 import pytest
 from fakes import FakeFleet
 from poolbench.core.candidate import REGISTRY
-from poolbench.core.case import UsageError
+from poolbench.core.errors import UsageError
 from poolbench.core.records import Measurement, Samples
 from poolbench.engine.run import Run, RunOptions
 from poolbench.models import study

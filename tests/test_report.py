@@ -14,13 +14,14 @@ from poolbench.cli import main
 
 sys.path.insert(0, str(Path(__file__).parent))
 import synthetic
+from poolbench.core.errors import StoreError
 from poolbench.core.records import Accuracy, ModelResult
 from poolbench.core.text import format_value, inverse, markdown_cell, with_interval
 from poolbench.report import page, recommend, tables
 from poolbench.report.frame import COLUMNS, find_run, lay_out, load, register_builtin
 from poolbench.report.select import select
 from poolbench.stats import estimate
-from poolbench.store.journal import StoredRun, StoreError
+from poolbench.store.journal import StoredRun
 
 ROOT = Path(__file__).parent.parent
 CASE = synthetic.op_case("depth_max_pool")

@@ -6,7 +6,7 @@ import re
 import msgspec
 import numpy as np
 import pytest
-from poolbench.core.case import UsageError
+from poolbench.core.errors import UsageError
 from poolbench.core.records import Contention, Measurement, Samples, Selftest, TimeBreakdown
 from poolbench.engine import aa, selftest
 from poolbench.engine.process import WorkerSpec

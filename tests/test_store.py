@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from poolbench.core.case import make_case
+from poolbench.core.errors import StoreError
 from poolbench.core.records import (
     Accuracy,
     Environment,
@@ -19,7 +20,7 @@ from poolbench.core.records import (
     TraceSummary,
 )
 from poolbench.store import journal
-from poolbench.store.journal import JOURNAL, Journal, StoreError, decode_line, encode_line, read_run
+from poolbench.store.journal import JOURNAL, Journal, decode_line, encode_line, read_run
 
 HEADER = Header(
     run="r",
@@ -208,7 +209,8 @@ LIMITED = """
 import resource, sys
 from pathlib import Path
 from tests.test_store import HEADER, measurement
-from poolbench.store.journal import Journal, StoreError
+from poolbench.store.journal import Journal
+from poolbench.core.errors import StoreError
 folder, limit = Path(sys.argv[1]), int(sys.argv[2])
 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 with Journal(folder) as journal:

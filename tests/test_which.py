@@ -11,7 +11,7 @@ import poolbench.ops  # noqa: F401 (registers the ops)
 import pytest
 from click.testing import CliRunner
 from poolbench.cli import main
-from poolbench.core.case import UsageError
+from poolbench.core.errors import UsageError
 from poolbench.core.records import Measurement, Samples
 from poolbench.models.advise import (
     conclude,

@@ -45,8 +45,7 @@ class Main(click.Group):
 
     @staticmethod
     def _run(command: Callable[[], Any]) -> int:
-        from poolbench.core.case import UsageError
-        from poolbench.store.journal import StoreError
+        from poolbench.core.errors import UsageError
 
         try:
             return int(command() or 0)

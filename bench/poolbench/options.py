@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from poolbench.core.case import UsageError
+from poolbench.core.errors import UsageError
 
 SWEEPS = ("default", "quick", "full", "gpu")
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 
 from poolbench.core.candidate import REGISTRY, Candidate
-from poolbench.core.case import Case, UsageError, case_label
+from poolbench.core.case import Case, case_label
+from poolbench.core.errors import UsageError
 from poolbench.core.records import (
     Environment,
     Header,

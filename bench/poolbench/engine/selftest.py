@@ -11,7 +11,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from poolbench.core.case import UsageError, case_label
+from poolbench.core.case import case_label
+from poolbench.core.errors import StoreError, UsageError, WorkerFailure
 from poolbench.core.records import Selftest
 from poolbench.engine.aa import (
     CASE,
@@ -27,9 +28,9 @@ from poolbench.engine.aa import (
     share_marked,
     source_of,
 )
-from poolbench.engine.process import Worker, WorkerFailure, WorkerSpec
+from poolbench.engine.process import Worker, WorkerSpec
 from poolbench.engine.run import COMPARED_OPTIONS, Run, RunOptions, new_run_folder
-from poolbench.store.journal import JOURNAL, StoreError
+from poolbench.store.journal import JOURNAL
 
 SECONDS = 110.0
 # As many as fit: one A/A comparison in twenty lies beyond the floor, and few tell little of it.

@@ -26,15 +26,14 @@ from poolbench.core.case import (
     AXES,
     Case,
     Sweep,
-    UsageError,
     case_label,
     case_slug,
     parse_axis,
     product,
 )
+from poolbench.core.errors import UsageError, WorkerFailure, own_folders
 from poolbench.core.records import Header, TraceSummary
-from poolbench.engine.process import Worker, WorkerFailure, WorkerSpec
-from poolbench.machine.info import own_folders
+from poolbench.engine.process import Worker, WorkerSpec
 from poolbench.report import tensorboard
 from poolbench.store.journal import JOURNAL, Journal, decode_line
 

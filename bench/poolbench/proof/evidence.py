@@ -20,6 +20,7 @@ from typing import Any
 
 from poolbench.core.candidate import REGISTRY
 from poolbench.core.case import Case, make_case
+from poolbench.core.errors import StoreError
 from poolbench.core.records import Measurement, TimeBreakdown
 from poolbench.engine.aa import (
     MARGIN,
@@ -35,7 +36,7 @@ from poolbench.engine.rounds import block_calls
 from poolbench.engine.scheduler import WorkerPool
 from poolbench.machine import idle
 from poolbench.stats.estimate import Comparison, compare_run, estimate
-from poolbench.store.journal import StoredRun, StoreError, read_run
+from poolbench.store.journal import StoredRun, read_run
 from poolbench.worker import session
 
 ROOT = Path(__file__).parent.parent.parent.parent

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from poolbench.core.case import UsageError
+from poolbench.core.errors import UsageError
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import quote, urlencode
 
-from poolbench.core.case import UsageError
+from poolbench.core.errors import UsageError
 
 PROFILES = Path("plugins") / "profile"
 SUFFIX = ".xplane.pb"
