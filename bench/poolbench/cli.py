@@ -45,7 +45,7 @@ class Main(click.Group):
 
     @staticmethod
     def _run(command: Callable[[], Any]) -> int:
-        from poolbench.core.errors import UsageError
+        from poolbench.core.errors import StoreError, UsageError
 
         try:
             return int(command() or 0)
