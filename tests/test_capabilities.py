@@ -13,8 +13,8 @@ import pytest
 from capability_candidates import OP
 from poolbench.core.candidate import REGISTRY, Candidate, KnownFailure
 from poolbench.core.case import Case
-from poolbench.engine.process import Worker, WorkerFailure, WorkerSpec
-from poolbench.machine.info import own_folders
+from poolbench.core.errors import WorkerFailure, own_folders
+from poolbench.engine.process import Worker, WorkerSpec
 from poolbench.matrix import GROUPS, PROBES, judge
 from poolbench.matrix.probe import (
     Finding,

@@ -11,17 +11,9 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from poolbench.core.errors import WorkerFailure, one_line, printable, reason_of, status_of
 from poolbench.engine import cleanup, process
-from poolbench.engine.process import (
-    Worker,
-    WorkerFailure,
-    WorkerSpec,
-    one_line,
-    printable,
-    reason_of,
-    status_of,
-    system_killings,
-)
+from poolbench.engine.process import Worker, WorkerSpec, system_killings
 
 NUMPY = WorkerSpec(tensorflow=False)
 MEMORY_NBYTES = 400 << 20

@@ -12,7 +12,6 @@ import importlib.util
 import io
 import multiprocessing
 import os
-import re
 import shutil
 import signal
 import sys
@@ -33,9 +32,8 @@ import pebble
 import psutil
 from pebble.common.types import CONSTS
 
-from poolbench.core.records import Status
+from poolbench.core.errors import Status, WorkerFailure, printable, reason_of, status_of
 from poolbench.engine import cleanup
-from poolbench.machine.info import own_folders
 
 # pebble waits this long after SIGTERM before SIGKILL, for each worker in turn; a hung op never
 # answers SIGTERM, and 3 s times five workers is felt at every Ctrl-C.
@@ -63,34 +61,6 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
     deterministic: bool = False
     tensorflow: bool = True
     environment: tuple[tuple[str, str], ...] = ()
-
-
-class WorkerFailure(Exception):  # noqa: N818 (a result, not a programming error)
-    """A task that did not return.
-
-    Attributes:
-        status: error, crashed, out_of_memory or timeout.
-        reason: one line.
-        tail: the end of what the worker printed.
-        lost: whether the worker's state is gone with it.
-        blameless: whether it was lost before the task began, so that the task is not the cause.
-    """
-
-    def __init__(
-        self,
-        status: Status,
-        reason: str,
-        *,
-        tail: str = "",
-        lost: bool = False,
-        blameless: bool = False,
-    ) -> None:
-        super().__init__(reason)
-        self.status: Status = status
-        self.reason = reason
-        self.tail = tail
-        self.lost = lost
-        self.blameless = blameless
 
 
 class WorkerLike(Protocol):
@@ -380,63 +350,6 @@ def _guard(function: Callable[..., Any], args: tuple[Any, ...]) -> Outcome:
 
 
 # What an exception's text says where it is the host's memory that is full, not an accelerator's.
-_HOST_ALLOCATOR = re.compile(r"device:CPU|allocator.{0,3}cpu|host memory", re.IGNORECASE)
-_FULL = re.compile(r"RESOURCE_EXHAUSTED|CUDA_ERROR_OUT_OF_MEMORY|out of memory", re.IGNORECASE)
-
-
-def status_of(error: BaseException) -> Status:
-    """out_of_memory for what Python and TensorFlow raise when memory is full, else error."""
-    return "out_of_memory" if _memory_of(error) else "error"
-
-
-def reason_of(error: BaseException) -> str:
-    """The exception in one line, behind whose memory is full: the host's or the device's."""
-    memory = _memory_of(error)
-    return f"{memory} memory: {one_line(error)}" if memory else one_line(error)
-
-
-def _memory_of(error: BaseException) -> str:
-    """'host' or 'device', whichever is full; '' for any other error."""
-    if isinstance(error, MemoryError):
-        return "host"
-    name = type(error).__name__
-    text = one_line(error, 4000) if name in ("ResourceExhaustedError", "InternalError") else ""
-    if name == "ResourceExhaustedError" or _FULL.search(text):
-        return "host" if _HOST_ALLOCATOR.search(text) else "device"
-    return ""
-
-
-# A graph's error puts the Python stack before what went wrong, which a limited line would cut off.
-_STACK_LINE = re.compile(
-    r"\s*File \"|Graph execution error:|in user code:|Detected at node .* defined at|\s*\[\[\{\{node"
-)
-
-
-def one_line(error: BaseException, limit: int = 400) -> str:
-    """An exception's type and text in one line of at most `limit` characters."""
-    try:
-        said = str(error)
-    except Exception:  # noqa: BLE001 (a candidate's own exception may not even have a text)
-        said = "(its text cannot be made)"
-    said = "\n".join(line for line in said.splitlines() if not _STACK_LINE.match(line))
-    text = printable(" ".join(f"{type(error).__name__}: {said[: 10 * limit]}".split()))
-    return text if len(text) <= limit else text[: limit - 1] + "…"
-
-
-def printable(text: str) -> str:
-    """The text as it may be stored and shown.
-
-    Control characters and lone surrogates are spelled out, for it reaches terminals; the folders that this
-    project and its libraries lie in are left out, for results are given away.
-    """
-    for folder in own_folders():
-        text = text.replace(folder + os.sep, "")
-    return "".join(
-        char if char.isprintable() or char in "\n\t" else char.encode("unicode_escape").decode()
-        for char in text
-    )
-
-
 def _initialise(setting: WorkerSpec, files: Sequence[str], folder: str, parent: int) -> None:
     """First thing in the process: its own session, its output to the log, its user files."""
     _die_with(parent)

@@ -18,8 +18,9 @@ import psutil
 
 from poolbench.core.candidate import REGISTRY
 from poolbench.core.case import Case, input_nbytes
+from poolbench.core.errors import WorkerFailure
 from poolbench.core.records import Measurement, Node, Status
-from poolbench.engine.process import Worker, WorkerFailure, WorkerSpec
+from poolbench.engine.process import Worker, WorkerSpec
 from poolbench.engine.race import BATCH_SECONDS, LEG_SECONDS, Plan, Race, Result, Seconds
 from poolbench.machine.nvml import is_gpu
 from poolbench.worker import session

@@ -36,9 +36,10 @@ import numpy as np
 
 import poolbench.ops  # noqa: F401 (registers the ops)
 from poolbench.core.candidate import REGISTRY, Candidate, KnownFailure
-from poolbench.core.case import Case, Shape, UsageError, make_case
+from poolbench.core.case import Case, Shape, make_case
+from poolbench.core.errors import UsageError, WorkerFailure
 from poolbench.core.records import ALL_POOLING, HEAD, Accuracy, Measurement, ModelResult, Samples
-from poolbench.engine.process import WorkerFailure, WorkerLike, WorkerSpec
+from poolbench.engine.process import WorkerLike, WorkerSpec
 from poolbench.engine.race import Fleet, Plan, Race, Tasks
 from poolbench.models import zoo
 from poolbench.models.zoo import Model, Pool, Source
@@ -158,7 +159,7 @@ def output_shape(pool: Pool) -> Shape:
 
 def open_contender(name: str, check: bool) -> session.OpenedContender:
     """A task: build a contender, call it first, and hold what it returns against the others'."""
-    from poolbench.engine.process import one_line, status_of
+    from poolbench.core.errors import one_line, status_of
 
     try:
         if name.startswith(ALONE):
