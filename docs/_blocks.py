@@ -17,7 +17,7 @@ from poolbench.engine.race import BANDWIDTH_LIMIT_FROM_NBYTES, Plan
 from poolbench.report.frame import RunFrame, is_right
 from poolbench.report.page import selftest_sentence
 from poolbench.report.recommend import choices, headline
-from poolbench.report.tables import as_markdown, headline_table, network_sentence, 
+from poolbench.report.tables import as_markdown, headline_table, network_sentence
 from poolbench.stats import estimate
 from poolbench.stats.planning import START_SECONDS, predict_seconds
 from poolbench.store.journal import MAX_NBYTES, encode_line
