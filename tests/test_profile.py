@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import traced
-from poolbench.core.candidate import REGISTRY, Registry
 from poolbench.core.case import make_case
 from poolbench.core.errors import UsageError, WorkerFailure
 from poolbench.core.records import TraceSummary
+from poolbench.core.registry import REGISTRY, Registry
 from poolbench.engine import tracing
 from poolbench.engine.process import Worker, WorkerSpec
 from poolbench.engine.tracing import Recorder, Selection, select, trace_name

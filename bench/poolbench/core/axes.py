@@ -21,7 +21,16 @@ Value = str | bool | int | float | tuple[int, ...]
 V = TypeVar("V", bound=Value)
 Kind = Literal["category", "ordinal", "size"]
 NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
-RESERVED = ("op", "axes", "get", "replace", "candidate", "node", "status")
+# Attributes of a Case, and columns of a report's table.
+RESERVED = frozenset(
+    """
+    op axes get replace line race label nbytes moved_nbytes candidate form status reason issue right baseline clock
+    seconds seconds_low seconds_high wall_seconds samples processes first_seconds ratio ratio_low ratio_high
+    verdict processes_needed recipe_ratio recipe_low recipe_high recipe_reason bandwidth_limit_seconds efficiency
+    efficiency_low efficiency_high worst max_relative tie peak_nbytes stopped_early disagree flags steal others
+    blocks_marked blocks_redone cores_distant smt_sibling_busy node kind tail probe bandwidth
+    """.split()
+)
 
 
 class Scope(str, Enum):
@@ -202,9 +211,7 @@ STANDARD: Mapping[str, Axis[Any]] = {
         choice_axis("dtype", *DTYPES),
         choice_axis("direction", "forward", "training", scope=Scope.CALL),
         choice_axis("mode", "eager", "graph", "xla", default="graph", scope=Scope.CALL),
-        Axis(
-            name="device", parse=parse_device, default="cpu:0", scope=Scope.CALL, example="cpu:0"
-        ),
+        Axis(name="device", parse=parse_device, default="cpu:0", scope=Scope.CALL, example="cpu:0"),
         Axis(
             name="threads",
             parse=parse_threads,
@@ -231,7 +238,7 @@ def declare(op: str, axes: Iterable[Axis[Any]]) -> None:
     own = list(axes)
     names = [axis.name for axis in own] + list(STANDARD)
     if twice := {name for name in names if names.count(name) > 1}:
-        raise UsageError(f"op {op!r} declares the axis {sorted(twice)[0]!r} twice")
+        raise UsageError(f"op {op!r} declares the axis {min(twice)!r} twice")
     _DECLARED[op] = {axis.name: axis for axis in own} | dict(STANDARD)
 
 

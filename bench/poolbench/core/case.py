@@ -8,7 +8,15 @@ from typing import Any
 
 import msgspec
 
-from poolbench.core.axes import STANDARD, Value, axes_of, format_value, is_declared, is_usual, label_value
+from poolbench.core.axes import (
+    STANDARD,
+    Value,
+    axes_of,
+    format_value,
+    is_declared,
+    is_usual,
+    label_value,
+)
 from poolbench.core.errors import UsageError
 
 

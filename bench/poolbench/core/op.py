@@ -157,7 +157,9 @@ class Op:
 
     def output_shape(self, case: Case) -> tuple[int, ...]:
         """Return the shape of y, which the reference tells: inputs of zeros take no memory."""
-        zeros = (np.broadcast_to(reference_zero(s.dtype), s.shape) for s in self.inputs(case).values())
+        zeros = (
+            np.broadcast_to(reference_zero(s.dtype), s.shape) for s in self.inputs(case).values()
+        )
         return tuple(np.shape(self.reference(case, *zeros)))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import inspect
@@ -91,11 +92,10 @@ class Registry:
             known = ", ".join(self.axis_names())
             raise UsageError(f"no op has an axis {name!r}; there are {known} (--axis NAME=...)")
         texts = [value.strip() for value in values.split(",") if value.strip()]
-        for axis in axes[:-1]:  # ops may share a name and differ in the values that they take
-            try:
+        # Ops may share a name and differ in the values that they take: the last says what is wrong.
+        for axis in axes[:-1]:
+            with contextlib.suppress(UsageError):
                 return name, tuple(dict.fromkeys(axis.read(value) for value in texts))
-            except UsageError:
-                continue
         return name, tuple(dict.fromkeys(axes[-1].read(value) for value in texts))
 
     def input_nbytes(self, case: Case) -> int:

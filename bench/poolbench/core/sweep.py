@@ -79,20 +79,19 @@ class Sweep:
         rules: a case is left out if one of them is false of it.
     """
 
-    parts: tuple[SweepPart, ...] = (SweepPart(),)
-    base: Mapping[str, Value] | Case = field(default_factory=dict, kw_only=True)
+    parts: tuple[SweepPart, ...] | SweepPart = SweepPart()
+    base: Mapping[str, Any] | Case = field(default_factory=dict, kw_only=True)
     rules: tuple[Rule, ...] = field(default=(), kw_only=True)
 
-    def __post_init__(self) -> None:
-        if isinstance(self.parts, SweepPart):
-            object.__setattr__(self, "parts", (self.parts,))
+    def _each_part(self) -> tuple[SweepPart, ...]:
+        return (self.parts,) if isinstance(self.parts, SweepPart) else self.parts
 
     def for_op(self, op: str) -> Sweep:
         """Return the sweep with its base completed to a case of the op."""
         if isinstance(self.base, Case):
             return self
         first: dict[str, Any] = {}
-        for part in self.parts:
+        for part in self._each_part():
             for name, values in part.axes.items():
                 # An axis without a default must vary somewhere: its first value serves as the base's.
                 if (axis := axes_of(op).get(name)) is not None and axis.default is None:
@@ -114,7 +113,7 @@ class Sweep:
         """Return the cases, each once, in the order of the parts; equal cases pool their candidates."""
         found: dict[Case, tuple[str, ...]] = {}
         base = self.base_case
-        for part in self.parts:
+        for part in self._each_part():
             for row in part.rows():
                 case = make_case(op=base.op, **(base.axes | row))
                 if not all(rule(case) for rule in self.rules):
@@ -142,9 +141,9 @@ class Sweep:
             return self
         declared = axes_of(base.op).get(axis)
         values = tuple(declared.read(value) if declared else value for value in values)
-        varies = any(axis in part.axes for part in self.parts)
+        varies = any(axis in part.axes for part in self._each_part())
         parts = []
-        for part in self.parts:
+        for part in self._each_part():
             if axis in part.axes or not varies:
                 axes = {**part.axes, axis: values}
                 parts.append(

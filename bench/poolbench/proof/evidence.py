@@ -18,10 +18,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from poolbench.core.candidate import REGISTRY
 from poolbench.core.case import Case, make_case
 from poolbench.core.errors import StoreError
 from poolbench.core.records import Measurement, TimeBreakdown
+from poolbench.core.registry import REGISTRY
 from poolbench.engine.aa import (
     MARGIN,
     CopiesRace,

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from poolbench.core.case import Case, case_label, input_nbytes, make_case
+from poolbench.core.case import Case, case_label, make_case
 from poolbench.core.records import MatrixCell, Measurement
+from poolbench.core.registry import input_nbytes
 from poolbench.core.text import format_nbytes, format_seconds, one_line, significant
 from poolbench.engine.race import BANDWIDTH_LIMIT_FROM_NBYTES, Plan
 from poolbench.report.devices import (

@@ -15,12 +15,12 @@ from poolbench.ops.shared import channel_axis, sizes
 
 def divides(case: Case) -> bool:
     """Whether the window divides the depth."""
-    return case.shape[-1] % (case.pool_size) == 0
+    return bool(case.shape[-1] % case.pool_size == 0)
 
 
 def on_cpu_without_xla(case: Case) -> bool:
     """Whether the native CPU kernel runs the case."""
-    return case.device.startswith("cpu") and case.mode != "xla"
+    return bool(case.device.startswith("cpu") and case.mode != "xla")
 
 
 # What tf.nn.max_pool over the depth is documented to refuse; tests/test_upstream.py tries each.

@@ -11,7 +11,17 @@ from typing import Any
 
 import numpy as np
 
-from poolbench import Case, Op, TensorSpec, Tolerance, Traffic, choice_axis, register, size_axis, ties_within
+from poolbench import (
+    Case,
+    Op,
+    TensorSpec,
+    Tolerance,
+    Traffic,
+    choice_axis,
+    register,
+    size_axis,
+    ties_within,
+)
 from poolbench.ops.depth_max_pool.sweeps import ALSO_COMPARE_TO, BASELINE, OP, SWEEPS
 from poolbench.ops.shared import IMAGE_AXES, channel_axis, image_spec
 
