@@ -11,9 +11,11 @@ import pytest
 import traced
 from poolbench.core.candidate import REGISTRY, Registry
 from poolbench.core.case import UsageError, make_case
+from poolbench.core.errors import WorkerFailure
+from poolbench.core.plan import WorkerSpec
 from poolbench.core.records import TraceSummary
 from poolbench.engine import tracing
-from poolbench.engine.process import Worker, WorkerFailure, WorkerSpec
+from poolbench.engine.process import Worker
 from poolbench.engine.tracing import Recorder, Selection, select, trace_name
 from poolbench.report import tensorboard
 from poolbench.store.journal import decode_line, encode_line

@@ -7,9 +7,9 @@ import msgspec
 import numpy as np
 import pytest
 from poolbench.core.case import UsageError
+from poolbench.core.plan import WorkerSpec
 from poolbench.core.records import Contention, Measurement, Samples, Selftest, TimeBreakdown
 from poolbench.engine import aa, selftest
-from poolbench.engine.process import WorkerSpec
 from poolbench.engine.race import Plan
 from poolbench.engine.rounds import block_calls
 from poolbench.engine.scheduler import WorkerPool

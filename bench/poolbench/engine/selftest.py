@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from poolbench.core.case import UsageError, case_label
+from poolbench.core.errors import WorkerFailure
+from poolbench.core.plan import WorkerSpec
 from poolbench.core.records import Selftest
 from poolbench.engine.aa import (
     CASE,
@@ -29,7 +31,7 @@ from poolbench.engine.aa import (
     share_marked,
     source_of,
 )
-from poolbench.engine.process import Worker, WorkerFailure, WorkerSpec
+from poolbench.engine.process import Worker
 from poolbench.engine.run import COMPARED_OPTIONS, Run, RunOptions, new_run_folder
 from poolbench.store.journal import JOURNAL, StoreError
 

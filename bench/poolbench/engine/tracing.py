@@ -34,8 +34,10 @@ from poolbench.core.case import (
     parse_axis,
     product,
 )
+from poolbench.core.errors import WorkerFailure
+from poolbench.core.plan import WorkerSpec
 from poolbench.core.records import Header, TraceSummary
-from poolbench.engine.process import Worker, WorkerFailure, WorkerSpec
+from poolbench.engine.process import Worker
 from poolbench.machine.info import own_folders
 from poolbench.report import tensorboard
 from poolbench.store.journal import JOURNAL, Journal, StoreError, decode_line

@@ -24,7 +24,9 @@ import psutil
 import poolbench.ops  # noqa: F401 (registers the ops)
 from poolbench.core.candidate import REGISTRY
 from poolbench.core.case import UsageError, label_shape
-from poolbench.engine.process import Worker, WorkerFailure, WorkerSpec
+from poolbench.core.errors import WorkerFailure
+from poolbench.core.plan import WorkerSpec
+from poolbench.engine.process import Worker
 from poolbench.engine.race import Plan
 from poolbench.models.study import (
     ALONE,

@@ -19,9 +19,9 @@ from typing import Any
 import msgspec
 
 from poolbench.core.case import UsageError
+from poolbench.core.errors import WorkerFailure
 from poolbench.core.records import Environment, TimeBreakdown
 from poolbench.engine.aa import MARGIN, ProofError
-from poolbench.engine.process import WorkerFailure
 from poolbench.machine.info import collect_environment
 from poolbench.proof.evidence import PAIR_SECONDS, RESULTS, SCALES, Evidence, compare_journal
 from poolbench.proof.judges import (

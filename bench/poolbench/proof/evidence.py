@@ -20,6 +20,7 @@ from typing import Any
 
 from poolbench.core.candidate import REGISTRY
 from poolbench.core.case import Case, make_case
+from poolbench.core.plan import WorkerSpec
 from poolbench.core.records import Measurement, TimeBreakdown
 from poolbench.engine.aa import (
     MARGIN,
@@ -29,7 +30,7 @@ from poolbench.engine.aa import (
     race_copies,
     race_series,
 )
-from poolbench.engine.process import Worker, WorkerSpec
+from poolbench.engine.process import Worker
 from poolbench.engine.race import PROBE_TURN, Plan
 from poolbench.engine.rounds import block_calls
 from poolbench.engine.scheduler import WorkerPool
