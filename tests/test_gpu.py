@@ -15,7 +15,8 @@ from types import SimpleNamespace
 
 import pytest
 from fakes import FakeFleet, fake_candidate
-from poolbench.core.case import UsageError, make_case
+from poolbench.core.case import make_case
+from poolbench.core.errors import UsageError
 from poolbench.core.plan import WorkerSpec
 from poolbench.core.records import common_clock, samples_by
 from poolbench.engine.process import Worker, import_file

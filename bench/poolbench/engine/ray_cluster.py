@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import psutil
 
-from poolbench.core.case import UsageError
+from poolbench.core.errors import UsageError
 from poolbench.core.plan import WorkerSpec
 from poolbench.core.records import Environment, Node
 from poolbench.engine.process import load_registry

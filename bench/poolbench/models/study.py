@@ -36,8 +36,8 @@ import numpy as np
 
 import poolbench.ops  # noqa: F401 (registers the ops)
 from poolbench.core.candidate import REGISTRY, Candidate, KnownFailure
-from poolbench.core.case import Case, Shape, UsageError, make_case
-from poolbench.core.errors import WorkerFailure
+from poolbench.core.case import Case, Shape, make_case
+from poolbench.core.errors import UsageError, WorkerFailure
 from poolbench.core.plan import WorkerSpec
 from poolbench.core.records import ALL_POOLING, HEAD, Accuracy, Measurement, ModelResult, Samples
 from poolbench.engine.process import WorkerLike
