@@ -14,8 +14,9 @@ from capability_candidates import OP
 from poolbench.core.candidate import Candidate, KnownFailure
 from poolbench.core.case import make_case
 from poolbench.core.errors import WorkerFailure, own_folders
+from poolbench.core.plan import WorkerSpec
 from poolbench.core.registry import REGISTRY
-from poolbench.engine.process import Worker, WorkerSpec
+from poolbench.engine.process import Worker
 from poolbench.matrix import GROUPS, PROBES, judge
 from poolbench.matrix.probe import (
     Finding,

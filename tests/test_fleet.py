@@ -12,9 +12,9 @@ import pytest
 from fakes import ANSWERS, FakeWorker, fake_candidate
 from poolbench.core.case import make_case
 from poolbench.core.errors import WorkerFailure
+from poolbench.core.plan import WorkerSpec
 from poolbench.core.registry import REGISTRY
 from poolbench.engine import scheduler as fleet_module
-from poolbench.engine.process import WorkerSpec
 from poolbench.engine.race import Plan
 from poolbench.engine.scheduler import LANES, TURNS_BETWEEN, RaceSpec, Scheduler, WorkerPool
 from poolbench.machine.info import Usage

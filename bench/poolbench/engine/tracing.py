@@ -26,10 +26,11 @@ from poolbench.core.candidate import Candidate
 from poolbench.core.case import Case, case_label, case_slug
 from poolbench.core.errors import UsageError, WorkerFailure, own_folders
 from poolbench.core.op import Op
+from poolbench.core.plan import WorkerSpec
 from poolbench.core.records import Header, TraceSummary
 from poolbench.core.registry import REGISTRY, parse_axis
 from poolbench.core.sweep import Sweep, product
-from poolbench.engine.process import Worker, WorkerSpec
+from poolbench.engine.process import Worker
 from poolbench.report import tensorboard
 from poolbench.store.journal import JOURNAL, Journal, decode_line
 

@@ -17,8 +17,8 @@ from poolbench.core.candidate import Candidate
 from poolbench.core.case import Case, make_case
 from poolbench.core.errors import printable
 from poolbench.core.op import Op
+from poolbench.core.plan import WorkerSpec
 from poolbench.core.records import CellState
-from poolbench.engine.process import WorkerSpec
 
 MODES = ("eager", "graph", "xla")
 Figures = dict[str, float | int | str | None]

@@ -22,8 +22,9 @@ import psutil
 import poolbench.ops  # noqa: F401 (registers the ops)
 from poolbench.core.axes import format_value
 from poolbench.core.errors import UsageError, WorkerFailure
+from poolbench.core.plan import WorkerSpec
 from poolbench.core.registry import REGISTRY
-from poolbench.engine.process import Worker, WorkerSpec
+from poolbench.engine.process import Worker
 from poolbench.engine.race import Plan
 from poolbench.models.study import (
     ALONE,
