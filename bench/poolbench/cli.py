@@ -141,7 +141,7 @@ def report(
 ) -> None:  # fmt: skip
     """Render a run: page, figures, tables. Default: the newest run."""
     with _no_collection():
-        from poolbench.report.frame import find_run
+        from poolbench.store.runs import find_run
 
         for name in runs or (None,):
             _report(find_run(results, name), margin, kind, selected, out, show=show)
@@ -185,9 +185,9 @@ def compare(
     with _no_collection():
         from poolbench.core.text import one_line
         from poolbench.report import compare as comparing
-        from poolbench.report.frame import find_run
         from poolbench.report.select import select
         from poolbench.store.journal import read_run
+        from poolbench.store.runs import find_run
 
         before, after = (read_run(find_run(results, name)) for name in (base, run))
         found = comparing.compare_runs(before, after, margin=margin, allowed=list(allow_different))

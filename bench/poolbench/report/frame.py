@@ -18,7 +18,6 @@ import pandas as pd
 
 from poolbench.core.axes import STANDARD, Value, format_value
 from poolbench.core.case import Case, case_label
-from poolbench.core.errors import StoreError
 from poolbench.core.records import (
     Clock,
     MatrixCell,
@@ -31,7 +30,7 @@ from poolbench.core.records import (
 from poolbench.core.registry import REGISTRY, Registry, input_nbytes
 from poolbench.machine.nvml import is_gpu
 from poolbench.stats import estimate
-from poolbench.store.journal import JOURNAL, StoredRun, read_run
+from poolbench.store.journal import StoredRun, read_run
 
 MARGIN = 0.05
 WITHHELD = "WITHHELD"
@@ -134,36 +133,6 @@ def register_builtin(registry: Registry = REGISTRY) -> Registry:
     for module in pkgutil.iter_modules(poolbench.ops.__path__, "poolbench.ops."):
         importlib.import_module(module.name)
     return registry
-
-
-def find_run(root: Path, given: str | None) -> Path:
-    """The folder of the run that the user means.
-
-    Args:
-        root: folder that holds runs, `results/`.
-        given: a path, a run's name under `root`, or None for the newest, and without a run of one's
-            own the reference run.
-
-    Raises:
-        StoreError: there is none.
-    """
-    if given is not None:
-        for folder in (Path(given), root / given):
-            if (folder / JOURNAL).is_file():
-                return folder
-        if Path(given).name == JOURNAL and Path(given).is_file():
-            return Path(given).parent
-        raise StoreError(
-            f"no {JOURNAL} in {given!r}, nor in {root.name}/{given}; name a run's folder"
-        )
-    journals = [
-        path for path in root.glob(f"*/{JOURNAL}") if not path.parent.name.startswith("reference")
-    ]
-    if journals:
-        return max(journals, key=lambda path: path.stat().st_mtime).parent
-    if (root / "reference" / JOURNAL).is_file():
-        return root / "reference"
-    raise StoreError(f"no run under {root.name}/ yet: measure one with `nox -s bench-cpu`")
 
 
 def load(folder: Path, *, margin: float = MARGIN, registry: Registry | None = None) -> RunFrame:
