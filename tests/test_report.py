@@ -22,7 +22,6 @@ from poolbench.report import page, recommend, tables
 from poolbench.report.frame import (
     COLUMNS,
     axes_in,
-    find_run,
     lay_out,
     load,
     register_builtin,
@@ -31,6 +30,7 @@ from poolbench.report.frame import (
 from poolbench.report.select import select
 from poolbench.stats import estimate
 from poolbench.store.journal import StoredRun
+from poolbench.store.runs import find_run
 
 ROOT = Path(__file__).parent.parent
 CASE = synthetic.op_case("depth_max_pool")
