@@ -5,12 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from poolbench.core.registry import REGISTRY
-from poolbench.worker.backends import Call
+from poolbench.worker.backends import Array, Call
 from poolbench.worker.backends.base import host_probes
 from poolbench.worker.session import OpenCase, Session
 from poolbench.worker.timing import clock, estimate_seconds
 
-PROBES = ("bandwidth-read", "bandwidth-write", "bandwidth-copy")
 # Below this the call's own cost, not the memory, is what a write probe would measure.
 MIN_WRITE_NBYTES = 1 << 20
 MIN_DEVICE_WRITE_NBYTES = 1 << 24  # a GPU writes a megabyte faster than it begins to
@@ -49,19 +48,13 @@ def _ways(opened: OpenCase, kind: str, nbytes: int) -> dict[str, Call]:
     if opened.on_cpu:
         source = opened.host[0].reshape(-1)
         words = source.view(np.uint8)[: nbytes // 8 * 8].view(np.int64)
+        arrays: list[Array]
+        work: Call
         if kind == "read":
-            arrays, work = [words], _read
+            arrays, work = [words], lambda part: part.max()
         elif kind == "write":
-            arrays, work = [np.ones(nbytes // 4, np.float32)], _write
+            arrays, work = [np.ones(nbytes // 4, np.float32)], lambda part: part.fill(1.0)
         else:
             arrays, work = [np.ones_like(source), source], np.copyto
         ways = host_probes(work, arrays, opened.case.threads, opened.pools)
     return ways | opened.backend.bandwidth_probes(kind, opened.device, nbytes // 4)
-
-
-def _read(part: np.ndarray) -> None:  # type: ignore[type-arg]
-    part.max()
-
-
-def _write(part: np.ndarray) -> None:  # type: ignore[type-arg]
-    part.fill(1.0)

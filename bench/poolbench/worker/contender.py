@@ -7,12 +7,13 @@ from collections.abc import Callable
 import msgspec
 
 from poolbench.core.errors import Status, reason_of, status_of
+from poolbench.core.plan import PROBES
 from poolbench.core.records import Accuracy
 from poolbench.core.registry import REGISTRY
 from poolbench.worker import check as checks
 from poolbench.worker import isolation
 from poolbench.worker.backends import Array, Call, to_numpy
-from poolbench.worker.bandwidth import PROBES, open_probe
+from poolbench.worker.bandwidth import open_probe
 from poolbench.worker.session import OpenCase, Session, bind
 from poolbench.worker.timing import clock, estimate_seconds
 

@@ -11,7 +11,7 @@ import resource
 import statistics
 from collections.abc import Callable, Sequence
 from itertools import repeat
-from time import perf_counter as clock
+from time import perf_counter
 from typing import Any
 
 import msgspec
@@ -22,6 +22,7 @@ from poolbench.machine.idle import kept_awake
 from poolbench.worker.backends import Call
 from poolbench.worker.session import OpenCase, Session
 
+clock = perf_counter
 ENERGY_CALLS = 10  # between two readings of the device's counter
 ENERGY_SECONDS, ENERGY_LIMIT_SECONDS = 0.1, 3.0
 

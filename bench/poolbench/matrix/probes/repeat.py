@@ -40,7 +40,7 @@ def repeat_calls(trial: Trial) -> Finding:
 def repeat_mode(trial: Trial, mode: str) -> Finding:
     """The same in one mode; the figure `digest` is a hash of the bits."""
     case = trial.case(mode=mode, shape=REPEAT_SHAPE)
-    training = msgspec.structs.replace(case, direction="training")
+    training = case.replace(direction="training")
     what, found = (
         "values and gradient",
         attempt(trial, training, lambda: repeat_case(trial, training)),
@@ -52,7 +52,8 @@ def repeat_mode(trial: Trial, mode: str) -> Finding:
 
 def repeat_case(trial: Trial, case: Case) -> Finding:
     """The same in one case."""
-    from poolbench.worker.session import bind, to_numpy
+    from poolbench.worker.backends import to_numpy
+    from poolbench.worker.session import bind
 
     x = random_input(case)
     host = [x]
@@ -75,9 +76,8 @@ def repeat_case(trial: Trial, case: Case) -> Finding:
 
 def random_input(case: Case) -> Array:
     """Normal values: sums of them depend on their order, which is what threads may change."""
-    return (
-        np.random.default_rng(4).standard_normal(case.shape).astype(judge.numpy_dtype(case.dtype))
-    )
+    values: Array = np.random.default_rng(4).standard_normal(case.shape)
+    return values.astype(judge.numpy_dtype(case.dtype))
 
 
 def digest(arrays: Sequence[Array]) -> str:

@@ -16,7 +16,7 @@ class NumpyBackend:
     """Candidates that are NumPy functions, called as they are."""
 
     name = "numpy"
-    modes = ("eager",)
+    modes: tuple[str, ...] = ("eager",)
 
     def start(self, spec: WorkerSpec) -> None:
         """Nothing is left to import."""

@@ -15,7 +15,7 @@ class TensorFlowBackend:
     """Candidates that are functions of TensorFlow's tensors."""
 
     name = "tensorflow"
-    modes = ("eager", "graph", "xla")
+    modes: tuple[str, ...] = ("eager", "graph", "xla")
 
     def start(self, spec: WorkerSpec) -> None:
         """Import TensorFlow with a process' settings; they hold until the process ends."""
