@@ -186,7 +186,7 @@ _SETUP = pytest.StashKey[_Setup]()
 
 
 def _read_options(config: pytest.Config) -> _Setup:
-    from poolbench.engine.process import import_file
+    from poolbench.core.registry import import_file
 
     axes = [parse_axis_early(text) for text in config.getoption("--axis")]
     if config.getoption("--ray") is None:
