@@ -7,10 +7,6 @@ import gc
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 EXIT_SLOWER, EXIT_UNUSABLE = 1, 2
 FORMATS = ("markdown", "csv", "html", "json")
@@ -114,7 +110,10 @@ def render_command(arguments: list[str], root: Path) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument(
-        "run", nargs="?", metavar="RUN", help="a run's folder or name (default: the newest)"
+        "runs",
+        nargs="*",
+        metavar="RUN",
+        help="runs of one machine and code (default: the newest run)",
     )
     parser.add_argument("--out", type=Path, help="folder of the report (default: RUN/report)")
     _common(parser)
@@ -122,33 +121,24 @@ def render_command(arguments: list[str], root: Path) -> int:
 
     from poolbench.report.frame import find_run, load
 
-    folder = find_run(root / "results", options.run)
-    loaded = load(folder, margin=options.margin)
+    folders = [find_run(root / "results", name) for name in options.runs or [None]]
+    folder = folders[-1]
+    loaded = load(*folders, margin=options.margin)
     if loaded.run.dropped:
         print(f"{folder.name}: {loaded.run.dropped}", file=sys.stderr)
     if options.format:
-        from poolbench.report.tables import WRITERS, measurement_table
+        from poolbench.report.formats import WRITERS, select
+        from poolbench.report.tables import measurement_table
 
         table = select(loaded.table, options.select)
         shown = table if options.format in ("csv", "json") else measurement_table(table)
         sys.stdout.write(WRITERS[options.format](shown))
         return 0
-    from dataclasses import replace
-
+    from poolbench.report.formats import select
     from poolbench.report.page import render
 
     if options.select:
-        kept = select(loaded.table, options.select).index
-        loaded = replace(
-            loaded,
-            table=loaded.table.loc[kept].reset_index(drop=True),
-            samples=[loaded.samples[i] for i in kept],
-            bandwidth_limits={
-                new: loaded.bandwidth_limits[old]
-                for new, old in enumerate(kept)
-                if old in loaded.bandwidth_limits
-            },
-        )
+        loaded = loaded.keep(list(select(loaded.table, options.select).index))
     written = render(loaded, options.out or folder / "report")
     print(written.headline)
     print(f"page: {written.page}")
@@ -157,29 +147,6 @@ def render_command(arguments: list[str], root: Path) -> int:
 
         webbrowser.open(written.page.resolve().as_uri())
     return 0
-
-
-def select(table: pd.DataFrame, wanted: Sequence[tuple[str, tuple[str, ...]]]) -> pd.DataFrame:
-    """The rows whose columns have one of the values.
-
-    Raises:
-        Unusable: there is no such column, or nothing is left.
-    """
-    for name, values in wanted:
-        if name not in table.columns:
-            raise Unusable(
-                f"no column {name!r}; there are {', '.join(table.columns)} (--select COLUMN=VALUE)"
-            )
-        table = table[[_as_text(value) in values for value in table[name]]]
-        if table.empty:
-            raise Unusable(f"no measurement has {name} in {', '.join(values)} (--select)")
-    return table
-
-
-def _as_text(value: object) -> str:
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    return str(value)
 
 
 def compare_command(arguments: list[str], root: Path) -> int:
@@ -201,7 +168,8 @@ def compare_command(arguments: list[str], root: Path) -> int:
     options = parser.parse_args(arguments)
 
     from poolbench.core.text import one_line
-    from poolbench.report import compare
+    from poolbench.report import compare, compare_text
+    from poolbench.report.formats import select
     from poolbench.report.frame import find_run
     from poolbench.store.journal import read_run
 
@@ -209,9 +177,9 @@ def compare_command(arguments: list[str], root: Path) -> int:
     found = compare.compare_runs(base, run, margin=options.margin, allowed=options.allow_different)
     if options.select:
         found = compare.keep(found, select(found.table, options.select))
-    sys.stdout.write(compare.FORMATS[options.format or "markdown"](found))
+    sys.stdout.write(compare_text.FORMATS[options.format or "markdown"](found))
     if options.out or options.open:
-        page = compare.write_page(found, options.out or run.path / "report")
+        page = compare_text.write_page(found, options.out or run.path / "report")
         print(f"page: {page}", file=sys.stderr)
         if options.open:
             import webbrowser
@@ -219,7 +187,7 @@ def compare_command(arguments: list[str], root: Path) -> int:
             webbrowser.open(page.resolve().as_uri())
     slower = found.slower
     if slower:
-        print(one_line(compare.headline(found), 500), file=sys.stderr)
+        print(one_line(compare_text.headline(found), 500), file=sys.stderr)
     return EXIT_SLOWER if slower else 0
 
 

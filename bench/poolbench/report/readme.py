@@ -26,11 +26,13 @@ from poolbench.report.devices import (
     gpu_means_block,
     gpu_runs,
 )
+from poolbench.report.formats import as_markdown
 from poolbench.report.frame import RunFrame, is_right, load, register_builtin
+from poolbench.report.machine_tables import selftest_table
 from poolbench.report.page import selftest_sentence
 from poolbench.report.proofs import acceptance_block, machine_text, scale_block, versus_block
-from poolbench.report.recommend import choices, headline
-from poolbench.report.tables import as_markdown, headline_table, network_sentence, selftest_table
+from poolbench.report.recommend import answer
+from poolbench.report.tables import headline_table, network_sentence
 from poolbench.stats import estimate
 from poolbench.stats.planning import START_SECONDS, predict_seconds
 from poolbench.store.journal import MAX_NBYTES, StoredRun, encode_line
@@ -109,7 +111,7 @@ def _filled(path: Path, blocks: Mapping[str, str]) -> str:
 def headline_block(loaded: RunFrame, root: Path) -> str:
     """The headline table, and what it was measured on."""
     del root
-    table = headline_table(loaded, headline(loaded, choices(loaded)))
+    table = headline_table(loaded, answer(loaded))
     columns = [
         "op", "mode", "direction", "use", "time a call", "speed over the baseline",
         "speed over the recipe", "of the memory's bandwidth limit",
