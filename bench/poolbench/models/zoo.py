@@ -22,7 +22,8 @@ import msgspec
 import numpy as np
 
 from poolbench.core.candidate import REGISTRY, Candidate
-from poolbench.core.case import Case, Shape, UsageError, make_case
+from poolbench.core.case import Case, Shape, make_case
+from poolbench.core.errors import UsageError
 
 if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from poolbench.core.case import UsageError, case_label, label_shape
+from poolbench.core.case import case_label, label_shape
+from poolbench.core.errors import StoreError, UsageError
 from poolbench.core.records import (
     FASTER_THAN_LIMIT,
     Environment,
@@ -31,7 +32,7 @@ from poolbench.report.environments import timing_facts
 from poolbench.report.frame import AXIS_NAMES, CASE_COLUMNS, MARGIN, is_right
 from poolbench.report.medians import middle_of, process_medians
 from poolbench.stats import estimate
-from poolbench.store.journal import StoredRun, StoreError
+from poolbench.store.journal import StoredRun
 
 # One process says nothing of how processes differ: a candidate that was stopped early in its first process must
 # move by this much to count. Between processes a true ratio moves by a few percent (docs/method.md).

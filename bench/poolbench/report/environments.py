@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from poolbench.core.case import UsageError
+from poolbench.core.errors import UsageError
 from poolbench.core.records import Environment
 from poolbench.stats.runs import check_same_machine
 from poolbench.store.journal import StoredRun

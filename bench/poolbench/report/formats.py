@@ -5,11 +5,10 @@ from __future__ import annotations
 import io
 import json
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 
 import pandas as pd
 
-from poolbench.core.case import UsageError
 from poolbench.core.text import markdown_cell
 
 
@@ -89,26 +88,3 @@ WRITERS: dict[str, Callable[[pd.DataFrame], str]] = {
     "html": as_html,
     "json": as_json,
 }
-
-
-def select(table: pd.DataFrame, wanted: Sequence[tuple[str, tuple[str, ...]]]) -> pd.DataFrame:
-    """Return the rows whose columns have one of the values.
-
-    Raises:
-        UsageError: there is no such column, or no row is left.
-    """
-    for name, values in wanted:
-        if name not in table.columns:
-            raise UsageError(
-                f"no column {name!r}; there are {', '.join(table.columns)} (--select COLUMN=VALUE)"
-            )
-        table = table[[_as_text(value) in values for value in table[name]]]
-        if table.empty:
-            raise UsageError(f"no measurement has {name} in {', '.join(values)} (--select)")
-    return table
-
-
-def _as_text(value: object) -> str:
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    return str(value)

@@ -18,13 +18,14 @@ import numpy as np
 import pandas as pd
 
 from poolbench.core.candidate import REGISTRY, Registry
-from poolbench.core.case import AXES, Case, UsageError, case_label, input_nbytes, label_shape
+from poolbench.core.case import AXES, Case, case_label, input_nbytes, label_shape
+from poolbench.core.errors import StoreError, UsageError
 from poolbench.core.records import FASTER_THAN_LIMIT, Measurement, Samples
 from poolbench.report import ratios
 from poolbench.report.environments import check_poolable
 from poolbench.report.medians import middle_of, process_medians
 from poolbench.report.roofline import limits_of, probe_table
-from poolbench.store.journal import JOURNAL, StoredRun, StoreError, read_run
+from poolbench.store.journal import JOURNAL, StoredRun, read_run
 
 AXIS_NAMES = tuple(AXES)
 MARGIN = 0.05

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from poolbench.core.errors import StoreError
 from poolbench.core.records import MatrixCell
 from poolbench.report.frame import RunFrame
-from poolbench.store.journal import JOURNAL, StoredRun, StoreError, read_run
+from poolbench.store.journal import JOURNAL, StoredRun, read_run
 
 STANDS_IN = "Checks of the reference run stand in: same op, device kind and TensorFlow version."
 
