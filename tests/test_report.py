@@ -14,11 +14,20 @@ from poolbench.cli import main
 
 sys.path.insert(0, str(Path(__file__).parent))
 import synthetic
+from poolbench.core.axes import RESERVED
 from poolbench.core.errors import StoreError
 from poolbench.core.records import Accuracy, ModelResult
+from poolbench.core.registry import load_builtin
 from poolbench.core.text import format_value, inverse, markdown_cell, with_interval
 from poolbench.report import formats, page, recommend, tables
-from poolbench.report.frame import COLUMNS, find_run, lay_out, load, register_builtin
+from poolbench.report.frame import (
+    COLUMNS,
+    axes_in,
+    find_run,
+    lay_out,
+    load,
+    with_axes,
+)
 from poolbench.report.select import select
 from poolbench.report.snippets import snippet
 from poolbench.stats import estimate
@@ -47,7 +56,8 @@ def row_of(loaded, candidate, race=0):
 
 def test_frame_has_a_row_per_candidate_and_a_meaning_per_column(loaded):
     assert len(loaded.table) == 7 + 3 * 5
-    assert list(loaded.table.columns) == list(COLUMNS)
+    assert list(loaded.table.columns) == with_axes(COLUMNS, axes_in(loaded.table))
+    assert set(COLUMNS) <= RESERVED
 
 
 def test_ratio_has_the_next_run_s_interval_and_the_verdict_the_mean_s(loaded):
@@ -157,7 +167,7 @@ def test_efficiency_is_limit_over_time_from_one_mebibyte_up():
 
 def test_textbook_ratio_where_textbook_fails_is_empty_with_reason():
     case = synthetic.op_case("depth_max_pool", direction="training")
-    loaded = lay_out(run_of(synthetic.records(cases=[case])), registry=register_builtin())
+    loaded = lay_out(run_of(synthetic.records(cases=[case])), registry=load_builtin())
     row = row_of(loaded, "transpose-reduce_max")
     assert np.isnan(row["textbook_ratio"])
     assert "MaxPoolingGrad" in row["textbook_reason"]

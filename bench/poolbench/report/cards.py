@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from poolbench.core.candidate import REGISTRY, Registry
+from poolbench.core.registry import REGISTRY, Registry
 from poolbench.core.text import format_times, one_line, with_interval
 from poolbench.report.cases import base_values, case_words
 from poolbench.report.frame import RunFrame

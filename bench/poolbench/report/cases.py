@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from poolbench.core.case import AXES, USUAL
-from poolbench.report.frame import AXIS_NAMES
+from poolbench.core.axes import axes_of, is_usual, label_value
+from poolbench.report.frame import axes_in
 
 GROUP = ("op", "device", "mode", "direction")  # a row of the headline each
 CHOSEN_BY = (*GROUP, "dtype", "shape")  # fields of the page's chooser
-OTHERS = tuple(name for name in AXIS_NAMES if name not in CHOSEN_BY)
 MODE_WORDS = {"xla": "with XLA", "graph": "in graph mode", "eager": "in eager mode"}
 
 
@@ -21,11 +20,12 @@ def base_values(table: pd.DataFrame, op: str) -> dict[str, object]:
     """Return for each axis the value that most of the op's cases have, around which the sweep varies."""
     cases = table[table["op"] == op].drop_duplicates("race")
     values: dict[str, object] = {}
-    for name in AXIS_NAMES:
+    for name in axes_in(table):
         codes, found = pd.factorize(cases[name], use_na_sentinel=False)
         counts = np.bincount(codes)
         top = [plain(found[i]) for i in np.flatnonzero(counts == counts.max())]
-        values[name] = USUAL[name] if name in USUAL and USUAL[name] in top else top[0]
+        usual = [value for value in top if is_usual(op, name, value)]
+        values[name] = usual[0] if usual else top[0]
     return values
 
 
@@ -53,23 +53,21 @@ def at_base(
 
 def others_label(at: Mapping[str, Any]) -> str:
     """Return the settings that the chooser offers together: 'k3, valid', '1thread', ..."""
+    op = str(at["op"])
     parts = []
-    for name in OTHERS:
-        value = plain(at[name])
-        if value is not None and USUAL.get(name) != value:
-            parts.append(AXES[name].label(value))
+    for name in axes_of(op):
+        value: Any = None if name in CHOSEN_BY else plain(at.get(name))
+        if value is not None and not is_usual(op, name, value):
+            parts.append(label_value(op, name, value))
     return ", ".join(parts) or "as usual"
 
 
 def case_words(at: Mapping[str, Any], base: Mapping[str, object]) -> str:
     """Return 'in eager mode, forward, 1x8x8x96': mode, direction, and where a row leaves the base case."""
+    op = str(at["op"])
     parts = [MODE_WORDS.get(at["mode"], str(at["mode"])), str(at["direction"])]
-    for name in AXIS_NAMES:
-        value = plain(at[name])
-        if (
-            name not in ("mode", "direction", "device")
-            and value is not None
-            and value != base[name]
-        ):
-            parts.append(value if isinstance(value, str) else AXES[name].label(value))
+    for name, usual in base.items():
+        value: Any = plain(at[name])
+        if name not in ("mode", "direction", "device") and value is not None and value != usual:
+            parts.append(value if isinstance(value, str) else label_value(op, name, value))
     return ", ".join(parts)

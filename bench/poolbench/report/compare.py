@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from poolbench.core.case import case_label, label_shape
+from poolbench.core.case import case_label
 from poolbench.core.errors import StoreError, UsageError
 from poolbench.core.records import (
     FASTER_THAN_LIMIT,
@@ -29,7 +29,7 @@ from poolbench.core.records import (
 from poolbench.core.text import one_line, with_interval
 from poolbench.report.changes import Change, Race, RaceKey, changes, common, races_of
 from poolbench.report.environments import timing_facts
-from poolbench.report.frame import AXIS_NAMES, CASE_COLUMNS, MARGIN, is_right
+from poolbench.report.frame import MARGIN, axis_cell, axis_names, is_right, with_axes
 from poolbench.report.medians import middle_of, process_medians
 from poolbench.stats import estimate
 from poolbench.store.journal import StoredRun
@@ -42,7 +42,7 @@ MEASURED = """
     label candidate node base_status status base_seconds seconds normalizer ratio ratio_low ratio_high
     verdict adjusted_p detectable note
 """
-COLUMNS = (*CASE_COLUMNS, *MEASURED.split())
+COLUMNS = ("op", *MEASURED.split())
 CELL_COLUMNS = ("change", "op", "candidate", "probe", "device", "before", "after", "evidence")
 NEWS = {True: "went away", False: "new"}
 
@@ -194,11 +194,12 @@ def _table(
     }
     stopped = {row for row in found_in if any(m.stopped_early for m in measured[row])}
     verdicts = _verdicts({row: found.estimate for row, found in found_in.items()}, stopped, margin)
+    axes = axis_names(old.case for old, _ in measured)
     rows = [
-        _row(old, new, found_in.get(row), verdicts.get(row), row in stopped)
+        _row(old, new, found_in.get(row), verdicts.get(row), row in stopped, axes)
         for row, (old, new) in enumerate(measured)
     ]
-    return pd.DataFrame(rows, columns=list(COLUMNS))
+    return pd.DataFrame(rows, columns=with_axes(COLUMNS, axes))
 
 
 def _verdicts(
@@ -219,13 +220,13 @@ def _row(
     change: Change | None,
     found: estimate.Comparison | None,
     stopped_early: bool,
+    axes: Sequence[str],
 ) -> tuple[Any, ...]:
     case = old.case
     estimate = found.estimate if found else None
     return (
         case.op,
-        label_shape(case.shape),
-        *(getattr(case, name) for name in AXIS_NAMES[1:]),
+        *(axis_cell(case, name) for name in axes),
         case_label(case),
         old.candidate,
         old.node,

@@ -6,10 +6,8 @@ The statistics are those of poolbench.stats, computed by poolbench.report.ratios
 from __future__ import annotations
 
 import functools
-import importlib
 import math
-import pkgutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,19 +15,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from poolbench.core.candidate import REGISTRY, Registry
-from poolbench.core.case import AXES, Case, case_label, input_nbytes, label_shape
+from poolbench.core.axes import STANDARD, Value, format_value
+from poolbench.core.case import Case, case_label
 from poolbench.core.errors import StoreError, UsageError
 from poolbench.core.records import FASTER_THAN_LIMIT, Measurement, Samples
+from poolbench.core.registry import Registry, input_nbytes, load_builtin
 from poolbench.report import ratios
 from poolbench.report.environments import check_poolable
 from poolbench.report.medians import middle_of, process_medians
 from poolbench.report.roofline import limits_of, probe_table
 from poolbench.store.journal import JOURNAL, StoredRun, read_run
 
-AXIS_NAMES = tuple(AXES)
 MARGIN = 0.05
-CASE_COLUMNS = ("op", *AXIS_NAMES)
 Key = tuple[Case, str, str]  # case, node, candidate
 
 
@@ -96,7 +93,7 @@ class RunFrame:
 COLUMNS: dict[str, str] = {
     "line": "line of the newest run's journal; the header is line 1",
     "race": "number of the race: one case on one node",
-    **{name: f"axis {name}" for name in CASE_COLUMNS},
+    "op": "name; the columns of the axes follow it",
     "label": "the case in one word, without its op",
     "nbytes": "bytes of the inputs",
     "moved_nbytes": "fewest bytes that a call must read and write",
@@ -145,18 +142,6 @@ COLUMNS: dict[str, str] = {
     "smt_sibling_busy": "share of probes at which the SMT sibling was busy for another guest",
     "node": "machine",
 }
-
-
-def register_builtin(registry: Registry = REGISTRY) -> Registry:
-    """Enter the package's own ops, which loads no framework.
-
-    The registry is the process's; the argument is there for tests that bring their own.
-    """
-    import poolbench.ops
-
-    for module in pkgutil.iter_modules(poolbench.ops.__path__, "poolbench.ops."):
-        importlib.import_module(module.name)
-    return registry
 
 
 def find_run(root: Path, given: str | None) -> Path:
@@ -211,7 +196,7 @@ def lay_out(*runs: StoredRun, margin: float = MARGIN, registry: Registry | None 
         raise UsageError("no run to report")
     runs = tuple(sorted(runs, key=lambda run: run.header.created))
     check_poolable(runs)
-    registry = registry or register_builtin()
+    registry = registry or load_builtin()
     found = [_candidates(run) for run in runs]
     keys: dict[Key, None] = {}
     for one in reversed(found):
@@ -219,20 +204,21 @@ def lay_out(*runs: StoredRun, margin: float = MARGIN, registry: Registry | None 
     there = tuple([one.get(key, (0, None))[1] for key in keys] for one in found)
     limits = tuple(limits_of(some, _probes(run)) for some, run in zip(there, runs, strict=True))
     by_row = [[m for m in some if m is not None] for some in zip(*there, strict=True)]
-    table = pd.DataFrame([_row(some) for some in by_row], columns=_row_columns())
+    axes = axis_names(key[0] for key in keys)
+    table = pd.DataFrame([_row(some, axes) for some in by_row], columns=_row_columns(axes))
     races: dict[tuple[Case, str], int] = {}
     table.insert(0, "race", [races.setdefault(key[:2], len(races)) for key in keys])
     table.insert(0, "line", [found[-1].get(key, (0, None))[0] for key in keys])
     confidence = ratios.reported_confidence(runs[-1].header.options)
     estimates = ratios.estimate_rows(
-        table, there, limits, {name: op.recipe for name, op in registry.ops.items()}, confidence
+        table, there, limits, {name: op.textbook for name, op in registry.ops.items()}, confidence
     )
     columns = ratios.columns_of(table, estimates, margin)
     columns["verdict"] = ratios.withhold(columns, noise_floor(runs[-1]), margin)
     table = pd.concat([table, columns], axis=1)
     return RunFrame(
         runs=runs,
-        table=table[list(COLUMNS)],
+        table=table[with_axes(COLUMNS, axes)],
         measurements=there,
         bandwidth_limits=limits,
         probes=probe_table(_probes(runs[-1])),
@@ -272,11 +258,36 @@ def is_right(measurement: Measurement) -> bool:
     )
 
 
+def axis_names(cases: Iterable[Case]) -> tuple[str, ...]:
+    """Return the axes of all cases, those of the ops first, the standard ones last."""
+    own = (name for case in cases for name in case.axes if name not in STANDARD)
+    return tuple(dict.fromkeys([*own, *STANDARD]))
+
+
+def with_axes(columns: Iterable[str], axes: Sequence[str]) -> list[str]:
+    """Return the columns with those of the axes after 'op'."""
+    return [
+        name for column in columns for name in ((column, *axes) if column == "op" else (column,))
+    ]
+
+
+def axes_in(table: pd.DataFrame) -> tuple[str, ...]:
+    """Return the axes of a table, which are between its columns 'op' and 'label'."""
+    names = [str(name) for name in table.columns]
+    return tuple(names[names.index("op") + 1 : names.index("label")])
+
+
+def axis_cell(case: Case, name: str) -> Value | None:
+    """Return the value of an axis as a cell: a shape as text, None where the case has none."""
+    value: Value | None = case.get(name)
+    return format_value(value) if isinstance(value, tuple) else value
+
+
 def _nan(value: float | None) -> float:
     return math.nan if value is None else value
 
 
-def _row(some: Sequence[Measurement]) -> tuple[Any, ...]:
+def _row(some: Sequence[Measurement], axes: Sequence[str]) -> tuple[Any, ...]:
     """Return a row's own columns from its measurements by run, the newest last."""
     m = next((one for one in some if not is_right(one)), some[-1])
     case = m.case
@@ -288,10 +299,9 @@ def _row(some: Sequence[Measurement]) -> tuple[Any, ...]:
     accuracy, contention = m.accuracy, m.contention
     return (
         case.op,
-        label_shape(case.shape),
-        *(getattr(case, name) for name in AXIS_NAMES[1:]),
+        *(axis_cell(case, name) for name in axes),
         case_label(case),
-        input_nbytes(case) if case.dtype in ("float16", "bfloat16", "float32", "float64") else 0,
+        input_nbytes(case) or m.read_nbytes,
         m.read_nbytes + m.written_nbytes,
         m.candidate,
         m.form,
@@ -324,5 +334,7 @@ def _row(some: Sequence[Measurement]) -> tuple[Any, ...]:
     )
 
 
-def _row_columns() -> list[str]:
-    return [name for name in COLUMNS if name not in ("line", "race", *ratios.COLUMNS)]
+def _row_columns(axes: Sequence[str]) -> list[str]:
+    return [
+        name for name in with_axes(COLUMNS, axes) if name not in ("line", "race", *ratios.COLUMNS)
+    ]

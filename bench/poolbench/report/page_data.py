@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from poolbench.core.case import AXES
+from poolbench.core.axes import STANDARD
 from poolbench.core.records import Samples
 from poolbench.core.text import one_line, significant
 from poolbench.report.cases import CHOSEN_BY, others_label
@@ -36,7 +36,7 @@ def page_data(loaded: RunFrame, answers: Answers, matrices: Sequence[Support]) -
         code = snippet(loaded.measurement(choice.row).case, choice.recommended)
         found.append(
             {
-                "key": [str(at[name]) for name in CHOSEN_BY] + [others_label(at)],
+                "key": [str(at.get(name) or "") for name in CHOSEN_BY] + [others_label(at)],
                 "use": choice.recommended,
                 "row": choice.row,
                 "text": sentences(loaded, choice),
@@ -54,9 +54,9 @@ def page_data(loaded: RunFrame, answers: Answers, matrices: Sequence[Support]) -
             if (op, device) in cells
         ],
         "choices": {
-            "mode": list(AXES["mode"].choices),
-            "direction": list(AXES["direction"].choices),
-            "dtype": list(AXES["dtype"].choices),
+            "mode": list(STANDARD["mode"].choices),
+            "direction": list(STANDARD["direction"].choices),
+            "dtype": list(STANDARD["dtype"].choices),
         },
         "columns": [list(column) for column in PAGE_COLUMNS],
         **_rows(loaded.table),

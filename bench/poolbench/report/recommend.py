@@ -15,10 +15,10 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from poolbench.core.candidate import REGISTRY, Registry
 from poolbench.core.records import MatrixCell
+from poolbench.core.registry import REGISTRY, Registry
 from poolbench.report.cases import GROUP, base_values, plain
-from poolbench.report.frame import AXIS_NAMES, RunFrame
+from poolbench.report.frame import RunFrame, axes_in
 from poolbench.report.pairs import Interval, Pairs, estimate_pairs, mean_over_cases
 from poolbench.report.support import supports
 from poolbench.stats import estimate
@@ -294,7 +294,7 @@ def _compared(
     """Return the textbook implementation, else the baseline, and its rows beside the chosen one's."""
     entry = registry.ops.get(op)
     baseline = str(loaded.table.at[rows_of[chosen][0], "baseline"])
-    over = (entry.recipe if entry else "") or baseline
+    over = (entry.textbook if entry else "") or baseline
     if over in (chosen, ""):
         over = baseline if baseline != chosen else ""
     theirs = set(rows_of.get(over, ()))
@@ -309,7 +309,7 @@ def _nearest(loaded: RunFrame, op: str, rows: Sequence[int]) -> int:
 
     def distance(row: int) -> tuple[int, float]:
         at = loaded.row(row)
-        return sum(plain(at[name]) != base[name] for name in AXIS_NAMES), -at["nbytes"]
+        return sum(plain(at[name]) != base[name] for name in base), -at["nbytes"]
 
     return min(rows, key=distance)
 
@@ -351,7 +351,7 @@ def headline(loaded: RunFrame, choices: Sequence[Choice]) -> list[Choice]:
             continue
         distance = sum(
             (cases[name].map(plain) != base[name]).astype(int)
-            for name in AXIS_NAMES
+            for name in axes_in(table)
             if name not in GROUP
         )
         order = cases.assign(distance=distance).sort_values(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import inspect
 import re
 
-from poolbench.core.candidate import REGISTRY, Registry
 from poolbench.core.case import Case
+from poolbench.core.registry import REGISTRY, Registry
 
 
 def snippet(case: Case, name: str, registry: Registry = REGISTRY) -> str:

@@ -21,7 +21,7 @@ from poolbench.core.text import (
 )
 from poolbench.machine.nvml import is_gpu
 from poolbench.report.cases import MODE_WORDS
-from poolbench.report.frame import AXIS_NAMES, RunFrame
+from poolbench.report.frame import RunFrame, axes_in
 from poolbench.report.pairs import NOTHING, Interval
 from poolbench.report.recommend import Answers, Choice, headline
 
@@ -84,7 +84,7 @@ def headline_table(loaded: RunFrame, answers: Answers) -> pd.DataFrame:
                 "device": at["device"],
                 "mode": at["mode"],
                 "direction": at["direction"],
-                "size": at["shape"],
+                "size": at.get("shape") or at["label"],
                 "use": at["candidate"],
                 "time per call": time_text(at),
                 "speed over the textbook implementation": textbook_text(at),
@@ -318,7 +318,7 @@ def break_even_table(loaded: RunFrame) -> pd.DataFrame:
     """
     table = loaded.table
     right = table[table["right"] & table["first_seconds"].notna()]
-    keys = [name for name in ("op", *AXIS_NAMES, "candidate", "node") if name != "mode"]
+    keys = [name for name in ("op", *axes_in(table), "candidate", "node") if name != "mode"]
     # What a call costs its caller: on a GPU too, first calls are wall time.
     right = right.assign(seconds=right["wall_seconds"])
     eager = right[right["mode"] == "eager"][[*keys, "seconds", "first_seconds"]]
@@ -326,7 +326,7 @@ def break_even_table(loaded: RunFrame) -> pd.DataFrame:
         [*keys, "mode", "seconds", "first_seconds", "nbytes"]
     ]
     for frame in (eager, compiled):
-        for name in AXIS_NAMES:  # pandas joins no missing value
+        for name in axes_in(table):  # pandas joins no missing value
             if name != "mode":
                 frame[name] = frame[name].astype(object).where(frame[name].notna(), "")
     joined = compiled.merge(eager, on=keys, suffixes=("", "_eager"))

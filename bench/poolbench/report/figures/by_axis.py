@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator
 
-from poolbench.core.case import AXES
+from poolbench.core.axes import axes_of, label_value
 from poolbench.core.text import format_seconds, join_names, significant
 from poolbench.report.cases import MODE_WORDS, at_base, base_values, plain
 from poolbench.report.figures.style import (
@@ -35,7 +35,7 @@ from poolbench.report.figures.style import (
     title_of,
     varied,
 )
-from poolbench.report.frame import AXIS_NAMES, RunFrame
+from poolbench.report.frame import RunFrame, axes_in
 
 
 def plot_time_by_size(direction: str) -> Maker:
@@ -117,7 +117,7 @@ def plot_by_axis(name: str) -> Maker:
             f"{title_of(op)}: {words} changes the time of {short(most)} most, "
             f"by {significant(float(spread.max()), 2)}x"
         )
-        draw = _lines if _is_ordinal(name, rows[name]) else _marks
+        draw = _lines if _is_ordinal(op, name, rows[name]) else _marks
         caption = "Median time per call; bars span the processes' medians. "
         return Plot(
             name=f"by-{slug(name)}",
@@ -129,9 +129,10 @@ def plot_by_axis(name: str) -> Maker:
     return make
 
 
-def _is_ordinal(name: str, values: pd.Series) -> bool:
+def _is_ordinal(op: str, name: str, values: pd.Series) -> bool:
     """Return whether values are drawn along a scale: three sizes or more."""
-    if getattr(AXES[name], "kind", "") == "category":
+    axis = axes_of(op).get(name)
+    if axis is not None and axis.kind == "category":
         return False
     return bool(pd.api.types.is_numeric_dtype(values)) and values.nunique() > 2
 
@@ -164,9 +165,10 @@ def _lines(rows: pd.DataFrame, name: str, title: str, look: Mapping[str, Look]) 
 
 def _marks(rows: pd.DataFrame, name: str, title: str, look: Mapping[str, Look]) -> Figure:
     del look  # a mark's shape tells the value apart
-    label = AXES[name].label
+    ops = rows["op"]
+    labels = [_label(op, name, value) for op, value in zip(ops, rows[name], strict=True)]
     return dots(
-        rows.assign(setting=[label(plain(value)) for value in rows[name]]),
+        rows.assign(setting=labels),
         value="seconds", low="seconds_low", high="seconds_high", hue="setting",
         label="time per call (bars span the processes' medians)", title=title, log=True, formatter=format_seconds,
     )  # fmt: skip
@@ -252,9 +254,12 @@ def _mode_message(rows: pd.DataFrame) -> str:
     return ", ".join(parts)
 
 
-# Modes and directions have a figure of their own, sizes two; a device has its own section.
-AXIS_MAKERS = tuple(
-    plot_by_axis(name)
-    for name in AXIS_NAMES
-    if name not in ("shape", "mode", "direction", "device")
-)
+def _label(op: str, name: str, value: object) -> str:
+    known: Any = plain(value)
+    return label_value(op, name, known)
+
+
+def axis_makers(loaded: RunFrame) -> list[Maker]:
+    """Return a maker per axis; modes and directions have a figure of their own, shapes two."""
+    names = axes_in(loaded.table)
+    return [plot_by_axis(n) for n in names if n not in ("shape", "mode", "direction", "device")]

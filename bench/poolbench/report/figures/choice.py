@@ -37,7 +37,7 @@ from poolbench.report.figures.style import (
     time_axis,
     title_of,
 )
-from poolbench.report.frame import AXIS_NAMES, RunFrame
+from poolbench.report.frame import RunFrame, axes_in
 from poolbench.report.recommend import Answers
 from poolbench.report.tables import break_even_table
 
@@ -136,7 +136,7 @@ def plot_heatmap(loaded: RunFrame, op: str, device: str) -> Plot | None:
     """Speed over the baseline, candidates down, mode, direction and size across."""
     table = loaded.table
     rows = at_base(table, op, ("shape", "mode", "direction"), {"device": device})
-    if rows.empty or rows["race"].nunique() < 2:
+    if rows.empty or rows["race"].nunique() < 2 or "shape" not in rows:
         return None
     sizes = rows.drop_duplicates("shape").sort_values("nbytes")["shape"].tolist()
     names = [name for name in names_of(loaded, op) if name in set(rows["candidate"])]
@@ -238,7 +238,7 @@ def plot_break_even(loaded: RunFrame, op: str, device: str) -> Plot | None:
         return None
     base = {**base_values(loaded.table, op), "device": device, "direction": "forward"}
     keep = rows["op"] == op
-    for name in AXIS_NAMES:
+    for name in axes_in(loaded.table):
         if name != "mode":
             keep &= rows[name] == ("" if base[name] is None else base[name])
     rows = rows[keep]

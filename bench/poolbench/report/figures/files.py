@@ -30,7 +30,7 @@ def write_figures(
         with figures.styled():
             drawn = [
                 plot
-                for maker in figures.MAKERS
+                for maker in figures.makers(loaded)
                 if (op, device) in pairs
                 if (plot := maker(loaded, op, device)) is not None
             ]

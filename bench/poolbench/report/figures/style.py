@@ -20,11 +20,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from poolbench.core.candidate import REGISTRY
-from poolbench.core.case import USUAL
+from poolbench.core.axes import axes_of, is_usual
+from poolbench.core.registry import REGISTRY
 from poolbench.core.text import format_nbytes, format_seconds, one_line, significant
 from poolbench.report.cases import base_values
-from poolbench.report.frame import AXIS_NAMES, RunFrame
+from poolbench.report.frame import RunFrame
 from poolbench.report.recommend import answer
 
 INK = "#1a1a1b"  # becomes currentColor on the page, so that figures follow light and dark
@@ -163,9 +163,9 @@ def settings(loaded: RunFrame, op: str, device: str, free: Sequence[str]) -> str
     """Return the base values that a figure holds still, in words."""
     base = {**base_values(loaded.table, op), "device": device}
     words = []
-    for name in AXIS_NAMES:
-        value = base[name]
-        if name in free or name == "device" or value is None or USUAL.get(name) == value:
+    for name in axes_of(op):
+        value = base.get(name)
+        if name in free or name == "device" or value is None or is_usual(op, name, value):
             continue
         words.append(f"{name.replace('_', ' ')} {value}")
     return f"On {device}; {', '.join(words)}."

@@ -55,6 +55,7 @@ function offer() {
     option.value = s;
     return option;
   }));
+  chooser.elements.shape.parentElement.hidden = sizes.every((s) => !s);
   options(chooser.elements.others, distinct(mine.map((a) => a.key[6])));
 }
 function start() {
@@ -116,12 +117,12 @@ for (const button of document.querySelectorAll(".card .copy"))
   button.addEventListener("click", () => copy(button, button.previousElementSibling));
 function command(chosen) {
   const [op, device, mode, direction, dtype, shape, others] = chosen;
-  const axes = [["shape", shape], ["mode", mode], ["direction", direction], ["dtype", dtype]];
+  const axes = [...(shape ? [["shape", shape]] : []), ["mode", mode], ["direction", direction], ["dtype", dtype]];
   if (!/^(cpu|gpu):0$/.test(device)) axes.push(["device", device]);
   for (const word of others.split(", ")) {
     if (/^k\d+$/.test(word)) axes.push(["pool_size", word.slice(1)]);
     if (/^(valid|same)$/.test(word)) axes.push(["padding", word]);
-    if (/^\d+thread$/.test(word)) axes.push(["threads", word.replace("thread", "")]);
+    if (/^threads\d+$/.test(word)) axes.push(["threads", word.slice(7)]);
     if (word === "relu") axes.push(["distribution", word]);
     if (word === "cold") axes.push(["cache", word]);
     if (word === "channels_first") axes.push(["data_format", word]);
@@ -137,8 +138,8 @@ function show() {
   const found = byKey.get(JSON.stringify(chosen));
   answer.dataset.row = found ? found.row : "";
   if (!found) {
-    if (!/^[1-9]\d*(x[1-9]\d*){3}$/.test(chosen[5])) {
-      answer.replaceChildren(element("p", "A size is four whole numbers, batch, height, width and channels: 32x56x56x96."));
+    if (!chooser.elements.shape.parentElement.hidden && !/^[1-9]\d*(x[1-9]\d*)*$/.test(chosen[5])) {
+      answer.replaceChildren(element("p", "A shape is whole numbers with x between them: 32x56x56x96."));
       return;
     }
     answer.replaceChildren(
