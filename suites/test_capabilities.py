@@ -9,7 +9,8 @@ from poolbench.core.case import parse_axis
 from poolbench.core.errors import StoreError, UsageError
 from poolbench.core.records import MatrixCell
 from poolbench.engine.run import Run
-from poolbench.matrix.runner import Key, all_keys, run_matrix
+from poolbench.matrix.record import run_matrix
+from poolbench.matrix.runner import Key, all_keys
 
 Matrix = dict[Key, list[MatrixCell]]
 
