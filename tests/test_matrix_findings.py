@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from matrix_candidates import OP
 from poolbench.core.candidate import KnownFailure
-from poolbench.core.case import Case
+from poolbench.core.case import make_case
 from poolbench.core.errors import own_folders
 from poolbench.matrix import judge
 from poolbench.matrix.probe import Finding, combine, error_words, explain_error
@@ -40,13 +40,13 @@ def test_explain_error_known_failure_is_unsupported_with_issue():
         when=lambda case: True, matches="no window", reason="as documented", issue="a#1"
     )
     entry = SimpleNamespace(failures=(failure,))
-    found = explain_error(entry, Case(op=OP), RuntimeError("there is no window"))
+    found = explain_error(entry, make_case(op=OP), RuntimeError("there is no window"))
     assert (found.state, found.issue) == ("unsupported", "a#1")
     assert found.evidence == "as documented [RuntimeError: there is no window]"
 
 
 def test_explain_error_unknown_error_is_an_error():
-    found = explain_error(SimpleNamespace(failures=()), Case(op=OP), KeyError("x"))
+    found = explain_error(SimpleNamespace(failures=()), make_case(op=OP), KeyError("x"))
     assert (found.state, found.evidence) == ("error", "KeyError: 'x'")
 
 
@@ -112,10 +112,10 @@ def test_tie_rule_shares_are_told_apart(share, rule):
 
 
 def test_distinct_input_has_no_ties_and_is_exact_in_bfloat16():
-    case = Case(op=OP, shape=(2, 3, 4, 50), dtype="bfloat16")
+    case = make_case(op=OP, shape=(2, 3, 4, 50), dtype="bfloat16")
     x = judge.distinct_input(case)
     assert (np.diff(np.sort(x.astype(np.float64), axis=-1), axis=-1) > 0).all()
-    wide = judge.distinct_input(Case(op=OP, shape=case.shape, dtype="float64"))
+    wide = judge.distinct_input(make_case(op=OP, shape=case.shape, dtype="float64"))
     assert np.array_equal(x.astype(np.float64), wide)
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 from matrix_candidates import OP
-from poolbench.engine.process import Worker, WorkerSpec
+from poolbench.core.plan import WorkerSpec
+from poolbench.engine.process import Worker
 from poolbench.matrix import GROUPS, PROBES
 from poolbench.matrix.runner import run_step
 

@@ -8,8 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 from matrix_candidates import OP
-from poolbench.core.candidate import REGISTRY, Candidate
+from poolbench.core.candidate import Candidate
 from poolbench.core.errors import WorkerFailure
+from poolbench.core.registry import REGISTRY
 from poolbench.engine import cleanup
 from poolbench.engine.run import Run, RunOptions
 from poolbench.matrix import PROBES, record
@@ -136,7 +137,7 @@ def test_plan_cells_gpu_runs_only_what_a_gpu_may_change(candidates):
 
 def test_applies_op_without_window_skips_its_checks():
     window = Trial(op=REGISTRY.ops[OP], candidate=None).has_window
-    plain = SimpleNamespace(axes=("shape",))
+    plain = SimpleNamespace(axis_names=("shape",))
     assert window
     assert not PROBES["overlap"].applies(plain)
     assert PROBES["nan"].applies(plain)

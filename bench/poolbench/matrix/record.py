@@ -32,7 +32,7 @@ def record_matrix(
     Ops and the user's candidates are registered beforehand. A candidate that ships may fail: which
     checks it fails is the result. `ops` and `devices`: those to try; none: all.
     """
-    from poolbench.core.candidate import REGISTRY
+    from poolbench.core.registry import REGISTRY
     from poolbench.engine.run import Run
 
     keys = [key for key in all_keys() if not ops or key[0] in ops]

@@ -19,9 +19,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from poolbench.core.candidate import REGISTRY
 from poolbench.core.errors import WorkerFailure
 from poolbench.core.records import CellState, MatrixCell, Status
+from poolbench.core.registry import REGISTRY
 from poolbench.engine.cleanup import guarded_folder
 from poolbench.engine.process import WorkerLike
 from poolbench.matrix import PROBES
