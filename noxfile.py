@@ -329,10 +329,12 @@ def tests_full(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def lint(session: nox.Session) -> None:
-    """Ruff: rules and format."""
+    """Run Ruff, rules and format, and import-linter, which holds the layers."""
     python = _python(session, ENV_DIR / "lint", "lint")
     session.run(python, "-m", "ruff", "check", ".", external=True)
     session.run(python, "-m", "ruff", "format", "--check", ".", external=True)
+    lint_imports = "import sys; from importlinter.cli import lint_imports; sys.exit(lint_imports())"
+    session.run(python, "-c", lint_imports, external=True, env={"PYTHONPATH": "bench"})
 
 
 @nox.session(venv_backend="none")
