@@ -147,7 +147,11 @@ def _devices(folder: Path) -> list[str]:
     if not python.exists():
         return []
     answer = subprocess.run(
-        [python, "-m", "bench", "devices"], cwd=ROOT, capture_output=True, text=True, check=False
+        [python, "-m", "poolbench", "devices"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     return answer.stdout.split()
 
@@ -166,7 +170,7 @@ def selftest(session: nox.Session) -> None:
     session.run(
         _cpu(session),
         "-m",
-        "bench",
+        "poolbench",
         "selftest",
         *session.posargs,
         external=True,
@@ -180,7 +184,7 @@ def acceptance(session: nox.Session) -> None:
     session.run(
         _cpu(session),
         "-m",
-        "bench",
+        "poolbench",
         "acceptance",
         *session.posargs,
         external=True,
@@ -193,7 +197,7 @@ def versus(session: nox.Session) -> None:
     """The same callables by pytest-benchmark, pyperf, timeit, torch's Timer (if installed) and us."""
     python = _cpu(session, "versus")
     session.run(
-        python, "-m", "bench", "versus", *session.posargs, external=True, env=_environment()
+        python, "-m", "poolbench", "versus", *session.posargs, external=True, env=_environment()
     )
 
 
@@ -202,7 +206,9 @@ def trace(session: nox.Session) -> None:
     """Record traces of the candidates: `nox -s trace -- [OP] [MODE] [CANDIDATE] [--run NAME]`."""
     gpu = bool(_devices(GPU_ENV)) and _has_nvidia_driver()
     python = _python(session, GPU_ENV, "gpu") if gpu else _cpu(session)
-    session.run(python, "-m", "bench", "trace", *session.posargs, external=True, env=_environment())
+    session.run(
+        python, "-m", "poolbench", "trace", *session.posargs, external=True, env=_environment()
+    )
 
 
 @nox.session(venv_backend="none")
@@ -222,7 +228,7 @@ def tensorboard(session: nox.Session) -> None:
         )  # fmt: skip
         stamp.touch()
     # -I: the folder of the script holds modules that are named as some of the standard library's.
-    viewer = str(ROOT / "bench" / "viewer.py")
+    viewer = str(ROOT / "bench" / "poolbench" / "report" / "tensorboard.py")
     session.run(str(python), "-I", viewer, *session.posargs, external=True)
 
 
@@ -247,7 +253,13 @@ def networks(session: nox.Session) -> None:
 def which(session: nox.Session) -> None:
     """Which spelling your model's pooling should have: `nox -s which -- model.keras [--input 224x224x3]`."""
     session.run(
-        _cpu(session), "-m", "bench", "which", *session.posargs, external=True, env=_environment()
+        _cpu(session),
+        "-m",
+        "poolbench",
+        "which",
+        *session.posargs,
+        external=True,
+        env=_environment(),
     )
 
 
@@ -266,10 +278,10 @@ def reference(session: nox.Session) -> None:
             "--run",
             "reference",
         ],
-        [python, "-m", "bench", "selftest", "--run", "reference"],
+        [python, "-m", "poolbench", "selftest", "--run", "reference"],
         [*suite, "suites/test_network.py", *again],
         [*suite, "suites/test_capabilities.py", "--exports", *again],
-        [python, "-m", "bench", "trace", "--run", "reference"],
+        [python, "-m", "poolbench", "trace", "--run", "reference"],
         [python, str(ROOT / "report.py"), "reference"],
         [python, str(ROOT / "report.py"), "readme"],
     ]

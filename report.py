@@ -49,8 +49,8 @@ def main(arguments: list[str]) -> int:
         sys.stderr.flush()
         os.environ[MARK] = "1"
         os.execv(str(python), [str(python), str(ROOT / "report.py"), *arguments])  # noqa: S606
-    sys.path.insert(0, str(ROOT))
-    from bench.report.cli import main as run
+    sys.path.insert(0, str(ROOT / "bench"))
+    from poolbench.report.cli import main as run
 
     return run(arguments, root=ROOT)
 

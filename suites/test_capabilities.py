@@ -2,15 +2,14 @@
 
 from collections.abc import Callable
 
+import poolbench.ops  # noqa: F401 (registers what ships)
 import pytest
-
-import bench.ops  # noqa: F401 (registers what ships)
-from bench.candidate import REGISTRY
-from bench.capabilities.matrix import Key, all_keys, run_matrix
-from bench.case import UsageError, parse_axis
-from bench.measurement import Capability
-from bench.run import Bench
-from bench.store import StoreError
+from poolbench.core.candidate import REGISTRY
+from poolbench.core.case import UsageError, parse_axis
+from poolbench.core.records import Capability
+from poolbench.engine.run import Bench
+from poolbench.matrix.runner import Key, all_keys, run_matrix
+from poolbench.store.journal import StoreError
 
 Matrix = dict[Key, list[Capability]]
 

@@ -7,9 +7,8 @@ the run's journal and on its page.
 from __future__ import annotations
 
 import pytest
-
-from bench.network import Entry, entries_of, run_entry
-from bench.run import Bench
+from poolbench.engine.run import Bench
+from poolbench.models.study import Entry, entries_of, run_entry
 
 FAILED = ("wrong", "error", "crashed", "out_of_memory", "timeout")
 

@@ -1,9 +1,8 @@
 """An op and candidates of it, one right and the others each wrong in its own way, for the probes."""
 
 import numpy as np
-
-from bench.candidate import Bound, Op, candidate, register
-from bench.case import Case, Sweep
+from poolbench.core.candidate import Bound, Op, candidate, register
+from poolbench.core.case import Case, Sweep
 
 OP = "probed_depth_max"
 

@@ -2,8 +2,8 @@
 
 from collections import Counter
 
-from bench import workload
-from bench.candidate import Candidate
+from poolbench.core.candidate import Candidate
+from poolbench.worker import session
 
 
 def fake_candidate(name, op="fake"):
@@ -14,14 +14,14 @@ def fake_candidate(name, op="fake"):
     )  # fmt: skip
 
 
-BLOCK = workload.Block(seconds=1e-3)
+BLOCK = session.Block(seconds=1e-3)
 ANSWERS = {
-    "open_case": workload.Opened(nbytes=1, devices={}, seconds=0.0),
-    "open_runner": workload.Runner(
+    "open_case": session.Opened(nbytes=1, devices={}, seconds=0.0),
+    "open_runner": session.Runner(
         call_seconds=1e-3, first_call_seconds=0.1, read_nbytes=300, written_nbytes=100
     ),
     "allocate": 0.0,
-    "time_stretch": lambda visits: workload.Stretch(
+    "time_stretch": lambda visits: session.Stretch(
         blocks=(BLOCK,) * len(visits), cpu_seconds=0.0, switches=0
     ),
     "gather": None,

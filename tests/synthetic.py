@@ -9,9 +9,8 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
-
-from bench.case import Case, input_nbytes
-from bench.measurement import (
+from poolbench.core.case import Case, input_nbytes
+from poolbench.core.records import (
     Account,
     Accuracy,
     Capability,
@@ -25,7 +24,7 @@ from bench.measurement import (
     Selftest,
     Shares,
 )
-from bench.store import Journal
+from poolbench.store.journal import Journal
 
 SHAPES = (
     (1, 7, 7, 96),
@@ -286,7 +285,7 @@ def write(folder: Path, found: Sequence[Record], head: Header | None = None) -> 
 
 def write_large(folder: Path, measurements: int, seed: int = 3) -> Path:
     """A journal of at least `measurements` candidates' measurements with 200 samples each, written quickly."""
-    from bench.store import JOURNAL, encode_line
+    from poolbench.store.journal import JOURNAL, encode_line
 
     rng = np.random.default_rng(seed)
     plan = Plan(replicas=5, allocations=4, rounds=10)

@@ -1,12 +1,12 @@
 import struct
 
-from bench import awake
+from poolbench.machine import idle
 
 
 def virtual(tmp_path, monkeypatch, flags="fpu hypervisor lahf_lm"):
     info = tmp_path / "cpuinfo"
     info.write_text(f"processor : 0\nflags : {flags}\n")
-    monkeypatch.setattr(awake, "is_virtual", lambda read=awake.is_virtual: read(info))
+    monkeypatch.setattr(idle, "is_virtual", lambda read=idle.is_virtual: read(info))
     requests = tmp_path / "requests"
     requests.touch()
     return requests
@@ -14,23 +14,23 @@ def virtual(tmp_path, monkeypatch, flags="fpu hypervisor lahf_lm"):
 
 def test_a_request_for_no_latency_is_held_until_it_is_withdrawn(tmp_path, monkeypatch):
     requests = virtual(tmp_path, monkeypatch)
-    awake.let_sleep()
-    assert awake.keep_awake(requests)
+    idle.let_sleep()
+    assert idle.keep_awake(requests)
     assert struct.unpack("i", requests.read_bytes()) == (0,)
-    assert len(awake._held) == 1
-    assert awake.keep_awake(requests)  # once is enough
-    assert len(awake._held) == 1
-    awake.let_sleep()
-    assert not awake._held
+    assert len(idle._held) == 1
+    assert idle.keep_awake(requests)  # once is enough
+    assert len(idle._held) == 1
+    idle.let_sleep()
+    assert not idle._held
 
 
 def test_nothing_is_asked_for_on_hardware_that_is_not_virtual(tmp_path, monkeypatch):
     requests = virtual(tmp_path, monkeypatch, flags="fpu lahf_lm")
-    assert not awake.keep_awake(requests)
+    assert not idle.keep_awake(requests)
     assert requests.read_bytes() == b""
 
 
 def test_a_request_that_may_not_be_made_is_no_error(tmp_path, monkeypatch):
     virtual(tmp_path, monkeypatch)
-    assert not awake.keep_awake(tmp_path / "not-there" / "requests")
-    assert not awake._held
+    assert not idle.keep_awake(tmp_path / "not-there" / "requests")
+    assert not idle._held

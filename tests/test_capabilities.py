@@ -11,20 +11,20 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from capability_candidates import OP
-
-from bench.candidate import REGISTRY, Candidate, Failure
-from bench.capabilities import GROUPS, PROBES, judge, repeat, threads, values
-from bench.capabilities.matrix import Cell, all_keys, fill, plan_cells, run_step
-from bench.capabilities.probe import (
+from poolbench.core.candidate import REGISTRY, Candidate, Failure
+from poolbench.core.case import Case
+from poolbench.engine.process import Setting, Worker, WorkerFailure
+from poolbench.machine.info import own_folders
+from poolbench.matrix import GROUPS, PROBES, judge
+from poolbench.matrix.probe import (
     Finding,
     Trial,
     combine,
     error_words,
     explain_error,
 )
-from bench.case import Case
-from bench.environment import own_folders
-from bench.replica import Setting, Worker, WorkerFailure
+from poolbench.matrix.probes import repeat, threads, values
+from poolbench.matrix.runner import Cell, all_keys, fill, plan_cells, run_step
 
 CANDIDATES = Path(__file__).parent / "capability_candidates.py"
 
@@ -134,7 +134,7 @@ def test_every_probe_is_caught_failing_somewhere():
 
 
 def test_the_table_of_probes_needs_no_tensorflow():
-    code = "import bench.capabilities.matrix, sys; sys.exit('tensorflow' in sys.modules or 'keras' in sys.modules)"
+    code = "import poolbench.matrix.runner, sys; sys.exit('tensorflow' in sys.modules or 'keras' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

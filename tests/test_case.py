@@ -4,8 +4,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-from bench.case import (
+from poolbench.core.case import (
     AXES,
     DTYPES,
     Case,

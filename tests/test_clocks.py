@@ -6,14 +6,13 @@ import msgspec
 import numpy as np
 import pytest
 import synthetic
-
-from bench.measurement import Measurement
-from bench.report import tables
-from bench.report.choose import choices, sentence
-from bench.report.compare import compare_runs
-from bench.report.load import lay_out
-from bench.report.page import _clock_note
-from bench.store import read_run
+from poolbench.core.records import Measurement
+from poolbench.report import tables
+from poolbench.report.compare import compare_runs
+from poolbench.report.frame import lay_out
+from poolbench.report.page import _clock_note
+from poolbench.report.recommend import choices, sentence
+from poolbench.store.journal import read_run
 
 CASE = synthetic.op_case("depth_max_pool", mode="graph", device="gpu:0")
 PINNED = "slices-maximum"

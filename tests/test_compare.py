@@ -9,11 +9,11 @@ import msgspec
 import numpy as np
 import pandas as pd
 import pytest
+from poolbench.core.records import Capability, Shares
+from poolbench.report import compare
+from poolbench.report.cli import main
+from poolbench.store.journal import JOURNAL, encode_line, read_run
 
-from bench.measurement import Capability, Shares
-from bench.report import compare
-from bench.report.cli import main
-from bench.store import JOURNAL, encode_line, read_run
 from tests import synthetic
 
 CASES = [
@@ -334,7 +334,7 @@ def test_hostile_names_reach_neither_the_comment_nor_the_page_as_markup(base, tm
 def test_the_options_in_the_ci_page_exist(capsys):
     """A workflow is not run here: at least it calls what there is."""
     page = (ROOT / "docs" / "ci.md").read_text()
-    plugin = (ROOT / "bench" / "plugin.py").read_text()
+    plugin = (ROOT / "bench" / "poolbench" / "pytest_plugin.py").read_text()
     for option in re.findall(r"bench-quick -- (.*)", page):
         assert all(f'"{word}"' in plugin for word in option.split() if word.startswith("--"))
     with pytest.raises(SystemExit):

@@ -1,17 +1,16 @@
 """What a race does when its worker dies, with a worker that answers from a table."""
 
 import msgspec
-
-from bench import workload
-from bench.candidate import Candidate
-from bench.case import make_case
-from bench.environment import Usage
-from bench.race import MAX_DEATHS, Plan, Race
-from bench.replica import WorkerFailure
+from poolbench.core.candidate import Candidate
+from poolbench.core.case import make_case
+from poolbench.engine.process import WorkerFailure
+from poolbench.engine.race import MAX_DEATHS, Plan, Race
+from poolbench.machine.info import Usage
+from poolbench.worker import session
 
 CASE = make_case(op="pool", shape=(8, 28, 28, 96), pool_size=3)
-BLOCK = workload.Block(seconds=1e-3)
-RUNNER = workload.Runner(call_seconds=1e-3, read_nbytes=300, written_nbytes=100)
+BLOCK = session.Block(seconds=1e-3)
+RUNNER = session.Runner(call_seconds=1e-3, read_nbytes=300, written_nbytes=100)
 CRASH = WorkerFailure("crashed", "killed by SIGABRT", lost=True)
 IDLE = WorkerFailure("crashed", "the worker died between two tasks", lost=True, blameless=True)
 
@@ -40,13 +39,13 @@ class ScriptedWorker:
                 raise answer
             return answer(*args) if callable(answer) else answer
         answers = {
-            "open_case": workload.Opened(nbytes=1, devices={}, seconds=0.0),
+            "open_case": session.Opened(nbytes=1, devices={}, seconds=0.0),
             "open_runner": RUNNER,
             "allocate": 0.0,
         }
         if name == "time_stretch":
             blocks = (BLOCK,) * len(args[0])
-            return workload.Stretch(blocks=blocks, cpu_seconds=0.0, switches=0)
+            return session.Stretch(blocks=blocks, cpu_seconds=0.0, switches=0)
         if name == "end_process":
             raise WorkerFailure("crashed", "the process exited with code 1", lost=True)
         return answers.get(name)
@@ -102,11 +101,11 @@ def test_a_crash_that_does_not_come_again_blames_nobody():
 
 
 def test_what_a_call_raises_in_a_stretch_ends_that_candidate_only():
-    broken = workload.Block(status="error", reason="ValueError: no")
+    broken = session.Block(status="error", reason="ValueError: no")
 
     def stretch(visits):
         blocks = tuple(broken if visit.name == "rival" else BLOCK for visit in visits)
-        return workload.Stretch(blocks=blocks, cpu_seconds=0.0, switches=0)
+        return session.Stretch(blocks=blocks, cpu_seconds=0.0, switches=0)
 
     found, _ = run({("time_stretch", "all"): [stretch]})
     assert (found["rival"].status, found["rival"].reason) == ("error", "ValueError: no")

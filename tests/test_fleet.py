@@ -11,16 +11,15 @@ import msgspec
 import numpy as np
 import pytest
 from fakes import ANSWERS, FakeWorker, fake_candidate
-
-from bench import fleet as fleet_module
-from bench import workload
-from bench.candidate import REGISTRY
-from bench.case import make_case
-from bench.environment import Usage
-from bench.fleet import LANES, TURNS_BETWEEN, Job, LocalFleet, LocalRaces
-from bench.race import Plan
-from bench.replica import Setting, WorkerFailure
-from bench.stats import estimate
+from poolbench.core.candidate import REGISTRY
+from poolbench.core.case import make_case
+from poolbench.engine import scheduler as fleet_module
+from poolbench.engine.process import Setting, WorkerFailure
+from poolbench.engine.race import Plan
+from poolbench.engine.scheduler import LANES, TURNS_BETWEEN, Job, LocalFleet, LocalRaces
+from poolbench.machine.info import Usage
+from poolbench.stats.estimate import estimate
+from poolbench.worker import session
 
 ROOT = Path(__file__).parents[1]
 PLAN = Plan(replicas=3, max_replicas=3, allocations=1, rounds=1)
@@ -144,9 +143,10 @@ def test_a_leg_of_one_race_follows_a_leg_of_another(job):
 
 @pytest.mark.parametrize(("available", "most"), [(1000, LANES), (250, 2)])
 def test_lanes_hold_no_more_than_the_memory_that_is_free(job, monkeypatch, available, most):
-    monkeypatch.setattr("bench.fleet.needed_nbytes", lambda case: 100)
+    monkeypatch.setattr("poolbench.engine.scheduler.needed_nbytes", lambda case: 100)
     monkeypatch.setattr(
-        "bench.fleet.psutil.virtual_memory", lambda: SimpleNamespace(available=available)
+        "poolbench.engine.scheduler.psutil.virtual_memory",
+        lambda: SimpleNamespace(available=available),
     )
     fleet = LegsFleet()
     plan = replace(LEGS, rounds=72)
@@ -188,8 +188,8 @@ class NoisyFleet(LegsFleet):
             usual = 1e-3 * (self._ratio if visit.name == "two" else 1.0)
             self.seconds[number] += usual * (visit.lead_in + visit.calls)
             noise = self._rng.normal(0, 0.001 if number % 2 else 0.3)
-            blocks.append(workload.Block(seconds=usual * float(np.exp(noise))))
-        return workload.Stretch(blocks=tuple(blocks), cpu_seconds=0.0, switches=0)
+            blocks.append(session.Block(seconds=usual * float(np.exp(noise))))
+        return session.Stretch(blocks=tuple(blocks), cpu_seconds=0.0, switches=0)
 
 
 @pytest.mark.parametrize(("ratio", "more"), [(1.0, True), (9.0, False)])
@@ -197,7 +197,7 @@ def test_what_a_steady_race_does_not_need_goes_to_a_noisy_one_that_is_undecided(
     job, monkeypatch, ratio, more
 ):
     fleet = NoisyFleet(ratio)
-    monkeypatch.setattr("bench.race.usage_reader", fleet.usage)
+    monkeypatch.setattr("poolbench.engine.race.usage_reader", fleet.usage)
     races = races_of(fleet, [job(number, plan=LEGS) for number in range(1, 13)])
     for _ in range(12):
         races.next_done()
@@ -314,10 +314,10 @@ class DriftingFleet(Fleet):
         drift = 0.03 * np.sin(2 * np.pi * self.now / self._periods + self._phases).sum()
         noise = self._rng.normal(0, 0.02, len(visits))
         blocks = [
-            workload.Block(seconds=1e-3 * float(np.exp(drift * (visit.name == "two") + error)))
+            session.Block(seconds=1e-3 * float(np.exp(drift * (visit.name == "two") + error)))
             for visit, error in zip(visits, noise, strict=True)
         ]
-        return workload.Stretch(blocks=tuple(blocks), cpu_seconds=0.0, switches=0)
+        return session.Stretch(blocks=tuple(blocks), cpu_seconds=0.0, switches=0)
 
 
 def share_that_covers(jobs, at_once):

@@ -4,51 +4,50 @@ import threading
 import time
 
 import numpy as np
-
-from bench import footprint
+from poolbench.worker import isolation
 
 
 def test_nothing_changed_is_nothing_said():
-    assert footprint.left_behind(footprint.read(), grace_seconds=0) == ""
+    assert isolation.left_behind(isolation.read(), grace_seconds=0) == ""
 
 
 def test_a_thread_that_stays_is_counted_and_one_that_leaves_is_not():
-    before = footprint.read()
+    before = isolation.read()
     stop = threading.Event()
     thread = threading.Thread(target=stop.wait)
     thread.start()
-    assert footprint.left_behind(before, grace_seconds=0) == "it left 1 threads that stay"
+    assert isolation.left_behind(before, grace_seconds=0) == "it left 1 threads that stay"
     stop.set()
     thread.join()
     short = threading.Thread(target=time.sleep, args=(0.01,))
     short.start()
-    assert footprint.left_behind(before) == ""
+    assert isolation.left_behind(before) == ""
 
 
 def test_a_process_that_stays_is_counted():
-    before = footprint.read()
+    before = isolation.read()
     with subprocess.Popen(["sleep", "60"]) as process:
-        assert footprint.left_behind(before, grace_seconds=0) == "it left 1 processes that stay"
+        assert isolation.left_behind(before, grace_seconds=0) == "it left 1 processes that stay"
         process.kill()
 
 
 def test_changed_settings_are_named(monkeypatch):
-    before = footprint.read()
+    before = isolation.read()
     monkeypatch.setenv("TF_POOLBENCH_TEST", "1")
     with np.errstate(divide="raise"):
-        said = footprint.left_behind(before, grace_seconds=0)
+        said = isolation.left_behind(before, grace_seconds=0)
     assert "it changed numpy.geterr" in said
     assert "it changed environment variables" in said
 
 
 def test_a_changed_working_directory_is_said_with_both(tmp_path, monkeypatch):
     monkeypatch.chdir("/")
-    before = footprint.read()
+    before = isolation.read()
     os.chdir("/tmp")
-    assert "it changed working directory from '/' to '/tmp'" in footprint.left_behind(
+    assert "it changed working directory from '/' to '/tmp'" in isolation.left_behind(
         before, grace_seconds=0
     )
 
 
 def test_a_framework_that_was_not_there_before_changes_nothing():
-    assert footprint.changes({"a": 1}, {"a": 1, "keras.config.floatx": "float32"}) == []
+    assert isolation.changes({"a": 1}, {"a": 1, "keras.config.floatx": "float32"}) == []

@@ -10,11 +10,10 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 import synthetic
-
-from bench import forecast, stats
-from bench.measurement import Samples
-from bench.race import Plan
-from bench.store import read_run
+from poolbench.core.records import Samples
+from poolbench.engine.race import Plan
+from poolbench.stats import estimate, planning
+from poolbench.store.journal import read_run
 
 CASE = synthetic.op_case("depth_max_pool")
 
@@ -38,7 +37,7 @@ def test_the_components_are_those_that_were_put_in(levels):
         scale * rng.standard_normal(shape)
         for scale, shape in zip(levels, [(60, 1, 1), (60, 8, 1), (60, 8, 9)], strict=True)
     )
-    found = stats.components(
+    found = estimate.components(
         samples(np.exp(replica + allocation + round_)), samples(np.ones((60, 8, 9)))
     )
     assert (found.replica, found.allocation, found.round) == pytest.approx(levels, abs=0.025)
@@ -47,7 +46,7 @@ def test_the_components_are_those_that_were_put_in(levels):
 
 def test_a_level_that_was_not_repeated_has_no_component():
     once = samples(np.ones((1, 4, 4)))
-    assert stats.components(once, once) is None
+    assert estimate.components(once, once) is None
 
 
 @pytest.fixture
@@ -55,36 +54,36 @@ def results(tmp_path, monkeypatch):
     head = synthetic.header()
     head = msgspec.structs.replace(head, options=head.options | {"budget_seconds": 7.0})
     synthetic.write(tmp_path / "before", synthetic.race(CASE, np.random.default_rng(1)), head)
-    monkeypatch.setattr(forecast, "machine_facts", lambda: head.environment.machine)
+    monkeypatch.setattr(planning, "machine_facts", lambda: head.environment.machine)
     return tmp_path
 
 
 def test_the_newest_run_of_this_machine_says_what_will_be_resolved(results):
-    assert "reckoned from before" in forecast.resolution_text(results, Plan())
+    assert "reckoned from before" in planning.resolution_text(results, Plan())
 
 
 def test_the_reckoned_width_is_that_which_the_run_had(results):
     run = read_run(results / "before")
     timed = {m.candidate: m for m in run.measurements}
     widths = [
-        stats.estimate(m.samples, timed[m.baseline].samples).half_width
+        estimate.estimate(m.samples, timed[m.baseline].samples).half_width
         for m in timed.values() if m.kind == "candidate" and m.candidate != m.baseline
     ]  # fmt: skip
-    plan = Plan(allocations=forecast.allocations_of(run.measurements[0]))
-    assert forecast.resolution_of(run, plan) == pytest.approx(np.median(widths), rel=0.5)
-    assert forecast.resolution_of(run, replace(plan, replicas=20)) < forecast.resolution_of(
+    plan = Plan(allocations=planning.allocations_of(run.measurements[0]))
+    assert planning.resolution_of(run, plan) == pytest.approx(np.median(widths), rel=0.5)
+    assert planning.resolution_of(run, replace(plan, replicas=20)) < planning.resolution_of(
         run, plan
     )
 
 
 def test_another_machine_s_run_and_none_at_all_say_nothing(results, monkeypatch):
-    monkeypatch.setattr(forecast, "machine_facts", lambda: {"processor": "another"})
-    assert "not known" in forecast.resolution_text(results, Plan())
-    assert "not known" in forecast.resolution_text(results / "before" / "nothing", Plan())
+    monkeypatch.setattr(planning, "machine_facts", lambda: {"processor": "another"})
+    assert "not known" in planning.resolution_text(results, Plan())
+    assert "not known" in planning.resolution_text(results / "before" / "nothing", Plan())
 
 
 def test_a_run_that_cannot_be_read_is_passed_over(results):
     broken = results / "newer" / "journal.jsonl"
     broken.parent.mkdir()
     broken.write_text("no journal")
-    assert "reckoned from before" in forecast.resolution_text(results, Plan())
+    assert "reckoned from before" in planning.resolution_text(results, Plan())

@@ -15,17 +15,22 @@ from types import SimpleNamespace
 
 import pytest
 from fakes import FakeFleet, fake_candidate
-
-from bench import workload, xplane
-from bench.case import UsageError, make_case
-from bench.environment import Seen, Usage, read_usage, seen_between, usage_reader
-from bench.gpu import DeviceUsage, driver_versions, energy_joules, nvml_handle, watch_device
-from bench.measurement import common_clock, samples_by
-from bench.plugin import _refuse_kinds
-from bench.race import DEVICE_ROUNDS, Plan, Race, device_contention
-from bench.replica import Setting, Worker, import_file
-from bench.run import Bench, Options
-from bench.store import read_run
+from poolbench.core.case import UsageError, make_case
+from poolbench.core.records import common_clock, samples_by
+from poolbench.engine.process import Setting, Worker, import_file
+from poolbench.engine.race import DEVICE_ROUNDS, Plan, Race, device_contention
+from poolbench.engine.run import Bench, Options
+from poolbench.machine.info import Seen, Usage, read_usage, seen_between, usage_reader
+from poolbench.machine.nvml import (
+    DeviceUsage,
+    driver_versions,
+    energy_joules,
+    nvml_handle,
+    watch_device,
+)
+from poolbench.pytest_plugin import _refuse_kinds
+from poolbench.store.journal import read_run
+from poolbench.worker import session, xspace
 
 ROOT = Path(__file__).parent.parent
 OURS, OTHER = 100, 200
@@ -36,7 +41,7 @@ class NotSupportedError(Exception):
 
 
 class FakeNvml:
-    """NVML as far as `bench.gpu` asks it; what is None raises, as on a device that does not know."""
+    """NVML as far as `poolbench.machine.nvml` asks it; what is None raises, as on a device that does not know."""
 
     NVMLError = NotSupportedError
     NVML_CLOCK_SM = 1
@@ -266,7 +271,7 @@ def test_a_step_that_brings_data_to_the_host_has_no_device_time():
     stream, python = "/device:GPU:0/Stream #13(Compute)/13", "/host:CPU/python/1"
 
     def event(kind, name, start, end, line=stream):
-        return xplane.Event(kind=kind, name=name, line=line, start=start * 10**9, end=end * 10**9)
+        return xspace.Event(kind=kind, name=name, line=line, start=start * 10**9, end=end * 10**9)
 
     events = [
         event("step", "turn 0", 0, 10, python),
@@ -275,7 +280,7 @@ def test_a_step_that_brings_data_to_the_host_has_no_device_time():
         event("step", "turn 1", 20, 30, python),
         event("kernel", "MemcpyD2H", 21, 29),
     ]
-    assert xplane.device_seconds(events) == {"turn 0": [pytest.approx(5e-3)], "turn 1": [0.0]}
+    assert xspace.device_seconds(events) == {"turn 0": [pytest.approx(5e-3)], "turn 1": [0.0]}
 
 
 def test_energy_is_of_the_calls_between_two_steps_of_the_counter(monkeypatch):
@@ -285,17 +290,17 @@ def test_energy_is_of_the_calls_between_two_steps_of_the_counter(monkeypatch):
         called[0] += calls
         now[0] += calls * 0.001
 
-    monkeypatch.setattr(workload, "time_block", time_block)
-    monkeypatch.setattr(workload, "_state", lambda: SimpleNamespace(device="gpu:0"))
-    monkeypatch.setattr(workload.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(session, "time_block", time_block)
+    monkeypatch.setattr(session, "_state", lambda: SimpleNamespace(device="gpu:0"))
+    monkeypatch.setattr(session.time, "perf_counter", lambda: now[0])
 
     def counter(device):  # 0.002 J a call, shown each 0.1 s
         return 0.002 * (int(now[0] / 0.1) * 100)
 
-    assert workload.measure_energy("one", read=counter) == pytest.approx(0.002, rel=0.1)
+    assert session.measure_energy("one", read=counter) == pytest.approx(0.002, rel=0.1)
     assert now[0] < 0.6
-    assert workload.measure_energy("one", read=lambda _: 5.0) is None  # a counter that stands still
-    assert workload.measure_energy("one", read=lambda _: None) is None
+    assert session.measure_energy("one", read=lambda _: 5.0) is None  # a counter that stands still
+    assert session.measure_energy("one", read=lambda _: None) is None
 
 
 def test_a_kind_of_accelerator_needs_a_fleet():
@@ -326,8 +331,8 @@ def test_bench_gpu_without_a_driver_stops_with_one_line_and_installs_nothing(tmp
 
 
 TWO_DEVICES = """
-from bench.candidate import Bound, Op, candidate, register
-from bench.case import Case, Sweep
+from poolbench.core.candidate import Bound, Op, candidate, register
+from poolbench.core.case import Case, Sweep
 
 register(Op(
     name="tripling", oracle=lambda x, case: 3 * x, baseline="multiply",
@@ -350,8 +355,8 @@ def multiply(case):
 
 @pytest.mark.slow
 def test_two_devices_are_both_raced_and_told_apart_in_journal_and_report(tmp_path):
-    from bench.candidate import REGISTRY
-    from bench.report.load import load
+    from poolbench.core.candidate import REGISTRY
+    from poolbench.report.frame import load
 
     file = tmp_path / "tripling.py"
     file.write_text(TWO_DEVICES)
@@ -378,7 +383,7 @@ DEVICES = ("cpu:0", "cpu:1")
 
 
 def read_device_clock(case):
-    from bench.workload import open_case, open_runner, time_on_device
+    from poolbench.worker.session import open_case, open_runner, time_on_device
 
     open_case(case, 0)
     return open_runner("multiply", check=False).reason, time_on_device(["multiply"], 3)
@@ -397,7 +402,7 @@ def test_without_a_gpu_in_the_trace_there_is_no_device_clock(tmp_path):
 
 
 def evict_there(device):
-    from bench.workload import make_device_evict
+    from poolbench.worker.session import make_device_evict
 
     evict = make_device_evict(device, 1 << 20)
     evict()

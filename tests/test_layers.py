@@ -11,12 +11,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-LAYERS = Path(__file__).parent.parent / "bench" / "layers.py"
+LAYERS = Path(__file__).parent.parent / "bench" / "poolbench" / "layers.py"
 
 tf = pytest.importorskip("tensorflow")
 import keras  # noqa: E402
-
-from bench.layers import DepthMaxPool2D, pool_windows  # noqa: E402
+from poolbench.layers import DepthMaxPool2D, pool_windows  # noqa: E402
 
 
 def brute_force(x, pool_size, strides, padding):

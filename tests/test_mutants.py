@@ -1,12 +1,11 @@
 """Twenty and more ways to spell an op wrongly, each of which the oracle must catch."""
 
 import numpy as np
+import poolbench.ops  # noqa: F401 (registers the ops)
 import pytest
-
-import bench.ops  # noqa: F401 (registers the ops)
-from bench.candidate import REGISTRY
-from bench.case import make_case
-from bench.oracle import check, make_inputs, numpy_dtype
+from poolbench.core.candidate import REGISTRY
+from poolbench.core.case import make_case
+from poolbench.worker.check import check, make_inputs, numpy_dtype
 
 DEPTH = make_case(op="depth_max_pool", shape=(2, 4, 6, 12), pool_size=3, padding="valid")
 TAIL = make_case(op="depth_max_pool", shape=(2, 4, 6, 11), pool_size=3, padding="valid")

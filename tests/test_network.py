@@ -3,15 +3,13 @@
 import math
 
 import numpy as np
+import poolbench.ops  # noqa: F401 (registers the ops)
 import pytest
-
-import bench.ops  # noqa: F401 (registers the ops)
-from bench import network
-from bench.candidate import REGISTRY
-from bench.case import UsageError
-from bench.measurement import Measurement, Samples
-from bench.models import DEPTH, GLOBAL, Pool, Source, fix_shape, keep_shape
-from bench.network import (
+from poolbench.core.candidate import REGISTRY
+from poolbench.core.case import UsageError
+from poolbench.core.records import Measurement, Samples
+from poolbench.models import study
+from poolbench.models.study import (
     ALL_POOLING,
     ALONE,
     AS_BUILT,
@@ -29,6 +27,7 @@ from bench.network import (
     runners,
     scaled,
 )
+from poolbench.models.zoo import DEPTH, GLOBAL, Pool, Source, fix_shape, keep_shape
 
 DEPTH_POOL = Pool(
     layer="d", kind="DepthMaxPool2D", op=DEPTH, shape=(8, 4, 4, 12), pool_size=3, padding="valid"
@@ -154,7 +153,7 @@ def test_scaled_samples_keep_their_places():
 
 def test_pooling_alone_runs_often_enough_and_within_memory():
     assert alone_copies(()) == 0
-    assert alone_copies((DEPTH_POOL,)) == network.ALONE_CALLS
+    assert alone_copies((DEPTH_POOL,)) == study.ALONE_CALLS
     large = Pool(layer="l", kind="x", op=GLOBAL, shape=(64, 112, 112, 96))
     assert alone_copies((large,)) == 1
     assert alone_copies((DEPTH_POOL,) * 40) == 1
@@ -185,8 +184,8 @@ def test_open_sizes_are_taken_from_the_option():
 
 @pytest.mark.slow
 def test_a_head_is_raced_whole():
-    from bench.race import Plan
-    from bench.which import _Fleet
+    from poolbench.engine.race import Plan
+    from poolbench.models.advise import _Fleet
 
     entry = Entry(
         name="mobilenetv2-head",
@@ -200,7 +199,7 @@ def test_a_head_is_raced_whole():
     )
     fleet = _Fleet()
     try:
-        raced = network.race_network(entry, fleet, Plan(timeout_seconds=180.0))
+        raced = study.race_network(entry, fleet, Plan(timeout_seconds=180.0))
     finally:
         fleet.close()
     records = network_records(raced)

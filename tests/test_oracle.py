@@ -1,10 +1,9 @@
 import numpy as np
+import poolbench.ops  # noqa: F401 (registers the ops)
 import pytest
-
-import bench.ops  # noqa: F401 (registers the ops)
-from bench.candidate import REGISTRY, Op
-from bench.case import Sweep, make_case
-from bench.oracle import BOUNDS, check, layout, make_inputs, numpy_dtype
+from poolbench.core.candidate import REGISTRY, Op
+from poolbench.core.case import Sweep, make_case
+from poolbench.worker.check import BOUNDS, check, layout, make_inputs, numpy_dtype
 
 DEPTH = REGISTRY.ops["depth_max_pool"]
 MEAN = REGISTRY.ops["global_avg_pool"]

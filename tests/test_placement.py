@@ -4,9 +4,8 @@ import os
 import sys
 
 import pytest
-
-from bench import placement
-from bench.placement import FAR, MOST_SAVED_SECONDS, WAKING_SECONDS, Placement
+from poolbench.machine import core_distance
+from poolbench.machine.core_distance import FAR, MOST_SAVED_SECONDS, WAKING_SECONDS, Placement
 
 pytestmark = pytest.mark.skipif(
     not sys.platform.startswith("linux") or len(os.sched_getaffinity(0)) < 2,
@@ -43,23 +42,23 @@ def test_what_the_other_processor_has_written_is_read(pair):
 
 
 def test_processors_that_are_near_are_left_alone_but_for_the_first_time(pair, monkeypatch):
-    monkeypatch.setattr(placement, "WAKING_SECONDS", 0.001)
+    monkeypatch.setattr(core_distance, "WAKING_SECONDS", 0.001)
     wakes = scripted(monkeypatch, pair, [1.0, 1.2, 0.9 * FAR])
     assert [pair.gather() for _ in range(3)] == [False] * 3
     assert len(wakes) == 1
 
 
 def test_processors_that_are_far_wake_each_other_until_they_are_near(pair, monkeypatch):
-    monkeypatch.setattr(placement, "WAKING_SECONDS", 0.001)
+    monkeypatch.setattr(core_distance, "WAKING_SECONDS", 0.001)
     wakes = scripted(monkeypatch, pair, [1.0, 1.1 * FAR, 1.1 * FAR, 1.0])
     assert [pair.gather() for _ in range(2)] == [False] * 2
     assert len(wakes) == 3
 
 
 def test_where_they_stay_far_it_takes_no_more_than_its_time_and_is_said(pair, monkeypatch):
-    monkeypatch.setattr(placement, "WAKING_SECONDS", 0.001)
-    monkeypatch.setattr(placement, "MOST_SAVED_SECONDS", 0.003)
-    monkeypatch.setattr(placement, "EARNED_SECONDS", 0.0002)
+    monkeypatch.setattr(core_distance, "WAKING_SECONDS", 0.001)
+    monkeypatch.setattr(core_distance, "MOST_SAVED_SECONDS", 0.003)
+    monkeypatch.setattr(core_distance, "EARNED_SECONDS", 0.0002)
     pair._saved_seconds = 0.003
     wakes = scripted(monkeypatch, pair, [1.0] + [2 * FAR] * 100)
     assert not pair.gather()
@@ -75,17 +74,17 @@ def test_the_process_may_run_where_it_could_before(pair):
 
 
 def test_without_its_partner_a_process_goes_on(pair, monkeypatch):
-    monkeypatch.setattr(placement, "_placements", [pair])
-    assert placement.gather() in (True, False)
+    monkeypatch.setattr(core_distance, "_placements", [pair])
+    assert core_distance.gather() in (True, False)
     pair._partner.kill()
     pair._partner.wait()
-    assert placement.gather() is None
-    assert placement.gather() is None
+    assert core_distance.gather() is None
+    assert core_distance.gather() is None
 
 
 @pytest.mark.parametrize(("virtual", "cpus"), [(False, {0, 1}), (True, {0}), (True, {0, 1, 2})])
 def test_it_is_looked_for_on_virtual_machines_of_two_processors_only(monkeypatch, virtual, cpus):
-    monkeypatch.setattr(placement, "_placements", [])
-    monkeypatch.setattr(placement, "is_virtual", lambda: virtual)
+    monkeypatch.setattr(core_distance, "_placements", [])
+    monkeypatch.setattr(core_distance, "is_virtual", lambda: virtual)
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: cpus)
-    assert placement.gather() is None
+    assert core_distance.gather() is None

@@ -9,15 +9,16 @@ from pathlib import Path
 
 import pytest
 import traced
-
-from bench import profile, viewer, xplane
-from bench.candidate import REGISTRY, Registry
-from bench.case import UsageError, make_case
-from bench.measurement import Account
-from bench.profile import Recorder, Selection, select, trace_name
-from bench.replica import Setting, Worker, WorkerFailure
-from bench.store import decode_line, encode_line
-from bench.xplane import Event
+from poolbench.core.candidate import REGISTRY, Registry
+from poolbench.core.case import UsageError, make_case
+from poolbench.core.records import Account
+from poolbench.engine import tracing
+from poolbench.engine.process import Setting, Worker, WorkerFailure
+from poolbench.engine.tracing import Recorder, Selection, select, trace_name
+from poolbench.report import tensorboard
+from poolbench.store.journal import decode_line, encode_line
+from poolbench.worker import xspace
+from poolbench.worker.xspace import Event
 
 HOST = "/host:CPU/python/1"
 POOL = "/host:CPU/tf_numa_-1_Eigen/7/2"
@@ -33,7 +34,7 @@ def event(kind, name, start, end, line=HOST, returned=None, **stats):
 
 
 def summarise(*events, device="cpu:0"):
-    return xplane.summarise(sorted(events, key=lambda e: (e.start, -e.end)), device=device)
+    return xspace.summarise(sorted(events, key=lambda e: (e.start, -e.end)), device=device)
 
 
 STEPS = [event("step", "x", 0, 10), event("step", "x", 20, 30)]
@@ -43,11 +44,11 @@ STEPS = [event("step", "x", 0, 10), event("step", "x", 20, 30)]
 
 
 def test_union_puts_overlapping_intervals_together():
-    assert xplane.union([(5, 7), (0, 3), (2, 4)]) == [(0, 4), (5, 7)]
+    assert xspace.union([(5, 7), (0, 3), (2, 4)]) == [(0, 4), (5, 7)]
 
 
 def test_clip_keeps_what_lies_in_the_windows():
-    assert xplane.clip([(0, 10), (12, 20)], [(5, 15)]) == [(5, 10), (12, 15)]
+    assert xspace.clip([(0, 10), (12, 20)], [(5, 15)]) == [(5, 10), (12, 15)]
 
 
 def test_a_nested_operation_is_taken_off_the_one_around_it():
@@ -87,7 +88,7 @@ def test_the_peak_is_the_largest_running_sum():
         memory("Deallocation", 3, 100, 1), memory("Allocation", 4, 70, 1),
         memory("Deallocation", 5, 70, 1), memory("Deallocation", 6, 50, 2),
     )  # fmt: skip
-    assert reading.memory == xplane.Memory(peak_nbytes=150, allocated_nbytes=110, freed_nbytes=110)
+    assert reading.memory == xspace.Memory(peak_nbytes=150, allocated_nbytes=110, freed_nbytes=110)
 
 
 def test_what_was_held_before_the_session_is_no_steps():
@@ -138,7 +139,7 @@ def test_a_gpus_kernels_are_the_third_clock_with_their_gaps():
     ],
 )
 def test_kinds_of_events(name, display, stats, kind):
-    assert xplane.kind_of("/host:CPU", name, display, stats) == kind
+    assert xspace.kind_of("/host:CPU", name, display, stats) == kind
 
 
 # Names and selection
@@ -156,9 +157,9 @@ def test_unsafe_characters_never_reach_a_path():
 
 
 def test_a_recording_names_no_folder_of_this_machine():
-    root = Path(profile.__file__).parents[1]
+    root = Path(tracing.__file__).parents[1]
     before = f"{sys.prefix}/lib/a.py {root}/bench/b.py /usr/lib/c.py".encode()
-    after = profile._without_folders(before)
+    after = tracing._without_folders(before)
     assert len(after) == len(before)
     assert str(root).encode() not in after
     assert sys.prefix.encode() not in after
@@ -172,7 +173,7 @@ def test_the_name_says_op_candidate_and_case():
 
 @pytest.fixture(scope="module")
 def ops():
-    import bench.ops  # noqa: F401
+    import poolbench.ops  # noqa: F401
 
     # Another test's own ops are in the registry too, where tests share a process.
     return Registry(
@@ -184,7 +185,7 @@ def ops():
 def test_by_default_one_case_an_op_and_mode_with_its_first_candidates(ops):
     chosen = select(Selection(), ops.ops, ops.candidates.values())
     assert len(chosen) == 3 * len(ops.ops)
-    assert max(map(len, chosen.values())) <= profile.DEFAULT_CANDIDATES
+    assert max(map(len, chosen.values())) <= tracing.DEFAULT_CANDIDATES
     for case, names in chosen.items():
         op = ops.ops[case.op]
         assert op.baseline in names
@@ -216,24 +217,24 @@ def test_axes_replace_the_telling_cases_values(ops):
 
 def test_without_a_trace_it_says_what_to_type(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert viewer.main([]) == 1
+    assert tensorboard.main([]) == 1
     assert "nox -s trace" in capsys.readouterr().err
-    assert viewer.main(["../elsewhere"]) == 1
+    assert tensorboard.main(["../elsewhere"]) == 1
 
 
 def test_the_deep_link_opens_the_trace_viewer_on_the_run():
-    link = viewer.deep_link("http://127.0.0.1:1/", "a b", ["h"])
+    link = tensorboard.deep_link("http://127.0.0.1:1/", "a b", ["h"])
     assert link == "http://127.0.0.1:1/?run=a%20b&tag=trace_viewer%40&host=h#profile"
 
 
 def test_the_newest_run_with_traces_is_opened(tmp_path):
     for name in ("old", "new"):
-        folder = tmp_path / name / "traces" / viewer.PROFILES / "t"
+        folder = tmp_path / name / "traces" / tensorboard.PROFILES / "t"
         folder.mkdir(parents=True)
         (folder / "t.xplane.pb").touch()
     (tmp_path / "empty").mkdir()
-    assert viewer.find_logdir(tmp_path) == tmp_path / "new" / "traces"
-    assert viewer.find_logdir(tmp_path, "old") == tmp_path / "old" / "traces"
+    assert tensorboard.find_logdir(tmp_path) == tmp_path / "new" / "traces"
+    assert tensorboard.find_logdir(tmp_path, "old") == tmp_path / "old" / "traces"
 
 
 # Recorded
@@ -261,11 +262,13 @@ def call(worker, function, *args):
 
 @pytest.fixture(scope="module")
 def large(worker, logdir):
-    return call(worker, traced.trace, traced.LARGE, "reshape-reduce_max", logdir / viewer.PROFILES)
+    return call(
+        worker, traced.trace, traced.LARGE, "reshape-reduce_max", logdir / tensorboard.PROFILES
+    )
 
 
 def test_the_named_parts_cover_a_large_cases_step(large):
-    assert (large.status, large.steps) == ("ok", profile.STEPS)
+    assert (large.status, large.steps) == ("ok", tracing.STEPS)
     assert large.covered["tf_op"] >= 0.9
     assert 0 < sum(p["seconds"] for p in large.parts if p["kind"] == "tf_op") <= large.step_seconds
     assert decode_line(encode_line(large)) == large
@@ -327,13 +330,13 @@ def test_a_candidate_that_fails_is_said_and_leaves_no_trace(worker, tmp_path, mo
         def close(self):
             pass
 
-    monkeypatch.setattr(profile, "Worker", Shared)
+    monkeypatch.setattr(tracing, "Worker", Shared)
     case = make_case(op="depth_max_pool", shape=(1, 2, 2, 6), pool_size=3, padding="valid")
     account = Recorder(logdir=tmp_path).record(case, "recipe-verbatim")
     assert account.status == "error"
     assert "padding" in account.reason
-    assert "left out" in profile.describe_account(account)
-    assert viewer.find_traces(tmp_path) == {}
+    assert "left out" in tracing.describe_account(account)
+    assert tensorboard.find_traces(tmp_path) == {}
 
 
 def test_a_comparison_holds_every_traced_candidate_of_the_case(large, logdir):
@@ -346,7 +349,7 @@ def test_a_comparison_holds_every_traced_candidate_of_the_case(large, logdir):
 
 @pytest.fixture(scope="module")
 def address(large, logdir):
-    with viewer.serve(logdir) as (_, address):
+    with tensorboard.serve(logdir) as (_, address):
         yield address
 
 
@@ -362,12 +365,12 @@ def step_events(address, run, name):
 
 
 def test_every_recorded_run_is_listed(address, logdir):
-    assert set(viewer.find_traces(logdir)) <= set(get(address, "runs"))
+    assert set(tensorboard.find_traces(logdir)) <= set(get(address, "runs"))
 
 
 def test_the_served_trace_holds_each_step_once(address, large):
     steps = step_events(address, large.trace, "reshape-reduce_max")
-    assert len(steps) == profile.STEPS
+    assert len(steps) == tracing.STEPS
     assert all(step["dur"] > 0 for step in steps)
 
 
@@ -387,7 +390,7 @@ def test_the_account_equals_tensorboards_total_for_the_operation(address, large)
 
 
 def test_a_second_recording_replaces_the_first_in_what_is_served(worker, address, logdir):
-    folder = logdir / viewer.PROFILES / "again"
+    folder = logdir / tensorboard.PROFILES / "again"
     for name, steps in (("first", 3), ("second", 4)):
         call(worker, traced.record_named, str(folder), name, steps)
         assert len(step_events(address, "again", name)) == steps

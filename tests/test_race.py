@@ -3,14 +3,14 @@ import random
 
 import msgspec
 import pytest
-
-from bench import tally, workload
-from bench.blocks import block_calls
-from bench.candidate import Candidate, Failure
-from bench.case import make_case
-from bench.environment import Usage
-from bench.race import PROBE_TURN, Plan, Race
-from bench.replica import WorkerFailure
+from poolbench.core.candidate import Candidate, Failure
+from poolbench.core.case import make_case
+from poolbench.engine import recorder
+from poolbench.engine.process import WorkerFailure
+from poolbench.engine.race import PROBE_TURN, Plan, Race
+from poolbench.engine.rounds import block_calls
+from poolbench.machine.info import Usage
+from poolbench.worker import session
 
 CASE = make_case(op="pool", shape=(8, 28, 28, 96), pool_size=3)
 MS = 1e-3
@@ -50,15 +50,15 @@ class FakeWorker:
         return answer(*args)
 
     def open_case(self, case, seed, tensorflow):
-        return workload.Opened(nbytes=1, devices={}, seconds=0.5)
+        return session.Opened(nbytes=1, devices={}, seconds=0.5)
 
     def open_runner(self, name, check):
         seconds = self.seconds[name]
         if isinstance(seconds, Exception):
             raise seconds
-        if isinstance(seconds, workload.Runner):
+        if isinstance(seconds, session.Runner):
             return seconds
-        return workload.Runner(
+        return session.Runner(
             call_seconds=seconds, first_call_seconds=0.1, read_nbytes=300, written_nbytes=100
         )
 
@@ -69,14 +69,14 @@ class FakeWorker:
         return None
 
     def time_stretch(self, visits):
-        return workload.Stretch(blocks=tuple(map(self.visit, visits)), cpu_seconds=0.0, switches=0)
+        return session.Stretch(blocks=tuple(map(self.visit, visits)), cpu_seconds=0.0, switches=0)
 
     def visit(self, visit):
         self.visits.append(visit.name)
         self.lead_ins.append(visit.lead_in)
         seconds = self.seconds[visit.name]
         self.clock[0] += seconds * (visit.lead_in + visit.calls)
-        return workload.Block(seconds=seconds, lead_in_seconds=seconds * visit.lead_in)
+        return session.Block(seconds=seconds, lead_in_seconds=seconds * visit.lead_in)
 
     def close_case(self):
         return None
@@ -85,7 +85,7 @@ class FakeWorker:
 class FakeFleet:
     def __init__(self, seconds):
         self.clock = [0.0]
-        self.probes = dict.fromkeys(workload.PROBES, 1e-6)
+        self.probes = dict.fromkeys(session.PROBES, 1e-6)
         self.seconds = self.probes | seconds
         self.workers = {}
 
@@ -124,7 +124,7 @@ def test_every_runner_is_timed_in_every_round():
     assert places["base"] == places["fast"]
     assert all(
         places[probe] == {p for p in places["base"] if p[2] % PROBE_TURN == 0}
-        for probe in workload.PROBES
+        for probe in session.PROBES
     )
     assert {place[:2] for place in places["base"]} == {
         (replica, allocation) for replica in range(REPLICAS) for allocation in range(ALLOCATIONS)
@@ -140,7 +140,7 @@ def test_samples_are_what_the_worker_timed():
 def test_the_order_of_a_round_is_shuffled_and_balanced():
     _, fleet, _ = run({"base": MS, "a": MS, "b": MS}, plan=Plan(rounds=6))
     blocks = [name for worker in fleet.workers.values() for name in worker.visits]
-    blocks = [name for name in blocks if name not in workload.PROBES]
+    blocks = [name for name in blocks if name not in session.PROBES]
     rounds = [tuple(blocks[i : i + 3]) for i in range(0, len(blocks), 3)]
     assert all(len(set(order)) == 3 for order in rounds)
     assert len(set(rounds)) == 6
@@ -152,9 +152,9 @@ def test_the_order_of_a_round_is_shuffled_and_balanced():
 def test_probes_come_last_in_a_round_and_who_follows_them_has_a_longer_lead_in():
     _, fleet, _ = run({"base": MS, "a": MS})
     visits = fleet.workers[0].visits
-    probes = {place for place, name in enumerate(visits) if name in workload.PROBES}
+    probes = {place for place, name in enumerate(visits) if name in session.PROBES}
     assert probes
-    turn = 2 * PROBE_TURN + len(workload.PROBES)
+    turn = 2 * PROBE_TURN + len(session.PROBES)
     assert {place % turn for place in probes if place < 5 * turn} == {2, 3, 4}
     lead_ins = fleet.workers[0].lead_ins
     after = {
@@ -182,7 +182,7 @@ def test_rounds_that_take_longer_than_foreseen_are_fewer():
     plan = Plan(rounds=10_000, budget_seconds=60)
     seconds = {}
     for factor in (1, 4):
-        opened = workload.Runner(
+        opened = session.Runner(
             call_seconds=MS, first_call_seconds=0.1, read_nbytes=300, written_nbytes=100
         )
         fleet = FakeFleet({"base": MS, "a": MS})
@@ -213,7 +213,7 @@ def test_a_documented_failure_becomes_unsupported_with_its_reason():
     known = Failure(
         when=lambda case: True, matches="only .* CPU", reason="No GPU kernel.", issue="x#1"
     )
-    error = workload.Runner(status="error", reason="currently only implemented for CPU devices")
+    error = session.Runner(status="error", reason="currently only implemented for CPU devices")
     found, _, _ = run({"base": MS, "native": error}, failures=(known,))
     assert (found["native"].status, found["native"].issue) == ("unsupported", "x#1")
     assert found["native"].reason.startswith("No GPU kernel.")
@@ -221,14 +221,14 @@ def test_a_documented_failure_becomes_unsupported_with_its_reason():
 
 def test_another_error_than_the_documented_one_stays_an_error():
     known = Failure(when=lambda case: True, matches="something else", reason="")
-    error = workload.Runner(status="error", reason="ValueError: no")
+    error = session.Runner(status="error", reason="ValueError: no")
     found, _, _ = run({"base": MS, "native": error}, failures=(known,))
     assert found["native"].status == "error"
 
 
 def test_a_documented_wrong_answer_stays_wrong_and_is_marked():
     known = Failure(when=lambda case: True, matches="beyond", reason="Half sums.")
-    wrong = workload.Runner(status="wrong", reason="error beyond the bound")
+    wrong = session.Runner(status="wrong", reason="error beyond the bound")
     found, _, _ = run({"base": MS, "half": wrong}, failures=(known,))
     assert found["half"].status == "wrong"
     assert "documented" in found["half"].flags
@@ -373,4 +373,4 @@ def test_the_same_seed_gives_the_same_order():
 
 
 def test_every_flag_that_a_race_sets_is_explained():
-    assert set(tally.FLAGS) >= {"settled", "faster-than-ceiling", "documented", "contended"}
+    assert set(recorder.FLAGS) >= {"settled", "faster-than-ceiling", "documented", "contended"}

@@ -6,8 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from bench.store import read_run
+from poolbench.store.journal import read_run
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

@@ -11,9 +11,8 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-
-from bench import guardian, replica
-from bench.replica import (
+from poolbench.engine import cleanup, process
+from poolbench.engine.process import (
     Setting,
     Worker,
     WorkerFailure,
@@ -209,7 +208,7 @@ def test_a_user_file_that_cannot_be_imported_is_said(tmp_path):
 
 RUN = """
 import signal, sys, time, threading
-from bench.replica import Setting, Worker
+from poolbench.engine.process import Setting, Worker
 from tests import test_replica as there
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # who starts the tests by nohup has it ignored
 workers = [Worker(Setting(tensorflow=False)) for _ in range(2)]
@@ -249,8 +248,8 @@ def test_a_folder_whose_run_and_guardian_are_dead_is_removed(tmp_path):
         "odd": "x",
     }.items():
         (tmp_path / f"poolbench-{name}").mkdir()
-        (tmp_path / f"poolbench-{name}" / guardian.OWNER).write_text(owner)
-    guardian.remove_orphans(tmp_path)
+        (tmp_path / f"poolbench-{name}" / cleanup.OWNER).write_text(owner)
+    cleanup.remove_orphans(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["poolbench-alive", "poolbench-odd"]
 
 
@@ -287,7 +286,7 @@ def test_the_system_s_killings_are_counted(tmp_path):
 
 
 def test_what_is_stored_names_no_folder_of_this_machine():
-    said = replica.printable(
-        f'File "{sys.prefix}/lib/keras/a.py", {replica.__file__}, /usr/lib/b.py'
+    said = process.printable(
+        f'File "{sys.prefix}/lib/keras/a.py", {process.__file__}, /usr/lib/b.py'
     )
-    assert said == 'File "lib/keras/a.py", bench/replica.py, /usr/lib/b.py'
+    assert said == 'File "lib/keras/a.py", poolbench/engine/process.py, /usr/lib/b.py'

@@ -12,14 +12,13 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 import synthetic
-
-from bench import stats
-from bench.measurement import Accuracy, Network
-from bench.report import choose, page, tables
-from bench.report.cli import main, parse_margin, select
-from bench.report.load import COLUMNS, find_run, lay_out, load, register_builtin
-from bench.report.text import format_value, inverse, markdown_cell, with_interval
-from bench.store import Run, StoreError
+from poolbench.core.records import Accuracy, Network
+from poolbench.core.text import format_value, inverse, markdown_cell, with_interval
+from poolbench.report import page, recommend, tables
+from poolbench.report.cli import main, parse_margin, select
+from poolbench.report.frame import COLUMNS, find_run, lay_out, load, register_builtin
+from poolbench.stats import estimate
+from poolbench.store.journal import Run, StoreError
 
 ROOT = Path(__file__).parent.parent
 CASE = synthetic.op_case("depth_max_pool")
@@ -50,7 +49,7 @@ def test_ratio_is_that_of_stats(loaded):
     table = loaded.table
     row = table.index[table["candidate"] == "slices-maximum"][0]
     base = table.index[(table["candidate"] == "reshape-reduce_max") & (table["race"] == 0)][0]
-    expected = stats.estimate(loaded.samples[row], loaded.samples[base])
+    expected = estimate.estimate(loaded.samples[row], loaded.samples[base])
     assert table.at[row, "ratio"] == pytest.approx(expected.ratio)
     assert table.at[row, "ratio_high"] == pytest.approx(expected.ratio_high)
     assert table.at[row, "verdict"] == "SLOWER"
@@ -68,8 +67,8 @@ def test_many_estimates_at_once_are_those_one_by_one():
     )
     samples = [m.samples for m in race] + [torn, short]
     pairs = [(one, other) for one in samples for other in samples]
-    for found, (one, other) in zip(stats.estimate_all(pairs), pairs, strict=True):
-        expected = stats.estimate(one, other)
+    for found, (one, other) in zip(estimate.estimate_all(pairs), pairs, strict=True):
+        expected = estimate.estimate(one, other)
         assert found.log_ratio == pytest.approx(expected.log_ratio, abs=1e-12)
         assert found.standard_error == pytest.approx(expected.standard_error, abs=1e-12)
         assert (found.degrees, found.replicas) == (expected.degrees, expected.replicas)
@@ -88,7 +87,7 @@ def test_what_is_not_right_is_not_ranked():
     row = row_of(loaded, "transpose-reduce_max")
     assert not row["right"]
     assert row["verdict"] == ""
-    assert all("transpose-reduce_max" not in c.best for c in choose.choices(loaded))
+    assert all("transpose-reduce_max" not in c.best for c in recommend.choices(loaded))
 
 
 def test_a_status_is_a_row_with_its_reason(loaded):
@@ -156,13 +155,13 @@ def test_ratio_to_the_recipe_is_empty_with_its_reason_where_the_recipe_fails():
 
 def test_of_equals_the_one_with_fewest_red_cells_is_recommended():
     red = {("op", "a"): 2, ("op", "b"): 1, ("op", "c"): 1}
-    assert choose.recommend("op", ["a", "b", "c"], red) == "b"
+    assert recommend.recommend("op", ["a", "b", "c"], red) == "b"
 
 
 def test_the_sentence_names_the_candidate_its_speed_and_the_ceiling(loaded):
     register_builtin()
-    found = choose.choices(loaded)
-    text = choose.sentence(loaded, found[0])
+    found = recommend.choices(loaded)
+    text = recommend.sentence(loaded, found[0])
     assert found[0].recommended in text
     assert "95% interval" in text
     assert "of what the memory allows" in text
@@ -172,7 +171,7 @@ def test_every_snippet_of_ours_stands_by_itself():
     registry = register_builtin()
     loaded_before = "tensorflow.python" in sys.modules  # another test's doing
     for op, name in registry.candidates:
-        code = choose.snippet(op, name)
+        code = recommend.snippet(op, name)
         space = {}
         exec(compile(code, name, "exec"), space)
         assert registry.candidates[op, name].build.__name__ in space
@@ -180,7 +179,7 @@ def test_every_snippet_of_ours_stands_by_itself():
 
 
 def test_a_candidate_whose_file_is_not_at_hand_has_no_snippet():
-    assert choose.snippet("depth_max_pool", "nobody's") == ""
+    assert recommend.snippet("depth_max_pool", "nobody's") == ""
 
 
 def test_no_networks_no_sentence_and_small_shares_choose_by_support(loaded):
@@ -284,7 +283,7 @@ def test_the_table_in_each_format(kind, tmp_path, capsys):
 def test_help_is_quick_and_neither_it_nor_a_page_loads_tensorflow(tmp_path):
     code = (
         "import sys; sys.path.insert(0, %r); from pathlib import Path\n"
-        "from bench.report.cli import main\n"
+        "from poolbench.report.cli import main\n"
         "try: main(['--help'], Path('.'))\n"
         "except SystemExit: pass\n"
         "assert 'pandas' not in sys.modules\n"

@@ -5,10 +5,9 @@ import subprocess
 import sys
 
 import pytest
-
-from bench.report.benchmark_json import import_file
-from bench.report.load import load
-from bench.store import StoreError, read_run
+from poolbench.report.frame import load
+from poolbench.store.journal import StoreError, read_run
+from poolbench.store.pytest_benchmark import import_file
 
 TIMES = [0.001, 0.0012, 0.0011]
 

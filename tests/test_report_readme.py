@@ -16,13 +16,13 @@ def reference():
 
 
 def test_the_generated_blocks_are_up_to_date(reference):
-    from bench.report.readme import fill
+    from poolbench.report.readme import fill
 
     assert fill(ROOT, check=True, run=reference) == [], "python report.py readme writes them anew"
 
 
 def test_a_block_that_was_changed_by_hand_is_noticed(reference, tmp_path):
-    from bench.report.readme import fill
+    from poolbench.report.readme import fill
 
     (tmp_path / "docs").mkdir()
     readme = (ROOT / "README.md").read_text()
@@ -38,7 +38,7 @@ def test_a_block_that_was_changed_by_hand_is_noticed(reference, tmp_path):
 
 
 def test_the_reference_run_is_small_and_nothing_in_it_failed(reference):
-    from bench.store import read_run
+    from poolbench.store.journal import read_run
 
     run = read_run(reference)
     assert (

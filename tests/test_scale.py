@@ -18,12 +18,11 @@ from pathlib import Path
 import pytest
 import synthetic
 from fakes import FakeFleet, fake_candidate
-
-from bench.candidate import REGISTRY
-from bench.case import make_case
-from bench.race import Plan
-from bench.run import Bench, Options
-from bench.store import read_run
+from poolbench.core.candidate import REGISTRY
+from poolbench.core.case import make_case
+from poolbench.engine.race import Plan
+from poolbench.engine.run import Bench, Options
+from poolbench.store.journal import read_run
 
 ONE_ROUND = Plan(replicas=1, max_replicas=1, allocations=1, rounds=1)
 CANDIDATES = [fake_candidate(name) for name in ("one", "two")]
@@ -120,12 +119,12 @@ def test_a_race_of_the_default_plan_costs_the_driver_little_more(tmp_path):
 
 SUITE = """
 import pytest
-import bench.run
+import poolbench.engine.run
 from fakes import FakeFleet
-from bench.candidate import Op, candidate, register
-from bench.case import Case, Sweep, product
+from poolbench.core.candidate import Op, candidate, register
+from poolbench.core.case import Case, Sweep, product
 
-bench.run.LocalFleet = lambda *words: FakeFleet()
+poolbench.engine.run.LocalFleet = lambda *words: FakeFleet()
 COUNT = {count}
 shapes = [(1, 1, 1 + i // 1000, 1 + i % 1000) for i in range(COUNT)]
 register(Op(

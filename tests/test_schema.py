@@ -5,14 +5,13 @@ from pathlib import Path
 
 import msgspec
 import pytest
-
-from bench import measurement
+from poolbench.core import records
 
 TEXT = (Path(__file__).parent.parent / "results" / "README.md").read_text()
 RECORDS = [
-    measurement.Header, measurement.Node, measurement.Measurement, measurement.Capability,
-    measurement.Account, measurement.Selftest, measurement.Network, measurement.Shares,
-    measurement.Environment, measurement.Samples, measurement.Accuracy, measurement.Contention,
+    records.Header, records.Node, records.Measurement, records.Capability,
+    records.Account, records.Selftest, records.Network, records.Shares,
+    records.Environment, records.Samples, records.Accuracy, records.Contention,
 ]  # fmt: skip
 
 
@@ -26,4 +25,4 @@ def test_every_field_is_told(struct):
 
 
 def test_the_version_is_told():
-    assert f"Schema version {measurement.SCHEMA_VERSION};" in TEXT
+    assert f"Schema version {records.SCHEMA_VERSION};" in TEXT

@@ -6,18 +6,18 @@ import re
 import msgspec
 import numpy as np
 import pytest
+from poolbench.core.case import UsageError
+from poolbench.core.records import Contention, Measurement, Samples, Selftest, Shares
+from poolbench.engine import aa, selftest
+from poolbench.engine.process import Setting
+from poolbench.engine.race import Plan
+from poolbench.engine.rounds import block_calls
+from poolbench.engine.scheduler import LocalFleet
+from poolbench.proof import acceptance, evidence, judges, peers, versus
+from poolbench.store.journal import decode_line, encode_line
+from poolbench.worker import session
 
-from bench import workload
-from bench.blocks import block_calls
-from bench.case import UsageError
-from bench.fleet import LocalFleet
-from bench.measurement import Contention, Measurement, Samples, Selftest, Shares
-from bench.proof import acceptance, copies, evidence, judges, peers, selftest, versus
-from bench.race import Plan
-from bench.replica import Setting
-from bench.store import decode_line, encode_line
-
-CASE = copies.CASE
+CASE = aa.CASE
 CALM = Contention(steal=0.0, others=0.0, blocks_marked=0, blocks_redone=0, involuntary_switches=0)
 
 
@@ -34,32 +34,32 @@ def samples(ratio, generator, noise=0.002, replicas=5):
 def measured(name, ratio, generator, **fields):
     return Measurement(
         case=fields.pop("case", CASE), candidate=name, status=fields.pop("status", "ok"),
-        baseline=fields.pop("baseline", copies.BASELINE), contention=fields.pop("contention", CALM),
+        baseline=fields.pop("baseline", aa.BASELINE), contention=fields.pop("contention", CALM),
         samples=samples(ratio, generator, fields.pop("noise", 0.002)), **fields,
     )  # fmt: skip
 
 
 def race_of(design, seed=0, noise=0.002, seconds=2.0, contention=CALM):
     generator = np.random.default_rng(seed)
-    names = copies.copy_names(design)
+    names = aa.copy_names(design)
     found = {
         name: measured(name, 1 + injected, generator, noise=noise, contention=contention)
         for name, injected in names.items()
     }
-    return copies.judge_copies(names, found, seconds)
+    return aa.judge_copies(names, found, seconds)
 
 
 def test_copies_are_named_by_what_is_injected():
-    design = copies.Design(plain=2, slowdowns=(0.01, 0.1))
-    names = copies.copy_names(design)
-    assert next(iter(names)) == copies.BASELINE
+    design = aa.Design(plain=2, slowdowns=(0.01, 0.1))
+    names = aa.copy_names(design)
+    assert next(iter(names)) == aa.BASELINE
     assert sorted(names.values()) == [0.0, 0.0, 0.0, 0.01, 0.1]
-    assert all(copies.slowdown_of(name) == injected for name, injected in names.items())
+    assert all(aa.slowdown_of(name) == injected for name, injected in names.items())
 
 
 def test_a_name_that_is_no_copys_is_refused():
     with pytest.raises(ValueError, match="max_pool"):
-        copies.slowdown_of("max_pool")
+        aa.slowdown_of("max_pool")
 
 
 def test_a_delayed_call_waits_for_what_it_is_told_and_then_calls():
@@ -70,14 +70,14 @@ def test_a_delayed_call_waits_for_what_it_is_told_and_then_calls():
         log.append(next(now))
         return log[-1]
 
-    delayed = copies.delay_call(lambda x: x + 1, 1.0, clock)
+    delayed = aa.delay_call(lambda x: x + 1, 1.0, clock)
     assert delayed(1) == 2
     assert log[-1] - log[0] == 1.0
 
 
 def test_without_a_delay_the_clock_is_read_but_twice():
     reads = []
-    copies.delay_call(lambda: None, 0.0, lambda: reads.append(1) or 5.0)()
+    aa.delay_call(lambda: None, 0.0, lambda: reads.append(1) or 5.0)()
     assert len(reads) == 2
 
 
@@ -88,12 +88,12 @@ def test_a_series_stops_before_a_race_that_would_end_too_late():
         now[0] += 10.0
         return number
 
-    series = copies.race_series(race, 100, until=35.0, clock=lambda: now[0])
+    series = aa.race_series(race, 100, until=35.0, clock=lambda: now[0])
     assert list(series) == [0, 1, 2]
 
 
 def test_a_series_has_at_least_one_race():
-    assert list(copies.race_series(lambda n: n, 5, until=-1.0, clock=lambda: 0.0)) == [0]
+    assert list(aa.race_series(lambda n: n, 5, until=-1.0, clock=lambda: 0.0)) == [0]
 
 
 def test_a_copy_that_did_not_run_is_an_error_in_one_line():
@@ -101,13 +101,13 @@ def test_a_copy_that_did_not_run_is_an_error_in_one_line():
     names = {"copy-0": 0.0, "copy-1": 0.0}
     found = {name: measured(name, 1.0, generator) for name in names}
     found["copy-1"] = msgspec.structs.replace(found["copy-1"], status="crashed", reason="SIGKILL")
-    with pytest.raises(copies.ProofError, match="copy-1: crashed: SIGKILL"):
-        copies.judge_copies(names, found, 1.0)
+    with pytest.raises(aa.ProofError, match="copy-1: crashed: SIGKILL"):
+        aa.judge_copies(names, found, 1.0)
 
 
 def test_an_unknown_candidate_cannot_be_copied():
-    with pytest.raises(copies.ProofError, match="nothing-like-it"):
-        copies.source_of(copies.Design(plain=1, source="nothing-like-it"))
+    with pytest.raises(aa.ProofError, match="nothing-like-it"):
+        aa.source_of(aa.Design(plain=1, source="nothing-like-it"))
 
 
 def test_the_records_count_what_was_found():
@@ -171,7 +171,7 @@ def quiet_races():
 
 def test_a_calm_machine_passes_the_bars_of_copies():
     races = quiet_races()
-    assert len(copies.of_injected(races, 0.0)) >= 300
+    assert len(aa.of_injected(races, 0.0)) >= 300
     for found in (
         judges.judge_alarms(races),
         judges.judge_undecided(races),
@@ -207,7 +207,7 @@ def test_a_sole_winner_among_equals_fails():
     race = race_of(evidence.RACE)
     generator = np.random.default_rng(1)
     faster = {**race.equal, "copy-1": samples(0.8, generator)}
-    wrong = copies.CopiesRace(
+    wrong = aa.CopiesRace(
         compared=race.compared, equal=faster, contention=CALM, blocks=1, seconds=1.0
     )
     assert not judges.judge_equal([wrong]).passed
@@ -220,7 +220,7 @@ def test_nothing_seen_passes_no_bar():
 
 def run_of(ratio, seed, noise=0.002):
     generator = np.random.default_rng(seed)
-    found = [measured(copies.BASELINE, 1.0, generator, noise=noise)]
+    found = [measured(aa.BASELINE, 1.0, generator, noise=noise)]
     found += [
         measured(f"copy-{n}", ratio, generator, noise=noise, kind="candidate") for n in range(1, 9)
     ]
@@ -240,7 +240,7 @@ def test_probes_failures_and_settled_ones_are_not_compared():
     generator = np.random.default_rng(0)
     found = evidence.compare_measurements(
         [
-            measured(copies.BASELINE, 1.0, generator),
+            measured(aa.BASELINE, 1.0, generator),
             measured("ceiling-read", 1.0, generator, kind="probe"),
             measured("copy-1", 1.0, generator, status="wrong"),
             measured("copy-2", 20.0, generator, settled=True),
@@ -313,7 +313,7 @@ def entry_of(name, passed=True):
 
 
 def environment_of(processor):
-    from bench.measurement import Environment
+    from poolbench.core.records import Environment
 
     machine = {"processor": processor}
     return Environment(machine=machine, devices={}, versions={}, settings={}, source={})
@@ -398,7 +398,7 @@ def test_every_tool_takes_its_turn_and_a_failure_is_kept():
 
 def test_equal_measuring_time_is_as_many_rounds_as_fill_it():
     for seconds, replicas, allocations in ((0.0001, 3, 4), (0.0009, 5, 2), (0.004, 1, 1)):
-        call = workload.Runner(call_seconds=seconds, read_nbytes=3 << 20)
+        call = session.Runner(call_seconds=seconds, read_nbytes=3 << 20)
         plan = peers.our_plan(0.5, replicas, allocations, call)
         _, calls = block_calls(seconds, plan.block_seconds, nbytes=3 << 20)
         timed = plan.replicas * plan.allocations * plan.rounds * calls * seconds
@@ -416,11 +416,11 @@ def test_log_ratios_are_to_the_baseline():
 def test_a_real_race_of_copies_knows_its_own_truth():
     """A call made twice as long is seen on any machine; of a busy one no finer figure is asserted."""
     plan = Plan(replicas=1, max_replicas=1, allocations=2, rounds=3, block_seconds=0.003)
-    design = copies.Design(plain=1, slowdowns=(1.0,), plan=plan)
+    design = aa.Design(plain=1, slowdowns=(1.0,), plan=plan)
     fleet = LocalFleet((), None)
     try:
         fleet.use(Setting(), 1)
-        race = copies.race_copies(design, fleet)
+        race = aa.race_copies(design, fleet)
     finally:
         fleet.close()
     assert [one.injected for one in race.compared] == [0.0, 1.0]

@@ -4,16 +4,15 @@ import os
 import sys
 
 import pytest
-
-from bench import siblings
+from poolbench.machine import smt
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs Linux")
 
 
 @pytest.fixture
 def seen(monkeypatch):
-    monkeypatch.setattr(siblings, "_can_be_seen", lambda: True)
-    monkeypatch.setattr(siblings, "_least", [5e-6])
+    monkeypatch.setattr(smt, "_can_be_seen", lambda: True)
+    monkeypatch.setattr(smt, "_least", [5e-6])
 
 
 @pytest.mark.parametrize(
@@ -24,36 +23,36 @@ def test_a_loop_that_takes_much_longer_than_the_least_has_a_busy_sibling(
 ):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1})
     monkeypatch.setattr(os, "sched_setaffinity", lambda process, cpus: None)
-    monkeypatch.setattr(siblings.random, "sample", lambda cpus, count: cpus)
-    monkeypatch.setattr(siblings, "_loop_seconds", lambda cpu: seconds[cpu])
-    assert siblings.busy_share() == share
+    monkeypatch.setattr(smt.random, "sample", lambda cpus, count: cpus)
+    monkeypatch.setattr(smt, "_loop_seconds", lambda cpu: seconds[cpu])
+    assert smt.busy_share() == share
 
 
 def test_of_many_processors_some_are_looked_at(seen, monkeypatch):
     looked = []
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(64)))
     monkeypatch.setattr(os, "sched_setaffinity", lambda process, cpus: None)
-    monkeypatch.setattr(siblings, "_loop_seconds", lambda cpu: looked.append(cpu) or 5e-6)
-    assert siblings.busy_share() == 0.0
-    assert len(set(looked)) == siblings.MOST_LOOKED_AT
+    monkeypatch.setattr(smt, "_loop_seconds", lambda cpu: looked.append(cpu) or 5e-6)
+    assert smt.busy_share() == 0.0
+    assert len(set(looked)) == smt.MOST_LOOKED_AT
 
 
 def test_a_look_leaves_the_process_where_it_may_run(seen):
     before = os.sched_getaffinity(0)
-    assert 0.0 <= siblings.busy_share() <= 1.0
+    assert 0.0 <= smt.busy_share() <= 1.0
     assert os.sched_getaffinity(0) == before
 
 
 def test_the_loop_takes_longer_the_more_there_is_to_count(seen, monkeypatch):
     cpu = min(os.sched_getaffinity(0))
     before = os.sched_getaffinity(0)
-    short = min(siblings._loop_seconds(cpu) for _ in range(20))
-    monkeypatch.setattr(siblings, "COUNTED", bytes(20 * len(siblings.COUNTED)))
-    long = min(siblings._loop_seconds(cpu) for _ in range(20))
+    short = min(smt._loop_seconds(cpu) for _ in range(20))
+    monkeypatch.setattr(smt, "COUNTED", bytes(20 * len(smt.COUNTED)))
+    long = min(smt._loop_seconds(cpu) for _ in range(20))
     os.sched_setaffinity(0, before)
     assert long > 5 * short
 
 
 def test_it_cannot_be_seen_on_hardware_of_ones_own(monkeypatch):
-    monkeypatch.setattr(siblings, "_can_be_seen", lambda: False)
-    assert siblings.busy_share() is None
+    monkeypatch.setattr(smt, "_can_be_seen", lambda: False)
+    assert smt.busy_share() is None

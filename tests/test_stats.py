@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from bench import stats
-from bench.measurement import Samples
+from poolbench.core.records import Samples
+from poolbench.stats import estimate
 
 ALLOCATIONS, ROUNDS = 3, 5
 
@@ -39,12 +38,12 @@ def make_units(kind, runs, replicas, **more):
     """A run a row, a replica's log ratio to a baseline of the same noise a column: what intervals are made of."""
     candidate = make_cubes(kind, runs, replicas, **more)
     baseline = make_noise(kind, np.random.default_rng(4), candidate.shape)
-    return stats.replica_values(stats.quickest(candidate) - stats.quickest(baseline))
+    return estimate.replica_values(estimate.quickest(candidate) - estimate.quickest(baseline))
 
 
 def coverage(units, truth):
-    mean, error, degrees = stats.mean_and_error(units)
-    return float(np.mean(np.abs(mean - truth) <= stats.quantile(0.95, degrees) * error))
+    mean, error, degrees = estimate.mean_and_error(units)
+    return float(np.mean(np.abs(mean - truth) <= estimate.quantile(0.95, degrees) * error))
 
 
 KINDS = ("independent", "AR(1)", "drifting", "heavy-tailed")
@@ -61,9 +60,9 @@ def stop(units, rule, truth):
     covered, slower = np.zeros(len(units), bool), np.zeros(len(units), bool)
     going = np.ones(len(units), bool)
     for count in sorted({rule.min_replicas, *rule.looks}):
-        mean, error, degrees = stats.mean_and_error(units[:, :count])
+        mean, error, degrees = estimate.mean_and_error(units[:, :count])
         done = going & (rule.satisfied(mean, error, degrees) | (count >= rule.max_replicas))
-        reach = stats.quantile(rule.reported_confidence, degrees) * error
+        reach = estimate.quantile(rule.reported_confidence, degrees) * error
         covered[done] = (np.abs(mean - truth) <= reach)[done]
         slower[done] = (mean - reach > math.log1p(rule.margin))[done]
         going &= ~done
@@ -73,7 +72,7 @@ def stop(units, rule, truth):
 @pytest.mark.parametrize("first", [3, 5])
 @pytest.mark.parametrize("kind", KINDS)
 def test_looking_again_keeps_coverage_and_false_alarms(kind, first):
-    rule = stats.StopRule(min_replicas=first)
+    rule = estimate.StopRule(min_replicas=first)
     for spread in (0.003, 0.01, 0.02, 0.04):
         for truth in (0.0, 0.03, math.log(1.05), 0.06):
             units = make_units(kind, 3000, 10, truth=truth, spread=spread)
@@ -108,20 +107,20 @@ def test_how_busy_the_hosts_other_guests_are_moves_the_ratio_by_less_than_half()
             + generator.normal(0, 0.05, (4000, 24))
             for slower in (1.35, 1.65)
         ]
-        return float(stats.interquartile_mean(value(logs[0]) - value(logs[1])).mean())
+        return float(estimate.interquartile_mean(value(logs[0]) - value(logs[1])).mean())
 
     def moved(value):
         return abs(ratio(0.5, value) - ratio(0.2, value))
 
-    assert moved(stats.quickest) < 0.5 * moved(lambda logs: logs)
+    assert moved(estimate.quickest) < 0.5 * moved(lambda logs: logs)
 
 
 def test_the_quickest_of_neighbours_is_each_sides_own_and_within_an_allocation():
-    assert stats.quickest(np.array([3.0, 1.0, 2.0, 4.0, 5.0])).tolist() == [1.0, 1.0, 2.0]
-    assert stats.quickest(np.array([3.0, 1.0])).tolist() == [3.0, 1.0]
+    assert estimate.quickest(np.array([3.0, 1.0, 2.0, 4.0, 5.0])).tolist() == [1.0, 1.0, 2.0]
+    assert estimate.quickest(np.array([3.0, 1.0])).tolist() == [3.0, 1.0]
     one = np.log([[[4.0, 1.0, 2.0, 8.0]], [[1.0, 1.0, 1.0, 1.0]]])
     other = np.log([[[1.0, 3.0, 4.0, 2.0]], [[2.0, 2.0, 2.0, 2.0]]])
-    paired = stats.log_ratios(make_samples(one), make_samples(other))
+    paired = estimate.log_ratios(make_samples(one), make_samples(other))
     assert np.exp(paired.value).tolist() == pytest.approx([1.0, 0.5, 0.5, 0.5])
     assert paired.replica.tolist() == [0, 0, 1, 1]
     assert paired.round.tolist() == [0, 1, 0, 1]
@@ -148,7 +147,7 @@ def test_ten_equal_candidates_have_a_false_sole_winner_in_at_most_5_percent():
     alone = 0
     for seed in range(100):
         cubes = make_cubes("independent", 10, 5, seed=seed)
-        found = stats.best_set({str(n): make_samples(cube) for n, cube in enumerate(cubes)})
+        found = estimate.best_set({str(n): make_samples(cube) for n, cube in enumerate(cubes)})
         assert found.best in found.names
         alone += len(found) == 1
     assert alone <= 5
@@ -156,9 +155,9 @@ def test_ten_equal_candidates_have_a_false_sole_winner_in_at_most_5_percent():
 
 def test_the_core_is_what_estimate_runs():
     one, other = make_cubes("independent", 2, 5)
-    units = stats.replica_values(stats.quickest(one) - stats.quickest(other))
-    found = stats.estimate(make_samples(one), make_samples(other))
-    mean, error, _ = stats.mean_and_error(units)
+    units = estimate.replica_values(estimate.quickest(one) - estimate.quickest(other))
+    found = estimate.estimate(make_samples(one), make_samples(other))
+    mean, error, _ = estimate.mean_and_error(units)
     assert (found.log_ratio, found.standard_error) == pytest.approx((mean, error))
 
 
@@ -173,9 +172,9 @@ def scale(samples, factor):
 @given(st.integers(0, 10**6), st.floats(1e-3, 1e3))
 def test_scale_of_both_sides_does_not_matter_and_swapping_negates(seed, factor):
     one, other = make_pair(seed)
-    found = stats.estimate(one, other)
-    scaled = stats.estimate(scale(one, factor), scale(other, factor))
-    swapped = stats.estimate(other, one)
+    found = estimate.estimate(one, other)
+    scaled = estimate.estimate(scale(one, factor), scale(other, factor))
+    swapped = estimate.estimate(other, one)
     assert scaled.log_ratio == pytest.approx(found.log_ratio, abs=1e-9)
     assert swapped.log_ratio == pytest.approx(-found.log_ratio, abs=1e-12)
     assert swapped.low == pytest.approx(-found.high, abs=1e-12)
@@ -190,7 +189,7 @@ def test_the_order_of_blocks_does_not_matter(seed):
     shuffled = Samples(
         **{name: tuple(getattr(one, name)[i] for i in order) for name in one.__struct_fields__}
     )
-    assert stats.estimate(shuffled, other) == stats.estimate(one, other)
+    assert estimate.estimate(shuffled, other) == estimate.estimate(one, other)
 
 
 def test_one_outlier_round_hardly_moves_the_estimate():
@@ -199,53 +198,58 @@ def test_one_outlier_round_hardly_moves_the_estimate():
         **{name: getattr(one, name) for name in one.__struct_fields__},
         "seconds": (1000 * one.seconds[0], *one.seconds[1:]),
     })  # fmt: skip
-    assert abs(stats.estimate(slow, other).log_ratio - stats.estimate(one, other).log_ratio) < 0.005
+    assert (
+        abs(estimate.estimate(slow, other).log_ratio - estimate.estimate(one, other).log_ratio)
+        < 0.005
+    )
 
 
 def test_one_replica_has_no_interval_unless_allocations_are_asked_for():
     pair = make_pair(replicas=1)
-    assert stats.estimate(*pair).low is None
-    assert stats.verdict(stats.estimate(*pair)) == "UNDECIDED"
-    assert stats.estimate(*pair, level="allocation").replicas == ALLOCATIONS
+    assert estimate.estimate(*pair).low is None
+    assert estimate.verdict(estimate.estimate(*pair)) == "UNDECIDED"
+    assert estimate.estimate(*pair, level="allocation").replicas == ALLOCATIONS
 
 
 def test_nothing_paired_has_no_estimate():
-    assert math.isnan(stats.estimate(make_pair()[0], Samples()).ratio)
+    assert math.isnan(estimate.estimate(make_pair()[0], Samples()).ratio)
 
 
 @pytest.mark.parametrize(
     ("truth", "expected"), [(-0.3, "FASTER"), (0.3, "SLOWER"), (0.0, "SAME"), (0.0488, "UNDECIDED")]
 )
 def test_verdicts(truth, expected):
-    comparisons = stats.compare_run({0: stats.from_error(truth, 0.004, 4, 5)}, 0.05)
+    comparisons = estimate.compare_run({0: estimate.from_error(truth, 0.004, 4, 5)}, 0.05)
     assert comparisons[0].verdict == expected
 
 
 def test_an_undecided_one_says_how_many_replicas_it_takes():
-    found = stats.compare_run({0: stats.from_error(0.03, 0.01, 4, 5)}, 0.05)[0]
+    found = estimate.compare_run({0: estimate.from_error(0.03, 0.01, 4, 5)}, 0.05)[0]
     assert found.verdict == "UNDECIDED"
     assert found.replicas_needed >= 1
 
 
 def test_adjusted_p_are_those_of_benjamini_and_hochberg():
-    assert stats.adjust([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.04, 0.04])
+    assert estimate.adjust([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.04, 0.04])
 
 
 def test_differences_and_means_of_estimates():
-    a, b = stats.from_error(0.2, 0.03, 4, 5), stats.from_error(0.1, 0.04, 4, 5)
-    assert stats.difference(a, b).log_ratio == pytest.approx(0.1)
-    assert stats.difference(a, b).standard_error == pytest.approx(0.05)
-    assert stats.geometric_mean([a, b]).log_ratio == pytest.approx(0.15)
+    a, b = estimate.from_error(0.2, 0.03, 4, 5), estimate.from_error(0.1, 0.04, 4, 5)
+    assert estimate.difference(a, b).log_ratio == pytest.approx(0.1)
+    assert estimate.difference(a, b).standard_error == pytest.approx(0.05)
+    assert estimate.geometric_mean([a, b]).log_ratio == pytest.approx(0.15)
 
 
 def test_two_mode_replicas_are_flagged_among_quiet_ones():
-    quiet = {n: stats.from_error(0.0, 0.004 + 0.0001 * n, 4, 5) for n in range(20)}
-    assert stats.flag_disagreeing({**quiet, "odd": stats.from_error(0.05, 0.05, 4, 5)}) == {"odd"}
+    quiet = {n: estimate.from_error(0.0, 0.004 + 0.0001 * n, 4, 5) for n in range(20)}
+    assert estimate.flag_disagreeing({**quiet, "odd": estimate.from_error(0.05, 0.05, 4, 5)}) == {
+        "odd"
+    }
 
 
 def test_resolution_needs_two_replicas_and_narrows_with_more():
     widths = [
-        stats.resolution(
+        estimate.resolution(
             replica=0.01, allocation=0.01, round=0.01, replicas=n, allocations=4, rounds=4
         )
         for n in (1, 3, 10)

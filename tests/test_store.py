@@ -7,10 +7,8 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from bench import store
-from bench.case import make_case
-from bench.measurement import (
+from poolbench.core.case import make_case
+from poolbench.core.records import (
     Account,
     Accuracy,
     Capability,
@@ -20,7 +18,8 @@ from bench.measurement import (
     Network,
     Samples,
 )
-from bench.store import JOURNAL, Journal, StoreError, decode_line, encode_line, read_run
+from poolbench.store import journal
+from poolbench.store.journal import JOURNAL, Journal, StoreError, decode_line, encode_line, read_run
 
 HEADER = Header(
     run="r",
@@ -191,10 +190,10 @@ def test_what_the_types_do_not_say_is_checked_too(record, said):
 
 def test_what_is_too_large_is_refused(tmp_path, monkeypatch):
     path = write(tmp_path, HEADER, measurement())
-    monkeypatch.setattr(store, "MAX_LINE_NBYTES", 100)
+    monkeypatch.setattr(journal, "MAX_LINE_NBYTES", 100)
     with pytest.raises(StoreError, match="a line has at most 100"):
         read_run(tmp_path)
-    monkeypatch.setattr(store, "MAX_NBYTES", path.stat().st_size - 1)
+    monkeypatch.setattr(journal, "MAX_NBYTES", path.stat().st_size - 1)
     with pytest.raises(StoreError, match="too large; a journal has at most"):
         read_run(tmp_path)
 
@@ -209,7 +208,7 @@ LIMITED = """
 import resource, sys
 from pathlib import Path
 from tests.test_store import HEADER, measurement
-from bench.store import Journal, StoreError
+from poolbench.store.journal import Journal, StoreError
 folder, limit = Path(sys.argv[1]), int(sys.argv[2])
 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 with Journal(folder) as journal:
@@ -247,7 +246,7 @@ def test_a_second_writer_is_kept_out(tmp_path):
 
 def test_a_dead_writer_does_not_hold_the_lock(tmp_path):
     code = (
-        "import os, sys; from pathlib import Path; from bench.store import Journal;"
+        "import os, sys; from pathlib import Path; from poolbench.store.journal import Journal;"
         "journal = Journal(Path(sys.argv[1])); os._exit(9)"
     )
     assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False).returncode == 9

@@ -7,14 +7,11 @@ import subprocess
 import sys
 import zipfile
 
+import poolbench.ops  # noqa: F401 (registers the ops)
 import pytest
-
-import bench.ops  # noqa: F401 (registers the ops)
-from bench.case import UsageError
-from bench.measurement import Measurement, Samples
-from bench.models import DEPTH, GLOBAL, Mend, Pool
-from bench.network import ALONE, AS_BUILT, Described, Entry, Source, Stepped
-from bench.which import (
+from poolbench.core.case import UsageError
+from poolbench.core.records import Measurement, Samples
+from poolbench.models.advise import (
     conclude,
     default_batch,
     inspect,
@@ -24,6 +21,8 @@ from bench.which import (
     read_config,
     times,
 )
+from poolbench.models.study import ALONE, AS_BUILT, Described, Entry, Source, Stepped
+from poolbench.models.zoo import DEPTH, GLOBAL, Mend, Pool
 
 
 def lambda_layer(code, *, name="pool", **keys):
@@ -130,7 +129,7 @@ def test_a_nested_model_is_searched_too():
 
 
 def test_layers_of_keras_and_ours_load():
-    ours = {"module": "bench.layers", "registered_name": "poolbench>DepthMaxPool2D"}
+    ours = {"module": "poolbench.layers", "registered_name": "poolbench>DepthMaxPool2D"}
     assert not inspect(model(layer("Dense"), ours | {"class_name": "D", "config": {"name": "d"}}))
 
 
@@ -231,7 +230,7 @@ def test_a_lambda_is_replaced_whatever_its_share():
 
 SAVE = """
 import sys, keras, tensorflow as tf
-from bench.layers import DepthMaxPool2D
+from poolbench.layers import DepthMaxPool2D
 L = keras.layers
 def stem(*image): return [keras.Input(image), L.Conv2D(48, 3, activation="relu")]
 tail = lambda: [L.GlobalAveragePooling2D(name="global_pool"), L.Dense(4)]
@@ -257,7 +256,7 @@ def saved(tmp_path_factory):
 def ask(*words):
     """What the door prints, its exit code 0."""
     done = subprocess.run(
-        [sys.executable, "-m", "bench", "which", *map(str, words)],
+        [sys.executable, "-m", "poolbench", "which", *map(str, words)],
         capture_output=True, text=True, check=False, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -283,7 +282,7 @@ def test_a_functional_model_is_raced_at_the_sizes_given(saved):
 @pytest.mark.slow
 def test_open_sizes_are_asked_for_in_one_line(saved):
     done = subprocess.run(
-        [sys.executable, "-m", "bench", "which", str(saved / "functional.keras")],
+        [sys.executable, "-m", "poolbench", "which", str(saved / "functional.keras")],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 2
@@ -312,10 +311,10 @@ def test_a_model_not_made_here_is_answered(saved):
 @pytest.mark.slow
 def test_the_promised_gain_is_kept(saved):
     """The step with the replacement, raced anew against the original, is where the promise said."""
-    from bench.network import race_network
-    from bench.race import Plan
-    from bench.stats import estimate
-    from bench.which import ADVISED, _Fleet
+    from poolbench.engine.race import Plan
+    from poolbench.models.advise import ADVISED, _Fleet
+    from poolbench.models.study import race_network
+    from poolbench.stats.estimate import estimate
 
     (refused,) = inspect(read_config(saved / "lambda.keras"))
     entry = Entry(
@@ -341,7 +340,7 @@ def test_the_promised_gain_is_kept(saved):
 
 def test_the_door_names_its_options():
     done = subprocess.run(
-        [sys.executable, "-m", "bench", "which", "--help"],
+        [sys.executable, "-m", "poolbench", "which", "--help"],
         capture_output=True,
         text=True,
         check=True,

@@ -1,16 +1,15 @@
 """What a worker does with TensorFlow, in this process."""
 
 import pytest
-
-from bench import workload
-from bench.candidate import REGISTRY
-from bench.case import make_case
+from poolbench.core.candidate import REGISTRY
+from poolbench.core.case import make_case
+from poolbench.worker import session
 
 
 @pytest.fixture
 def bound(monkeypatch):
     """The names of the candidates that were bound, in their order; no case stays open."""
-    import bench.ops  # noqa: F401 (registers the ops that ship)
+    import poolbench.ops  # noqa: F401 (registers the ops that ship)
 
     names = []
 
@@ -18,11 +17,11 @@ def bound(monkeypatch):
         names.append(candidate.name)
         return bind_really(candidate, case)
 
-    bind_really = workload.bind
-    monkeypatch.setattr(workload, "bind", bind)
-    monkeypatch.setattr(workload, "_CONVERTED", set())
+    bind_really = session.bind
+    monkeypatch.setattr(session, "bind", bind)
+    monkeypatch.setattr(session, "_CONVERTED", set())
     yield names
-    workload.close_case()
+    session.close_case()
 
 
 def test_a_first_call_is_timed_when_autograph_has_seen_the_candidate(bound):
@@ -30,8 +29,8 @@ def test_a_first_call_is_timed_when_autograph_has_seen_the_candidate(bound):
         op="depth_max_pool", shape=(1, 8, 8, 12), pool_size=3, padding="valid", mode="graph"
     )
     name = REGISTRY.ops[case.op].baseline
-    workload.open_case(case, 0)
-    converted, again = (workload.open_runner(name, check=True) for _ in range(2))
+    session.open_case(case, 0)
+    converted, again = (session.open_runner(name, check=True) for _ in range(2))
     assert converted.status == again.status == "ok"
     assert bound == [name] * 3, "once to convert it, then once a runner"
     assert converted.calibration_seconds > again.calibration_seconds

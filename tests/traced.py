@@ -3,9 +3,9 @@
 import time
 from pathlib import Path
 
-from bench.case import make_case
-from bench.profile import load_trace, record_trace, trace_candidate, trace_name
-from bench.xplane import read_device_seconds, read_trace
+from poolbench.core.case import make_case
+from poolbench.engine.tracing import load_trace, record_trace, trace_candidate, trace_name
+from poolbench.worker.xspace import read_device_seconds, read_trace
 
 # So large that launching it is little of a step, on a busy machine too.
 LARGE = make_case(op="depth_max_pool", shape=(32, 112, 112, 96), pool_size=3, padding="valid")

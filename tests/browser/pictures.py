@@ -9,10 +9,9 @@ from pathlib import Path
 
 from chromium import SECONDS, launch, open_trace
 from playwright.sync_api import Browser, sync_playwright
-
-from bench import viewer
-from bench.report import page as report_page
-from bench.report.load import load
+from poolbench.report import page as report_page
+from poolbench.report import tensorboard
+from poolbench.report.frame import load
 
 IMAGES = Path("docs") / "images"
 REFERENCE = Path("results") / "reference"
@@ -46,11 +45,11 @@ def main() -> None:
 def draw_trace(browser: Browser) -> None:
     """The candidates of a case above one another in TensorBoard's trace viewer."""
     logdir = REFERENCE / "traces"
-    traces = viewer.find_traces(logdir)
+    traces = tensorboard.find_traces(logdir)
     run = next(name for name in traces if name.startswith(TRACE) and TRACE_MODE in name)
-    with viewer.serve(logdir) as (_, address):
+    with tensorboard.serve(logdir) as (_, address):
         view = browser.new_page(viewport={"width": 1400, "height": 1100})
-        open_trace(view, viewer.deep_link(address, run, traces[run]))
+        open_trace(view, tensorboard.deep_link(address, run, traces[run]))
         view.wait_for_timeout(3 * SECONDS)
         view.screenshot(path=IMAGES / "trace-compare.png")
         view.close()

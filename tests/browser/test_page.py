@@ -12,10 +12,9 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import synthetic
 from chromium import PROGRAM, launch
-
-from bench.report import page as report_page
-from bench.report.choose import choices
-from bench.report.load import load
+from poolbench.report import page as report_page
+from poolbench.report.frame import load
+from poolbench.report.recommend import choices
 
 pytestmark = pytest.mark.slow
 WIDTHS, SCHEMES = (400, 1400), ("light", "dark")

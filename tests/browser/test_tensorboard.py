@@ -4,10 +4,9 @@ import re
 
 import pytest
 from chromium import PROGRAM, SECONDS, launch, open_trace
-
-from bench import viewer
-from bench.case import make_case
-from bench.profile import STEPS, Recorder, trace_name
+from poolbench.core.case import make_case
+from poolbench.engine.tracing import STEPS, Recorder, trace_name
+from poolbench.report import tensorboard
 
 pytestmark = pytest.mark.slow
 
@@ -27,11 +26,11 @@ def test_the_deep_link_shows_the_steps_and_finds_an_operation(recorded, tmp_path
     if not PROGRAM.exists():
         pytest.skip("Chromium is not installed")
     logdir, run = recorded
-    with viewer.serve(logdir) as (_, address), playwright.sync_playwright() as tool:
+    with tensorboard.serve(logdir) as (_, address), playwright.sync_playwright() as tool:
         browser = launch(tool)
         page = browser.new_page(viewport={"width": 1400, "height": 700})
         page.route(lambda url: not url.startswith(address), lambda route: route.abort())
-        frame = open_trace(page, viewer.deep_link(address, run, [run]))
+        frame = open_trace(page, tensorboard.deep_link(address, run, [run]))
         find = frame.locator("input#filter")
         for name, count in (("reshape-reduce_max", STEPS), ("Max", STEPS)):
             found = None

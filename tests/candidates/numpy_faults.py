@@ -12,9 +12,8 @@ import time
 
 import numpy as np
 import pytest
-
-from bench.candidate import Op, candidate, register
-from bench.case import Case, Sweep, product
+from poolbench.core.candidate import Op, candidate, register
+from poolbench.core.case import Case, Sweep, product
 
 OP = "faulty_pool"
 BASE = Case(op=OP, shape=(4, 16, 16, 12), pool_size=3, mode="eager")

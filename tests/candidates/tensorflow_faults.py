@@ -6,9 +6,8 @@ import time
 
 import numpy as np
 import pytest
-
-from bench.candidate import Op, candidate, register
-from bench.case import Case, Sweep
+from poolbench.core.candidate import Op, candidate, register
+from poolbench.core.case import Case, Sweep
 
 OP = "faulty_tensorflow_pool"
 BASE = Case(op=OP, shape=(2, 8, 8, 12), pool_size=3, mode="graph")

@@ -1,7 +1,7 @@
 """An op of one line and three candidates that need no framework: what the fleet's tests race."""
 
-from bench.candidate import Bound, Op, candidate, register
-from bench.case import Case, Sweep
+from poolbench.core.candidate import Bound, Op, candidate, register
+from poolbench.core.case import Case, Sweep
 
 register(
     Op(

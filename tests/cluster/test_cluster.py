@@ -11,16 +11,15 @@ from pathlib import Path
 
 import msgspec
 import pytest
-
-from bench import cluster
-from bench.candidate import REGISTRY
-from bench.case import UsageError, make_case
-from bench.cluster import Offer, RayFleet, local_device, read_offer, ship, unlike
-from bench.measurement import Environment, Node
-from bench.race import Plan
-from bench.replica import import_file
-from bench.run import Bench, Options
-from bench.store import read_run
+from poolbench.core.candidate import REGISTRY
+from poolbench.core.case import UsageError, make_case
+from poolbench.core.records import Environment, Node
+from poolbench.engine import ray_cluster
+from poolbench.engine.process import import_file
+from poolbench.engine.race import Plan
+from poolbench.engine.ray_cluster import Offer, RayFleet, local_device, read_offer, ship, unlike
+from poolbench.engine.run import Bench, Options
+from poolbench.store.journal import read_run
 
 FILE = Path(__file__).with_name("doubling.py")
 PLAN = Plan(replicas=1, max_replicas=1, allocations=2, rounds=2, budget_seconds=0.2)
@@ -34,7 +33,7 @@ MACHINE = Environment(
 
 
 def host(name, environment=MACHINE, **offer):
-    found = cluster._Host(name, Offer(processors=4.0, **offer), name=name)
+    found = ray_cluster._Host(name, Offer(processors=4.0, **offer), name=name)
     found.environment = environment
     return found
 
@@ -73,7 +72,7 @@ def test_nodes_are_alike_but_for_a_few_pages_of_memory():
 
 
 def test_a_device_is_measured_by_the_kind_that_most_nodes_are_of():
-    kinds = cluster._Kinds()
+    kinds = ray_cluster._Kinds()
     other = changed(processor="another")
     kinds.choose("cpu:0", [host("node-1", other), host("node-2"), host("node-3")])
     assert kinds.takes("cpu:0", MACHINE)
@@ -81,7 +80,7 @@ def test_a_device_is_measured_by_the_kind_that_most_nodes_are_of():
 
 
 def test_the_cpu_is_measured_where_no_accelerator_is_if_it_can_be():
-    kinds = cluster._Kinds()
+    kinds = ray_cluster._Kinds()
     other = changed(processor="another")
     gpus = [host(f"node-{i}", other, accelerators=1.0, kinds=("h100",)) for i in (1, 2)]
     kinds.choose("cpu:0", [*gpus, host("node-3")])

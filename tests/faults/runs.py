@@ -9,7 +9,7 @@ import time
 import uuid
 from pathlib import Path
 
-from bench.store import StoreError, read_run
+from poolbench.store.journal import StoreError, read_run
 
 ROOT = Path(__file__).parent.parent.parent
 CANDIDATES = ROOT / "tests" / "candidates"
@@ -125,7 +125,7 @@ def measured(folder):
 
 def verdicts(folder):
     """Candidate to verdict, as the report judges it."""
-    from bench.report.load import load
+    from poolbench.report.frame import load
 
     table = load(folder).table
     return dict(zip(table["candidate"], table["verdict"], strict=True))

@@ -10,8 +10,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 import runs
-
-from bench.store import read_run
+from poolbench.store.journal import read_run
 
 SOUND = ("base", "fast", "slow")
 # Somebody may be at work on the package while these tests run; they ask other things.
@@ -179,16 +178,16 @@ def test_a_bad_option_is_one_line_and_exit_4(results, words, said):
 def test_a_bad_value_names_its_option(name, text, said):
     from types import SimpleNamespace
 
-    from bench import plugin
-    from bench.case import UsageError
+    from poolbench import pytest_plugin
+    from poolbench.core.case import UsageError
 
     config = SimpleNamespace(option=SimpleNamespace(**{name: text}))
     with pytest.raises(UsageError, match=re.escape(said)):
-        plugin._parse_options(config)
+        pytest_plugin._parse_options(config)
 
 
 def test_the_command_to_go_on_with_has_the_run_s_own_words():
-    from bench.plugin import resume_command
+    from poolbench.pytest_plugin import resume_command
 
     words = ["suites", "--run", "a b", "--axis=mode=xla", "--run=x", "-k", "a or b"]
     command = resume_command(words, "night")

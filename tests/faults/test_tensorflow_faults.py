@@ -8,8 +8,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 import runs
-
-from bench.store import read_run
+from poolbench.store.journal import read_run
 
 pytestmark = pytest.mark.slow
 EXPECTED = {

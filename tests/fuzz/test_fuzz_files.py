@@ -17,15 +17,14 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import synthetic
-
-from bench.case import UsageError
-from bench.report.load import load
-from bench.store import JOURNAL, StoreError
+from poolbench.core.case import UsageError
+from poolbench.report.frame import load
+from poolbench.store.journal import JOURNAL, StoreError
 
 LIMIT_SECONDS = 2.0
 LIMIT_NBYTES = 1 << 30
 TYPED = (StoreError, UsageError)
-HAS_IMPORT = importlib.util.find_spec("bench.report.benchmark_json") is not None
+HAS_IMPORT = importlib.util.find_spec("poolbench.store.pytest_benchmark") is not None
 HOSTILE = (
     None, True, False, 0, -1, 1e308, 5e-324, -0.0, 10**15, 10**30, 2**63, 2**64, "", "nan", "inf",
     "-inf", "NaN", "Infinity", "../../../etc/passwd", "a\nb", "<script>alert(1)</script>", "\u0000",
@@ -195,7 +194,7 @@ def attempt(function, label, results, slowest):
 
 
 def import_mutated_files(folder, count, seed):
-    from bench.report.benchmark_json import import_file
+    from poolbench.store.pytest_benchmark import import_file
 
     generator = random.Random(seed)
     whole = json.dumps(BENCHMARK).encode()

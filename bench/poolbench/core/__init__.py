@@ -1,0 +1,1 @@
+"""Cases, candidates, records: plain data that every part shares."""

@@ -1,0 +1,1 @@
+"""Starts worker processes and runs races in them."""

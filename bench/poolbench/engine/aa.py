@@ -1,0 +1,248 @@
+"""Races of an op with copies of itself: equal ones, and ones made slower by a known share.
+
+A copy is traced on its own and gets the same input buffers as the others. Its true ratio is known,
+so that a race of copies says how often the harness errs and what it can see. The races are those
+that a user runs: the same workers, rounds and timing loop.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from poolbench.core.candidate import REGISTRY
+from poolbench.core.case import Case, make_case
+from poolbench.core.records import Contention, Measurement, Samples
+from poolbench.engine.race import Fleet, Plan, Race, Tasks
+from poolbench.stats.estimate import Estimate, Verdict, estimate, verdict
+from poolbench.worker import session
+
+# Some hundred microseconds a call: long enough that a spin of 1% is some microseconds, which a
+# clock can hold; short enough for a hundred comparisons in a minute or two.
+CASE = make_case(
+    op="depth_max_pool", shape=(2, 28, 28, 96), pool_size=3, padding="valid", mode="graph"
+)
+BASELINE = "copy-0"
+MARGIN = Plan().margin
+COPY_NAME = re.compile(r"copy-(\d+)(?:-slower-([0-9.]+))?")
+CALIBRATION_BLOCKS = 5
+CALIBRATION_BLOCK_SECONDS = 0.003
+
+
+class ProofError(Exception):
+    """A proof could not be made; the text is one line that says why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Design:
+    """One race of copies.
+
+    Attributes:
+        plain: equal copies beside the baseline, each one A/A comparison.
+        slowdowns: shares of a call by which a further copy each is slowed: 0.01 for 1%.
+        plan: of the race; its seed is the first race's.
+        case, source: the op and the candidate that is copied; '' takes the op's baseline.
+    """
+
+    plain: int
+    slowdowns: tuple[float, ...] = ()
+    plan: Plan = field(default_factory=Plan)
+    case: Case = CASE
+    source: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compared:
+    """A copy over the baseline copy: what was injected, and what was found."""
+
+    injected: float
+    found: Estimate
+
+    def verdict(self, margin: float) -> Verdict:
+        """The verdict of this comparison by itself, which errs more often than a run's."""
+        return verdict(self.found, margin)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CopiesRace:
+    """What one race of copies came to.
+
+    Attributes:
+        compared: every copy but the baseline.
+        equal: samples of the copies that are equal, the baseline's among them, by name.
+        contention: what the race saw of others.
+        blocks: recorded blocks, marked ones among them.
+        seconds: wall time.
+    """
+
+    compared: tuple[Compared, ...]
+    equal: Mapping[str, Samples]
+    contention: Contention
+    blocks: int
+    seconds: float
+
+
+def copy_names(design: Design) -> dict[str, float]:
+    """Names of the copies and what is injected into each; the baseline is the first."""
+    names = {f"copy-{number}": 0.0 for number in range(design.plain + 1)}
+    for slowdown in design.slowdowns:
+        names[f"copy-{len(names)}-slower-{slowdown:g}"] = slowdown
+    return names
+
+
+def slowdown_of(name: str) -> float:
+    """The share of a call that a copy's name asks to inject.
+
+    Raises:
+        ValueError: it is no copy's name.
+    """
+    match = COPY_NAME.fullmatch(name)
+    if match is None:
+        raise ValueError(f"a copy is named 'copy-3' or 'copy-3-slower-0.01'; got {name!r}")
+    return float(match.group(2) or 0.0)
+
+
+def delay_call(
+    call: Callable[..., Any], seconds: float, clock: Callable[[], float] = time.perf_counter
+) -> Callable[..., Any]:
+    """The call behind a busy wait of `seconds`: no sleep, which would let the processor rest."""
+
+    def delayed(*arguments: Any) -> Any:
+        end = clock() + seconds
+        while clock() < end:
+            pass
+        return call(*arguments)
+
+    return delayed
+
+
+def open_copy(case: Case, source: str, name: str, check: bool) -> session.Runner:  # noqa: ARG001
+    """Trace the candidate anew under a copy's name, slowed by what the name asks for; in a worker.
+
+    Equal copies go through the same wrapper with no wait, so that the wrapper is on both sides.
+    """
+    candidate = REGISTRY.candidates[case.op, source]
+    call = session.bind(candidate, case)
+    plain = delay_call(call, 0.0)
+    runner = session.open_call(name, lambda: plain)
+    slowdown = slowdown_of(name)
+    if not slowdown or runner.status != "ok":
+        return runner
+    # The fastest of several blocks: the wait is then never more than the share that it stands for.
+    calls = max(1, round(CALIBRATION_BLOCK_SECONDS / max(runner.call_seconds, 1e-9)))
+    seconds = slowdown * min(
+        session.time_block(name, calls, calls).seconds for _ in range(CALIBRATION_BLOCKS)
+    )
+    return session.open_call(name, lambda: delay_call(call, seconds))
+
+
+def source_of(design: Design) -> str:
+    """Name of the candidate that a design copies.
+
+    Raises:
+        ProofError: the op has no such candidate.
+    """
+    import poolbench.ops  # noqa: F401 (registers the ops that ship)
+
+    op = REGISTRY.ops.get(design.case.op)
+    name = design.source or (op.baseline if op else "")
+    if (design.case.op, name) not in REGISTRY.candidates:
+        raise ProofError(f"there is no candidate {name!r} of {design.case.op} to copy")
+    return name
+
+
+def race_copies(design: Design, fleet: Fleet, number: int = 0) -> CopiesRace:
+    """Run one race of copies; `number` varies its inputs and orders.
+
+    Raises:
+        ProofError: a copy did not run.
+    """
+    source = source_of(design)
+    names = copy_names(design)
+    original = REGISTRY.candidates[design.case.op, source]
+    start = time.perf_counter()
+    race = Race(
+        design.case,
+        [replace(original, name=name) for name in names],
+        baseline=BASELINE,
+        plan=replace(design.plan, seed=design.plan.seed + number),
+        tasks=Tasks(open_runner=functools.partial(open_copy, design.case, source), probes=()),
+    )
+    measurements = {m.candidate: m for m in race.run(fleet).measurements}
+    return judge_copies(names, measurements, time.perf_counter() - start)
+
+
+def judge_copies(
+    names: Mapping[str, float], measurements: Mapping[str, Measurement], seconds: float
+) -> CopiesRace:
+    """The comparisons of a race of copies from its measurements.
+
+    Raises:
+        ProofError: a copy did not run.
+    """
+    for name in names:
+        if measurements[name].status != "ok":
+            raise ProofError(f"{name}: {measurements[name].status}: {measurements[name].reason}")
+    baseline = measurements[BASELINE]
+    assert baseline.contention is not None
+    return CopiesRace(
+        compared=tuple(
+            Compared(
+                injected=injected, found=estimate(measurements[name].samples, baseline.samples)
+            )
+            for name, injected in names.items()
+            if name != BASELINE
+        ),
+        equal={
+            name: measurements[name].samples for name, injected in names.items() if not injected
+        },
+        contention=baseline.contention,
+        blocks=sum(len(m.samples) for m in measurements.values()),
+        seconds=seconds,
+    )
+
+
+def race_series(
+    race: Callable[[int], CopiesRace],
+    races: int,
+    *,
+    until: float = float("inf"),
+    clock: Callable[[], float] = time.monotonic,
+) -> Iterator[CopiesRace]:
+    """`races` races; none but the first that would end after `until` if as long as the longest."""
+    longest = 0.0
+    for number in range(races):
+        begun = clock()
+        if number and begun + longest > until:
+            return
+        yield race(number)
+        longest = max(longest, clock() - begun)
+
+
+def of_injected(races: Sequence[CopiesRace], injected: float) -> list[Compared]:
+    """The comparisons of all races with this slowdown."""
+    return [one for race in races for one in race.compared if one.injected == injected]
+
+
+def noise_floor(same: Sequence[Compared]) -> float:
+    """95th percentile of the size of the A/A log ratio."""
+    return float(np.quantile([abs(one.found.log_ratio) for one in same], 0.95))
+
+
+def count_verdicts(compared: Sequence[Compared], margin: float) -> dict[str, int]:
+    """How many comparisons got each verdict."""
+    counts: dict[str, int] = {"FASTER": 0, "SLOWER": 0, "SAME": 0, "UNDECIDED": 0}
+    for one in compared:
+        counts[one.verdict(margin)] += 1
+    return counts
+
+
+def share_marked(races: Sequence[CopiesRace]) -> float:
+    """Share of the recorded blocks that were marked as contended."""
+    return sum(r.contention.blocks_marked for r in races) / max(1, sum(r.blocks for r in races))

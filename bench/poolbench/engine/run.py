@@ -1,0 +1,378 @@
+"""One run: its workers, its journal, what is measured already, and where its time goes."""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+import shlex
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import msgspec
+
+from poolbench.core.candidate import REGISTRY, Candidate
+from poolbench.core.case import Case, UsageError, case_label
+from poolbench.core.records import Environment, Header, Measurement, Network, Record, Shares
+from poolbench.engine.process import Setting, Worker
+from poolbench.engine.race import Plan, Seconds
+from poolbench.engine.scheduler import (
+    Done,
+    Job,
+    LocalFleet,
+    LocalRaces,
+    device_names,
+    refuse,
+    too_large,
+)
+from poolbench.machine.info import collect_environment
+from poolbench.store.journal import JOURNAL, Journal, Run, read_run
+
+if TYPE_CHECKING:
+    from poolbench.engine.ray_cluster import RayFleet
+
+R = TypeVar("R", bound=Record)
+Key = tuple[Case, str]
+# What a resumed run must be asked alike, for its measurements to be those of one run.
+COMPARED_OPTIONS = ("seed", "replicas", "max_replicas", "budget_seconds", "precision", "margin")
+ORDER_OF_ROUNDS = "random Latin squares of the runners by random.Random(f'{seed} {case!r}')"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What a run was asked, as the plugin or another door understood it.
+
+    Attributes:
+        folder: results/<run>.
+        plan: of its races.
+        asked: for the header: sweep, axes, as the user typed them.
+        files: the user's files that register ops and candidates.
+        memory_nbytes: a worker's limit.
+        resume: go on with a journal that is there.
+        allow_different: fields in which a resumed run may differ from this one.
+    """
+
+    folder: Path
+    plan: Plan = Plan()
+    asked: Mapping[str, Any] = field(default_factory=dict)
+    files: tuple[Path, ...] = ()
+    memory_nbytes: int | None = None
+    resume: bool = False
+    allow_different: tuple[str, ...] = ()
+
+
+class Bench:
+    """A run in progress. Use as a context: leaving it ends the workers and closes the journal."""
+
+    def __init__(
+        self,
+        options: Options,
+        *,
+        progress: Callable[[str], None] = print,
+        remote: RayFleet | None = None,
+    ) -> None:
+        self.options = options
+        self._remote = remote
+        self._ahead: list[tuple[Case, Sequence[str], str]] = []
+        self._submitted: set[Case] = set()
+        self._faults: dict[Case, Exception] = {}
+        self._nodes: set[str] = set()
+        self.done: dict[Key, Measurement] = {}
+        self.networks: list[Network] = []
+        self.seconds = Seconds(float)
+        self._progress = progress
+        self.resumed: Run | None = None
+        self._journal: Journal | None = None
+        self._begun = False
+        self._environment: Environment | None = None
+        self._local = LocalRaces(
+            LocalFleet(options.files, options.memory_nbytes), options.memory_nbytes, self.journal
+        )
+        self._started = time.monotonic()
+
+    def __enter__(self) -> Bench:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        self.close(finished=kind is None)
+
+    def race(
+        self, case: Case, candidates: Sequence[Candidate], *, baseline: str
+    ) -> dict[str, Measurement]:
+        """Race the candidates and the baseline, journal the measurements, and return them by name.
+
+        What a resumed journal holds already is not run again: a race runs whole or not at all. If
+        some candidates of the case are measured and others are asked for, all race again together:
+        samples of two races do not pair.
+        """
+        self.prepare()
+        asked = dict.fromkeys(entry.name for entry in candidates)
+        if baseline and baseline not in asked:
+            asked = {baseline: None} | asked
+        wanted = self._job(case, list(asked), baseline)
+        if not self._measured(wanted):
+            self._await(wanted)
+        return {name: self.done[case, name] for name in asked}
+
+    def ahead(self, case: Case, candidates: Sequence[Candidate], *, baseline: str) -> None:
+        """Tell of a race to come: it takes turns with those that are asked for before it."""
+        names = dict.fromkeys([baseline, *(entry.name for entry in candidates)])
+        self._ahead.append((case, list(names), baseline))
+
+    def under_way(self) -> float:
+        """How many races' worth of work has been done on those that are not at their end."""
+        return self._local.under_way()
+
+    def _job(self, case: Case, names: Sequence[str], baseline: str) -> Job:
+        """The race of these candidates; if one is not measured yet, with all of the case that are."""
+        if any((case, name) not in self.done for name in names):
+            measured = [name for name in REGISTRY.of(case.op) if (case, name) in self.done]
+            names = list(dict.fromkeys([*names, *measured]))
+        entries = [REGISTRY.candidates[case.op, name] for name in names]
+        return Job(
+            case=case,
+            candidates=tuple(names),
+            baseline=baseline,
+            plan=self.options.plan,
+            setting=self.setting(case, entries),
+        )
+
+    def _await(self, wanted: Job) -> None:
+        """Have races run that are not measured yet, and keep what comes back until `wanted` is."""
+        races: RayFleet | LocalRaces = self._local
+        if self._remote is not None:
+            races = self._remote
+            self.journal()  # here it begins when a worker has said which devices there are
+        start = time.monotonic()
+        for job in (wanted, *(self._job(*ahead) for ahead in self._ahead)):
+            if job.case not in self._submitted and not self._measured(job):
+                self._submitted.add(job.case)
+                races.submit(job)
+        self._ahead.clear()
+        while not self._measured(wanted):
+            if wanted.case in self._faults:
+                raise self._faults[wanted.case]
+            self._take_in(races.next_done())
+        if self._remote is not None:
+            # On many nodes at once, what the races took is not where this run's time went.
+            self.seconds["waiting"] += time.monotonic() - start
+
+    def _take_in(self, done: Done) -> None:
+        """Journal what a race came to, and the node that ran it if it is a new one."""
+        self._submitted.discard(done.job.case)
+        if done.error is not None:
+            self._faults[done.job.case] = done.error
+            return
+        if done.node is not None and done.node.name not in self._nodes:
+            self._nodes.add(done.node.name)
+            self.append(done.node)
+        if self._remote is None:
+            for kind, value in done.result.seconds.items():
+                self.seconds[kind] += value
+        self.append(*done.result.measurements)
+        self.done |= {(m.case, m.candidate): m for m in done.result.measurements}
+
+    def _measured(self, job: Job) -> bool:
+        return all((job.case, name) in self.done for name in job.candidates)
+
+    def check(self, case: Case, candidates: Sequence[Candidate]) -> dict[str, Measurement]:
+        """Hold each candidate against the oracle once; time and store nothing."""
+        job = self._job(case, [entry.name for entry in candidates], candidates[0].name)
+        race = job.make_race()
+        if reason := self.too_large(case):
+            return {m.candidate: m for m in refuse(race, reason)}
+        self._local.fleet.use(job.setting, 1)
+        return {m.candidate: m for m in race.check(self._local.fleet.worker(0)).measurements}
+
+    def append(self, *records: Record) -> None:
+        """Write records to the journal, which begins with the first: all of them or none."""
+        self.journal().append(*records)
+
+    def prepare(self) -> None:
+        """Open the journal and read what it holds; nothing is run or written.
+
+        Raises:
+            UsageError: such a run is there already, or the one to go on with is not, or differs.
+            StoreError: the journal cannot be read or written.
+        """
+        if self._journal is not None:
+            return
+        folder = self.options.folder
+        if self.options.resume and not folder.is_dir():
+            raise UsageError(
+                f"there is no run {folder.name} to go on with; begin it by --run {folder.name}"
+            )
+        self._journal = Journal(folder)
+        try:
+            if self._journal.path.stat().st_size:
+                self._resume(self._journal)
+        except BaseException:
+            self._journal.close()
+            self._journal = None
+            raise
+
+    def journal(self) -> Journal:
+        """The open journal; the first call writes its header, or checks the devices in it."""
+        self.prepare()
+        assert self._journal is not None
+        if not self._begun:
+            self._begin(self._journal)
+            self._begun = True
+        return self._journal
+
+    def worker(self, setting: Setting, replica: int = 0) -> Worker:
+        """A worker with this setting, for what is not a race."""
+        self._local.fleet.use(setting, replica + 1)
+        return self._local.fleet.worker(replica)
+
+    def close(self, *, finished: bool = True) -> None:
+        """End the workers; a run that ended by itself leaves its shares as the last line."""
+        self._local.close()
+        if self._remote is not None:
+            self._remote.close()
+        if self._journal is None:
+            return
+        try:
+            if finished and self.seconds:
+                self._journal.append(self.shares())
+        finally:
+            self._journal.close()
+            self._journal = None
+
+    def shares(self) -> Shares:
+        """Where the wall time went so far."""
+        wall = time.monotonic() - self._started
+        seconds = {kind: round(value, 3) for kind, value in self.seconds.items()}
+        seconds["other"] = round(wall - sum(seconds.values()), 3)
+        return Shares(seconds=seconds, wall_seconds=round(wall, 3))
+
+    def setting(self, case: Case, candidates: Sequence[Candidate]) -> Setting:
+        """What a process must fix for this case."""
+        kind, _, index = case.device.partition(":")
+        logical = int(index) + 1 if kind == "cpu" and index.isdigit() else 1
+        return Setting(
+            threads=case.threads,
+            logical_cpus=max(logical, self._logical_cpus),
+            tensorflow=any(entry.framework != "numpy" for entry in candidates),
+        )
+
+    _logical_cpus = 1
+
+    def expect(self, cases: Sequence[Case]) -> None:
+        """Tell which cases will come, so that one process setting serves as many as it can."""
+        indices = [case.device.partition(":") for case in cases]
+        self._logical_cpus = max(
+            (int(i) + 1 for kind, _, i in indices if kind == "cpu" and i.isdigit()), default=1
+        )
+
+    def too_large(self, case: Case) -> str:
+        """Why the case is refused before anything is allocated; '' if it fits."""
+        return too_large(case, self.options.memory_nbytes)
+
+    def _begin(self, journal: Journal) -> None:
+        """Write the header; of a resumed run, check the devices, which only a worker can tell."""
+        devices = device_names(self._local.fleet.started())
+        if self.resumed is not None:
+            here, known = self.environment(), self.resumed.header.environment.devices
+            shared = [name for name in known if name in devices]  # NumPy's worker sees no GPU
+            old, new = (
+                msgspec.structs.replace(here, devices={name: seen[name] for name in shared})
+                for seen in (known, devices)
+            )
+            self._refuse_different(old, new, journal.path.parent.name)
+            return
+        journal.append(
+            Header(
+                run=self.options.folder.name,
+                created=dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds"),
+                environment=msgspec.structs.replace(self.environment(), devices=devices),
+                options=dict(self.options.asked) | {"order_of_rounds": ORDER_OF_ROUNDS},
+                seed=self.options.plan.seed,
+            )
+        )
+
+    def environment(self) -> Environment:
+        """This machine and this code, digests included; the devices are left to a worker."""
+        if self._environment is None:  # it takes a second
+            found = collect_environment({})
+            source = found.source | source_digests(self.options.files)
+            self._environment = msgspec.structs.replace(found, source=source)
+        return self._environment
+
+    def _resume(self, journal: Journal) -> None:
+        """Take over what the journal holds, if it was measured here, by this code, as asked now."""
+        name = journal.path.parent.name
+        if not self.options.resume:
+            raise UsageError(
+                f"{name} holds a run already; go on with it by --resume {name}, "
+                "or pick another --run NAME"
+            )
+        run = read_run(journal.path.parent)
+        old = run.header.environment
+        here = msgspec.structs.replace(self.environment(), devices=old.devices)
+        asked = dict(self.options.asked) | {"seed": self.options.plan.seed}
+        before = dict(run.header.options) | {"seed": run.header.seed}
+        options = [
+            key for key in COMPARED_OPTIONS if key in before and before[key] != asked.get(key)
+        ]
+        self._refuse_different(old, here, name, options)
+        self.resumed = run
+        self.done = {(m.case, m.candidate): m for m in run.measurements}
+        if self._remote is not None:
+            self._remote.adopt(run)
+        dropped = f"; {journal.dropped}" if journal.dropped else ""
+        self._progress(f"going on with {name}: {len(self.done)} measurements are there{dropped}")
+
+    def _refuse_different(
+        self, old: Environment, new: Environment, name: str, options: Sequence[str] = ()
+    ) -> None:
+        different = [*differing_fields(old, new), *options]
+        if "code" in old.source and "code" in new.source:
+            # The digests say it better: a commit may leave the code as it is, and a dirty tree not.
+            different = [field for field in different if field not in ("commit", "dirty")]
+        if refused := [field for field in different if field not in self.options.allow_different]:
+            raise UsageError(
+                f"{name} was run elsewhere, with other code or other options: "
+                f"{', '.join(refused)} differ; go on by "
+                + " ".join(f"--allow-different {shlex.quote(field)}" for field in refused)
+                + ", or begin a new run"
+            )
+
+
+def source_digests(files: Sequence[Path]) -> dict[str, str]:
+    """What the code is: {'code': digest of this package, 'mine.py': digest of a user's file, ...}."""
+    package = Path(__file__).parent.parent
+    digest = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        digest.update(f"{path.relative_to(package).as_posix()}\0".encode() + path.read_bytes())
+    digests = {"code": digest.hexdigest()[:16]}
+    for path in files:
+        digests[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    return digests
+
+
+def differing_fields(old: Environment, new: Environment) -> list[str]:
+    """Names of what differs between two environments: 'tensorflow', 'processor', 'commit', ..."""
+    names = []
+    for part in ("machine", "devices", "versions", "settings", "source"):
+        before, after = getattr(old, part), getattr(new, part)
+        names += [key for key in sorted({*before, *after}) if before.get(key) != after.get(key)]
+    return names
+
+
+def new_run_folder(results: Path, label: str) -> Path:
+    """results/<UTC time>-<label>, one that is not there yet."""
+    stamp = dt.datetime.now(dt.timezone.utc).strftime("%Y%m%d-%H%M%S")
+    folder = results / f"{stamp}-{label}"
+    number = 1
+    while (folder / JOURNAL).exists():
+        number += 1
+        folder = results / f"{stamp}-{label}-{number}"
+    return folder
+
+
+def describe_case(case: Case) -> str:
+    """The case with its op, for a line of progress."""
+    return f"{case.op} {case_label(case)}"

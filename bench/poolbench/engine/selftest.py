@@ -1,0 +1,195 @@
+"""`nox -s selftest`: how often the harness errs on this machine, and what it can see.
+
+Races of one op with copies of itself; each comparison's truth is known. The records go to the
+journal of the newest run, or of the one that is named, whose report then withholds what is finer
+than the noise floor.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from poolbench.core.case import UsageError, case_label
+from poolbench.core.records import Selftest
+from poolbench.engine.aa import (
+    CASE,
+    MARGIN,
+    CopiesRace,
+    Design,
+    ProofError,
+    count_verdicts,
+    noise_floor,
+    of_injected,
+    race_copies,
+    race_series,
+    share_marked,
+    source_of,
+)
+from poolbench.engine.process import Setting, Worker, WorkerFailure
+from poolbench.engine.run import COMPARED_OPTIONS, Bench, Options, new_run_folder
+from poolbench.store.journal import JOURNAL, StoreError
+
+RESULTS = Path("results")
+SECONDS = 110.0
+# As many as fit: one A/A comparison in twenty lies beyond the floor, and few tell little of it.
+RACES = 20
+# (injected, margin): one record each. A/A at the default margin; what is injected at none, where
+# the interval alone decides.
+RECORDS = ((0.0, MARGIN), (0.01, 0.0), (0.02, 0.0), (0.05, 0.0), (0.10, 0.0), (0.10, MARGIN))
+DESIGN = Design(
+    plain=5,  # with the baseline and the slowed ones about as many as a race of a sweep has
+    slowdowns=(0.01, 0.02, 0.05, 0.10),
+)
+
+
+class RunFleet:
+    """The workers of a run, as a race takes them."""
+
+    def __init__(self, bench: Bench, setting: Setting) -> None:
+        self._bench = bench
+        self._setting = setting
+
+    def worker(self, replica: int) -> Worker:
+        """The worker of a replica."""
+        return self._bench.worker(self._setting, replica)
+
+
+def summarise(races: Sequence[CopiesRace], design: Design, seconds: float) -> list[Selftest]:
+    """One record for each of RECORDS that the races hold."""
+    floor = noise_floor(of_injected(races, 0.0))
+    records = []
+    for injected, margin in RECORDS:
+        compared = of_injected(races, injected)
+        if not compared:
+            continue
+        counts = count_verdicts(compared, margin)
+        found = counts["SLOWER"] / len(compared)
+        alarms_at_zero = count_verdicts(compared, 0.0)
+        figures: dict[str, float | int | str | None] = {
+            "case": f"{design.case.op} {case_label(design.case)}",
+            "replicas": design.plan.replicas,
+            "allocations": design.plan.allocations,
+            "races": len(races),
+            "blocks_contended": round(share_marked(races), 4),
+        }
+        if not injected:
+            figures["alarms_at_margin_zero"] = alarms_at_zero["FASTER"] + alarms_at_zero["SLOWER"]
+        records.append(
+            Selftest(
+                injected=injected,
+                margin=margin,
+                comparisons=len(compared),
+                faster=counts["FASTER"],
+                slower=counts["SLOWER"],
+                same=counts["SAME"],
+                undecided=counts["UNDECIDED"],
+                noise_floor=round(floor, 6),
+                seconds=round(seconds, 1),
+                kind="injected" if injected else "aa",
+                power=round(found, 4) if injected else None,
+                figures=figures,
+            )
+        )
+    return records
+
+
+def describe(records: Sequence[Selftest]) -> str:
+    """What the records say, a line each, and the floor."""
+    lines = []
+    for record in records:
+        n, margin = record.comparisons, f"margin {record.margin:.0%}"
+        if record.kind == "aa":
+            alarms, at_zero = record.faster + record.slower, record.figures["alarms_at_margin_zero"]
+            lines.append(
+                f"an op with itself, {margin}: {alarms} false alarms in {n} comparisons "
+                f"({record.same} SAME, {record.undecided} UNDECIDED); at margin 0% {at_zero}, "
+                f"where {0.05 * n:.0f} are to be expected"
+            )
+        else:
+            lines.append(
+                f"slower by {record.injected:.0%}, {margin}: SLOWER in {record.slower} of {n} "
+                f"(power {record.power:.0%}), FASTER in {record.faster}"
+            )
+    last = records[-1]
+    contended = last.figures["blocks_contended"]
+    assert isinstance(contended, float)
+    lines.append(
+        f"noise floor: {last.noise_floor:.2%} (95th percentile of the A/A log ratio); "
+        f"{contended:.0%} of the blocks under contention; {last.seconds:.0f} s"
+    )
+    return "\n".join(lines)
+
+
+def newest_run(results: Path) -> Path | None:
+    """The run whose journal was written last; None without any."""
+    journals = sorted(results.glob(f"*/{JOURNAL}"), key=lambda path: path.stat().st_mtime)
+    own = [path.parent for path in journals if not path.parent.name.startswith("reference")]
+    return own[-1] if own else None
+
+
+def open_run(results: Path, name: str | None) -> Bench:
+    """The run to append to: the named one, else the newest if it is this machine's, else a new one.
+
+    Raises:
+        UsageError, StoreError: the named run cannot be gone on with.
+    """
+    folder = results / name if name else newest_run(results)
+    if folder is not None and (folder / JOURNAL).exists():
+        # What the code's commit was makes no other machine of it.
+        # Nor do its own design or the options of the races that the run holds.
+        options = Options(
+            folder=folder, resume=True, allow_different=("commit", "dirty", *COMPARED_OPTIONS)
+        )
+        bench = Bench(options)
+        try:
+            _start(bench)
+        except (UsageError, StoreError) as error:
+            bench.close()
+            if name:
+                raise
+            print(f"not added to {folder.name}: {error}")  # noqa: T201
+        else:
+            return bench
+    folder = results / name if name else new_run_folder(results, "selftest")
+    bench = Bench(Options(folder=folder, plan=DESIGN.plan, asked={"sweep": "selftest"}))
+    _start(bench)
+    return bench
+
+
+def _start(bench: Bench) -> None:
+    """Open the journal and start the workers: what is wrong is found out before the races."""
+    bench.prepare()
+    bench.worker(Setting(), DESIGN.plan.replicas - 1)
+    bench.journal()
+
+
+def main(words: list[str]) -> int:
+    """The door; the exit code."""
+    parser = argparse.ArgumentParser(prog="selftest", description=__doc__)
+    parser.add_argument("--run", help="add the result to this run (the newest)")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="at most (%(default)g)")
+    given = parser.parse_args(words)
+    start = time.monotonic()
+    try:
+        source_of(DESIGN)
+        with open_run(RESULTS, given.run) as bench:
+            records = run(bench, until=start + given.seconds, start=start)
+            for record in records:
+                bench.append(record)
+    except (UsageError, StoreError, ProofError, WorkerFailure) as error:
+        print(f"selftest: {error}", file=sys.stderr)  # noqa: T201
+        return 2
+    print(describe(records))  # noqa: T201
+    print(f"written to {bench.options.folder.name}")  # noqa: T201
+    return 0
+
+
+def run(bench: Bench, *, until: float, start: float) -> list[Selftest]:
+    """Race copies in the run's workers until there are enough, or until the time is up."""
+    fleet = RunFleet(bench, Setting(threads=CASE.threads))
+    races = list(race_series(lambda number: race_copies(DESIGN, fleet, number), RACES, until=until))
+    return summarise(races, DESIGN, time.monotonic() - start)

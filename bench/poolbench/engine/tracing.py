@@ -1,0 +1,531 @@
+"""Traces: each candidate recorded in a process of its own, and the account of where its time went.
+
+A trace explains a figure and is none: the profiler slows small operations by a quarter, so that no
+traced time is ever reported as a benchmark. What runs in the worker comes first, the door last.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import re
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from poolbench.core.candidate import REGISTRY, Candidate, Op
+from poolbench.core.case import (
+    AXES,
+    Case,
+    Sweep,
+    UsageError,
+    case_label,
+    case_slug,
+    parse_axis,
+    product,
+)
+from poolbench.core.records import Account, Header
+from poolbench.engine.process import Setting, Worker, WorkerFailure
+from poolbench.machine.info import own_folders
+from poolbench.report import tensorboard
+from poolbench.store.journal import JOURNAL, Journal, StoreError, decode_line
+
+STEPS = 20
+WARM_UP_CALLS = 3
+# The executor's last callback may release memory just after the call has returned.
+SETTLE_SECONDS = 0.01
+TIMEOUT_SECONDS = 120.0
+# Two at once: to start a process takes longer than to trace, and keeps one core busy.
+WORKERS = 2
+SECONDS_A_TRACE = 6.0
+# A trace belongs to a run only if it explains the run's figures.
+COMPARED_FIELDS = ("processor", "tensorflow")
+# Of a case's candidates when nobody selects: three minutes on two cores for all the cases.
+DEFAULT_CANDIDATES = 6
+MODES = AXES["mode"].choices
+COMPARISON = "compare"
+DEEPEST_FIRST = ("kernel", "hlo", "tf_op", "eager")
+
+
+# In the worker
+
+
+def record_trace(
+    step: Callable[[], object], folder: Path, *, name: str = "step", steps: int = STEPS
+) -> Path:
+    """Record marked steps into the run directory `folder`, which it replaces; the trace's file.
+
+    A step that raises ends the recording: what was recorded until then is kept, the error goes on.
+    """
+    import tensorflow as tf
+
+    # The profiler names its directories by the second, and two sessions would share one.
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            with tf.profiler.experimental.Profile(scratch):
+                for number in range(steps):
+                    # Without _r=1 the viewer shows no step.
+                    with tf.profiler.experimental.Trace(name, step_num=number, _r=1):
+                        step()
+                time.sleep(SETTLE_SECONDS)
+        finally:
+            target = _publish(Path(scratch), folder)
+    return target
+
+
+def _publish(scratch: Path, folder: Path) -> Path:
+    """Move a recording to where the viewer looks for it, under a host named as its run."""
+    # The viewer caches beside the file and would go on to serve what it read first.
+    shutil.rmtree(folder, ignore_errors=True)
+    target = folder / f"{folder.name}{tensorboard.SUFFIX}"
+    for source in scratch.glob(f"plugins/profile/*/*{tensorboard.SUFFIX}"):
+        folder.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(_without_folders(source.read_bytes()))
+    return target
+
+
+def _without_folders(recording: bytes) -> bytes:
+    """The recording with the folders that this project and its libraries lie in written over.
+
+    XLA notes in which file an operation was traced. Recordings are given away, a machine's paths are not; and
+    each is written over by as many bytes, for lengths are part of the format.
+    """
+    for folder in own_folders():
+        path = os.fsencode(folder) + b"/"
+        recording = recording.replace(path, b"." + b"/" * (len(path) - 1))
+    return recording
+
+
+def trace_candidate(case: Case, name: str, folder: str, seed: int = 0) -> Account:
+    """Warm a candidate up, record it, and say where its time and memory went: a worker's task."""
+    from poolbench.worker import session
+
+    candidate = REGISTRY.candidates[case.op, name]
+    session.open_case(case, seed, tensorflow=candidate.framework != "numpy")
+    runner = session.open_runner(name, check=False)
+    if runner.status != "ok":
+        return Account(
+            case=case, candidate=name, trace="", status=runner.status, reason=runner.reason
+        )
+    state = session._state()  # noqa: SLF001 (the same call on the same inputs as in a race)
+    call, places = state.calls[name]
+    arguments = [state.inputs[place] for place in places]
+
+    def step() -> None:
+        call(*arguments)
+        session.synchronise(state)
+
+    with session._device(state):  # noqa: SLF001
+        for _ in range(WARM_UP_CALLS):
+            step()
+        path = record_trace(step, Path(folder), name=name)
+    return read_account(path, case, name, compiler_nbytes=_compiler_nbytes(call, arguments, case))
+
+
+def read_account(
+    path: Path, case: Case, candidate: str, *, compiler_nbytes: int | None = None
+) -> Account:
+    """The account of a recorded trace."""
+    from poolbench.worker.xspace import read_trace
+
+    reading = read_trace(load_trace(path), device=case.device)
+    memory = reading.memory
+    return Account(
+        case=case,
+        candidate=candidate,
+        trace=path.parent.name,
+        steps=reading.steps,
+        step_seconds=reading.step_seconds,
+        parts=tuple(
+            {
+                "kind": part.kind,
+                "name": part.name,
+                "seconds": part.seconds,
+                "count": part.count,
+                "nbytes": part.nbytes,
+            }
+            for part in reading.parts
+        ),
+        peak_nbytes=memory.peak_nbytes if memory else None,
+        allocated_nbytes=memory.allocated_nbytes if memory else None,
+        freed_nbytes=memory.freed_nbytes if memory else None,
+        threads_busy=reading.threads_busy,
+        compiler_nbytes=compiler_nbytes,
+        covered=reading.covered,
+        device_seconds=reading.device_seconds,
+        launches=reading.launches,
+        gap_seconds=reading.gap_seconds,
+    )
+
+
+def time_on_device(
+    turns: Sequence[tuple[Callable[[], object], Callable[[], object] | None]], *, calls: int
+) -> list[float | None]:
+    """Seconds a call in which the GPU was at work, for each turn: the median of `calls` calls in a row.
+
+    One recording serves all turns. What launches the work, and waits for it, is not in it.
+
+    Args:
+        turns: (step, before): `step` returns when the device has finished; `before` is called, and not
+            timed, before each.
+        calls: of each turn.
+
+    Returns:
+        None where no GPU was at work, or a step went on on the host.
+    """
+    import tensorflow as tf
+
+    from poolbench.worker.xspace import read_device_seconds
+
+    with tempfile.TemporaryDirectory() as scratch:
+        with tf.profiler.experimental.Profile(scratch):
+            for turn, (step, before) in enumerate(turns):
+                for number in range(-WARM_UP_CALLS, calls):
+                    if before:
+                        before()
+                    if number < 0:
+                        step()
+                        continue
+                    with tf.profiler.experimental.Trace(f"turn {turn}", step_num=number, _r=1):
+                        step()
+        files = list(Path(scratch).glob(f"plugins/profile/*/*{tensorboard.SUFFIX}"))
+        found = read_device_seconds(load_trace(files[0])) if files else {}
+    return [
+        statistics.median(seconds) if any(seconds := found.get(f"turn {turn}", [])) else None
+        for turn in range(len(turns))
+    ]
+
+
+def load_trace(path: Path) -> Any:
+    """The XSpace message in a file."""
+    # TensorFlow's Python package must be there first: the message's module is part of it.
+    import tensorflow as tf  # noqa: F401
+    from tensorflow.tsl.profiler.protobuf import xplane_pb2
+
+    space = xplane_pb2.XSpace()
+    space.ParseFromString(path.read_bytes())
+    return space
+
+
+def _compiler_nbytes(call: Any, arguments: Sequence[Any], case: Case) -> int | None:
+    """What XLA's buffer assignment holds beside inputs and constants; None outside XLA."""
+    if case.mode != "xla" or not hasattr(call, "experimental_get_compiler_ir"):
+        return None
+    from tensorflow.compiler.xla.service import hlo_pb2
+
+    text = call.experimental_get_compiler_ir(*arguments)(stage="optimized_hlo_proto_serialized")
+    proto = hlo_pb2.HloProto()
+    proto.ParseFromString(text)
+    return sum(
+        int(buffer.size)
+        for buffer in proto.buffer_assignment.buffer_allocations
+        if not (
+            buffer.is_entry_computation_parameter or buffer.is_constant or buffer.is_thread_local
+        )
+    )
+
+
+# In the door
+
+
+def trace_name(case: Case, candidate: str) -> str:
+    """Op, candidate and case in letters that are safe in a path and in the viewer.
+
+    Two names that would become the same are told apart by a digest.
+    """
+    text = f"{case.op}-{candidate}-{case_label(case)}"
+    safe = re.sub(r"[^A-Za-z0-9._-]", ".", text).lstrip("._-")[:180]
+    # A device's colon is in every case's name and tells nothing apart.
+    if safe != text.replace(":", "."):
+        safe += f"-{hashlib.sha256(text.encode('utf-8', 'backslashreplace')).hexdigest()[:8]}"
+    return safe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """What to trace, as the user typed it.
+
+    Attributes:
+        words: names of ops, modes, or candidates (or a part of a candidate's name).
+        axes: values of axes that the telling cases have not.
+    """
+
+    words: tuple[str, ...] = ()
+    axes: tuple[tuple[str, tuple[Any, ...]], ...] = ()
+
+
+def select(
+    selection: Selection, ops: Mapping[str, Op], candidates: Iterable[Candidate]
+) -> dict[Case, tuple[str, ...]]:
+    """The cases to trace and who is traced there.
+
+    Raises:
+        UsageError: a word that names nothing, or a selection that leaves nothing.
+    """
+    candidates = tuple(candidates)
+    words = selection.words
+    named = [entry.name for entry in candidates]
+    for word in words:
+        if word not in ops and word not in MODES and not any(word in name for name in named):
+            raise UsageError(
+                f"{word!r} names no op, mode or candidate; ops: {', '.join(ops)}; "
+                f"modes: {', '.join(MODES)}; candidates: {', '.join(dict.fromkeys(named))}"
+            )
+    modes = [word for word in words if word in MODES]
+    wanted = [word for word in words if word not in ops and word not in MODES]
+    chosen: dict[Case, tuple[str, ...]] = {}
+    for op in ops.values():
+        if any(word in ops for word in words) and op.name not in words:
+            continue
+        own = [entry for entry in candidates if entry.op == op.name]
+        for case in telling_cases(op, modes, selection.axes):
+            names = racing_names(op, case, own)
+            if wanted:  # by name, those too that the sweep leaves out; a whole name means no other
+                exact = {word for word in wanted if word in named}
+                names = tuple(
+                    entry.name
+                    for entry in own
+                    if entry.name in exact
+                    or any(word in entry.name for word in wanted if word not in exact)
+                )
+            elif not words and not selection.axes:
+                names = names[:DEFAULT_CANDIDATES]
+            if names:
+                chosen[case] = names
+    if not chosen:
+        raise UsageError(f"no case has a candidate by the names of {', '.join(words)}")
+    return chosen
+
+
+def telling_cases(
+    op: Op, modes: Sequence[str], axes: Iterable[tuple[str, tuple[Any, ...]]]
+) -> list[Case]:
+    """The default sweep's base case in each mode, with the axes' values in the place of its own."""
+    sweep = Sweep(base=op.sweep("default").base, parts=(product(mode=modes or MODES),))
+    for name, values in axes:
+        sweep = sweep.replace(name, values, has=op.axes)
+    return sweep.cases()
+
+
+def racing_names(op: Op, case: Case, candidates: Iterable[Candidate]) -> tuple[str, ...]:
+    """Who races in a case by the default sweep, in its order, and the user's own; else everyone."""
+    planned = {item.case: item.candidates for item in op.sweep("default").planned()}.get(case, ())
+    entries = {entry.name: entry for entry in candidates}
+    own = [name for name, entry in entries.items() if not entry.builtin]
+    names = planned or [op.baseline, *entries]
+    return tuple(name for name in dict.fromkeys([*names, *own]) if name in entries)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recorder:
+    """Records candidates, each in a fresh process.
+
+    Attributes:
+        logdir: results/<run>/traces.
+        files: the user's files that register candidates.
+        memory_nbytes: a worker's limit.
+        timeout: seconds that a candidate may take.
+    """
+
+    logdir: Path
+    files: tuple[Path, ...] = ()
+    memory_nbytes: int | None = None
+    timeout: float = TIMEOUT_SECONDS
+
+    def record(self, case: Case, name: str) -> Account:
+        """The candidate's account; one that fails says why and leaves no trace."""
+        folder = self.logdir / tensorboard.PROFILES / trace_name(case, name)
+        kind, _, index = case.device.partition(":")
+        logical = int(index) + 1 if kind == "cpu" and index.isdigit() else 1
+        worker = Worker(
+            Setting(threads=case.threads, logical_cpus=logical),
+            files=self.files,
+            memory_nbytes=self.memory_nbytes,
+        )
+        try:
+            account: Account = worker.call(
+                trace_candidate, case, name, str(folder), timeout=self.timeout
+            )
+        except WorkerFailure as failure:
+            account = Account(
+                case=case, candidate=name, trace="", status=failure.status, reason=failure.reason
+            )
+        finally:
+            worker.close()
+        if account.status != "ok":
+            shutil.rmtree(folder, ignore_errors=True)
+        return account
+
+    def record_all(self, chosen: Mapping[Case, Sequence[str]]) -> Iterator[Account]:
+        """The accounts of all, in order, each as soon as it and those before it are there."""
+        tasks = [(case, name) for case, names in chosen.items() for name in names]
+        with ThreadPoolExecutor(WORKERS) as pool:
+            yield from pool.map(lambda task: self.record(*task), tasks)
+
+    def compare(self, case: Case, names: Iterable[str]) -> Path | None:
+        """One run in which the case's traces stand above one another from time zero.
+
+        The viewer takes each file of a run for a host and begins all of them at zero.
+        """
+        profiles = self.logdir / tensorboard.PROFILES
+        folder = profiles / f"{COMPARISON}-{case_slug(case)}"
+        shutil.rmtree(folder, ignore_errors=True)
+        for name in names:
+            own = trace_name(case, name)
+            source = profiles / own / f"{own}{tensorboard.SUFFIX}"
+            if source.is_file():
+                folder.mkdir(parents=True, exist_ok=True)
+                host = re.sub(r"[^A-Za-z0-9._-]", ".", name)
+                shutil.copyfile(source, folder / f"{host}{tensorboard.SUFFIX}")
+        return folder if folder.is_dir() else None
+
+
+def describe_account(account: Account) -> str:
+    """One line for the terminal: the step's time and its largest part, or why there is none."""
+    head = f"{account.case.op} {case_label(account.case)} {account.candidate}"
+    if account.status != "ok":
+        return f"{head}: left out, {account.status}: {account.reason}"
+    deepest = next((kind for kind in DEEPEST_FIRST if kind in account.covered), "")
+    largest = next((part for part in account.parts if part["kind"] == deepest), None)
+    text = f"{head}: {account.step_seconds * 1e3:.3g} ms a step, traced"
+    if largest is not None and account.step_seconds:
+        share = float(largest["seconds"]) / account.step_seconds
+        text += f"; {largest['kind']} {largest['name']} {share:.0%}"
+    if account.peak_nbytes is not None:
+        text += f"; peak {account.peak_nbytes / 2**20:.4g} MiB"
+    return text
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="nox -s trace --", description="Record traces.")
+    add = parser.add_argument
+    add(
+        "words",
+        nargs="*",
+        metavar="NAME",
+        help="ops, modes, candidates",
+    )
+    add("--axis", action="append", default=[], metavar="NAME=V1,V2", help="an axis' values")
+    add(
+        "--run",
+        default="",
+        metavar="NAME",
+        help="results/NAME; default: the newest",
+    )
+    add(
+        "--candidates",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="it registers some",
+    )
+    return parser
+
+
+def main(words: list[str]) -> int:
+    """`python -m poolbench trace [NAME ...] [--axis NAME=VALUES] [--run NAME] [--candidates FILE]`."""
+    arguments = _parser().parse_args(words)
+    try:
+        return _record_selection(arguments)
+    except (UsageError, StoreError) as error:
+        print(error, file=sys.stderr)  # noqa: T201
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _record_selection(arguments: argparse.Namespace) -> int:
+    from poolbench.engine.process import load_registry
+    from poolbench.pytest_plugin import user_files
+
+    for file in arguments.candidates:
+        if not Path(file).is_file():
+            raise UsageError(f"--candidates takes a Python file; there is no {file}")
+    load_registry(arguments.candidates)
+    selection = Selection(
+        words=tuple(arguments.words), axes=tuple(parse_axis(text) for text in arguments.axis)
+    )
+    chosen = select(selection, REGISTRY.ops, REGISTRY.candidates.values())
+    files = user_files([Path(file).resolve() for file in arguments.candidates])
+    folder = run_folder(Path("results"), arguments.run)
+    count = sum(map(len, chosen.values()))
+    recorder = Recorder(
+        logdir=folder / "traces",
+        files=files,
+        memory_nbytes=psutil.virtual_memory().total * 3 // 4 // WORKERS,
+    )
+    kept = 0
+    with open_journal(folder, {"trace": arguments.words, "axes": arguments.axis}, files) as journal:
+        seconds = count * SECONDS_A_TRACE / WORKERS
+        where = recorder.logdir.as_posix()
+        print(f"{count} traces into {where}, about {seconds:.0f} s", flush=True)  # noqa: T201
+        for account in recorder.record_all(chosen):
+            journal.append(account)
+            kept += account.status == "ok"
+            print(describe_account(account), flush=True)  # noqa: T201
+        for case in chosen:
+            recorder.compare(case, REGISTRY.of(case.op))
+    print(f"{kept} of {count} recorded; open them with: nox -s tensorboard -- {folder.name}")  # noqa: T201
+    return 0 if kept else 1
+
+
+def run_folder(results: Path, name: str) -> Path:
+    """The run of this name, or the newest one of this machine, or a new one.
+
+    Raises:
+        UsageError: the name is no run's name, or the run is another machine's.
+    """
+    from poolbench.engine.run import new_run_folder
+
+    if not name:
+        journals = sorted(results.glob(f"*/{JOURNAL}"), key=lambda path: -path.stat().st_mtime)
+        fitting = (path.parent for path in journals if not differs_from(path.parent))
+        return next(fitting, None) or new_run_folder(results, "trace")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,80}", name):
+        raise UsageError(f"--run takes letters, digits, '.', '_', '-'; got {name!r}")
+    if different := differs_from(results / name):
+        raise UsageError(
+            f"{name} was run elsewhere: {', '.join(different)} differ; pick another --run NAME"
+        )
+    return results / name
+
+
+def differs_from(folder: Path) -> list[str]:
+    """In what a run's machine or TensorFlow differ from what is here; [] where there is no run."""
+    from poolbench.engine.run import differing_fields
+    from poolbench.machine.info import collect_environment
+
+    if not _has_journal(folder):
+        return []
+    with (folder / JOURNAL).open("rb") as file:
+        header = decode_line(file.readline())
+    if not isinstance(header, Header):
+        return ["journal"]
+    different = differing_fields(header.environment, collect_environment({}))
+    return [field for field in different if field in COMPARED_FIELDS]
+
+
+def open_journal(folder: Path, asked: Mapping[str, Any], files: tuple[Path, ...]) -> Journal:
+    """The run's journal, open for appending; a new run gets its header first."""
+    from poolbench.engine.run import Bench, Options
+
+    if not _has_journal(folder):
+        with Bench(Options(folder=folder, asked=asked, files=files)) as bench:
+            bench.worker(Setting())  # the header names the devices, which only a worker can tell
+            bench.journal()
+    return Journal(folder)
+
+
+def _has_journal(folder: Path) -> bool:
+    path = folder / JOURNAL
+    return path.is_file() and path.stat().st_size > 0

@@ -1,0 +1,230 @@
+"""The machine: what it is (an Environment, once a run), and what else it does (contention, by round)."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import psutil
+
+from poolbench.core.records import Environment
+from poolbench.machine.idle import can_keep_awake
+from poolbench.machine.nvml import DeviceUsage, driver_versions, watch_device
+
+PACKAGES = (
+    "poolbench", "tensorflow", "tensorflow-cpu", "keras", "numpy", "pandas", "pytest",
+    "pytest-benchmark", "tensorboard-plugin-profile", "ray", "ml_dtypes",
+)  # fmt: skip
+SETTING_PREFIXES = (
+    "TF_",
+    "XLA_",
+    "KERAS_",
+    "OMP_",
+    "MKL_",
+    "OPENBLAS_",
+    "CUDA_",
+    "NVIDIA_TF32",
+    "MALLOC_",
+)
+SETTING_NAMES = ("LD_PRELOAD", "PYTHONHASHSEED", "PYTHONMALLOC")
+PROC_STAT = Path("/proc/stat")
+STAT_LINE_NBYTES = 256  # its first line: ten counters of at most twenty digits
+
+
+@functools.cache
+def machine_facts() -> dict[str, str | int | float | bool | None]:
+    """What this machine is. To ask for the processor takes a second."""
+    import cpuinfo
+
+    info = cpuinfo.get_cpu_info()
+    return {
+        "processor": info.get("brand_raw") or platform.machine(),
+        "architecture": info.get("arch") or platform.machine(),
+        "features": " ".join(info.get("flags", [])),
+        "cores": psutil.cpu_count(logical=False),
+        "threads": os.cpu_count(),
+        "usable_threads": usable_threads(),
+        "memory_nbytes": psutil.virtual_memory().total,
+        "last_level_cache_nbytes": last_level_cache_nbytes(),
+        "system": platform.system(),
+        "release": platform.release(),
+        "virtual": "hypervisor" in info.get("flags", []),
+        "kept_awake": can_keep_awake(),
+    }
+
+
+def collect_environment(devices: dict[str, str]) -> Environment:
+    """This machine, with the devices that a worker saw. No host name, no path, no user."""
+    return Environment(
+        machine=machine_facts(),
+        devices=devices,
+        versions=package_versions() | driver_versions(),
+        settings=relevant_settings(),
+        source=source_state(Path(__file__).parent),
+    )
+
+
+def own_folders() -> list[str]:
+    """Where the libraries and this project lie on this machine, the innermost first."""
+    return sorted({sys.prefix, str(Path(__file__).parent.parent.parent)}, key=len, reverse=True)
+
+
+def usable_threads() -> int:
+    """Processors that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of the packages that decide a figure, Python's included."""
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    return versions
+
+
+def relevant_settings() -> dict[str, str]:
+    """Environment variables that change what is measured; a path in one shows as its last part."""
+    return {
+        name: os.path.basename(value) if os.path.isabs(value) else value  # noqa: PTH119, PTH117
+        for name, value in sorted(os.environ.items())
+        if name.startswith(SETTING_PREFIXES) or name in SETTING_NAMES
+    }
+
+
+def source_state(folder: Path) -> dict[str, str | bool]:
+    """Commit of this package's checkout and whether it was changed since; {} outside of one."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(  # noqa: S603
+            ["git", "-C", str(folder), *words],  # noqa: S607
+            capture_output=True, text=True, check=True, timeout=10,
+        ).stdout.strip()  # fmt: skip
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.SubprocessError):
+        return {}
+
+
+def last_level_cache_nbytes() -> int:
+    """Size of the largest cache of the first processor; 32 MiB where the system does not say."""
+    sizes = []
+    for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        text = path.read_text().strip()
+        units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+        sizes.append(int(text.rstrip("KMG")) * units.get(text[-1], 1))
+    return max(sizes, default=32 << 20)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Usage:
+    """The machine's counters at one moment; None where the system does not show them.
+
+    Attributes:
+        clock: seconds.
+        busy_seconds: processor time that all processes used since the start, over all processors.
+        steal_seconds: processor time that the hypervisor gave to others.
+        own_seconds: processor time of this process.
+        device: the case's device; None on a CPU.
+    """
+
+    clock: float
+    busy_seconds: float | None
+    steal_seconds: float | None
+    own_seconds: float
+    device: DeviceUsage | None = None
+
+
+def read_usage(stat: Path = PROC_STAT) -> Usage:
+    """The counters now."""
+    busy = steal = None
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        # A round reads this twice, a race 160 times: the file stays open.
+        line = os.pread(_open_to_read(stat), STAT_LINE_NBYTES, 0).split(b"\n", 1)[0]
+        fields = [int(word) for word in line.split()[1:]]
+        tick = os.sysconf("SC_CLK_TCK")
+        user, nice, system, _idle, _iowait, irq, softirq = fields[:7]
+        busy = (user + nice + system + irq + softirq) / tick
+        steal = fields[7] / tick
+    return Usage(
+        clock=time.perf_counter(),
+        busy_seconds=busy,
+        steal_seconds=steal,
+        own_seconds=time.process_time(),
+    )
+
+
+@functools.cache
+def _open_to_read(path: Path) -> int:
+    return os.open(path, os.O_RDONLY)
+
+
+def usage_reader(device: str) -> Callable[[], Usage]:
+    """What reads the counters while a case runs on the device: a GPU's own among them."""
+    watch = watch_device(device)
+    if watch is None:
+        return read_usage
+    return lambda: replace(read_usage(), device=watch())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What else used the machine over some time, in processor seconds; None: it cannot be seen."""
+
+    wall_seconds: float
+    steal_seconds: float | None
+    others_seconds: float | None
+    device: DeviceUsage | None = None
+
+    def contended(self, share: float = 0.15, least_seconds: float = 0.035) -> bool:
+        """Whether others used more than `share` of one processor.
+
+        The counters step by 10 ms for each processor, so that less than `least_seconds` proves nothing.
+        """
+        used = (self.steal_seconds or 0.0) + max(0.0, self.others_seconds or 0.0)
+        on_device = self.device is not None and self.device.contended()
+        return on_device or used > max(least_seconds, share * self.wall_seconds)
+
+
+def seen_between(start: Usage, end: Usage, worker_seconds: float) -> Seen:
+    """What others used between two readings, given what the worker itself used."""
+    others = None
+    if start.busy_seconds is not None and end.busy_seconds is not None:
+        ours = worker_seconds + end.own_seconds - start.own_seconds
+        others = max(0.0, end.busy_seconds - start.busy_seconds - ours)
+    steal = None
+    if start.steal_seconds is not None and end.steal_seconds is not None:
+        steal = end.steal_seconds - start.steal_seconds
+    return Seen(
+        wall_seconds=end.clock - start.clock,
+        steal_seconds=steal,
+        others_seconds=others,
+        device=end.device,
+    )
+
+
+def seen_together(parts: Sequence[Seen]) -> Seen:
+    """What was seen over several times, between which others were measured."""
+    return Seen(
+        wall_seconds=sum(part.wall_seconds for part in parts),
+        steal_seconds=_total(part.steal_seconds for part in parts),
+        others_seconds=_total(part.others_seconds for part in parts),
+        device=parts[-1].device if parts else None,
+    )
+
+
+def _total(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None

@@ -1,0 +1,32 @@
+"""What works where: the probes of the support matrix, by key.
+
+Pure: importing this loads neither TensorFlow nor Keras. `poolbench.matrix.runner` runs them.
+"""
+
+from poolbench.matrix.probe import Probe
+from poolbench.matrix.probes import (
+    depth,
+    dtypes,
+    export,
+    repeat,
+    run,
+    save,
+    shapes,
+    silent,
+    threads,
+    values,
+)
+
+_BY_THEME = (run, silent, repeat, threads, depth, shapes, dtypes, values, save, export)
+
+# In the order of the matrix: groups stay together.
+GROUPS = ("runs", "trains", "depth", "shapes", "numbers", "values", "repeats", "leaves home")
+PROBES: dict[str, Probe] = {
+    probe.key: probe
+    for probe in sorted(
+        (probe for theme in _BY_THEME for probe in theme.PROBES),
+        key=lambda probe: GROUPS.index(probe.group),
+    )
+}
+
+__all__ = ["GROUPS", "PROBES", "Probe"]

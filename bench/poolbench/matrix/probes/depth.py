@@ -1,0 +1,234 @@
+"""Depths that the window does not divide, and windows that overlap. Only for ops with a window."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+
+from poolbench.core.case import Case
+from poolbench.matrix import judge
+from poolbench.matrix.probe import Finding, Probe, Step, Trial, in_modes
+
+if TYPE_CHECKING:
+    Array = np.ndarray[Any, Any]
+
+# With a window of 3: a depth of 5 is one short, padded behind; a depth of 4 is two short, so that
+# `same` pads one before and one behind. Their groups: {0,1,2},{3,4} and {0,1},{2,3}.
+ONE_SHORT = (2, 4, 5, 5)
+TWO_SHORT = (2, 4, 5, 4)
+Overlap = Callable[[Any], Any]
+
+
+def remainder(shape: tuple[int, ...], padding: str, words: str) -> Callable[[Trial], Finding]:
+    """A probe of a depth that the window does not divide, all its values negative."""
+
+    def probe(trial: Trial) -> Finding:
+        return in_modes(
+            trial,
+            lambda mode: describe_remainder(
+                trial, trial.case(mode=mode, shape=shape, padding=padding), words
+            ),
+        )
+
+    return probe
+
+
+def negative_input(case: Case) -> Array:
+    """Distinct values, all below zero: what is padded with zero shows."""
+    x = judge.distinct_input(case)
+    return (x.astype(np.float64) - 4).astype(x.dtype)
+
+
+def describe_remainder(trial: Trial, case: Case, words: str) -> Finding:
+    """Hold y against the oracle; say in words what was done with the tail."""
+    x = negative_input(case)
+    (y,) = judge.call(trial, case, x)
+    finding = judge.judge_forward(trial, case, x, y)
+    if finding.state == "pass":
+        return msgspec.structs.replace(finding, evidence=words)
+    return msgspec.structs.replace(
+        finding, evidence=f"{tail_words(trial, case, x, y)} ({finding.evidence})"
+    )
+
+
+def tail_words(trial: Trial, case: Case, x: Array, y: Array) -> str:
+    """What a wrong answer did with a tail, as far as its values tell."""
+    dropped = msgspec.structs.replace(case, padding="valid")
+    padded = msgspec.structs.replace(case, padding="same")
+    for other, words in ((dropped, "drops the tail"), (padded, "pads with the lowest value")):
+        expected = judge.oracle(trial, other, x)
+        if y.shape == expected.shape and np.array_equal(y.astype(np.float64), expected):
+            return words
+    if (y == 0).any():
+        return "pads with zero"
+    return "answers with values of other groups"
+
+
+def remainder_gradient(trial: Trial) -> Finding:
+    """The gradient where `same` pads, before and behind, in graph and XLA."""
+
+    def ask(mode: str) -> Finding:
+        found = None
+        for shape in (ONE_SHORT, TWO_SHORT):
+            found = judge.try_gradient(trial, trial.case(mode=mode, shape=shape, padding="same"))
+            if found.state != "pass":
+                return msgspec.structs.replace(
+                    found, evidence=f"depth {shape[-1]}: {found.evidence}"
+                )
+        assert found is not None
+        return found
+
+    return in_modes(trial, ask, ("graph", "xla"))
+
+
+def overlap(trial: Trial) -> Finding:
+    """Windows of 3 two apart, where the spelling has a stride of its own."""
+    make = OVERLAPS.get(trial.candidate.name)
+    if make is None or not trial.candidate.builtin:
+        return Finding(
+            state="not_run",
+            evidence="this spelling takes no stride: its windows lie side by side by construction",
+        )
+
+    def ask(mode: str) -> Finding:
+        import tensorflow as tf
+
+        case = trial.case(mode=mode, shape=(2, 4, 5, 9))
+        x = judge.distinct_input(case)
+        expected = np.max([x[..., i : i + 3] for i in (0, 2, 4, 6)], axis=-1).astype(np.float64)
+        build = make()
+        run = {"eager": build, "graph": tf.function(build)}.get(mode) or tf.function(
+            build, jit_compile=True
+        )
+        with judge.on_device(trial):
+            y = run(tf.constant(x)).numpy()
+        return judge.judge_array("y", y, np.moveaxis(expected, 0, -1), case, (0.0, 0.0))
+
+    return in_modes(trial, ask)
+
+
+def _native(padding: str = "VALID") -> Overlap:
+    import tensorflow as tf
+
+    return lambda x: tf.nn.max_pool(x, (1, 1, 1, 3), (1, 1, 1, 2), padding)
+
+
+def _nested_jit() -> Overlap:
+    import tensorflow as tf
+
+    run: Overlap = tf.function(_native(), jit_compile=True)
+    return run
+
+
+def _slices() -> Overlap:
+    import tensorflow as tf
+
+    def maximum(x: Any) -> Any:
+        windows = (x.shape[-1] - 3) // 2 + 1
+        parts = [x[..., i : i + 2 * windows - 1 : 2] for i in range(3)]
+        return functools.reduce(tf.maximum, parts)
+
+    return maximum
+
+
+def _pool2d() -> Overlap:
+    import tensorflow as tf
+
+    def pool(x: Any) -> Any:
+        n, h, w, c = x.shape
+        y = tf.nn.max_pool2d(tf.reshape(x, [n, h * w, c, 1]), (1, 3), (1, 2), "VALID")
+        return tf.reshape(y, [n, h, w, y.shape[2]])
+
+    return pool
+
+
+def _stock() -> Overlap:
+    import keras
+
+    layers: Overlap = keras.Sequential(
+        [
+            keras.layers.Reshape((20, 9, 1)),
+            keras.layers.MaxPooling2D((1, 3), (1, 2)),
+            keras.layers.Reshape((4, 5, 4)),
+        ]
+    )
+    return layers
+
+
+def _pool3d() -> Overlap:
+    import tensorflow as tf
+
+    return lambda x: tf.nn.max_pool3d(x[..., None], (1, 1, 3), (1, 1, 2), "VALID")[..., 0]
+
+
+def _layer() -> Overlap:
+    from poolbench.layers import DepthMaxPool2D
+
+    layer: Overlap = DepthMaxPool2D(pool_size=3, strides=2)
+    return layer
+
+
+# The spellings that take a stride, with a window of 3 and a stride of 2.
+OVERLAPS: Mapping[str, Callable[[], Overlap]] = {
+    "recipe-verbatim": lambda: _native("valid"),
+    "max_pool": _native,
+    "lambda-max_pool": _native,
+    "layer-max_pool": _native,
+    "cpu-pinned-max_pool": _native,
+    "nested-jit-max_pool": _nested_jit,
+    "slices-maximum": _slices,
+    "max_pool2d-view": _pool2d,
+    "max_pool3d": _pool3d,
+    "keras-stock": _stock,
+    "layer-depth_max_pool": _layer,
+}
+
+PROBES = (
+    Probe(
+        key="depth-remainder-valid",
+        title="depth 5, window 3, valid",
+        group="depth",
+        question="Where the window does not divide the depth, does padding valid drop the tail, "
+        "in eager, graph and XLA?",
+        steps=(Step(run=remainder(ONE_SHORT, "valid", "drops the tail")),),
+        window=True,
+    ),
+    Probe(
+        key="depth-remainder-same",
+        title="depth 5, window 3, same",
+        group="depth",
+        question="Where the window does not divide the depth, does padding same pad with the "
+        "lowest value, in eager, graph and XLA? All values are negative: zero would show.",
+        steps=(Step(run=remainder(ONE_SHORT, "same", "pads with the lowest value")),),
+        window=True,
+    ),
+    Probe(
+        key="padding-same",
+        title="padding same by its definition",
+        group="depth",
+        question="At depth 4 and window 3, does padding same put one value before and one behind, "
+        "as TensorFlow defines it: groups {0,1} and {2,3}?",
+        steps=(Step(run=remainder(TWO_SHORT, "same", "pads one before and one behind")),),
+        window=True,
+    ),
+    Probe(
+        key="remainder-gradient",
+        title="gradient where same pads",
+        group="depth",
+        question="Is the gradient right where padding same pads, in graph and XLA?",
+        steps=(Step(run=remainder_gradient),),
+        window=True,
+    ),
+    Probe(
+        key="overlap",
+        title="overlapping windows",
+        group="depth",
+        question="Are windows of 3 with a stride of 2 right, in eager, graph and XLA?",
+        steps=(Step(run=overlap),),
+        window=True,
+    ),
+)

@@ -1,0 +1,138 @@
+"""Does it leave TensorFlow: TFLite with builtins only or with Flex, ONNX. Only with --exports."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+
+from poolbench.core.case import Case
+from poolbench.matrix import judge
+from poolbench.matrix.probe import Finding, Probe, Step, Trial, error_words
+
+if TYPE_CHECKING:
+    Array = np.ndarray[Any, Any]
+
+ONNX_OPSET = 17
+
+
+def concrete(trial: Trial, case: Case) -> Any:
+    """The candidate as a traced function of one input, for the converters."""
+    import tensorflow as tf
+
+    build = trial.candidate.build(case)
+    return tf.function(
+        lambda x: build(x),  # noqa: PLW0108 (tf.function wants a function: build may be a layer)
+        input_signature=[tf.TensorSpec(case.shape, case.dtype, name="x")],
+    )
+
+
+def tflite_builtins(trial: Trial) -> Finding:
+    """Convert with TFLite's own ops alone, run, compare."""
+    return tflite(trial, ("TFLITE_BUILTINS",))
+
+
+def tflite_flex(trial: Trial) -> Finding:
+    """Convert with TensorFlow's ops allowed too, run if the interpreter can, compare."""
+    return tflite(trial, ("TFLITE_BUILTINS", "SELECT_TF_OPS"))
+
+
+def tflite(trial: Trial, ops: tuple[str, ...]) -> Finding:
+    """Convert with these sets of ops, run, compare."""
+    import tensorflow as tf
+
+    case = trial.case(mode="graph")
+    function = concrete(trial, case)
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([function.get_concrete_function()])
+    converter.target_spec.supported_ops = [getattr(tf.lite.OpsSet, name) for name in ops]
+    try:
+        model = converter.convert()
+    except Exception as error:  # noqa: BLE001 (a converter may raise anything: it is a result)
+        text = error_words(error)
+        return Finding(state="unsupported", evidence=f"the converter refuses it [{text}]")
+    x = judge.distinct_input(case)
+    try:
+        y = run_tflite(model, x)
+    except (RuntimeError, ValueError) as error:
+        text = error_words(error)
+        if "Flex" not in text and "Select TensorFlow op" not in text:
+            raise
+        return Finding(
+            state="not_run",
+            evidence=f"it converts; this interpreter has no Flex ops, so it did not run [{text}]",
+        )
+    return judge.judge_forward(trial, case, x, y)
+
+
+def run_tflite(model: bytes, x: Array) -> Array:
+    """The model's answer for x, by the interpreter."""
+    import tensorflow as tf
+
+    interpreter = tf.lite.Interpreter(model_content=model)
+    interpreter.allocate_tensors()
+    interpreter.set_tensor(interpreter.get_input_details()[0]["index"], x)
+    interpreter.invoke()
+    y: Array = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
+    return y
+
+
+def onnx(trial: Trial) -> Finding:
+    """Convert by tf2onnx, run by onnxruntime, compare: the converter drops what it cannot read."""
+    import tensorflow as tf
+
+    try:
+        import onnxruntime
+        import tf2onnx
+    except ImportError as error:
+        return Finding(
+            state="not_run", evidence=f"install the extra 'export' [{error_words(error)}]"
+        )
+    case = trial.case(mode="graph")
+    model, _ = tf2onnx.convert.from_function(
+        concrete(trial, case),
+        input_signature=[tf.TensorSpec(case.shape, case.dtype, name="x")],
+        opset=ONNX_OPSET,
+    )
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    x = judge.distinct_input(case)
+    (y,) = session.run(None, {session.get_inputs()[0].name: x})
+    if y.shape == x.shape and np.array_equal(x, y):
+        words = "the ONNX model is the identity: the window along the depth was dropped, silently"
+        return Finding(state="wrong", evidence=words)
+    found = judge.judge_forward(trial, case, x, y)
+    return msgspec.structs.replace(found, evidence=f"opset {ONNX_OPSET}: {found.evidence}")
+
+
+PROBES = (
+    Probe(
+        key="tflite-builtins",
+        title="TFLite, builtins",
+        group="leaves home",
+        question="Does it convert to TFLite's builtin ops alone, and give the right values there?",
+        steps=(Step(run=tflite_builtins),),
+        accelerators=False,
+        exports=True,
+    ),
+    Probe(
+        key="tflite-flex",
+        title="TFLite with Flex",
+        group="leaves home",
+        question="Does it convert to TFLite with TensorFlow's own ops allowed, and give the right "
+        "values where the interpreter can run it?",
+        steps=(Step(run=tflite_flex),),
+        accelerators=False,
+        exports=True,
+    ),
+    Probe(
+        key="onnx",
+        title="ONNX",
+        group="leaves home",
+        question="Does tf2onnx convert it, and does onnxruntime give the right values?",
+        steps=(Step(run=onnx),),
+        accelerators=False,
+        exports=True,
+    ),
+)

@@ -1,0 +1,178 @@
+"""Does it run, and is it right: forward, gradient, second order and model.fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from poolbench.matrix import judge
+from poolbench.matrix.probe import Finding, Probe, Step, Trial
+from poolbench.matrix.wrap import as_layer
+
+if TYPE_CHECKING:
+    Array = np.ndarray[Any, Any]
+
+MODE_NAMES = {"eager": "eager", "graph": "graph", "xla": "XLA"}
+JIT_NAMES: dict[str, tuple[str, bool | str]] = {
+    "default": ("jit_compile left at its default", "auto"),
+    "plain": ("jit_compile=False", False),
+    "xla": ("jit_compile=True", True),
+}
+
+
+def forward(mode: str) -> Callable[[Trial], Finding]:
+    """A probe of the values in a mode."""
+    return lambda trial: judge.try_forward(trial, trial.case(mode=mode))
+
+
+def gradient(mode: str) -> Callable[[Trial], Finding]:
+    """A probe of the gradient in a mode, where no two values of a window tie."""
+    return lambda trial: judge.try_gradient(trial, trial.case(mode=mode))
+
+
+def second_order(mode: str) -> Callable[[Trial], Finding]:
+    """A probe of d|d|y|^2/dx|^2/dx, along three directions, against differences of the oracle's."""
+
+    def probe(trial: Trial) -> Finding:
+        import tensorflow as tf
+
+        oracle_gradient = trial.op.gradient
+        if oracle_gradient is None:
+            return Finding(state="not_run", evidence="the op has no oracle for its gradient")
+        case = trial.case(mode=mode)
+        build = trial.candidate.build(case)
+
+        def second(x: Any) -> Any:
+            with tf.GradientTape() as outer:
+                outer.watch(x)
+                with tf.GradientTape() as inner:
+                    inner.watch(x)
+                    energy = tf.reduce_sum(build(x) ** 2)
+                first = inner.gradient(energy, x)
+                size = tf.reduce_sum(first**2)
+            return outer.gradient(size, x)
+
+        run = tf.function(second, jit_compile=mode == "xla") if mode != "eager" else second
+        x = judge.distinct_input(case)
+        with judge.on_device(trial):
+            result = run(tf.constant(x))
+        if result is None:
+            return Finding(state="wrong", evidence="the second-order gradient is None")
+
+        def size_of(values: Array) -> float:
+            first = oracle_gradient(values, 2 * trial.op.oracle(values, case), case)
+            return float((first**2).sum())
+
+        point, step = x.astype(np.float64), 1e-4
+        random = np.random.default_rng(2)
+        ratios = []
+        for direction in random.standard_normal((3, *x.shape)):
+            slope = (
+                (size_of(point + step * direction) - size_of(point - step * direction)) / 2 / step
+            )
+            ratios.append(float((result.numpy() * direction).sum()) / slope - 1)
+        error = max(map(abs, ratios))
+        figures: dict[str, float | int | str | None] = {"largest relative error": error}
+        if not error < 1e-3:
+            words = f"off by {100 * error:.3g}% along a random direction"
+            return Finding(state="wrong", evidence=words, figures=figures)
+        return Finding(state="pass", evidence=f"off by {error:.1e} at most", figures=figures)
+
+    return probe
+
+
+def fit(jit: str) -> Callable[[Trial], Finding]:
+    """A probe of one step of model.fit: are the weights those of a step done in NumPy."""
+
+    def probe(trial: Trial) -> Finding:
+        return fit_once(trial, JIT_NAMES[jit][1], "float32", relative=1e-3)
+
+    return probe
+
+
+def fit_once(
+    trial: Trial, jit: bool | str, dtype: str, *, relative: float, mixed: bool = False
+) -> Finding:
+    """Fit scale -> candidate -> mean squared error for one step and compare the scale's update.
+
+    `dtype` is what the candidate computes in, `mixed` whether by a mixed policy. The scale is a
+    weight a channel, all one: a product by it is exact, so that no value of a window changes its
+    rank.
+    """
+    import keras
+
+    if trial.op.gradient is None:
+        return Finding(state="not_run", evidence="the op has no oracle for its gradient")
+    case = trial.case(mode="graph", dtype=dtype)
+    x = judge.distinct_input(case)
+    y = judge.oracle(trial, case, x)
+    target = np.random.default_rng(3).integers(-64, 64, y.shape) / 64
+    rate = 0.5
+    with judge.on_device(trial):
+        layer = as_layer(trial, case, mixed=mixed)
+        scale = keras.layers.DepthwiseConv2D(1, use_bias=False, depthwise_initializer="ones")
+        inputs = keras.Input(x.shape[1:])
+        model = keras.Model(inputs, layer(scale(inputs)))
+        model.compile(optimizer=keras.optimizers.SGD(rate), loss="mse", jit_compile=jit)
+        auto = f"; auto chose jit_compile={model.jit_compile}" if jit == "auto" else ""
+        model.fit(
+            x.astype(np.float32), target.astype(np.float32),
+            batch_size=len(x), epochs=1, shuffle=False, verbose=0,
+        )  # fmt: skip
+        update = 1 - scale.get_weights()[0].astype(np.float64).reshape(-1)
+    x64 = x.astype(np.float64)
+    dy = 2 * (y - target) / y.size
+    expected = rate * (x64 * trial.op.gradient(x64, dy, case)).sum((0, 1, 2))
+    error = float(np.abs(update - expected).max() / np.abs(expected).max())
+    figures: dict[str, float | int | str | None] = {"error of the weights' update": error}
+    if not error <= relative:
+        words = f"the weights' update is off by {100 * error:.3g}%{auto}"
+        return Finding(state="wrong", evidence=words, figures=figures)
+    words = f"one step moves the weights as it should, to {100 * error:.1g}%{auto}"
+    return Finding(state="pass", evidence=words, figures=figures)
+
+
+PROBES = (
+    *(
+        Probe(
+            key=f"forward-{mode}",
+            title=f"forward, {name}",
+            group="runs",
+            question=f"Are its values those of the oracle in {name} mode?",
+            steps=(Step(run=forward(mode)),),
+        )
+        for mode, name in MODE_NAMES.items()
+    ),
+    *(
+        Probe(
+            key=f"gradient-{mode}",
+            title=f"gradient, {name}",
+            group="trains",
+            question=f"Is its gradient that of the oracle in {name} mode?",
+            steps=(Step(run=gradient(mode)),),
+        )
+        for mode, name in MODE_NAMES.items()
+    ),
+    *(
+        Probe(
+            key=f"fit-{jit}",
+            title=f"model.fit, {words.replace('jit_compile left at its default', 'default')}",
+            group="trains",
+            question=f"Does one step of model.fit move the weights as it should, {words}?",
+            steps=(Step(run=fit(jit)),),
+        )
+        for jit, (words, _) in JIT_NAMES.items()
+    ),
+    *(
+        Probe(
+            key=f"second-order-{mode}",
+            title=f"second order, {MODE_NAMES[mode]}",
+            group="trains",
+            question=f"Is the gradient of its gradient right in {MODE_NAMES[mode]} mode?",
+            steps=(Step(run=second_order(mode)),),
+        )
+        for mode in ("graph", "xla")
+    ),
+)

@@ -1,0 +1,120 @@
+"""Does it survive being saved: `.keras` in safe mode and SavedModel, loaded by a fresh process."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from poolbench.matrix import judge
+from poolbench.matrix.probe import Finding, Probe, Step, Trial, explain_error
+from poolbench.matrix.wrap import LAMBDA_WORDS, as_layer, is_lambda
+
+KERAS_FILE = "model.keras"
+EXPORT_FOLDER = "exported"
+NOTE = "note.json"
+
+
+def save_keras(trial: Trial) -> Finding:
+    """Save a model of the candidate, and beside it who its layer is."""
+    import keras
+
+    case = trial.case()
+    layer = as_layer(trial, case)
+    inputs = keras.Input(case.shape[1:])
+    model = keras.Model(inputs, layer(inputs))
+    model.save(trial.folder / KERAS_FILE)
+    note = {"module": type(layer).__module__, "lambda": is_lambda(layer)}
+    (trial.folder / NOTE).write_text(json.dumps(note), encoding="utf-8")
+    return Finding(state="pass", evidence="saved")
+
+
+def load_keras(trial: Trial) -> Finding:
+    """Load the model in safe mode and hold its values against the oracle."""
+    import keras
+
+    note = json.loads((trial.folder / NOTE).read_text(encoding="utf-8"))
+    words = f"{LAMBDA_WORDS}: " if note["lambda"] else ""
+    case = trial.case()
+    try:
+        model, needs = load_with_imports(trial.folder / KERAS_FILE, note["module"])
+    except Exception as error:  # noqa: BLE001 (what loading raises is the result)
+        refused = explain_error(trial.candidate, case, error)
+        return msgspec.structs.replace(refused, evidence=words + refused.evidence)
+    x = judge.distinct_input(case)
+    found = judge.judge_forward(trial, case, x, np.asarray(keras.ops.convert_to_numpy(model(x))))
+    return msgspec.structs.replace(
+        found, evidence=f"{words}loads in safe mode, {needs}; {found.evidence}"
+    )
+
+
+def load_with_imports(path: Path, module: str) -> tuple[Any, str]:
+    """The model, and what had to be imported for it: nothing but Keras, if that is enough."""
+    import keras
+
+    try:
+        return keras.saving.load_model(path), "needs no code but Keras"
+    except (TypeError, ValueError) as error:
+        if "locate class" not in str(error) or module.startswith("keras."):
+            raise
+    importlib.import_module(module)
+    return keras.saving.load_model(path), f"needs import {module}"
+
+
+def save_export(trial: Trial) -> Finding:
+    """Export the candidate for serving: a layer by Keras, a function by tf.saved_model."""
+    import keras
+    import tensorflow as tf
+
+    case = trial.case()
+    target = str(trial.folder / EXPORT_FOLDER)
+    with judge.on_device(trial):
+        build = trial.candidate.build(case)
+        if isinstance(build, keras.layers.Layer):
+            inputs = keras.Input(case.shape[1:])
+            model = keras.Model(inputs, build(inputs))
+            model.export(target, verbose=False)
+        else:
+            module = tf.Module()
+            module.serve = tf.function(
+                lambda x: build(x),  # noqa: PLW0108 (build may be no function)
+                input_signature=[tf.TensorSpec(case.shape, case.dtype)],
+            )
+            tf.saved_model.save(module, target)
+    return Finding(state="pass", evidence="exported")
+
+
+def load_export(trial: Trial) -> Finding:
+    """Load the export and hold its values against the oracle."""
+    import tensorflow as tf
+
+    case = trial.case()
+    x = judge.distinct_input(case)
+    with judge.on_device(trial):
+        y = tf.saved_model.load(str(trial.folder / EXPORT_FOLDER)).serve(tf.constant(x)).numpy()
+    return judge.judge_forward(trial, case, x, y)
+
+
+PROBES = (
+    Probe(
+        key="save-keras",
+        title=".keras, safe mode",
+        group="leaves home",
+        question="Does a model with it, saved as .keras, load in safe mode in a fresh process and "
+        "give the right values? (A function is wrapped in a keras.layers.Lambda.)",
+        steps=(Step(run=save_keras), Step(run=load_keras, process="fresh")),
+        accelerators=False,
+    ),
+    Probe(
+        key="save-export",
+        title="SavedModel",
+        group="leaves home",
+        question="Does it export to a SavedModel that a fresh process loads and that gives the "
+        "right values?",
+        steps=(Step(run=save_export), Step(run=load_export, process="fresh")),
+    ),
+)

@@ -1,0 +1,183 @@
+"""Arguments that eager mode and XLA both take, and answer differently, without a word."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from poolbench.core.case import Case
+from poolbench.matrix import judge
+from poolbench.matrix.probe import Finding, Probe, Step, Trial, error_words
+
+if TYPE_CHECKING:
+    Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """A call that its user may write, and what it should come to.
+
+    Attributes:
+        words: the arguments.
+        make: returns the function of x.
+        right: the answer for x, in NumPy.
+    """
+
+    words: str
+    make: Callable[[], Callable[[Any], Any]]
+    right: Callable[[Array], Array]
+
+
+def _max_pool(ksize: tuple[int, ...], strides: tuple[int, ...]) -> Callable[[], Any]:
+    def make() -> Any:
+        import tensorflow as tf
+
+        return lambda x: tf.nn.max_pool(x, ksize, strides, "VALID")
+
+    return make
+
+
+def _with_argmax() -> Any:
+    import tensorflow as tf
+
+    return lambda x: tf.nn.max_pool_with_argmax(x, (1, 1, 1, 3), (1, 1, 1, 3), "VALID")[0]
+
+
+def _groups(x: Array) -> Array:
+    """Maximum over threes along the depth."""
+    y: Array = x.reshape(*x.shape[:-1], -1, 3).max(-1)
+    return y
+
+
+NATIVE = (
+    Arguments(
+        words="tf.nn.max_pool(ksize=(1, 1, 1, 3), strides=(1, 2, 2, 3))",
+        make=_max_pool((1, 1, 1, 3), (1, 2, 2, 3)),
+        right=lambda x: _groups(x)[:, ::2, ::2],
+    ),
+    Arguments(
+        words="tf.nn.max_pool(ksize=(1, 1, 1, 1), strides=(1, 1, 1, 3))",
+        make=_max_pool((1, 1, 1, 1), (1, 1, 1, 3)),
+        right=lambda x: x[..., ::3],
+    ),
+    Arguments(
+        words="tf.nn.max_pool_with_argmax(ksize=(1, 1, 1, 3), strides=(1, 1, 1, 3))",
+        make=_with_argmax,
+        right=_groups,
+    ),
+)
+# Beside the cases that every candidate is asked: spellings whose own arguments reach further.
+EXTRA: Mapping[str, tuple[Arguments, ...]] = {
+    "max_pool": NATIVE,
+    "lambda-max_pool": NATIVE,
+    "layer-max_pool": NATIVE,
+}
+
+
+def silent(trial: Trial) -> Finding:
+    """Whether eager and XLA, where both answer, answer alike; a difference is `wrong`."""
+    differing, compared, refused = [], 0, 0
+    for words, case in cases(trial).items():
+        answers = [answer(trial, case, mode) for mode in ("eager", "xla")]
+        if any(isinstance(found, str) for found in answers):
+            refused += 1
+            continue
+        compared += 1
+        if not alike(trial, case, *answers):  # type: ignore[arg-type]
+            differing.append(f"{words}: {difference(*answers)}")  # type: ignore[arg-type]
+    for arguments in EXTRA.get(trial.candidate.name, ()) if trial.candidate.builtin else ():
+        words_of = describe_arguments(trial, arguments)
+        compared += 1
+        if words_of:
+            differing.append(words_of)
+    tried = f"{compared} sets of arguments compared" + (
+        f", {refused} refused aloud in one of the modes" if refused else ""
+    )
+    if differing:
+        return Finding(state="wrong", evidence=f"{'; '.join(differing)} ({tried})")
+    if not compared:
+        return Finding(state="unsupported", evidence=f"nothing to compare: {tried}")
+    return Finding(state="pass", evidence=f"eager and XLA agree ({tried})")
+
+
+def cases(trial: Trial) -> dict[str, Case]:
+    """What every candidate is asked: depths that do not divide, or long means in half precision."""
+    if trial.has_window:
+        return {
+            f"depth {depth}, window 3, {padding}": trial.case(
+                shape=(2, 4, 5, depth), padding=padding
+            )
+            for depth, padding in ((6, "same"), (5, "valid"), (5, "same"), (4, "same"))
+        }
+    return {
+        f"{dtype}, 56 by 56 values": trial.case(shape=(1, 56, 56, 6), dtype=dtype)
+        for dtype in ("float16", "bfloat16", "float32")
+    }
+
+
+def answer(trial: Trial, case: Case, mode: str) -> Array | str:
+    """The candidate's values in a mode as float64, or its error's text."""
+    import msgspec
+
+    of_mode = msgspec.structs.replace(case, mode=mode)
+    try:
+        (y,) = judge.call(trial, of_mode, judge.uniform_input(of_mode))
+    except Exception as error:  # noqa: BLE001 (an error said aloud is not silent)
+        return error_words(error)
+    return y.astype(np.float64)
+
+
+def alike(trial: Trial, case: Case, first: Array, second: Array) -> bool:
+    """Equal within twice what each may be off."""
+    relative, absolute = judge.bound_of(trial, case)
+    return (
+        first.shape == second.shape
+        and judge.errors(first, second, (2 * relative, 2 * absolute))[2] <= 1
+    )
+
+
+def difference(eager: Array, xla: Array) -> str:
+    """How two answers differ, in words."""
+    if eager.shape != xla.shape:
+        return f"eager gives shape {eager.shape}, XLA {xla.shape}"
+    worst = judge.errors(eager, xla, (1.0, 0.0))[1]
+    return f"eager and XLA differ by up to {100 * worst:.3g}%"
+
+
+def describe_arguments(trial: Trial, arguments: Arguments) -> str:
+    """What goes wrong with these arguments in eager mode or XLA; '' if nothing does, silently."""
+    import tensorflow as tf
+
+    x = judge.distinct_input(trial.case())
+    right = arguments.right(x)
+    wrong = []
+    for mode, jit in (("eager", None), ("XLA", True)):
+        function = arguments.make()
+        run = tf.function(function, jit_compile=True) if jit else function
+        try:
+            with judge.on_device(trial):
+                y = run(tf.constant(x)).numpy()
+        except Exception:  # noqa: BLE001, S112 (an error said aloud is not silent)
+            continue
+        if y.shape == x.shape and np.array_equal(x, y):
+            wrong.append(f"{mode} returns its input unchanged")
+        elif y.shape != right.shape:
+            wrong.append(f"{mode} gives shape {y.shape}, {right.shape} is right")
+        elif not np.array_equal(y, right):
+            wrong.append(f"{mode} gives wrong values")
+    return f"{arguments.words}: {', '.join(wrong)}" if wrong else ""
+
+
+PROBES = (
+    Probe(
+        key="silent",
+        title="eager and XLA agree",
+        group="runs",
+        question="Is there no argument that eager mode and XLA both take and answer differently, "
+        "without an error?",
+        steps=(Step(run=silent),),
+    ),
+)

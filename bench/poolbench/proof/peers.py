@@ -1,0 +1,270 @@
+"""One invocation of one tool, in a process of its own: `python -m poolbench.proof.peers TOOL SECONDS`.
+
+It prints one JSON line: for each statistic that the tool offers the log ratio of each callable to
+the first. All tools get the same callables, made in the same way, and about the same seconds of
+timed calls for each.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+import math
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import timeit
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from poolbench.core.candidate import REGISTRY
+from poolbench.core.case import Case, make_case
+from poolbench.engine.aa import delay_call
+from poolbench.engine.process import Setting
+from poolbench.engine.race import Plan, Race, Tasks
+from poolbench.engine.rounds import block_calls
+from poolbench.engine.scheduler import LocalFleet
+from poolbench.stats.estimate import estimate
+from poolbench.worker import session
+
+CASE = make_case(
+    op="depth_max_pool", shape=(8, 28, 28, 96), pool_size=3, padding="valid", mode="graph"
+)
+# Name: (candidate, share of a call that is injected). The first is what ratios are taken to.
+CALLABLES: dict[str, tuple[str, float]] = {
+    "native": ("max_pool", 0.0),
+    "copy": ("max_pool", 0.0),
+    "view": ("max_pool2d-view", 0.0),
+    "slower-1": ("max_pool", 0.01),
+    "slower-5": ("max_pool", 0.05),
+}
+BASELINE = "native"
+CALIBRATION_CALLS = 10
+CALIBRATION_BLOCKS = 7
+# pyperf starts processes for every callable; two are the fewest that show what processes differ by.
+PYPERF_PROCESSES = 2
+PYPERF_VALUES = 5
+TIMEIT_REPEATS = 5
+OPEN_TIMEOUT_SECONDS = 60.0
+Times = dict[str, dict[str, float]]  # statistic -> callable -> seconds a call
+
+
+def make_calls(names: tuple[str, ...] = tuple(CALLABLES)) -> dict[str, Callable[[], Any]]:
+    """The callables in this process, each called a few times already: traced, and warm."""
+    import poolbench.ops  # noqa: F401 (registers the ops that ship)
+    from poolbench.worker.check import make_inputs
+
+    session.start_tensorflow(Setting())
+    import tensorflow as tf
+
+    x = tf.constant(make_inputs(CASE, 0)[0]) + 0
+    calls: dict[str, Callable[[], Any]] = {}
+    for name in names:
+        candidate, slowdown = CALLABLES[name]
+        call = functools.partial(session.bind(REGISTRY.candidates[CASE.op, candidate], CASE), x)
+        call()
+        wait = slowdown * min(
+            timeit.repeat(call, number=CALIBRATION_CALLS, repeat=CALIBRATION_BLOCKS)
+        ) / CALIBRATION_CALLS  # fmt: skip
+        calls[name] = delay_call(call, wait)
+    return calls
+
+
+def open_callable(case: Case, name: str, check: bool) -> session.Runner:  # noqa: ARG001
+    """The same callable as a runner of a race; in a worker."""
+    candidate, slowdown = CALLABLES[name]
+    call = session.bind(REGISTRY.candidates[case.op, candidate], case)
+    runner = session.open_call(name, lambda: delay_call(call, 0.0))
+    if not slowdown:
+        return runner
+    wait = slowdown * min(
+        session.time_block(name, 0, CALIBRATION_CALLS).seconds for _ in range(CALIBRATION_BLOCKS)
+    )
+    return session.open_call(name, lambda: delay_call(call, wait))
+
+
+def our_plan(seconds: float, replicas: int, allocations: int, call: session.Runner) -> Plan:
+    """Rounds such that each callable is timed for about `seconds`, if it takes as long as this one."""
+    plan = Plan()
+    nbytes = call.read_nbytes + call.written_nbytes
+    _, calls = block_calls(call.call_seconds, plan.block_seconds, nbytes=nbytes)
+    rounds = max(1, round(seconds / (calls * call.call_seconds) / replicas / allocations))
+    return replace(
+        plan, replicas=replicas, max_replicas=replicas, allocations=allocations, rounds=rounds,
+        budget_seconds=1e6, clear_ratio=math.inf,
+    )  # fmt: skip
+
+
+def race(seconds: float, *, replicas: int, allocations: int) -> dict[str, dict[str, float]]:
+    """Our own: all callables in the same rounds."""
+    import poolbench.ops  # noqa: F401 (registers the ops that ship)
+
+    original = REGISTRY.candidates[CASE.op, CALLABLES[BASELINE][0]]
+    fleet = LocalFleet((), None)
+    try:
+        fleet.use(Setting(), replicas)
+        worker = fleet.worker(0)
+        worker.call(session.open_case, CASE, 0, timeout=OPEN_TIMEOUT_SECONDS)
+        check = functools.partial(session.open_runner, check=True)
+        call = worker.call(check, original.name, timeout=OPEN_TIMEOUT_SECONDS)
+        plan = our_plan(seconds, replicas, allocations, call)
+        result = Race(
+            CASE,
+            [replace(original, name=name) for name in CALLABLES],
+            baseline=BASELINE,
+            plan=plan,
+            tasks=Tasks(open_runner=functools.partial(open_callable, CASE), probes=()),
+        ).run(fleet)
+    finally:
+        fleet.close()
+    samples = {m.candidate: m.samples for m in result.measurements if m.status == "ok"}
+    base = samples[BASELINE]
+    return {"ratio": {n: estimate(samples[n], base).log_ratio for n in CALLABLES if n != BASELINE}}
+
+
+def to_log_ratios(times: Times) -> dict[str, dict[str, float]]:
+    """For each statistic the log ratios to the baseline."""
+    return {
+        statistic: {
+            name: math.log(value / of[BASELINE]) for name, value in of.items() if name != BASELINE
+        }
+        for statistic, of in times.items()
+    }
+
+
+def time_timeit(seconds: float) -> Times:
+    """As `python -m timeit` does: the best of five repeats, of as many loops as fill the time."""
+    found = {}
+    for name, call in make_calls().items():
+        timer = timeit.Timer(call)
+        loops, taken = timer.autorange()
+        number = max(1, round(seconds / TIMEIT_REPEATS / (taken / loops)))
+        found[name] = min(timer.repeat(TIMEIT_REPEATS, number)) / number
+    return {"min": found}
+
+
+def time_torch(seconds: float) -> Times:
+    """torch.utils.benchmark's Timer, blocked_autorange, on as many threads as TensorFlow takes."""
+    timer_of = importlib.import_module("torch.utils.benchmark").Timer
+
+    found = {}
+    for name, call in make_calls().items():
+        timer = timer_of(stmt="call()", globals={"call": call})
+        found[name] = timer.blocked_autorange(min_run_time=seconds).median
+    return {"median": found}
+
+
+PYTEST_FILE = """
+import pytest
+from poolbench.proof.peers import CALLABLES, make_calls
+
+CALLS = make_calls()
+
+@pytest.mark.parametrize("name", CALLABLES)
+def test_peer(benchmark, name):
+    benchmark(CALLS[name])
+"""
+
+
+def time_pytest_benchmark(seconds: float) -> Times:
+    """pytest-benchmark's defaults, but for the time that it may take."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "pytest.ini").write_text("[pytest]\n")
+        (folder / "test_peer.py").write_text(PYTEST_FILE)
+        subprocess.run(  # noqa: S603
+            [
+                sys.executable, "-m", "pytest", "-q", "-p", "no:poolbench", "-p", "no:cacheprovider",
+                "--benchmark-json", "found.json", "--benchmark-max-time", str(seconds),
+            ],
+            cwd=folder, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        found = json.loads((folder / "found.json").read_text())
+    times: Times = {"min": {}, "median": {}, "mean": {}}
+    for entry in found["benchmarks"]:
+        for statistic, of in times.items():
+            of[entry["params"]["name"]] = entry["stats"][statistic]
+    return times
+
+
+PYPERF_FILE = """
+import time
+import pyperf
+from poolbench.proof.peers import CALLABLES, make_calls
+
+CALLS = {}
+
+def timed(loops, name):
+    if name not in CALLS:
+        CALLS.update(make_calls((name,)))
+    call = CALLS[name]
+    start = time.perf_counter()
+    for _ in range(loops):
+        call()
+    return time.perf_counter() - start
+
+runner = pyperf.Runner()
+for name in CALLABLES:
+    runner.bench_time_func(name, timed, name)
+"""
+
+
+def time_pyperf(seconds: float) -> Times:
+    """pyperf: fresh processes for each callable, one warm-up value in each, as is its default."""
+    pyperf: Any = importlib.import_module("pyperf")
+    # One guess for all: left alone it spends a further process a callable on finding it.
+    call = make_calls((BASELINE,))[BASELINE]
+    call_seconds = min(timeit.repeat(call, number=CALIBRATION_CALLS, repeat=CALIBRATION_BLOCKS))
+    loops = seconds / PYPERF_PROCESSES / PYPERF_VALUES / (call_seconds / CALIBRATION_CALLS)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "peer.py").write_text(PYPERF_FILE)
+        subprocess.run(  # noqa: S603
+            [
+                sys.executable, "peer.py", "--output", "found.json", "--quiet",
+                "--processes", str(PYPERF_PROCESSES), "--values", str(PYPERF_VALUES),
+                "--loops", str(max(1, round(loops))), "--warmups", "1",
+                "--inherit-environ", "TF_CPP_MIN_LOG_LEVEL",
+            ],
+            cwd=folder, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        suite = pyperf.BenchmarkSuite.load(str(folder / "found.json"))
+        found = {bench.get_name(): bench.get_values() for bench in suite.get_benchmarks()}
+    return {
+        "mean": {name: statistics.fmean(values) for name, values in found.items()},
+        "median": {name: statistics.median(values) for name, values in found.items()},
+    }
+
+
+def _peer(measure: Callable[[float], Times]) -> Callable[[float], dict[str, dict[str, float]]]:
+    return lambda seconds: to_log_ratios(measure(seconds))
+
+
+TOOLS: Mapping[str, Callable[[float], dict[str, dict[str, float]]]] = {
+    "ours": functools.partial(race, replicas=10, allocations=2),
+    "ours, one process": functools.partial(race, replicas=1, allocations=1),
+    "pytest-benchmark": _peer(time_pytest_benchmark),
+    "timeit": _peer(time_timeit),
+    "pyperf": _peer(time_pyperf),
+    "torch Timer": _peer(time_torch),
+}
+# What must be importable for a tool to take part.
+NEEDS = {"pytest-benchmark": "pytest_benchmark", "pyperf": "pyperf", "torch Timer": "torch"}
+
+
+def main(words: list[str]) -> int:
+    """One invocation: its log ratios and its seconds, as a JSON line."""
+    tool, seconds = words
+    start = time.perf_counter()
+    found = TOOLS[tool](float(seconds))
+    print(json.dumps({"log_ratios": found, "seconds": time.perf_counter() - start}))  # noqa: T201
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

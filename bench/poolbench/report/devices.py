@@ -1,0 +1,179 @@
+"""What README.md and docs/gpu.md say of the runs on GPUs, made from results/reference-<gpu>/."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import pandas as pd
+
+from poolbench.core.case import Case
+from poolbench.core.records import Measurement
+from poolbench.core.text import format_bandwidth, format_seconds, one_line
+from poolbench.machine.nvml import is_gpu
+from poolbench.report.frame import Loaded, is_right, load, middle_of, paired, replica_medians
+from poolbench.report.recommend import choices, headline
+from poolbench.report.tables import as_markdown, headline_table
+from poolbench.stats import estimate
+from poolbench.store.journal import JOURNAL
+
+DEPTH, MEAN = "depth_max_pool", "global_avg_pool"
+LAYER, PINNED = "layer-depth_max_pool", "cpu-pinned-max_pool"
+MEAN_LAYER, MEAN_RECIPE = "layer-global_avg_pool", "lambda-reduce_mean"
+NARROW = ("float16", "bfloat16")
+BASE = "32x56x56x96"
+PROBED = ((32, 56, 56, 96), (32, 112, 112, 96))
+# reduce_mean over NHWC changes its kernel between these two batches.
+BORDER = ("12x112x112x64", "13x112x112x64")
+
+
+@functools.cache
+def gpu_runs(root: Path) -> tuple[Loaded, ...]:
+    """The committed runs whose machine had a GPU; several blocks are made of them."""
+    runs = [
+        load(journal.parent)
+        for journal in sorted((root / "results").glob(f"reference-*/{JOURNAL}"))
+    ]
+    return tuple(
+        loaded for loaded in runs if any(map(is_gpu, loaded.run.header.environment.devices))
+    )
+
+
+def gpu_block(_: Loaded, root: Path) -> str:
+    """The headline of each GPU: who to use there, and how far the layer to take away leads."""
+    parts = []
+    for loaded in gpu_runs(root):
+        table = headline_table(loaded, headline(loaded, choices(loaded)))
+        table = table[table["device"].map(is_gpu)]
+        columns = [
+            "op", "mode", "direction", "use", "time a call", "speed over the baseline",
+            "of the memory's ceiling", "not shown slower",
+        ]  # fmt: skip
+        small = table[columns].map(lambda cell: one_line(str(cell), 80))
+        parts.append(f"{_where(loaded)}\n\n{as_markdown(small).strip()}\n\n{_lead(loaded)}")
+    return "\n\n".join(parts) or "No GPU has been measured yet."
+
+
+def _where(loaded: Loaded) -> str:
+    environment = loaded.run.header.environment
+    names = sorted({name for device, name in environment.devices.items() if is_gpu(device)})
+    versions = environment.versions
+    return (
+        f"On {' and '.join(names)} (driver {versions.get('nvidia-driver', 'unknown')}, TensorFlow "
+        f"{versions.get('tensorflow')}), `results/{loaded.run.path.name}/`, at each op's base case:"
+    )
+
+
+def _lead(loaded: Loaded) -> str:
+    """The layer over the fastest other right layer, in words, by mode and direction."""
+    races: dict[Case, dict[str, Measurement]] = {}
+    for m in loaded.run.measurements:
+        if m.case.op == DEPTH and is_gpu(m.case.device) and m.kind == "candidate":
+            races.setdefault(m.case, {})[m.candidate] = m
+    found: dict[str, list[estimate.Estimate]] = {}
+    for race in races.values():
+        layer = race.get(LAYER)
+        if layer is None or not is_right(layer) or layer.clock == "wall":
+            continue
+        others = [
+            m
+            for m in race.values()
+            if m.form == "layer" and m is not layer and is_right(m) and m.clock == "device"
+        ]
+        if others:
+            best = min(others, key=lambda m: m.device_seconds or 0.0)
+            where = "under XLA" if layer.case.mode == "xla" else "outside XLA"
+            key = f"{where}, {layer.case.direction}"
+            found.setdefault(key, []).append(estimate.estimate(*paired(best, layer)))
+    words = []
+    for key, estimates in found.items():
+        mean = estimate.geometric_mean(estimates)
+        cells = f"{len(estimates)} case{'s' if len(estimates) > 1 else ''}"
+        words.append(
+            f"{key} {mean.ratio:.2f}x [{mean.ratio_low:.2f}, {mean.ratio_high:.2f}] over {cells}"
+        )
+    pinned = [
+        race[PINNED]
+        for case, race in races.items()
+        if PINNED in race and is_right(race[PINNED]) and case.mode == "graph"
+    ]
+    beside = "".join(
+        f" Pinned to the CPU it takes {format_seconds(float(middle_of(replica_medians(m.samples))))}."
+        for m in pinned[:1]
+    )
+    return (
+        "`DepthMaxPool2D` over the fastest other right layer there, by the device's clock, geometric means: "
+        f"{'; '.join(words)}. The Lambda is no rival outside XLA: it does not run on a GPU there.{beside}"
+    )
+
+
+def gpu_ceilings_block(_: Loaded, root: Path) -> str:
+    """What the probes found of each GPU's memory, warm and cold, small and large."""
+    rows = []
+    for loaded in gpu_runs(root):
+        names = loaded.run.header.environment.devices
+        for m in loaded.run.measurements:
+            if m.kind != "probe" or m.clock != "device" or m.case.op != DEPTH:
+                continue
+            if m.case.mode != "graph" or m.case.dtype != "float32" or m.case.direction != "forward":
+                continue
+            if m.case.pool_size != 3 or m.case.shape not in PROBED:
+                continue
+            nbytes = m.read_nbytes + m.written_nbytes
+            rows.append(
+                {
+                    "device": names[m.case.device],
+                    "probe": m.candidate.removeprefix("ceiling-"),
+                    "bytes moved": f"{nbytes / 1e6:.0f} MB",
+                    "cache": m.case.cache,
+                    "bandwidth": format_bandwidth(nbytes / (m.device_seconds or float("nan"))),
+                }
+            )
+    if not rows:
+        return "No GPU has been measured yet."
+    return as_markdown(pd.DataFrame(rows)).strip()
+
+
+def gpu_means_block(_: Loaded, root: Path) -> str:
+    """The two predictions of the global mean: the cast in the narrow layer, the kernel that changes."""
+    return "\n\n".join(_mean_tables(loaded) for loaded in gpu_runs(root)) or (
+        "No GPU has been measured yet."
+    )
+
+
+def _mean_tables(loaded: Loaded) -> str:
+    times: dict[tuple[str, str, str], dict[str, float]] = {}
+    for m in loaded.run.measurements:
+        case = m.case
+        plain = case.op == MEAN and case.direction == "forward" and case.cache == "warm"
+        if m.kind != "candidate" or not is_right(m) or m.device_seconds is None:
+            continue
+        if plain and is_gpu(case.device):
+            shape = "x".join(map(str, case.shape))
+            key = (shape, case.dtype, case.mode)
+            times.setdefault(key, {})[m.candidate] = m.device_seconds
+    narrow = [
+        {
+            "dtype": dtype, "mode": mode,
+            "GlobalAvgPool2D": format_seconds(found[MEAN_LAYER]),
+            "reduce_mean": format_seconds(found[MEAN_RECIPE]),
+            "layer over reduce_mean": f"{found[MEAN_LAYER] / found[MEAN_RECIPE]:.2f}",
+        }
+        for (shape, dtype, mode), found in times.items()
+        if shape == BASE and dtype in NARROW and {MEAN_LAYER, MEAN_RECIPE} <= found.keys()
+    ]  # fmt: skip
+    border = [
+        {"shape": shape, **{name: format_seconds(seconds) for name, seconds in found.items()}}
+        for (shape, dtype, mode), found in times.items()
+        if shape in BORDER and (dtype, mode) == ("float32", "graph")
+    ]
+    edge = [times.get((shape, "float32", "graph"), {}).get(MEAN_LAYER) for shape in BORDER]
+    words = (
+        f"\n\nFrom the first to the second `GlobalAvgPool2D` takes {edge[1] / edge[0]:.0f} times as long."
+        if edge[0] and edge[1]
+        else ""
+    )
+    return (
+        f"{as_markdown(pd.DataFrame(narrow)).strip()}\n\n{as_markdown(pd.DataFrame(border)).strip()}"
+        + words
+    )

@@ -1,0 +1,290 @@
+"""How figures are drawn: style, colours, axes, the marks that several share, and the files they become."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+import textwrap
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib as mpl
+import pandas as pd
+
+mpl.use("Agg")
+
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+from poolbench.core.candidate import REGISTRY
+from poolbench.core.text import format_nbytes, format_seconds, one_line, significant
+from poolbench.report.frame import Loaded
+from poolbench.report.recommend import base_values
+
+INK = "#1a1a1b"  # becomes currentColor on the page, so that figures follow light and dark
+MODES = ("eager", "graph", "xla")
+MARKERS = ("o", "s", "D", "^", "v", "P", "X", "<", ">", "*", "h", "p")
+STYLE = {
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.facecolor": "none",
+    "axes.grid": True,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlesize": 9.5,
+    "axes.titlecolor": INK,
+    "figure.facecolor": "none",
+    "figure.titlesize": 11,
+    "font.size": 9,
+    "axes.labelsize": 9,
+    "xtick.labelsize": 8.5,
+    "ytick.labelsize": 8.5,
+    "legend.fontsize": 8.5,
+    "font.family": "DejaVu Sans",
+    "grid.color": "#80808055",
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "svg.fonttype": "none",
+    "text.color": INK,
+    "text.parse_math": False,  # a candidate's name may hold a dollar sign
+    "xtick.color": INK,
+    "ytick.color": INK,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plot:
+    """A figure with what it shows.
+
+    Attributes:
+        name: file name without suffix; ours, never the data's.
+        title: the message, in one sentence.
+        caption: what is drawn, in which units, at which settings.
+        figure: matplotlib's.
+    """
+
+    name: str
+    title: str
+    caption: str
+    figure: Figure
+
+
+Maker = Callable[[Loaded, str, str], "Plot | None"]
+
+
+def styled() -> Any:
+    """A context in which figures are made in the report's style."""
+    return mpl.rc_context(STYLE)
+
+
+def title_of(op: str) -> str:
+    """The op's heading; its name where nobody registered it here."""
+    entry = REGISTRY.ops.get(op)
+    return one_line((entry.title if entry else "") or op, 60)
+
+
+def slug(text: str) -> str:
+    """Letters that are safe in a file name, and no more than forty of them."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower())[:40].strip("-") or "x"
+
+
+def short(name: str) -> str:
+    """A name as a label."""
+    return one_line(name, 32)
+
+
+def palette(names: Sequence[str]) -> dict[str, tuple[Any, str]]:
+    """Colour and marker by candidate; markers go on where the ten colours begin again."""
+    colours = sns.color_palette("colorblind", 10)
+    return {name: (colours[i % 10], MARKERS[i % len(MARKERS)]) for i, name in enumerate(names)}
+
+
+def names_of(loaded: Loaded, op: str) -> list[str]:
+    """The op's candidates in the order of the run: their colours are the same in every figure."""
+    table = loaded.table
+    return list(dict.fromkeys(table.loc[table["op"] == op, "candidate"]))
+
+
+def settings(loaded: Loaded, op: str, device: str, free: Sequence[str]) -> str:
+    """The base values that a figure holds still, in words."""
+    base = {**base_values(loaded.table, op), "device": device}
+    words = []
+    for name in ("shape", "dtype", "pool_size", "padding", "direction", "mode", "threads"):
+        value = base[name]
+        if name in free or value is None:
+            continue
+        words.append(
+            f"{name.replace('_', ' ')} {'all' if name == 'threads' and value == 0 else value}"
+        )
+    return f"On {device}; {', '.join(words)}."
+
+
+def figure(
+    rows: int, columns: int, width: float, height: float, **kwargs: Any
+) -> tuple[Figure, Any]:
+    """A figure of axes, shape (rows, columns), laid out so that nothing overlaps."""
+    fig = Figure(figsize=(width, height), layout="constrained")
+    axes = fig.subplots(rows, columns, squeeze=False, **kwargs)
+    return fig, axes
+
+
+def finish(fig: Figure, title: str, width: float) -> None:
+    """The title above, wrapped to the figure's width."""
+    fig.suptitle(textwrap.fill(title, int(width * 9.5)), color=INK, fontweight="bold")
+
+
+def legend_below(fig: Figure, handles: dict[str, Any], columns: int) -> None:
+    """One legend for all axes, under them."""
+    if handles:
+        fig.legend(
+            list(handles.values()), list(handles), loc="outside lower center", ncols=columns,
+            handlelength=1.8, columnspacing=1.4,
+        )  # fmt: skip
+
+
+def time_axis(axis: Any) -> None:
+    """Logarithmic seconds, labelled '1 ms', '10 µs'."""
+    log_axis(axis, format_seconds)
+
+
+def log_axis(axis: Any, label: Callable[[float], str]) -> None:
+    """A logarithmic axis with a handful of labels, be it over five decades or a tenth of one.
+
+    To be called once the data is drawn and the scale is set.
+    """
+    low, high = axis.get_view_interval()
+    decades = math.log10(high / low) if 0 < low < high else 1.0
+    if decades < 0.6:
+        axis.set_major_locator(MaxNLocator(4))
+    else:
+        subs = (1.0, 2.0, 5.0) if decades < 1.7 else (1.0, 3.0) if decades < 2.5 else (1.0,)
+        axis.set_major_locator(LogLocator(base=10, subs=subs, numticks=15))
+    axis.set_minor_locator(
+        # Not all nine of a decade: drawing fifty ticks takes longer than drawing the lines.
+        FixedLocator([]) if decades < 0.6 else LogLocator(10, (2.0, 5.0), numticks=15)
+    )
+    axis.set_major_formatter(FuncFormatter(lambda v, _: _plain_zeros(label(v))))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _plain_zeros(text: str) -> str:
+    """'1 ms' from '1.00 ms'."""
+    return re.sub(r"(\.\d*?)0+(?=\D|$)", lambda found: found[1] if found[1] != "." else "", text)
+
+
+def nbytes_axis(axis: Any, values: Sequence[float]) -> None:
+    """Logarithmic bytes with ticks at powers of sixteen, labelled '1 MiB'."""
+    low, high = math.floor(math.log2(min(values)) / 4), math.ceil(math.log2(max(values)) / 4)
+    axis.set_major_locator(FixedLocator([2.0 ** (4 * i) for i in range(low, high + 1)]))
+    axis.set_major_formatter(FuncFormatter(lambda v, _: _plain_zeros(format_nbytes(v))))
+    axis.set_minor_locator(FixedLocator([]))
+
+
+def varied(rows: pd.DataFrame, axis: str) -> pd.DataFrame:
+    """Rows of the candidates that were raced at two values of the axis or more: one point shows no effect."""
+    return rows[rows.groupby("candidate")[axis].transform("nunique") > 1]
+
+
+def right_rows(rows: pd.DataFrame) -> pd.DataFrame:
+    """Those that may be ranked."""
+    return rows[rows["right"] & rows["seconds"].notna()]
+
+
+def curve(axis: Axes, rows: pd.DataFrame, x: str, look: tuple[Any, str]) -> Any:
+    """Time over a column of one candidate's rows, with bars that span the replicas' medians."""
+    colour, marker = look
+    low = (rows["seconds"] - rows["seconds_low"]).clip(lower=0)
+    high = (rows["seconds_high"] - rows["seconds"]).clip(lower=0)
+    return axis.errorbar(
+        rows[x], rows["seconds"], yerr=[low, high], color=colour, marker=marker, ms=4, lw=1.1, elinewidth=0.9,
+        capsize=1.5,
+    )  # fmt: skip
+
+
+def dots(
+    rows: pd.DataFrame,
+    *,
+    value: str,
+    low: str,
+    high: str,
+    hue: str,
+    label: str,
+    title: str,
+    percent: bool = False,
+    log: bool = False,
+    formatter: Callable[[float], str] | None = None,
+) -> Figure:
+    """Candidates down, a value with its interval across, one colour and marker a value of `hue`."""
+    names = list(dict.fromkeys(rows.sort_values(value)["candidate"]))
+    kinds = (
+        [kind for kind in MODES if kind in set(rows[hue])]
+        if hue == "mode"
+        else sorted(set(rows[hue]))
+    )
+    width = 7.4
+    fig, axes = figure(1, 1, width, 1.5 + 0.34 * len(names))
+    axis = axes[0][0]
+    look = palette([str(kind) for kind in kinds])
+    place = {name: i for i, name in enumerate(names)}
+    handles: dict[str, Any] = {}
+    for i, kind in enumerate(kinds):
+        part = rows[rows[hue] == kind]
+        offset = (i - (len(kinds) - 1) / 2) * 0.22
+        y = [place[name] + offset for name in part["candidate"]]
+        below = (part[value] - part[low]).clip(lower=0).fillna(0)
+        above = (part[high] - part[value]).clip(lower=0).fillna(0)
+        colour, marker = look[str(kind)]
+        handles[str(kind)] = axis.errorbar(
+            part[value],
+            y,
+            xerr=[below, above],
+            fmt=marker,
+            color=colour,
+            ms=5,
+            elinewidth=1.2,
+            capsize=2,
+        )
+    axis.set_yticks(range(len(names)), [short(name) for name in names])
+    axis.set_ylim(-0.6, len(names) - 0.4)
+    axis.set_xlabel(label)
+    if log:
+        axis.set_xscale("log")
+        log_axis(axis.xaxis, formatter or significant)
+    else:
+        axis.set_xlim(left=0)
+    if percent:
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{100 * v:.0f}%"))
+    if len(kinds) > 1:
+        legend_below(fig, handles, len(kinds))
+    finish(fig, title, width)
+    return fig
+
+
+def svg_of(fig: Figure, salt: str) -> str:
+    """The figure as SVG text whose ink is currentColor and whose ids begin with the salt."""
+    out = io.StringIO()
+    with mpl.rc_context({**STYLE, "svg.hashsalt": salt}), warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore"
+        )  # a name in a script that the font lacks is no reason to stop
+        fig.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
+    text = out.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r'(id="|url\(#|xlink:href="#)', rf"\g<1>{salt}-", text)
+    return text.replace(INK, "currentColor")
+
+
+def png_of(fig: Figure) -> bytes:
+    """The figure as PNG on white; it is laid out by this, and stays so, for laying out costs a drawing."""
+    out = io.BytesIO()
+    with mpl.rc_context(STYLE), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        fig.savefig(out, format="png", dpi=130, facecolor="white")
+    fig.set_layout_engine(None)  # "none" would leave a placeholder, for which savefig draws twice
+    return out.getvalue()

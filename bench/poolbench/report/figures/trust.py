@@ -1,0 +1,182 @@
+"""How far the figures are to be trusted: accuracy, the spread of replicas, the selftest."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import seaborn as sns
+from matplotlib.ticker import FixedLocator, FuncFormatter
+
+from poolbench.core.records import Selftest
+from poolbench.core.text import format_share, join_names
+from poolbench.report.figures.style import (
+    INK,
+    Plot,
+    figure,
+    finish,
+    legend_below,
+    names_of,
+    palette,
+    right_rows,
+    settings,
+    short,
+    time_axis,
+    title_of,
+)
+from poolbench.report.frame import Loaded, replica_medians
+from poolbench.report.recommend import at_base
+
+
+def plot_accuracy(loaded: Loaded, op: str, device: str) -> Plot | None:
+    """Error against spatial size beside speed, for ops whose error grows with the window (global average)."""
+    table = loaded.table
+    rows = table[(table["op"] == op) & (table["device"] == device) & table["worst"].notna()]
+    if op == "depth_max_pool" or rows.empty or not (rows["worst"] > 0).any():
+        return None
+    rows = rows[rows["max_relative"] > 0]
+    if rows.empty:
+        return None
+    parts = rows["shape"].str.split("x", expand=True).astype(int)
+    rows = rows.assign(positions=parts[1] * parts[2])
+    dtype = str(rows.groupby("dtype")["max_relative"].max().idxmax())
+    rows = rows[rows["dtype"] == dtype]
+    if rows["mode"].nunique() > 1:
+        rows = rows[rows["mode"] == rows["mode"].mode().iloc[0]]
+    look = palette(names_of(loaded, op))
+    width = 8.6
+    fig, axes = figure(1, 2, width, 4.2, sharey=True)
+    handles: dict[str, Any] = {}
+    for name, line in rows.groupby("candidate", sort=False):
+        colour, marker = look[name]
+        by_size = line.groupby("positions")["max_relative"].max()
+        (handles[short(name)],) = axes[0][0].plot(
+            by_size.index, by_size.values, marker=marker, color=colour, ms=4.5, lw=1.1
+        )
+        largest = line[line["nbytes"] == line["nbytes"].max()]
+        axes[0][1].plot(largest["seconds"], largest["max_relative"], marker, color=colour, ms=6)
+    bounds = rows["max_relative"] / rows["worst"]
+    limit = float(bounds.median())
+    for axis in axes[0]:
+        axis.set_xscale("log")
+        axis.set_yscale("log")
+        handles["bound of a right answer"] = axis.axhline(limit, color=INK, ls="--", lw=1.2)
+    ticks = sorted(set(rows["positions"]))
+    axes[0][0].set_xticks(ticks, [str(tick) for tick in ticks])
+    axes[0][0].xaxis.set_minor_locator(FixedLocator([]))
+    axes[0][0].set_xlabel("positions averaged (H x W)")
+    axes[0][0].set_ylabel("largest relative error")
+    axes[0][1].set_xlabel("time a call, largest input")
+    time_axis(axes[0][1].xaxis)
+    axes[0][0].yaxis.set_major_formatter(
+        FuncFormatter(lambda v, _: f"{v:.0e}" if v < 1e-4 else format_share(v))
+    )
+    legend_below(fig, handles, 3)
+    wrong = list(dict.fromkeys(rows.loc[rows["worst"] > 1, "candidate"]))
+    message = (
+        f"{join_names([short(n) for n in wrong])} {'is' if len(wrong) == 1 else 'are'} wrong"
+        if wrong
+        else "every candidate stays within the bound"
+    )
+    title = f"{title_of(op)} in {dtype}: {message}"
+    finish(fig, title, width)
+    return Plot(
+        name="accuracy",
+        title=title,
+        caption=f"Against the float64 oracle; on {device}, mode {rows['mode'].iloc[0]}. Right: the same errors "
+        "beside the time. What is above the bound is never ranked.",
+        figure=fig,
+    )
+
+
+def plot_spread(loaded: Loaded, op: str, device: str) -> Plot | None:
+    """Every sample of the base case over its candidate's median, a row a candidate, replicas apart."""
+    rows = right_rows(at_base(loaded.table, op, (), {"device": device}))
+    rows = rows[~rows["settled"]]
+    if rows.empty:
+        return None
+    names = rows.sort_values("seconds", ascending=False)["candidate"].tolist()
+    width = 7.4
+    fig, axes = figure(1, 1, width, 1.6 + 0.4 * len(names))
+    axis = axes[0][0]
+    colours = sns.color_palette("colorblind", 10)
+    spreads: dict[str, float] = {}
+    for index, row in rows.iterrows():
+        samples = loaded.samples[int(index)]
+        y = names.index(row["candidate"])
+        relative = np.asarray(samples.seconds) / row["seconds"]
+        replica = np.asarray(samples.replica)
+        kinds = np.unique(replica)
+        medians = replica_medians(samples) / row["seconds"]
+        spreads[row["candidate"]] = float(medians.max() / medians.min() - 1)
+        for i, kind in enumerate(kinds):
+            points = np.clip(relative[replica == kind], 0.5, 2.0)
+            offset = (i - (len(kinds) - 1) / 2) * 0.6 / max(1, len(kinds))
+            axis.plot(
+                points,
+                np.full(len(points), y + offset),
+                ".",
+                ms=2.5,
+                alpha=0.55,
+                color=colours[i % 10],
+            )
+            axis.plot([medians[i]], [y + offset], "|", ms=8, mew=1.6, color=colours[i % 10])
+    axis.set_yticks(range(len(names)), [short(name) for name in names])
+    axis.set_ylim(-0.6, len(names) - 0.4)
+    axis.axvline(1, color=INK, lw=0.8)
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:.2f}"))
+    axis.set_xlabel("sample / the candidate's median")
+    worst = max(spreads, key=lambda name: spreads[name])
+    title = (
+        f"{title_of(op)}: {short(worst)}'s replicas differ most, by {format_share(spreads[worst])}"
+    )
+    finish(fig, title, width)
+    return Plot(
+        name="spread",
+        title=title,
+        caption="A dot is a block, a bar a replica's median, a colour a replica (a fresh process); drawn at 0.5 or "
+        "2.0 if beyond. " + settings(loaded, op, device, ()),
+        figure=fig,
+    )
+
+
+def plot_selftest(selftests: Sequence[Selftest]) -> Plot | None:
+    """Verdicts by injected slowdown."""
+    if not selftests:
+        return None
+    rows = sorted(selftests, key=lambda s: (s.margin, s.injected))
+    width = 7.4
+    fig, axes = figure(1, 1, width, 1.4 + 0.34 * len(rows))
+    axis = axes[0][0]
+    kinds = (
+        ("faster", "#0173b2"),
+        ("same", "#949494"),
+        ("undecided", "#ece133"),
+        ("slower", "#d55e00"),
+    )
+    labels = [
+        f"{'A/A' if s.injected == 0 else format_share(s.injected) + ' slower'}, margin {format_share(s.margin)}"
+        for s in rows
+    ]
+    left = np.zeros(len(rows))
+    for kind, colour in kinds:
+        shares = np.array([getattr(s, kind) / max(1, s.comparisons) for s in rows])
+        axis.barh(range(len(rows)), shares, left=left, color=colour, label=kind.upper(), height=0.7)
+        left += shares
+    axis.set_yticks(range(len(rows)), labels)
+    axis.set_xlim(0, 1)
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{100 * v:.0f}%"))
+    axis.set_xlabel("share of comparisons with each verdict")
+    handles, names = axis.get_legend_handles_labels()
+    legend_below(fig, dict(zip(names, handles, strict=True)), 4)
+    same = [s for s in rows if s.injected == 0]
+    alarms = sum(s.faster + s.slower for s in same)
+    title = f"Selftest: {alarms} false alarms in {sum(s.comparisons for s in same)} comparisons of an op with itself"
+    finish(fig, title, width)
+    floor = max((s.noise_floor for s in same), default=math.nan)
+    caption = (
+        f"Noise floor (95th percentile of the A/A ratio): {format_share(floor) or 'not measured'}."
+    )
+    return Plot(name="selftest", title=title, caption=caption, figure=fig)

@@ -1,0 +1,130 @@
+"""Figures in words that rest on the committed proofs, not on the reference run.
+
+`nox -s versus` and `nox -s acceptance` write two of them, the slow tests of tests/test_scale.py the third;
+poolbench.report.readme puts them between their marks.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from poolbench.core.text import format_seconds
+from poolbench.report.frame import Loaded
+from poolbench.report.tables import as_markdown
+
+VERSUS = Path("results") / "reference-versus" / "versus.json"
+VERSUS_PICTURE = Path("docs") / "images" / "versus.png"
+ACCEPTANCE = Path("results") / "reference-acceptance" / "acceptance.json"
+SCALE = Path("results") / "reference-scale" / "scale.json"
+SCALE_ROWS = (
+    (
+        "a race of one round, over 10,000 races",
+        "{race_seconds} (the first 2,000: {first_race_seconds}; the last 2,000: {last_race_seconds})",
+    ),
+    ("the same by the clock, its sync to the disk included", "{race_wall_seconds}"),
+    ("a race of the default plan", "{plan_race_seconds}"),
+    (
+        "pytest and pytest-benchmark around it, two tests a race",
+        "{pytest_250_seconds} at 250 races, {pytest_1000_seconds} at 1,000",
+    ),
+    ("journal of a race", "{race_nbytes} of one round, {plan_race_nbytes} of the default plan"),
+    ("reading the journal of 10,000 races back", "{read_seconds}"),
+    (
+        "a page of 5,000, 10,000, 20,000 measurements",
+        "{page_5000_seconds}, {page_10000_seconds}, {page_20000_seconds}",
+    ),
+    ("their table alone", "{table_5000_seconds}, {table_10000_seconds}, {table_20000_seconds}"),
+    ("comparing 20,000 measurements with 20,000", "{compare_20000_seconds}"),
+    ("the most memory that the report took", "{report_peak_nbytes}"),
+)
+
+
+Found = dict[str, Any]
+
+
+def machine_text(machine: Mapping[str, Any]) -> str:
+    """'AMD EPYC, 2 cores, virtual': a proof need not be made where the reference run was."""
+    virtual = ", virtual" if machine.get("virtual") else ""
+    return f"{machine.get('processor')}, {machine.get('usable_threads')} cores{virtual}"
+
+
+def _told_from(
+    stored: Path, otherwise: str
+) -> Callable[[Callable[[Found], str]], Callable[[Loaded, Path], str]]:
+    """A block that tells of a stored result; `otherwise` where there is none."""
+
+    def decorate(tell: Callable[[Found], str]) -> Callable[[Loaded, Path], str]:
+        @functools.wraps(tell)
+        def block(_: Loaded, root: Path) -> str:
+            path = root / stored
+            return tell(json.loads(path.read_bytes())) if path.exists() else otherwise
+
+        return block
+
+    return decorate
+
+
+@_told_from(VERSUS, "`nox -s versus` has not been run on the reference machine.")
+def versus_block(found: Found) -> str:
+    """How far each tool's figures spread when it is invoked again: the committed result, and its figure."""
+    rows = [
+        {
+            "tool": row["tool"],
+            "statistic": row["statistic"],
+            "invocations": row["invocations"],
+            "spread of a real ratio": f"{row['spread']:.1%}",
+            "A/A, 95th percentile": f"{row['noise_floor']:.1%}",
+            "1% found": f"{row['power'].get('0.01', 0):.0%}",
+            "5% found": f"{row['power'].get('0.05', 0):.0%}",
+            "seconds": f"{row['seconds']:.0f}",
+        }
+        for row in sorted(found["summaries"], key=lambda row: float(row["spread"]))
+    ]
+    left_out = f" Not installed there: {', '.join(found['missing'])}." if found["missing"] else ""
+    where = machine_text(found["environment"]["machine"])
+    return (
+        f"![Each tool's ratios, measured again and again]({VERSUS_PICTURE.as_posix()})\n\n"
+        f"The same callables ({found['case']}), {found['timed_seconds']:g} s of timed calls for each in every "
+        f"invocation, each from nothing (`nox -s versus`), on {where}.{left_out}\n\n"
+        f"{as_markdown(pd.DataFrame(rows)).strip()}"
+    )
+
+
+@_told_from(ACCEPTANCE, "`nox -s acceptance` has not been run on the reference machine.")
+def acceptance_block(found: Found) -> str:
+    """The promises of real timings, and what the last acceptance found of each."""
+    rows = [
+        {
+            "bar": bar["requirement"],
+            "holds": "yes" if bar["passed"] else "**no**",
+            "found": bar["found"],
+            "on": bar["created"][:10],
+        }
+        for bar in found["bars"]
+    ]
+    held = sum(bar["passed"] for bar in found["bars"])
+    table = as_markdown(pd.DataFrame(rows), markup=["holds"]).strip()
+    where = machine_text(found["environment"]["machine"])
+    return f"{held} of {len(rows)} bars hold on {where} (`nox -s acceptance`):\n\n{table}"
+
+
+@_told_from(SCALE, "Not measured on the reference machine.")
+def scale_block(found: Found) -> str:
+    """What the driver and the report cost, as tests/test_scale.py measured it."""
+    rows = [
+        (what, text.format(**{name: _plain(name, value) for name, value in found.items()}))
+        for what, text in SCALE_ROWS
+    ]
+    return as_markdown(pd.DataFrame(rows, columns=["what", "figure"])).strip()
+
+
+def _plain(name: str, value: float) -> str:
+    if name.endswith("_seconds"):
+        return format_seconds(value)
+    return f"{value / 1e9:.2f} GB" if value > 1e8 else f"{value / 1e3:.3g} kB"

@@ -1,0 +1,440 @@
+"""Figures in words: what README.md and docs/ say of the reference run, made from it.
+
+A block stands between `<!-- generated:NAME -->` and `<!-- end:NAME -->`; `fill` writes each from the
+run in results/reference/, and a test holds the files to it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from poolbench.core.case import Case, case_label, input_nbytes, make_case
+from poolbench.core.records import Capability, Measurement
+from poolbench.core.text import format_nbytes, format_seconds, one_line, significant
+from poolbench.engine.race import CEILING_FROM_NBYTES, Plan
+from poolbench.report.devices import gpu_block, gpu_ceilings_block, gpu_means_block, gpu_runs
+from poolbench.report.frame import Loaded, is_right, load, register_builtin
+from poolbench.report.page import selftest_sentence
+from poolbench.report.proofs import acceptance_block, machine_text, scale_block, versus_block
+from poolbench.report.recommend import choices, headline
+from poolbench.report.tables import as_markdown, headline_table, network_sentence, selftest_table
+from poolbench.stats import estimate
+from poolbench.stats.planning import START_SECONDS, predict_seconds
+from poolbench.store.journal import MAX_NBYTES, Run, encode_line
+
+if TYPE_CHECKING:
+    from poolbench.report.figures import Plot
+
+REFERENCE = Path("results") / "reference"
+PICTURE = Path("docs") / "images" / "headline.png"
+LARGE_NBYTES = 8_000_000
+OVER, OVER_LARGE = "the Lambda", "the Lambda, 8 MB and more"
+LAYER, RECIPE, OP = "layer-depth_max_pool", "lambda-max_pool", "depth_max_pool"
+MEAN_LAYER, MEAN_OP = "layer-global_avg_pool", "global_avg_pool"
+RECKONED_CANDIDATES = 14
+MEAN_RIVALS = ("lambda-reduce_mean", "avg_pool2d")
+_BLOCK = re.compile(r"(<!-- generated:([a-z-]+) -->\n)(.*?)(<!-- end:\2 -->)", re.DOTALL)
+
+# What was asked, the command that shows it, the test that holds it.
+ASKED: tuple[tuple[str, str, str], ...] = (
+    ("sweep, store, report: one command", "nox -s bench-cpu", "tests/test_readme.py"),
+    ("sizes, depth divisors, padding, devices", "nox -s bench-cpu -- --axis pool_size=2,3", "tests/test_case.py"),
+    ("every candidate right before it is timed", "pytest suites --benchmark-disable", "tests/test_oracle.py"),
+    ("mutants of candidates are caught", "nox -s tests -- tests/test_mutants.py", "tests/test_mutants.py"),
+    ("timings in results/, in our format and pytest-benchmark's", "nox -s bench-quick", "tests/test_store.py"),
+    ("comparison plots and tables", "python report.py", "tests/test_readme.py"),
+    ("what became slower", "python report.py compare BASE RUN", "tests/test_compare.py"),
+    ("figures that hold: coverage, false alarms, power", "nox -s selftest", "tests/test_stats.py"),
+    ("the promises of real timings", "nox -s acceptance", "tests/test_selftest.py"),
+    ("what works where", "nox -s capabilities", "tests/test_capabilities.py"),
+    ("a layer to take away", "nox -s backends", "tests/test_layers.py"),
+    ("profiles, opened in TensorBoard", "nox -s trace && nox -s tensorboard", "tests/test_profile.py"),
+    ("nothing lost: faults, resume, bad input", "nox -s tests-full", "tests/faults/test_faults.py"),
+    ("GPUs, by their own clock", "nox -s bench-gpu", "tests/test_gpu.py"),
+    ("a fleet of machines", "pytest suites --ray ADDRESS", "tests/cluster/test_cluster.py"),
+    ("does it matter in my network", "nox -s which -- model.keras", "tests/test_which.py"),
+    ("a candidate in five lines, an op in thirty", "nox -s bench-quick -- --candidates FILE", "tests/test_readme.py"),
+)  # fmt: skip
+
+
+def fill(root: Path, *, check: bool = False, run: Path | None = None) -> list[str]:
+    """Write every generated block and file from the reference run; the names of what was out of date.
+
+    With `check` nothing is written. The picture is drawn but not compared: its bytes depend on the
+    fonts and the library that drew it.
+    """
+    loaded = load(run or root / REFERENCE)
+    blocks = {name: make(loaded, root) for name, make in BLOCKS.items()}
+    texts = {path: _filled(path, blocks) for path in [root / "README.md", *root.glob("docs/*.md")]}
+    runs = [loaded.run, *(found.run for found in gpu_runs(root))]
+    texts[root / "docs" / "support.md"] = support_page(runs)
+    stale = [
+        path
+        for path, text in texts.items()
+        if not path.exists() or path.read_text(encoding="utf-8") != text
+    ]
+    if not check:
+        for path in stale:
+            path.write_text(texts[path], encoding="utf-8")
+        draw_picture(loaded, root / PICTURE)
+    return [str(path.relative_to(root)) for path in stale]
+
+
+def _filled(path: Path, blocks: Mapping[str, str]) -> str:
+    """The file's text with its blocks made anew."""
+    if not path.exists():
+        return ""
+    text = path.read_text(encoding="utf-8")
+    return _BLOCK.sub(
+        lambda found: (
+            f"{found[1]}{blocks[found[2]]}\n{found[4]}" if found[2] in blocks else found[0]
+        ),
+        text,
+    )
+
+
+def headline_block(loaded: Loaded, root: Path) -> str:
+    """The headline table, and what it was measured on."""
+    del root
+    table = headline_table(loaded, headline(loaded, choices(loaded)))
+    columns = [
+        "op", "mode", "direction", "use", "time a call", "speed over the baseline",
+        "speed over the recipe", "of the memory's ceiling",
+    ]  # fmt: skip
+    environment = loaded.run.header.environment
+    machine, versions = environment.machine, environment.versions
+    where = (
+        f"{machine_text(machine)}"
+        f"{', kept awake' if machine.get('kept_awake') else ''}; TensorFlow "
+        f"{versions.get('tensorflow-cpu') or versions.get('tensorflow')}, Keras {versions.get('keras')}"
+    )
+    small = table[columns].map(lambda cell: one_line(str(cell), 80))
+    return f"{as_markdown(small).strip()}\n\nOn {where}; each at its op's base case (`python report.py reference`)."
+
+
+def figure_block(loaded: Loaded, root: Path) -> str:
+    """The picture's link."""
+    del root
+    plot = _picture(loaded)
+    title = plot.title if plot is not None else "Depthwise max pooling by mode"
+    return f"![{title}]({PICTURE.as_posix()})"
+
+
+def _picture(loaded: Loaded) -> Plot | None:
+    """The README's figure: time by spelling, mode and direction."""
+    from poolbench.report import figures
+
+    with figures.styled():
+        return figures.plot_mode_direction(loaded, OP, "cpu:0")
+
+
+def draw_picture(loaded: Loaded, path: Path) -> None:
+    """Write the README's figure."""
+    from poolbench.report import figures
+
+    plot = _picture(loaded)
+    if plot is None:
+        return
+    plot.figure.set_facecolor("white")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with figures.styled():
+        plot.figure.savefig(path, dpi=110, bbox_inches="tight")
+
+
+def selftest_block(loaded: Loaded, root: Path) -> str:
+    """What the harness found of itself on the machine of the reference run."""
+    del root
+    if not loaded.run.selftests:
+        return "The reference run holds no selftest."
+    table = as_markdown(selftest_table(loaded.run.selftests)).strip()
+    return f"On the reference machine (`nox -s selftest`): {selftest_sentence(loaded)}\n\n{table}"
+
+
+def network_block(loaded: Loaded, root: Path) -> str:
+    """Pooling's share of a step in whole networks."""
+    del root
+    return network_sentence(loaded.run.networks) or "The reference run holds no networks."
+
+
+def layers_block(loaded: Loaded, root: Path) -> str:
+    """The layer to take away over the recipe and over the fastest other right layer, by mode."""
+    del root
+    rows = [row for mode in ("eager", "graph", "xla") for row in _layer_rows(loaded, mode)]
+    text = as_markdown(pd.DataFrame(rows)).strip()
+    calls = [
+        f"{format_seconds(_call_seconds(_races(loaded, OP, mode)))} {where}"
+        for mode, where in (("eager", "eagerly"), ("graph", "in a graph"))
+    ]
+    return (
+        "`DepthMaxPool2D` in the reference run, geometric means of speed over the cells of the default sweep, "
+        "with 95% intervals; worst is the slowest cell. The limit is the speed over the Lambda of a layer that takes "
+        "what the memory allows (the ceiling of the same rounds) and what a call costs, which the Lambda on "
+        f"the smallest arrays shows ({', '.join(calls)}): no layer can be much faster.\n\n{text}"
+    )
+
+
+def _races(loaded: Loaded, op: str, mode: str) -> dict[Case, dict[str, Measurement]]:
+    """The candidates of each race of an op in a mode, by name."""
+    races: dict[Case, dict[str, Measurement]] = {}
+    for m in loaded.run.measurements:
+        if m.case.op == op and m.case.mode == mode and m.kind == "candidate":
+            races.setdefault(m.case, {})[m.candidate] = m
+    return races
+
+
+def means_block(loaded: Loaded, root: Path) -> str:
+    """Each spelling of the global mean over Keras's layer, by mode and direction; the misses beside it."""
+    del root
+    rows = []
+    for mode, direction in itertools.product(("eager", "graph", "xla"), ("forward", "training")):
+        races = [
+            race
+            for case, race in _races(loaded, MEAN_OP, mode).items()
+            if case.direction == direction and is_right(race[MEAN_LAYER])
+        ]
+        for name in MEAN_RIVALS:
+            rivals = [(race[name], race[MEAN_LAYER]) for race in races if name in race]
+            right = [
+                estimate.estimate(layer.samples, m.samples) for m, layer in rivals if is_right(m)
+            ]
+            if not rivals:
+                continue
+            counts = {"cells": str(len(rivals)), "right": str(len(right))}
+            about = {"mode": mode, "direction": direction, "spelling": name}
+            rows.append({**about, **counts, **_speeds(right)})
+    text = as_markdown(pd.DataFrame(rows)).strip()
+    return (
+        "Speed over `GlobalAvgPool2D` in the reference run, geometric means over the cells where the spelling is "
+        f"right, with 95% intervals:\n\n{text}"
+    )
+
+
+def account_block(loaded: Loaded, root: Path) -> str:
+    """What the traces of the reference run say of each spelling's step, in graph mode, forward."""
+    del root
+    rows = []
+    for account in loaded.run.accounts:
+        case = account.case
+        if (case.op, case.mode, case.direction, account.status) != (OP, "graph", "forward", "ok"):
+            continue
+        parts = [part for part in account.parts if part["kind"] in ("tf_op", "hlo")]
+        # Of an operation and the compiled code within it the inner one says more.
+        largest = max(parts, key=lambda part: (float(part["seconds"]), part["kind"] == "hlo"))
+        rows.append(
+            {
+                "spelling": account.candidate,
+                "a step": format_seconds(account.step_seconds),
+                "largest operation": str(largest["name"]),
+                "of the step": f"{float(largest['seconds']) / account.step_seconds:.0%}",
+                "threads busy": f"{account.threads_busy:.1f}" if account.threads_busy else "",
+                "peak memory": f"{account.peak_nbytes / 2**20:.1f} MiB"
+                if account.peak_nbytes
+                else "",
+            }
+        )
+    if not rows:
+        return "The reference run holds no traces."
+    return as_markdown(pd.DataFrame(rows)).strip()
+
+
+def reckoned_block(loaded: Loaded, root: Path) -> str:
+    """What runs of many cases take, by the formula of `--plan` and the journal of the reference run."""
+    del root
+    plan = Plan()
+    case = make_case(op=OP, shape=(1, 8, 8, 96), pool_size=3)
+    names = tuple(str(number) for number in range(RECKONED_CANDIDATES))
+    starts = plan.replicas * START_SECONDS
+    race = predict_seconds({case: names}, plan) - starts
+    measurements = loaded.run.measurements
+    nbytes = sum(len(encode_line(m)) for m in measurements) / len({m.case for m in measurements})
+    rows = [
+        {
+            "cases": f"{count:,}",
+            "one node": _span(starts + count * race),
+            "ten nodes": _span(starts + count * race / 10),
+            "journal": format_nbytes(count * nbytes),
+        }
+        for count in (50, 1_000, 10_000)
+    ]
+    return (
+        f"For K = {RECKONED_CANDIDATES}, R = {plan.replicas}, B = {plan.budget_seconds:g} s and small inputs a race "
+        f"takes {race:.0f} s. A journal is read up to {format_nbytes(MAX_NBYTES)}, which is about "
+        f"{significant(MAX_NBYTES / nbytes, 2)} races like those of the reference run:\n\n"
+        f"{as_markdown(pd.DataFrame(rows)).strip()}"
+    )
+
+
+def _span(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{significant(seconds / 3600, 2)} h"
+
+
+def _layer_rows(loaded: Loaded, mode: str) -> list[dict[str, str]]:
+    races = _races(loaded, OP, mode)
+    call = _call_seconds(races)
+    ceilings = _ceilings(loaded)
+    rivals: dict[str, list[estimate.Estimate]] = {}
+    limits: list[float] = []
+    for race in races.values():
+        layer = race.get(LAYER)
+        if layer is None or not is_right(layer):
+            continue
+        others = [
+            m
+            for m in race.values()
+            if m.form == "layer" and m is not layer and is_right(m) and len(m.samples)
+        ]
+        recipe = race.get(RECIPE)
+        if recipe is not None and recipe in others:
+            found = estimate.estimate(recipe.samples, layer.samples)
+            rivals.setdefault(OVER, []).append(found)
+            if input_nbytes(layer.case) >= LARGE_NBYTES:
+                rivals.setdefault(OVER_LARGE, []).append(found)
+                limits.append(_seconds(recipe) / (ceilings[case_label(layer.case)] + call))
+        if others:
+            best = min(others, key=_seconds)
+            rivals.setdefault("the fastest other right layer", []).append(
+                estimate.estimate(best.samples, layer.samples)
+            )
+    limit = f"{math.exp(fmean(map(math.log, limits))):.2f}x" if limits and call else ""
+    return [
+        {
+            "mode": mode, "over": over, "cells": str(len(found)), **_speeds(found),
+            "limit": limit if over == OVER_LARGE else "",
+        }
+        for over, found in rivals.items()
+    ]  # fmt: skip
+
+
+def _seconds(measurement: Measurement) -> float:
+    return float(pd.Series(measurement.samples.seconds).median())
+
+
+def _call_seconds(races: Mapping[Case, Mapping[str, Measurement]]) -> float:
+    """The recipe's seconds a call where the arrays are smaller than any that has a ceiling; 0 unknown."""
+    small = [
+        _seconds(race[RECIPE])
+        for case, race in races.items()
+        if RECIPE in race
+        and is_right(race[RECIPE])
+        and input_nbytes(case) < CEILING_FROM_NBYTES
+        and case.direction == "forward"
+    ]
+    return min(small, default=0.0)
+
+
+def _ceilings(loaded: Loaded) -> dict[str, float]:
+    """Seconds in which the memory reads and writes what the layer must, by the label of the case."""
+    rows = loaded.table[(loaded.table["op"] == OP) & (loaded.table["candidate"] == LAYER)]
+    return dict(zip(rows["label"], rows["ceiling_seconds"], strict=True))
+
+
+def _speeds(found: Sequence[estimate.Estimate]) -> dict[str, str]:
+    """Columns of speed-ups: their geometric mean with its interval, and the least."""
+    if not found:
+        return {"speed": "", "worst": ""}
+    mean = estimate.geometric_mean(found)
+    interval = f" [{mean.ratio_low:.2f}, {mean.ratio_high:.2f}]"
+    return {
+        "speed": f"{mean.ratio:.2f}x" + (interval if math.isfinite(mean.ratio_low) else ""),
+        "worst": f"{min(e.ratio for e in found):.2f}x",
+    }
+
+
+def asked_block(loaded: Loaded, root: Path) -> str:
+    """What was asked, what shows it, what holds it.
+
+    Raises:
+        FileNotFoundError: a test that the table names is not there.
+    """
+    del loaded
+    for _, _, test in ASKED:
+        if not (root / test).exists():
+            raise FileNotFoundError(f"the table of what was asked names {test}")
+    frame = pd.DataFrame(
+        [(what, f"`{command}`", f"`{test}`") for what, command, test in ASKED],
+        columns=["what was asked", "shown by", "held by"],
+    )
+    return as_markdown(frame, markup=["shown by", "held by"]).strip()
+
+
+BLOCKS: dict[str, Callable[[Loaded, Path], str]] = {
+    "headline": headline_block,
+    "figure": figure_block,
+    "selftest": selftest_block,
+    "network": network_block,
+    "layers": layers_block,
+    "means": means_block,
+    "account": account_block,
+    "asked": asked_block,
+    "versus": versus_block,
+    "scale": scale_block,
+    "reckoned": reckoned_block,
+    "acceptance": acceptance_block,
+    "gpu": gpu_block,
+    "gpu-ceilings": gpu_ceilings_block,
+    "gpu-means": gpu_means_block,
+}
+
+MARKS = {
+    "pass": "✓", "wrong": "**wrong**", "unsupported": "unsupported", "error": "**error**",
+    "crashed": "**crashed**", "timeout": "**timeout**", "not_run": "not run",
+}  # fmt: skip
+
+
+def support_page(runs: Sequence[Run]) -> str:
+    """docs/support.md: the support matrices of the runs, and the evidence of each cell that is no pass."""
+    register_builtin()
+    lines = [
+        "# What works where",
+        "",
+        "Generated from the reference runs by `python report.py readme`; `nox -s capabilities` makes the matrix anew. "
+        "Each cell was tried, and what is no pass says below what was seen.",
+    ]
+    for run in runs:
+        versions = run.header.environment.versions
+        devices = run.header.environment.devices
+        for op, device in dict.fromkeys((c.op, c.device) for c in run.capabilities):
+            cells = [c for c in run.capabilities if (c.op, c.device) == (op, device)]
+            name = device if devices.get(device) in (None, "CPU") else devices[device]
+            lines += ["", f"## {op} on {name}", ""]
+            lines += [
+                f"TensorFlow {versions.get('tensorflow-cpu') or versions.get('tensorflow')}, "
+                f"Keras {versions.get('keras')}.",
+                "",
+            ]
+            lines += [_matrix(cells), "", "### Evidence", ""]
+            lines += [
+                f"- **{c.candidate}**, {c.probe}: {c.state}{f' ({c.issue})' if c.issue else ''}. {_escaped(c.evidence)}"
+                for c in cells
+                if c.state != "pass"
+            ]
+    if not any(run.capabilities for run in runs):
+        lines += ["", "The reference run holds no matrix."]
+    return "\n".join(lines) + "\n"
+
+
+def _matrix(cells: Sequence[Capability]) -> str:
+    """Probes down, candidates across: a page is longer than it is wide."""
+    names = list(dict.fromkeys(c.candidate for c in cells))
+    state = {(c.probe, c.candidate): MARKS[c.state] for c in cells}
+    frame = pd.DataFrame(
+        [
+            [probe, *(state.get((probe, name), "") for name in names)]
+            for probe in dict.fromkeys(c.probe for c in cells)
+        ],
+        columns=["probe", *names],
+    )
+    return as_markdown(frame).strip()
+
+
+def _escaped(text: str) -> str:
+    """Evidence in one line in which Markdown and HTML mean nothing."""
+    return re.sub(r"([\\`*_<>\[\]|#])", r"\\\1", one_line(text, 400))

@@ -1,0 +1,700 @@
+"""Ratios of times, their intervals and verdicts: pure functions over recorded samples.
+
+Derivations, sources and simulated figures are in docs/method.md. Values are natural logs of
+candidate seconds over baseline seconds: below 0 the candidate is faster. The cores take arrays
+with any leading axes, so that the simulation in tests/test_stats.py runs the very code that a
+report runs.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from scipy import special
+
+from poolbench.core.records import Samples
+
+Array = npt.NDArray[Any]
+Level = Literal["replica", "allocation"]
+Verdict = Literal["FASTER", "SLOWER", "SAME", "UNDECIDED"]
+Key = TypeVar("Key", bound=Hashable)
+
+FASTER: Verdict = "FASTER"
+SLOWER: Verdict = "SLOWER"
+SAME: Verdict = "SAME"
+UNDECIDED: Verdict = "UNDECIDED"
+
+MOST_REPLICAS = 200  # a prediction beyond this says only that it is hopeless
+MOST_LOG = 709.0  # beyond it math.exp overflows
+MIDMEAN_VARIANCE = 1.2  # of an interquartile mean over that of a mean, normal noise
+# Of so many rounds that follow each other the quickest counts, for either side: what slows a round, a guest
+# of the host on a processor's other thread, slows one spelling more than another, and comes and goes by the minute.
+NEIGHBOURS = 3
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Paired:
+    """Log ratios of the rounds that both sides have, or of neighbouring ones' quickest, as columns of equal length.
+
+    `contended_used`: contended blocks were kept, because too few replicas have others.
+    """
+
+    replica: Array
+    allocation: Array
+    round: Array
+    value: Array
+    contended_used: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A log ratio with its t interval.
+
+    Attributes:
+        log_ratio: log(candidate seconds / baseline seconds); nan where nothing pairs.
+        standard_error: of log_ratio; nan for fewer than two units.
+        degrees: of freedom of the t distribution; 0 without an interval.
+        replicas: units at the level of the interval (replicas unless another level was asked).
+        low, high: of log_ratio at `confidence`; None without an interval.
+        contended_used: see Paired.
+    """
+
+    log_ratio: float
+    standard_error: float
+    degrees: float
+    replicas: int
+    low: float | None
+    high: float | None
+    confidence: float = 0.95
+    contended_used: bool = False
+    replicas_disagree: bool = False
+
+    @property
+    def ratio(self) -> float:
+        return _exp(self.log_ratio)
+
+    @property
+    def ratio_low(self) -> float:
+        return math.nan if self.low is None else _exp(self.low)
+
+    @property
+    def ratio_high(self) -> float:
+        return math.nan if self.high is None else _exp(self.high)
+
+    @property
+    def half_width(self) -> float:
+        """Relative half width of the interval, 0.02 for 2%; inf without an interval."""
+        if self.low is None or self.high is None:
+            return math.inf
+        return _exp((self.high - self.low) / 2) - 1.0
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation between replicas, of the log."""
+        return self.standard_error * math.sqrt(self.replicas)
+
+    def p_faster(self, margin: float) -> float:
+        """One-sided p against 'not faster than 1/(1 + margin)'."""
+        return float(_p_below(self.log_ratio, self.standard_error, self.degrees, -_log(margin)))
+
+    def p_slower(self, margin: float) -> float:
+        """One-sided p against 'not slower than 1 + margin'."""
+        return float(_p_below(-self.log_ratio, self.standard_error, self.degrees, -_log(margin)))
+
+    def p_same(self, margin: float) -> float:
+        """The larger p of the two one-sided tests (TOST) against 'outside the margin'."""
+        args = (self.standard_error, self.degrees, _log(margin))
+        return float(max(_p_below(self.log_ratio, *args), _p_below(-self.log_ratio, *args)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Components:
+    """Standard deviations of the log ratio at the three levels; `rounds`: in an allocation."""
+
+    replica: float
+    allocation: float
+    round: float
+    rounds: float
+
+    def half_width(self, *, replicas: int, allocations: int, rounds: float) -> float:
+        """Relative half width to expect of so many replicas, allocations in each and rounds in each of these."""
+        return resolution(
+            replica=self.replica,
+            allocation=self.allocation,
+            round=self.round,
+            replicas=replicas,
+            allocations=allocations,
+            rounds=rounds,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """A verdict within a run; `adjusted_p` is its p after false-discovery control.
+
+    `replicas_needed`: further replicas predicted to settle an UNDECIDED one; None if not UNDECIDED
+    or hopeless.
+    """
+
+    estimate: Estimate
+    verdict: Verdict
+    adjusted_p: float
+    replicas_needed: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class BestSet:
+    """Names not shown slower than the best, and the one with the lowest time."""
+
+    names: tuple[str, ...]
+    best: str
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def _exp(value: float) -> float:
+    """e to the value; inf where that is too large for a float, as times in a damaged journal may make it."""
+    return math.exp(value) if not value > MOST_LOG else math.inf
+
+
+def _log(margin: float) -> float:
+    if margin < 0:
+        raise ValueError(f"margin must be 0 or more; got {margin}")
+    return math.log1p(margin)
+
+
+def quantile(confidence: float, degrees: Any) -> Any:
+    """Two-sided t quantile."""
+    return special.stdtrit(degrees, (1 + confidence) / 2)
+
+
+def _p_below(value: Any, error: Any, degrees: Any, bound: float) -> Any:
+    """One-sided p against 'the true value is at or above bound'; 1 without an interval."""
+    if not degrees > 0:
+        return 1.0
+    if error == 0:
+        return 0.0 if value < bound else 1.0
+    return special.stdtr(degrees, (value - bound) / error)
+
+
+# The cores: arrays with any leading axes.
+
+
+def interquartile_mean(values: Array) -> Array:
+    """(..., n), nan: missing -> the mean of the middle half (...); nan of nothing.
+
+    The two values at the quarters count by the part of them that lies within: nearly as steady as a
+    mean where noise is normal, and as deaf as a median to a quarter of odd ones on either side.
+    """
+    if not values.shape[-1]:
+        return np.full(values.shape[:-1], np.nan)
+    ordered = np.sort(values, axis=-1)  # nan last
+    counts = np.sum(~np.isnan(ordered), axis=-1, keepdims=True)
+    places = np.arange(ordered.shape[-1])
+    inside = np.minimum(places + 1, 0.75 * counts) - np.maximum(places, 0.25 * counts)
+    weights = np.clip(inside, 0.0, None)
+    total = np.sum(np.where(weights > 0, ordered, 0.0) * weights, axis=-1)
+    with np.errstate(invalid="ignore"):  # nothing over nothing is nan, as it should be
+        return np.asarray(total / np.sum(weights, axis=-1))
+
+
+def quickest(logs: Array, neighbours: int = NEIGHBOURS) -> Array:
+    """(..., n) logs of seconds, in order -> (..., n - neighbours + 1): the least of each so many in a row.
+
+    Fewer than `neighbours`, as of calls so long that they outlast what disturbs them, stay as they are; so do a
+    GPU's by its own clock, which nothing disturbs.
+    """
+    if logs.shape[-1] < neighbours:
+        return logs
+    windows = np.lib.stride_tricks.sliding_window_view(logs, neighbours, axis=-1)
+    return np.asarray(windows.min(axis=-1))
+
+
+def allocation_values(cube: Array) -> Array:
+    """(..., replica, allocation, round), nan: missing -> one value each (..., replica, allocation)."""
+    return interquartile_mean(cube)
+
+
+def replica_values(cube: Array) -> Array:
+    """(..., replica, allocation, round), nan: missing -> one value each (..., replica)."""
+    return interquartile_mean(cube.reshape(*cube.shape[:-2], -1))
+
+
+def mean_and_error(units: Array) -> tuple[Array, Array, int]:
+    """(..., n) -> mean (...), its standard error (...), degrees of freedom."""
+    n = units.shape[-1]
+    mean = units.mean(axis=-1)
+    error = units.std(axis=-1, ddof=1) / math.sqrt(n) if n > 1 else np.full_like(mean, np.nan)
+    return mean, error, n - 1
+
+
+# Samples to estimates.
+
+
+def log_ratios(candidate: Samples, baseline: Samples, *, neighbours: int = NEIGHBOURS) -> Paired:
+    """Blocks of the two sides paired by (replica, allocation, round), in that order.
+
+    Of each `neighbours` pairs of an allocation that follow each other, the quickest of either side is taken
+    (`quickest`), and entered with the first one's round.
+
+    Contended blocks are left out, unless more than a third of the replicas (or all but two of three
+    and more) would have less than half of their blocks left: a few clean ones say less than all of them,
+    as pairs share what slows them.
+    """
+    left, right = _by_place(candidate), _by_place(baseline)
+    places = sorted(left.keys() & right.keys())
+    clean = [place for place in places if not (left[place][1] or right[place][1])]
+    before, after = (Counter(place[0] for place in some) for some in (places, clean))
+    whole = sum(after[replica] >= count / 2 for replica, count in before.items())
+    enough = whole >= max(2 * len(before) / 3, min(3, len(before)))
+    kept = clean if enough else places
+    columns, values = [], []
+    for _, some in groupby(kept, key=lambda place: place[:2]):
+        group = list(some)
+        above, below = (
+            quickest(np.log([side[place][0] for place in group]), neighbours)
+            for side in (left, right)
+        )
+        values.append(above - below)
+        columns += group[: len(above)]
+    where = np.array(columns, dtype=np.int64).reshape(-1, 3)
+    return Paired(
+        replica=where[:, 0],
+        allocation=where[:, 1],
+        round=where[:, 2],
+        value=np.concatenate(values) if values else np.empty(0),
+        contended_used=not enough,
+    )
+
+
+def _by_place(samples: Samples) -> dict[tuple[int, int, int], tuple[float, int]]:
+    places = zip(samples.replica, samples.allocation, samples.round, strict=True)
+    contended = samples.contended or (0,) * len(samples)
+    blocks = zip(samples.seconds, contended, strict=True)
+    return {
+        place: block
+        for place, block in zip(places, blocks, strict=True)
+        if block[0] > 0 and math.isfinite(block[0])
+    }
+
+
+def to_cube(paired: Paired) -> Array:
+    """(replica, allocation, round), nan where there is no block."""
+    axes = [
+        np.unique(axis, return_inverse=True)
+        for axis in (paired.replica, paired.allocation, paired.round)
+    ]
+    cube = np.full([len(labels) for labels, _ in axes], np.nan)
+    cube[tuple(index for _, index in axes)] = paired.value
+    return cube
+
+
+def units_of(paired: Paired, level: Level = "replica") -> Array:
+    """(n,) independent units at a level."""
+    if not len(paired.value):
+        return np.empty(0)
+    cube = to_cube(paired)
+    units = replica_values(cube) if level == "replica" else allocation_values(cube).ravel()
+    return units[~np.isnan(units)]
+
+
+def estimate(
+    candidate: Samples, baseline: Samples, *, confidence: float = 0.95, level: Level = "replica"
+) -> Estimate:
+    """The log ratio, with a t interval over the units at `level`; none for fewer than two units.
+
+    Below 'replica' the interval speaks only of the one process (or allocation) that was sampled.
+    """
+    paired = log_ratios(candidate, baseline)
+    units = units_of(paired, level)
+    if not len(units):
+        return from_error(math.nan, math.nan, 0, 0, confidence)
+    mean, error, degrees = mean_and_error(units)
+    return from_error(
+        float(mean),
+        float(error),
+        degrees,
+        len(units),
+        confidence,
+        contended_used=paired.contended_used,
+    )
+
+
+def estimate_all(
+    pairs: Iterable[tuple[Samples, Samples]], *, confidence: float = 0.95
+) -> list[Estimate]:
+    """`estimate` of each pair (candidate, baseline), in one array operation for all that are alike.
+
+    Pairs whose blocks are complete, clean and in the same places share an array; the others go one
+    by one. A run of twenty thousand measurements takes seconds instead of minutes.
+    """
+    pairs = list(pairs)
+    cubes: dict[int, tuple[_Place, Array] | None] = {}
+    known: dict[_Place, tuple[tuple[int, ...], Array] | None] = {}
+    found: list[Estimate | None] = [None] * len(pairs)
+    alike: dict[_Place, list[int]] = {}
+    for place, pair in enumerate(pairs):
+        for one in pair:
+            if id(one) not in cubes:
+                cubes[id(one)] = _log_cube(one, known)
+        above, below = (cubes[id(one)] for one in pair)
+        if above is not None and below is not None and above[0] == below[0]:
+            alike.setdefault(above[0], []).append(place)
+        else:
+            found[place] = estimate(*pair, confidence=confidence)
+    logs = {key: cube[1] for key, cube in cubes.items() if cube is not None}
+    for places in alike.values():
+        for start in range(0, len(places), _AT_ONCE):
+            some = places[start : start + _AT_ONCE]
+            left, right = (np.stack([logs[id(pairs[at][side])] for at in some]) for side in (0, 1))
+            mean, error, degrees = mean_and_error(replica_values(quickest(left) - quickest(right)))
+            for at, value, width in zip(some, mean.tolist(), error.tolist(), strict=True):
+                found[at] = from_error(value, width, degrees, degrees + 1, confidence)
+    return [one for one in found if one is not None]
+
+
+_Place = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+_AT_ONCE = 1024  # pairs in an array: some megabytes
+
+
+def _log_cube(
+    samples: Samples, known: dict[_Place, tuple[tuple[int, ...], Array] | None]
+) -> tuple[_Place, Array] | None:
+    """Where the blocks are, and the logs of their seconds as (replica, allocation, round).
+
+    None for blocks that are contended, not finite, or no complete cube; `known` remembers, by place,
+    the cube's shape and the blocks' order in it.
+    """
+    if not len(samples) or any(samples.contended):
+        return None
+    where = (samples.replica, samples.allocation, samples.round)
+    if where not in known:
+        axes = [np.unique(np.array(axis), return_inverse=True) for axis in where]
+        shape = tuple(len(labels) for labels, _ in axes)
+        at = np.ravel_multi_index([index for _, index in axes], shape)
+        complete = len(at) == math.prod(shape) and len(np.unique(at)) == len(at)
+        known[where] = (shape, np.argsort(at)) if complete else None
+    cube = known[where]
+    if cube is None:
+        return None
+    with np.errstate(divide="ignore", invalid="ignore"):
+        logs = np.log(np.array(samples.seconds)[cube[1]])
+    # The sum of the logs is finite only where every block's seconds are, and above zero.
+    return (where, logs.reshape(cube[0])) if math.isfinite(logs.sum()) else None
+
+
+def from_error(
+    log_ratio: float,
+    error: float,
+    degrees: float,
+    replicas: int,
+    confidence: float = 0.95,
+    *,
+    contended_used: bool = False,
+) -> Estimate:
+    """An estimate from its mean and standard error."""
+    reach = float(quantile(confidence, degrees)) * error if degrees > 0 else None
+    return Estimate(
+        log_ratio=log_ratio,
+        standard_error=error,
+        degrees=degrees,
+        replicas=replicas,
+        low=None if reach is None else log_ratio - reach,
+        high=None if reach is None else log_ratio + reach,
+        confidence=confidence,
+        contended_used=contended_used,
+    )
+
+
+def _combine(estimates: Sequence[Estimate], weights: Sequence[float]) -> Estimate:
+    """Weighted sum of independent estimates; degrees by Welch and Satterthwaite."""
+    value = sum(w * e.log_ratio for w, e in zip(weights, estimates, strict=True))
+    parts = [(w * e.standard_error) ** 2 for w, e in zip(weights, estimates, strict=True)]
+    variance = sum(parts)
+    replicas = min(e.replicas for e in estimates)
+    confidence = estimates[0].confidence
+    if not all(e.degrees > 0 for e in estimates):
+        return from_error(value, math.nan, 0, replicas, confidence)
+    below = sum(p**2 / e.degrees for p, e in zip(parts, estimates, strict=True))
+    degrees = variance**2 / below if below else float(sum(e.degrees for e in estimates))
+    return from_error(value, math.sqrt(variance), degrees, replicas, confidence)
+
+
+def difference(a: Estimate, b: Estimate) -> Estimate:
+    """The ratio of ratios a / b of two independent runs."""
+    return _combine((a, b), (1.0, -1.0))
+
+
+ratio_to = difference
+
+
+def geometric_mean(estimates: Iterable[Estimate]) -> Estimate:
+    """Geometric mean of the ratios of these very cases, taken as measured independently."""
+    found = [e for e in estimates if math.isfinite(e.log_ratio)]
+    if not found:
+        return from_error(math.nan, math.nan, 0, 0)
+    return _combine(found, [1 / len(found)] * len(found))
+
+
+# Verdicts.
+
+
+def _verdict_p(found: Estimate, margin: float) -> tuple[float, Verdict]:
+    """Twice the smallest of the three one-sided p, and the verdict that it stands for.
+
+    Twice: a true SAME can be missed on two sides. At 0.05 it says that the 95% interval lies wholly
+    in the verdict's region.
+    """
+    ways: tuple[tuple[float, Verdict], ...] = (
+        (found.p_faster(margin), FASTER),
+        (found.p_slower(margin), SLOWER),
+        (found.p_same(margin), SAME),
+    )
+    p, name = min(ways, key=lambda way: way[0])
+    return min(1.0, 2 * p), name
+
+
+def verdict(found: Estimate, margin: float = 0.05, *, alpha: float = 0.05) -> Verdict:
+    """The verdict of one comparison by itself."""
+    p, name = _verdict_p(found, margin)
+    return name if p <= alpha else UNDECIDED
+
+
+def adjust(p: Sequence[float], *, method: Literal["bh", "by"] = "bh") -> list[float]:
+    """Benjamini-Hochberg adjusted p; 'by' (Benjamini-Yekutieli) under any dependence."""
+    values = np.asarray(p, dtype=np.float64)
+    n = len(values)
+    if not n:
+        return []
+    order = np.argsort(values)
+    factor = n * (np.sum(1 / np.arange(1, n + 1)) if method == "by" else 1.0)
+    steps = values[order] * factor / np.arange(1, n + 1)
+    adjusted = np.empty(n)
+    adjusted[order] = np.minimum(1.0, np.minimum.accumulate(steps[::-1])[::-1])
+    return [float(value) for value in adjusted]
+
+
+def compare_run(
+    pairs: Mapping[Key, Estimate],
+    margin: float = 0.05,
+    fdr: float = 0.05,
+    *,
+    method: Literal["bh", "by"] = "bh",
+) -> dict[Key, Comparison]:
+    """Verdicts of a whole run; of those given, at most `fdr` are expected to be false."""
+    judged = {key: _verdict_p(found, margin) for key, found in pairs.items()}
+    adjusted = adjust([p for p, _ in judged.values()], method=method)
+    comparisons = {}
+    for (key, (_, name)), p in zip(judged.items(), adjusted, strict=True):
+        clear = p <= fdr
+        comparisons[key] = Comparison(
+            estimate=pairs[key],
+            verdict=name if clear else UNDECIDED,
+            adjusted_p=p,
+            replicas_needed=None if clear else replicas_needed(pairs[key], margin),
+        )
+    return comparisons
+
+
+def replicas_needed(found: Estimate, margin: float) -> int | None:
+    """Further replicas until the interval, as spread as now, leaves the edge; None: hopeless."""
+    distance = abs(abs(found.log_ratio) - _log(margin))
+    if not (found.degrees > 0 and distance > 0):
+        return None
+    totals = np.arange(found.replicas + 1, MOST_REPLICAS + 1)
+    reach = quantile(found.confidence, totals - 1) * found.spread / np.sqrt(totals)
+    fits = totals[reach <= distance]
+    return int(fits[0]) - found.replicas if len(fits) else None
+
+
+def best_set(
+    samples: Mapping[str, Samples],
+    *,
+    confidence: float = 0.95,
+    estimator: Callable[[Samples, Samples], Estimate] = estimate,
+) -> BestSet:
+    """Names not shown slower than the best: Hsu's comparisons, at simultaneous `confidence`.
+
+    `estimator` is there for callers that estimated their pairs all at once (`estimate_all`).
+
+    A name is out when it is shown slower than some other, each of its K - 1 one-sided comparisons
+    at (1 - confidence) / (K - 1): so the true best stays in with at least `confidence`.
+    """
+    if not samples:
+        raise ValueError("best_set needs at least one name; got none")
+    names = list(samples)
+    alpha = (1 - confidence) / max(1, len(names) - 1)
+    slower: set[str] = set()
+    total = dict.fromkeys(names, 0.0)
+    for place, one in enumerate(names):
+        for other in names[place + 1 :]:
+            found = estimator(samples[one], samples[other])
+            if not math.isfinite(found.log_ratio):
+                continue
+            total[one] += found.log_ratio
+            total[other] -= found.log_ratio
+            if found.p_slower(0.0) <= alpha:
+                slower.add(one)
+            if found.p_faster(0.0) <= alpha:
+                slower.add(other)
+    kept = tuple(sorted((name for name in names if name not in slower), key=total.__getitem__))
+    return BestSet(
+        names=kept or (min(names, key=total.__getitem__),), best=min(names, key=total.__getitem__)
+    )
+
+
+# When to stop, and what to expect.
+
+
+@dataclass(frozen=True, kw_only=True)
+class StopRule:
+    """When a race has replicas enough.
+
+    Attributes:
+        precision: relative half width that is narrow enough.
+        margin: of the verdict; an interval wholly on one side of an edge is clear.
+        min_replicas, max_replicas: of the race.
+        looks: replica counts at which to look; other counts go on.
+        confidence: of the interval that stops. Stricter than what is reported, so that a
+            spread that is small by luck seldom stops a race.
+    """
+
+    precision: float = 0.02
+    margin: float = 0.05
+    min_replicas: int = 5
+    max_replicas: int = 10
+    looks: tuple[int, ...] = (5, 7, 10)
+    confidence: float = 0.995
+
+    @property
+    def reported_confidence(self) -> float:
+        """Confidence for `estimate` (and 1 - it as `fdr`) that keeps its promise despite the looks.
+
+        Calibrated by simulation: tests/test_stats.py.
+        """
+        if self.max_replicas <= self.min_replicas:
+            return 0.95
+        return 0.97 if self.min_replicas >= 5 else 0.975
+
+    def satisfied(self, log_ratio: Any, error: Any, degrees: Any) -> Array:
+        """Elementwise: narrow enough, or the verdict is clear."""
+        reach = quantile(self.confidence, degrees) * error
+        clear = np.abs(np.abs(log_ratio) - _log(self.margin)) > reach
+        return np.asarray((np.expm1(reach) <= self.precision) | clear)
+
+    def decide(
+        self, estimates: Iterable[Estimate], replicas_done: int
+    ) -> Literal["stop", "replicate"]:
+        """Whether to visit a further replica; a budget that is spent stops outside of this."""
+        if replicas_done >= self.max_replicas:
+            return "stop"
+        if replicas_done < self.min_replicas or replicas_done not in {
+            *self.looks,
+            self.min_replicas,
+        }:
+            return "replicate"
+        done = all(
+            found.degrees > 0
+            and bool(self.satisfied(found.log_ratio, found.standard_error, found.degrees))
+            for found in estimates
+        )
+        return "stop" if done else "replicate"
+
+    def enough(self, pairs: Iterable[tuple[Samples, Samples]], *, replicas: int) -> bool:
+        """`decide` from (candidate, baseline) samples."""
+        return self.decide((estimate(*pair) for pair in pairs), replicas) == "stop"
+
+
+def resolution(
+    *,
+    replica: float,
+    allocation: float,
+    round: float,  # noqa: A002 - the level's name
+    replicas: int,
+    allocations: int,
+    rounds: float,
+    confidence: float = 0.95,
+) -> float:
+    """Relative half width to expect from the standard deviations of the log at the three levels."""
+    if replicas < 2:
+        return math.inf
+    per_replica = replica**2 + MIDMEAN_VARIANCE * (allocation**2 + round**2 / rounds) / allocations
+    reach = float(quantile(confidence, replicas - 1)) * math.sqrt(per_replica / replicas)
+    return math.expm1(reach)
+
+
+def pace(half_width: float, precision: float, *, done: int, replicas: int) -> float:
+    """Rounds that each replica to come needs, over those of the `done`, to end at `precision`; inf: hopeless.
+
+    Args:
+        half_width: to expect of all `replicas` if they go on as they did; it goes with the root of the rounds.
+        precision: the half-width that is asked for.
+        done: replicas that have run.
+        replicas: that will have run in the end.
+    """
+    if half_width <= 0:
+        return 0.0
+    # In variances of a replica as it was: what all of them may add up to, less what the done ones have.
+    left = replicas * (precision / half_width) ** 2 - done
+    return (replicas - done) / left if left > 0 else math.inf
+
+
+def components(candidate: Samples, baseline: Samples) -> Components | None:
+    """How a measured log ratio varied at each level; None where a level was not repeated.
+
+    Of rounds by themselves: those that are the quickest of neighbours share rounds, and spread about as much
+    (docs/method.md).
+    """
+    cube = to_cube(log_ratios(candidate, baseline, neighbours=1))
+    if cube.ndim != 3 or min(cube.shape) < 2:
+        return None
+    rounds = float(np.mean(np.sum(~np.isnan(cube), axis=-1)))
+    values = allocation_values(cube)
+    with warnings.catch_warnings():
+        # An allocation of one round has no variance, and says so.
+        warnings.simplefilter("ignore", RuntimeWarning)
+        round_variance = float(np.nanmean(np.nanvar(cube, axis=-1, ddof=1)))
+        within = float(np.nanmean(np.nanvar(values, axis=-1, ddof=1)))
+        between = float(np.nanvar(replica_values(cube), ddof=1))
+    # What a level shows of itself is what it varies by beyond the levels below it.
+    allocation_variance = max(0.0, within - MIDMEAN_VARIANCE * round_variance / rounds)
+    below = MIDMEAN_VARIANCE * (allocation_variance + round_variance / rounds) / cube.shape[1]
+    replica_variance = max(0.0, between - below)
+    found = Components(
+        replica=math.sqrt(replica_variance),
+        allocation=math.sqrt(allocation_variance),
+        round=math.sqrt(round_variance),
+        rounds=rounds,
+    )
+    return None if math.isnan(sum((found.replica, found.allocation, found.round))) else found
+
+
+def flag_disagreeing(pairs: Mapping[Key, Estimate]) -> set[Key]:
+    """Keys whose replicas disagree by more than the rest of the run's do.
+
+    Robust z of the log spread over 3.5 (median and MAD, which is at least the sampling deviation of
+    a log standard deviation, 1 / sqrt(2 degrees)). Needs three comparisons to have a rest.
+    """
+    spreads = {key: e.spread for key, e in pairs.items() if e.degrees > 0 and e.spread > 0}
+    if len(spreads) < 3:
+        return set()
+    logs = np.log(np.array(list(spreads.values())))
+    middle = float(np.median(logs))
+    mad = 1.4826 * float(np.median(np.abs(logs - middle)))
+    return {
+        key
+        for key, value in zip(spreads, logs, strict=True)
+        if value - middle > 3.5 * max(mad, 1 / math.sqrt(2 * pairs[key].degrees))
+    }

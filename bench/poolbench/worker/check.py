@@ -1,0 +1,277 @@
+"""The oracle: inputs to ask with, bounds to judge by, and the judgement of what came back. NumPy only."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from poolbench.core.candidate import REGISTRY, Bound, Op
+from poolbench.core.case import Case
+from poolbench.core.records import Accuracy, Status
+
+if TYPE_CHECKING:
+    Array = np.ndarray[Any, Any]
+
+# Prime, so that a window or a channel count never meets the same stretch of the block again soon.
+BLOCK_LENGTH = 65_537
+# A check whose expected answer is nearly all zeros would pass what returns zeros.
+LEAST_NONZERO = 0.05
+
+BOUNDS = {
+    "float64": Bound(relative=1e-12, absolute=1e-13, reason="a thousand roundings of 1e-16"),
+    "float32": Bound(relative=1e-5, absolute=1e-6, reason="sums of up to 10,000 terms in float32"),
+    "float16": Bound(
+        relative=2e-3, absolute=2e-4, reason="two roundings to half (1e-3); a sum in half is beyond"
+    ),
+    "bfloat16": Bound(
+        relative=1.6e-2,
+        absolute=2e-3,
+        reason="two roundings to 8 bits (8e-3); a sum in them is beyond",
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What a check came to: 'ok' or 'wrong', why in one line, and the errors that were found."""
+
+    accuracy: Accuracy
+    status: Status
+    reason: str = ""
+
+
+def numpy_dtype(name: str) -> np.dtype[Any]:
+    """The NumPy dtype of a case's dtype; bfloat16 is the one that TensorFlow brings."""
+    if name == "bfloat16":
+        import ml_dtypes
+
+        narrow: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+        return narrow
+    return np.dtype(name)
+
+
+def make_inputs(case: Case, seed: int) -> tuple[Array, ...]:
+    """(x,), or (x, dy) for training, in the case's dtype and data format.
+
+    A small random block is repeated: drawing as many normal numbers as the largest case holds takes
+    longer than racing it. For the distribution 'relu', x is cut at zero, so that half of it ties.
+    """
+    generator = np.random.default_rng(seed)
+    dtype = numpy_dtype(case.dtype)
+    x = _fill(generator, layout(case), dtype, relu=case.distribution == "relu")
+    if case.direction == "forward":
+        return (x,)
+    expected = REGISTRY.ops[case.op].oracle(np.broadcast_to(np.float64(0), x.shape), case)
+    return x, _fill(generator, expected.shape, dtype)
+
+
+def layout(case: Case) -> tuple[int, ...]:
+    """The shape of x as the data format lays it out."""
+    n, h, w, c = case.shape
+    return (n, h, w, c) if case.data_format == "channels_last" else (n, c, h, w)
+
+
+def _fill(
+    generator: np.random.Generator,
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    *,
+    relu: bool = False,
+) -> Array:
+    count = int(np.prod(shape))
+    block = generator.standard_normal(min(count, BLOCK_LENGTH))
+    if relu:
+        block = np.maximum(block, 0.0)
+    block = block.astype(dtype)
+    whole = np.tile(block, count // len(block) + 1) if count > len(block) else block
+    return np.ascontiguousarray(whole[:count].reshape(shape))
+
+
+def bound_for(op: Op, case: Case) -> Bound:
+    """How far a right value may be from the oracle: the op's own bound, or the default of the dtype."""
+    return op.bounds(case) if op.bounds is not None else BOUNDS[case.dtype]
+
+
+def check(op: Op, case: Case, inputs: tuple[Array, ...], outputs: tuple[Array, ...]) -> Verdict:
+    """Hold outputs, (y,) or (y, dx), against the float64 oracle."""
+    return judge(Answers(op=op, case=case, inputs=inputs), outputs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """The oracle's answers for a case's inputs, worked out once for all candidates that are held to them."""
+
+    op: Op
+    case: Case
+    inputs: tuple[Array, ...]
+
+    @functools.cached_property
+    def x(self) -> Array:
+        """The input in float64."""
+        return self.inputs[0].astype(np.float64)
+
+    @functools.cached_property
+    def dy(self) -> Array:
+        """The gradient of the output in float64."""
+        return self.inputs[1].astype(np.float64)
+
+    @functools.cached_property
+    def y(self) -> Array:
+        """The right output."""
+        return self.op.oracle(self.x, self.case)
+
+    def spread(self, dy: Array) -> Array:
+        """The right gradient of x for this gradient of y."""
+        assert self.op.gradient is not None
+        return self.op.gradient(self.x, dy, self.case)
+
+    @functools.cached_property
+    def dx(self) -> Array:
+        """The right gradient of x, a tie's split equally."""
+        return self.spread(self.dy)
+
+    @functools.cached_property
+    def tied(self) -> Array:
+        """Which elements of x share their window's gradient with another."""
+        weight = self.spread(np.ones_like(self.dy))
+        return (weight > 0) & (weight < 1)
+
+
+def judge(answers: Answers, outputs: tuple[Array, ...]) -> Verdict:
+    """Hold outputs, (y,) or (y, dx), against the answers."""
+    op, case = answers.op, answers.case
+    bound = bound_for(op, case)
+    value = _judge("y", outputs[0], answers.y, bound, case)
+    accuracy = Accuracy(
+        worst=value.worst,
+        max_relative=value.relative,
+        max_absolute=value.absolute,
+        bound=f"relative {bound.relative:g}, absolute {bound.absolute:g}",
+    )
+    if case.direction == "forward" or value.reason:
+        return _verdict(accuracy, value.reason)
+    if op.gradient is None:
+        return _verdict(accuracy, f"{op.name} has no oracle for its gradient; race it forward only")
+    slope, tie = _judge_gradient(answers, outputs[1])
+    accuracy = Accuracy(
+        worst=max(value.worst, slope.worst),
+        max_relative=value.relative,
+        max_absolute=value.absolute,
+        gradient_worst=slope.worst,
+        tie=tie,
+        bound=accuracy.bound,
+    )
+    return _verdict(accuracy, slope.reason)
+
+
+def _verdict(accuracy: Accuracy, reason: str) -> Verdict:
+    return Verdict(accuracy=accuracy, status="wrong" if reason else "ok", reason=reason)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Errors:
+    """Largest errors of an array: over its bound, relative, absolute; and why it is wrong, or ''."""
+
+    worst: float
+    relative: float
+    absolute: float
+    reason: str = ""
+
+
+def _wrong(reason: str) -> _Errors:
+    return _Errors(worst=float("inf"), relative=float("inf"), absolute=float("inf"), reason=reason)
+
+
+def _judge(
+    name: str,
+    actual: Array,
+    expected: Array,
+    bound: Bound,
+    case: Case,
+    least_nonzero: float = LEAST_NONZERO,
+) -> _Errors:
+    if actual.shape != expected.shape:
+        return _wrong(f"{name} has shape {actual.shape}, expected {expected.shape}")
+    if actual.dtype != numpy_dtype(case.dtype):
+        return _wrong(f"{name} is {actual.dtype}, expected {case.dtype}")
+    if np.count_nonzero(expected) < least_nonzero * expected.size:
+        return _wrong(
+            f"mistrusted: {name} is expected to be almost all zeros, which proves nothing"
+        )
+    if not expected.size:
+        return _Errors(worst=0.0, relative=0.0, absolute=0.0)
+    error = np.abs(actual.astype(np.float64) - expected)
+    if not np.isfinite(error).all():
+        return _wrong(
+            f"{name} has {np.count_nonzero(~np.isfinite(error))} values that are not finite"
+        )
+    return _errors(name, error, np.abs(expected), bound)
+
+
+def _errors(name: str, error: Array, size: Array, bound: Bound) -> _Errors:
+    absolute = float(error.max())
+    if absolute == 0.0:
+        return _Errors(worst=0.0, relative=0.0, absolute=0.0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        relative = float(np.nanmax(np.where(error > 0, error / size, 0.0)))
+        allowed = bound.absolute + bound.relative * size
+        worst = float(np.max(np.where(error > 0, error / allowed, 0.0)))
+    reason = ""
+    if worst > 1.0:
+        beyond = np.count_nonzero(error > allowed)
+        reason = (
+            f"{name} is beyond the bound in {beyond} of {error.size} values: error up to "
+            f"{absolute:.3g} (relative {relative:.3g}), bound relative {bound.relative:g}, "
+            f"absolute {bound.absolute:g}"
+        )
+    return _Errors(worst=worst, relative=relative, absolute=absolute, reason=reason)
+
+
+def _judge_gradient(answers: Answers, actual: Array) -> tuple[_Errors, str | None]:
+    """The errors of dx, and the rule that it follows at a tie.
+
+    Where no elements tie, dx is unique. Where they do, it may go to one of them or be shared, but what
+    a window's elements get together is its dy: the whole to each is wrong.
+    """
+    op, case, shared = answers.op, answers.case, answers.dx
+    bound = BOUNDS[case.dtype]
+    # One element of a window gets a gradient, so that few do where windows are large.
+    least_nonzero = LEAST_NONZERO / (case.pool_size or 1)
+    if op.window_sum is None or not answers.tied.any():
+        return _judge("dx", actual, shared, bound, case, least_nonzero), "none"
+    if actual.shape != shared.shape or actual.dtype != numpy_dtype(case.dtype):
+        return _judge("dx", actual, shared, bound, case), None
+    given = actual.astype(np.float64)
+    if not np.isfinite(given).all():
+        return _wrong("dx has values that are not finite"), None
+    away = np.where(answers.tied, 0.0, np.abs(given - shared))
+    unique = _errors("dx", away, np.abs(shared), bound)
+    missing = np.abs(op.window_sum(given, case) - answers.dy)
+    summed = _errors("the sum of dx over a window", missing, np.abs(answers.dy), bound)
+    worst = max(unique, summed, key=lambda found: found.worst)
+    return worst, _tie_rule(answers, given)
+
+
+def _tie_rule(answers: Answers, given: Array) -> str:
+    """'split', 'first', 'last', 'one', or 'other': how the tied elements share their gradient."""
+    x, tied = answers.x, answers.tied
+    # Breaking every tie by a slope far below a float32's last digit tells the first from the last.
+    ramp = np.arange(x.size, dtype=np.float64).reshape(x.shape) * (1e-15 / max(1.0, x.size * 1e-6))
+
+    def broken(slope: float) -> Array:
+        other = Answers(op=answers.op, case=answers.case, inputs=(x + slope * ramp, answers.dy))
+        return other.dx
+
+    rules: dict[str, Callable[[], Array]] = {
+        "split": lambda: answers.dx,
+        "first": lambda: broken(-1.0),
+        "last": lambda: broken(1.0),
+    }
+    for name, expect in rules.items():
+        if np.allclose(given[tied], expect()[tied], rtol=2e-2, atol=1e-6):
+            return name
+    return "one" if np.count_nonzero(given[tied]) < np.count_nonzero(tied) else "other"

@@ -1,0 +1,147 @@
+"""What a candidate may not change, for its rivals share the process: read before and after it.
+
+Each entry of the tables reads one fact; what differs afterwards is said by its name. TensorFlow and
+Keras are read only where they are loaded already.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from poolbench.machine.info import relevant_settings
+
+THREADS = "threads that stay"
+PROCESSES = "processes that stay"
+GRACE_SECONDS = 0.2
+TASKS = Path("/proc/self/task")
+
+
+def _affinity() -> Any:
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+
+
+def _priority() -> Any:
+    return os.getpriority(os.PRIO_PROCESS, 0) if hasattr(os, "getpriority") else None
+
+
+def _signal_handlers() -> Any:
+    return {int(number): repr(signal.getsignal(number)) for number in signal.valid_signals()}
+
+
+def child_processes(tasks: Path = TASKS) -> set[int]:
+    """The children of this process; none where the system does not show them."""
+    found: set[int] = set()
+    for path in tasks.glob("*/children"):
+        with contextlib.suppress(OSError, ValueError):
+            found.update(map(int, path.read_text().split()))
+    return found
+
+
+PROCESS: dict[str, Callable[[], Any]] = {
+    "numpy.geterr": np.geterr,
+    "working directory": os.getcwd,
+    "environment variables": relevant_settings,
+    "processor affinity": _affinity,
+    "priority": _priority,
+    "gc.isenabled": gc.isenabled,
+    "signal handlers": _signal_handlers,
+    "sys.getrecursionlimit": sys.getrecursionlimit,
+    "sys.getswitchinterval": sys.getswitchinterval,
+    THREADS: lambda: {thread.ident for thread in threading.enumerate()},
+    PROCESSES: child_processes,
+}
+
+
+def _tensorflow(tf: Any) -> dict[str, Callable[[], Any]]:
+    return {
+        "tf.config.functions_run_eagerly": tf.config.functions_run_eagerly,
+        "tf.executing_eagerly": tf.executing_eagerly,
+        "tf.config.get_soft_device_placement": tf.config.get_soft_device_placement,
+        "tf.config.optimizer.get_jit": tf.config.optimizer.get_jit,
+        "tf.config.optimizer.get_experimental_options": (
+            tf.config.optimizer.get_experimental_options
+        ),
+        "tf.config.experimental.get_synchronous_execution": (
+            tf.config.experimental.get_synchronous_execution
+        ),
+        "tf.config.experimental.tensor_float_32_execution_enabled": (
+            tf.config.experimental.tensor_float_32_execution_enabled
+        ),
+        "tf.config.experimental.enable_op_determinism": _op_determinism,
+        "tf.experimental.numpy behaviour": lambda: hasattr(tf.Tensor, "reshape"),
+    }
+
+
+def _op_determinism() -> Any:
+    # TensorFlow has no public way to ask.
+    from tensorflow.python.framework import config
+
+    return config.is_op_determinism_enabled()
+
+
+def _keras(keras: Any) -> dict[str, Callable[[], Any]]:
+    return {
+        "keras.config.floatx": keras.config.floatx,
+        "keras.config.epsilon": keras.config.epsilon,
+        "keras.config.image_data_format": keras.config.image_data_format,
+        "keras.config.dtype_policy": lambda: keras.config.dtype_policy().name,
+    }
+
+
+FRAMEWORKS = {"tensorflow": _tensorflow, "keras": _keras}
+
+
+def read() -> dict[str, Any]:
+    """Every fact by name; one that cannot be read is left out."""
+    return dict(_facts())
+
+
+def _facts() -> Iterator[tuple[str, Any]]:
+    tables = [PROCESS]
+    for name, table in FRAMEWORKS.items():
+        module = sys.modules.get(name)
+        with contextlib.suppress(Exception):  # half loaded: not yet anybody's to change
+            if module is not None:
+                tables.append(table(module))
+    for table_of_facts in tables:
+        for name, fact in table_of_facts.items():
+            with contextlib.suppress(Exception):  # another version of the framework lacks it
+                yield name, fact()
+
+
+def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """What differs, in words; threads and processes only where there are more of them."""
+    found = []
+    for name, old in before.items():
+        new = after.get(name, old)
+        if name in (THREADS, PROCESSES):
+            if more := len(set(new) - set(old)):
+                found.append(f"it left {more} {name}")
+        elif new != old:
+            found.append(f"it changed {name}{_values(old, new)}")
+    return found
+
+
+def _values(old: Any, new: Any) -> str:
+    text = f" from {old!r} to {new!r}"
+    return text if len(text) <= 80 else ""
+
+
+def left_behind(before: Mapping[str, Any], *, grace_seconds: float = GRACE_SECONDS) -> str:
+    """What changed since `before`, in one line; "" if nothing. Who is just leaving may leave."""
+    found = changes(before, read())
+    if found:
+        time.sleep(grace_seconds)
+        found = changes(before, read())
+    return "; ".join(found)
