@@ -225,7 +225,6 @@ def _for_tensorflow(output: tuple[int, int], kind: str, first_axis: int) -> Call
             return contextlib.nullcontext(), 1
         return tf.xla.experimental.jit_scope(), PARTS
 
-    @tf.custom_gradient  # type: ignore[untyped-decorator]  # TensorFlow is not typed
     def pool(x: Any) -> Any:
         def gradient(dy: Any) -> Any:
             # Pooled again without the parts: the gradient of a slice pads it to the size of x.
@@ -240,4 +239,5 @@ def _for_tensorflow(output: tuple[int, int], kind: str, first_axis: int) -> Call
             # Grappler merges a chain of additions to an AddN without the mark; it leaves an AddN as it is.
             return pool_windows(x, output, kind, first_axis, parts, tf.add_n), gradient
 
-    return pool
+    differentiable: Callable[[Any], Any] = tf.custom_gradient(pool)
+    return differentiable
