@@ -176,11 +176,12 @@ def _pool_unequal(
     # Windows overlap by at most one element. They share disjoint pieces of x, so that the gradient is one
     # concatenation in the order of x and not a sum of padded windows.
     cuts = sorted({end for window in bounds for end in window})
+    pieces = keras.ops.split(x, cuts[1:-1], axis) if len(cuts) > 2 else [x]
     pieces = [
         join([piece[(*before, slice(i, i + 1))] for i in range(piece.shape[axis])])
         if piece.shape[axis] <= parts
         else reduce(piece, axis=axis)
-        for piece in keras.ops.split(x, cuts[1:-1], axis)
+        for piece in pieces
     ]
     return [(join(pieces[cuts.index(i) : cuts.index(j)]), j - i) for i, j in bounds]
 
