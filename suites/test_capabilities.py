@@ -5,15 +5,15 @@ from collections.abc import Callable
 import poolbench.ops  # noqa: F401 (registers what ships)
 import pytest
 from poolbench.core.candidate import REGISTRY
-from poolbench.core.case import UsageError, parse_axis
-from poolbench.core.records import Capability
-from poolbench.engine.run import Bench
+from poolbench.core.case import parse_axis
+from poolbench.core.errors import StoreError, UsageError
+from poolbench.core.records import MatrixCell
+from poolbench.engine.run import Run
 from poolbench.matrix.runner import Key, all_keys, run_matrix
-from poolbench.store.journal import StoreError
 
-Matrix = dict[Key, list[Capability]]
+Matrix = dict[Key, list[MatrixCell]]
 
-# The layer to take away promises every row on the CPU; of the other spellings that ship, what does
+# The layer to take away promises every row on the CPU; of the other implementations that ship, what does
 # not work is the result. A user's own candidate is held to every row too.
 PROMISED = ("depth_max_pool", "layer-depth_max_pool")
 OUTCOMES: dict[str, Callable[..., object]] = {"unsupported": pytest.skip, "not_run": pytest.skip}
@@ -28,7 +28,7 @@ def matrix(
     """The cells of the selected tests, filled once."""
     if checks_only:
         pytest.skip("the matrix is no part of a check (--benchmark-disable): nox -s capabilities")
-    run_in_progress: Bench = request.getfixturevalue("run_in_progress")
+    run_in_progress: Run = request.getfixturevalue("run_in_progress")
     keys = [
         item.callspec.params["key"] for item in request.session.items if hasattr(item, "callspec")
         and "key" in item.callspec.params

@@ -1,4 +1,4 @@
-"""Depthwise max pooling: every spelling in every case of the sweep."""
+"""Depthwise max pooling: every implementation in every case of the sweep."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""Global average pooling: every spelling in every case of the sweep."""
+"""Global average pooling: every implementation in every case of the sweep."""
 
 from collections.abc import Callable
 

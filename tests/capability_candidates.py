@@ -1,7 +1,7 @@
 """An op and candidates of it, one right and the others each wrong in its own way, for the probes."""
 
 import numpy as np
-from poolbench.core.candidate import Bound, Op, candidate, register
+from poolbench.core.candidate import Op, Tolerance, candidate, register
 from poolbench.core.case import Case, Sweep
 
 OP = "probed_depth_max"
@@ -31,7 +31,7 @@ def in_layout(y, case):
     return np.moveaxis(y, -1, 1) if case.data_format == "channels_first" else y
 
 
-def oracle(x, case):
+def reference(x, case):
     return in_layout(windows(x, case, -np.inf).max(-1), case)
 
 
@@ -52,10 +52,10 @@ def gradient(x, dy, case):
 register(
     Op(
         name=OP,
-        oracle=oracle,
+        reference=reference,
         gradient=gradient,
         window_sum=window_sum,
-        bounds=lambda _: Bound(relative=1e-6, absolute=0.0),
+        bounds=lambda _: Tolerance(relative=1e-6, absolute=0.0),
         baseline="right",
         sweeps={"default": Sweep(base=Case(op=OP, pool_size=3, padding="valid"))},
     )
@@ -272,7 +272,7 @@ def python(case):
     import tensorflow as tf
 
     def build(x):
-        y = tf.numpy_function(lambda a: oracle(a, case).astype(a.dtype), [x], x.dtype)
+        y = tf.numpy_function(lambda a: reference(a, case).astype(a.dtype), [x], x.dtype)
         return tf.ensure_shape(y, (*case.shape[:3], case.shape[3] // case.pool_size))
 
     return build

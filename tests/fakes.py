@@ -17,12 +17,12 @@ def fake_candidate(name, op="fake"):
 BLOCK = session.Block(seconds=1e-3)
 ANSWERS = {
     "open_case": session.Opened(nbytes=1, devices={}, seconds=0.0),
-    "open_runner": session.Runner(
+    "open_contender": session.OpenedContender(
         call_seconds=1e-3, first_call_seconds=0.1, read_nbytes=300, written_nbytes=100
     ),
     "allocate": 0.0,
-    "time_stretch": lambda visits: session.Stretch(
-        blocks=(BLOCK,) * len(visits), cpu_seconds=0.0, switches=0
+    "time_batch": lambda requests: session.Batch(
+        blocks=(BLOCK,) * len(requests), cpu_seconds=0.0, switches=0
     ),
     "gather": None,
     "close_case": None,
@@ -51,23 +51,23 @@ class FakeWorker:
 
 
 class FakeFleet:
-    """One fake worker for every replica; what it says that a call takes of the device is given."""
+    """One fake worker for every process; what it says that a call takes of the device is given."""
 
-    def __init__(self, *, joules=None, device_seconds=None):
+    def __init__(self, *, energy_joules=None, device_seconds=None):
         self.tasks = Counter()
         self._worker = FakeWorker(
             self.tasks,
-            measure_energy=joules,
+            measure_energy=energy_joules,
             time_on_device=lambda names, calls: [
                 device_seconds(name) if callable(device_seconds) else device_seconds
                 for name in names
             ],
         )
 
-    def use(self, setting, replicas, *, beside=False):
+    def use(self, setting, processes, *, beside=False):
         pass
 
-    def worker(self, replica):
+    def worker(self, process):
         return self._worker
 
     def started(self):

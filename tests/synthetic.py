@@ -11,18 +11,18 @@ import msgspec
 import numpy as np
 from poolbench.core.case import Case, input_nbytes
 from poolbench.core.records import (
-    Account,
     Accuracy,
-    Capability,
     Contention,
     Environment,
     Header,
+    MatrixCell,
     Measurement,
-    Network,
+    ModelResult,
     Record,
     Samples,
     Selftest,
-    Shares,
+    TimeBreakdown,
+    TraceSummary,
 )
 from poolbench.store.journal import Journal
 
@@ -37,7 +37,7 @@ SHAPES = (
 MODES = ("eager", "graph", "xla")
 DIRECTIONS = ("forward", "training")
 
-# Name to factor over the ceiling time by mode, calls' overhead in seconds, and form.
+# Name to factor over the bandwidth limit time by mode, calls' overhead in seconds, and form.
 SPELLINGS: dict[str, dict[str, dict[str, float]]] = {
     "depth_max_pool": {
         "reshape-reduce_max": {"eager": 3.0, "graph": 3.1, "xla": 1.25},
@@ -71,9 +71,9 @@ ENVIRONMENT = Environment(
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How many blocks a runner has: replicas x allocations x rounds."""
+    """How many blocks a contender has: processes x allocations x rounds."""
 
-    replicas: int = 5
+    processes: int = 5
     allocations: int = 4
     rounds: int = 3
 
@@ -84,7 +84,7 @@ def header(run: str = "synthetic", **environment: object) -> Header:
         run=run,
         created="2026-01-02T03:04:05",
         environment=msgspec.structs.replace(ENVIRONMENT, **environment),
-        options={"sweep": "default", "replicas": 5},
+        options={"sweep": "default", "processes": 5},
         seed=7,
     )
 
@@ -120,15 +120,15 @@ def race(
         case: the case.
         rng: source of the noise.
         plan: how many blocks.
-        slow: the day's slowness, of all runners alike.
+        slow: the day's slowness, of all contenders alike.
         slowed: candidate to a factor on its time.
         names: candidates; empty means all.
     """
-    shape = (plan.replicas, plan.allocations, plan.rounds)
+    shape = (plan.processes, plan.allocations, plan.rounds)
     blocks = np.array(list(itertools.product(*map(range, shape))))
-    replica, allocation, round_ = (tuple(map(int, column)) for column in blocks.T)
+    process, allocation, round_ = (tuple(map(int, column)) for column in blocks.T)
     read, written = nbytes_of(case)
-    spellings = SPELLINGS[case.op]
+    candidates = SPELLINGS[case.op]
     day = slow * np.exp(rng.normal(0, 0.03, shape))
     contention = Contention(
         steal=0.01, others=0.02, blocks_marked=2, blocks_redone=2, involuntary_switches=5
@@ -138,7 +138,7 @@ def race(
         between = rng.normal(0, spread, (shape[0], 1, 1)) + rng.normal(0, spread, (*shape[:2], 1))
         seconds = mean * day * np.exp(between + rng.normal(0, 0.01, shape))
         return Samples(
-            replica=replica,
+            process=process,
             allocation=allocation,
             round=round_,
             calls=(10,) * len(blocks),
@@ -148,12 +148,12 @@ def race(
 
     found = [
         Measurement(
-            case=case, candidate=f"ceiling-{kind}", kind="probe", status="ok",
+            case=case, candidate=f"bandwidth-{kind}", kind="probe", status="ok",
             samples=samples(r / READ + w / WRITE), read_nbytes=r, written_nbytes=w, contention=contention,
         )
         for kind, r, w in (("read", read + written, 0), ("write", 0, read + written), ("copy", read, read))
     ]  # fmt: skip
-    for name in names or spellings:
+    for name in names or candidates:
         common = dict(
             case=case,
             candidate=name,
@@ -180,7 +180,7 @@ def race(
                 )
             )
             continue
-        factor = spellings[name][case.mode] * (1.6 if case.direction == "training" else 1)
+        factor = candidates[name][case.mode] * (1.6 if case.direction == "training" else 1)
         mean = OVERHEAD[case.mode] + factor * (read / READ + written / WRITE)
         wrong = case.dtype == "float16" and name in (
             "lambda-reduce_mean",
@@ -196,7 +196,7 @@ def race(
                 reason="off by 13% in float16" if worst > 1 else "",
                 samples=samples(mean * (slowed or {}).get(name, 1.0)),
                 first_call_seconds=tuple(
-                    (rng.uniform(0.8, 1.2, plan.replicas) * FIRST[case.mode]).tolist()
+                    (rng.uniform(0.8, 1.2, plan.processes) * FIRST[case.mode]).tolist()
                 ),
                 accuracy=Accuracy(
                     worst=worst, max_relative=worst * 1e-3, max_absolute=1e-6, bound="relative 1e-3"
@@ -228,7 +228,7 @@ def extras() -> list[Record]:
     """One record or more of each kind that is no measurement."""
     states = ("pass", "pass", "wrong", "unsupported", "error")
     cells = [
-        Capability(
+        MatrixCell(
             op=op, candidate=name, probe=probe, state=states[(i + j) % 5],  # type: ignore[arg-type]
             evidence=f"{name} under {probe}: seen", issue="tensorflow#636" if (i + j) % 5 == 3 else "",
         )
@@ -236,15 +236,15 @@ def extras() -> list[Record]:
         for i, name in enumerate(names)
         for j, probe in enumerate(("trains", "saves", "non-dividing", "nan", "float16"))
     ]  # fmt: skip
-    account = Account(
+    trace_summary = TraceSummary(
         case=op_case("depth_max_pool"), candidate="reshape-reduce_max", trace="2026_depth", steps=10,
         step_seconds=7.9e-3,
         parts=({"kind": "tf_op", "name": "Max", "seconds": 7.5e-3, "count": 1.0, "nbytes": 100},),
         peak_nbytes=12_000_000, allocated_nbytes=12_000_000, freed_nbytes=12_000_000, threads_busy=1.9,
     )  # fmt: skip
     networks = [
-        Network(
-            network="textbook", op="depth_max_pool", spelling=name, direction="training", mode="graph", batch=32,
+        ModelResult(
+            model="textbook", op="depth_max_pool", candidate=name, direction="training", mode="graph", batch=32,
             baseline="reshape-reduce_max", share=(0.008, 0.011, 0.014), figures={"images_per_second": 120.0},
         )
         for name in ("reshape-reduce_max", "layer-depth_max_pool")
@@ -256,11 +256,11 @@ def extras() -> list[Record]:
         )
         for x in (0.0, 0.01, 0.1)
     ]  # fmt: skip
-    shares = Shares(
+    shares = TimeBreakdown(
         seconds={"samples": 200.0, "start": 30.0, "first_calls": 80.0, "other": 12.0},
         wall_seconds=322.0,
     )
-    return [*cells, account, *networks, *selftest, shares]
+    return [*cells, trace_summary, *networks, *selftest, shares]
 
 
 def records(
@@ -288,7 +288,7 @@ def write_large(folder: Path, measurements: int, seed: int = 3) -> Path:
     from poolbench.store.journal import JOURNAL, encode_line
 
     rng = np.random.default_rng(seed)
-    plan = Plan(replicas=5, allocations=4, rounds=10)
+    plan = Plan(processes=5, allocations=4, rounds=10)
     folder.mkdir(parents=True, exist_ok=True)
     count = 0
     grid = itertools.product(

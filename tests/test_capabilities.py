@@ -11,10 +11,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from capability_candidates import OP
-from poolbench.core.candidate import REGISTRY, Candidate, Failure
+from poolbench.core.candidate import REGISTRY, Candidate, KnownFailure
 from poolbench.core.case import Case
-from poolbench.engine.process import Setting, Worker, WorkerFailure
-from poolbench.machine.info import own_folders
+from poolbench.core.errors import WorkerFailure, own_folders
+from poolbench.engine.process import Worker, WorkerSpec
 from poolbench.matrix import GROUPS, PROBES, judge
 from poolbench.matrix.probe import (
     Finding,
@@ -66,7 +66,7 @@ CAUGHT = (
     ("negative", "relu", "wrong", "is right"),
     ("tie", "every-tie", "wrong", "it sums to 3"),
     ("repeat-calls", "random", "wrong", "3 calls gave"),
-    ("repeat-replicas", "random", "wrong", "3 calls gave"),
+    ("repeat-processes", "random", "wrong", "3 calls gave"),
     ("determinism-graph", "random", "wrong", "3 calls gave"),
     ("determinism-xla", "random", "wrong", "3 calls gave"),
     ("tflite-builtins", "python", "unsupported", "the converter refuses it"),
@@ -81,7 +81,7 @@ MAY_NOT_BE_READ = "threads"
 
 @pytest.fixture(scope="module")
 def worker():
-    worker = Worker(Setting(), files=[CANDIDATES])
+    worker = Worker(WorkerSpec(), files=[CANDIDATES])
     yield worker
     worker.close()
 
@@ -174,7 +174,7 @@ def test_a_silent_wrong_answer_is_worse_than_an_error():
 
 
 def test_a_documented_failure_of_the_candidate_is_unsupported_with_its_issue():
-    failure = Failure(
+    failure = KnownFailure(
         when=lambda case: True, matches="no window", reason="as documented", issue="a#1"
     )
     entry = SimpleNamespace(failures=(failure,))
@@ -392,7 +392,7 @@ def test_a_numpy_candidate_is_asked_for_its_values_only(candidates):
 
 def test_no_cell_is_without_words(candidates):
     records, _ = run_fill([(OP, "one", "nan")], {("one", "nan"): Finding(state="pass")})
-    assert records["one", "nan"].evidence == "as the oracle has it"
+    assert records["one", "nan"].evidence == "as the reference has it"
 
 
 def test_on_a_gpu_only_what_a_gpu_may_change_is_asked(candidates):

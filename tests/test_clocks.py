@@ -31,7 +31,7 @@ def by_device(m, *, slowed=1.0):
         samples=msgspec.structs.replace(m.samples, seconds=own),
         wall_samples=msgspec.structs.replace(m.samples, seconds=wall),
         device_seconds=float(np.median(own)),
-        joules=0.1,
+        energy_joules=0.1,
     )
 
 
@@ -51,7 +51,7 @@ def row(loaded, name):
     return loaded.table.set_index("candidate").loc[name]
 
 
-def test_ratios_and_shares_of_the_ceiling_are_of_the_device(loaded):
+def test_ratios_and_shares_of_the_bandwidth_limit_are_of_the_device(loaded):
     layer = row(loaded, "layer-depth_max_pool")
     assert layer["clock"] == "device"
     assert layer["ratio"] == pytest.approx(2.1 / 3.1, rel=0.1)

@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 import pandas as pd
 import pytest
-from poolbench.core.records import Capability, Shares
+from poolbench.core.records import MatrixCell, TimeBreakdown
 from poolbench.report import compare
 from poolbench.report.cli import main
 from poolbench.store.journal import JOURNAL, encode_line, read_run
@@ -19,11 +19,11 @@ from tests import synthetic
 CASES = [
     synthetic.op_case(op, mode=mode) for op in synthetic.SPELLINGS for mode in ("graph", "xla")
 ]
-# Blocks enough that 10% is plain whatever the seed's replicas are.
-PLAN = synthetic.Plan(replicas=10, allocations=4, rounds=3)
+# Blocks enough that 10% is plain whatever the seed's processes are.
+PLAN = synthetic.Plan(processes=10, allocations=4, rounds=3)
 ROOT = Path(__file__).parent.parent
 VICTIM = "transpose-reduce_max"
-END = Shares(seconds={"samples": 1.0}, wall_seconds=1.0)
+END = TimeBreakdown(seconds={"samples": 1.0}, wall_seconds=1.0)
 
 
 def records(seed, **options):
@@ -97,7 +97,7 @@ def test_a_slower_day_is_not_a_slower_candidate(base, tmp_path):
     judged = found.table[found.table["verdict"] != ""]
     assert (judged["seconds"] / judged["base_seconds"]).min() > 1.3
     assert judged["verdict"].isin(["SAME", "UNDECIDED"]).all()
-    assert set(judged["yardstick"]) == {"ceiling"}
+    assert set(judged["yardstick"]) == {"bandwidth_limit"}
 
 
 def test_a_candidate_made_quicker_is_faster(base, tmp_path):
@@ -114,9 +114,9 @@ def without(found, *probes):
 @pytest.mark.parametrize(
     ("gone", "yardstick"),
     [
-        ((), "ceiling"),
-        (("ceiling-write",), "copy"),
-        (("ceiling-read", "ceiling-write", "ceiling-copy"), "baseline"),
+        ((), "bandwidth_limit"),
+        (("bandwidth-write",), "copy"),
+        (("bandwidth-read", "bandwidth-write", "bandwidth-copy"), "baseline"),
     ],
 )
 def test_the_yardstick_is_the_best_that_both_runs_have(base, tmp_path, gone, yardstick):
@@ -131,15 +131,15 @@ def test_the_yardstick_is_the_best_that_both_runs_have(base, tmp_path, gone, yar
 
 
 def settle(found, name):
-    """The records with a candidate stopped after its first replica."""
+    """The records with a candidate stopped after its first process."""
 
     def first(samples):
-        keep = [i for i, replica in enumerate(samples.replica) if replica == 0]
+        keep = [i for i, process in enumerate(samples.process) if process == 0]
         columns = msgspec.structs.asdict(samples)
         return type(samples)(**{k: tuple(v[i] for i in keep) for k, v in columns.items()})
 
     return [
-        msgspec.structs.replace(r, settled=True, samples=first(r.samples))
+        msgspec.structs.replace(r, stopped_early=True, samples=first(r.samples))
         if getattr(r, "candidate", "") == name and r.status == "ok"
         else r
         for r in found
@@ -149,7 +149,9 @@ def settle(found, name):
 @pytest.mark.parametrize(("factor", "verdicts"), [(1.1, {"SAME", "UNDECIDED"}), (3.0, {"SLOWER"})])
 def test_a_settled_candidate_must_move_by_much(base, tmp_path, factor, verdicts):
     found = settle(records(6, slowed={VICTIM: factor}), VICTIM)
-    table = compare.compare_runs(read_run(base), read_run(write(tmp_path / "settled", found))).table
+    table = compare.compare_runs(
+        read_run(base), read_run(write(tmp_path / "stopped_early", found))
+    ).table
     rows = table[table["candidate"] == VICTIM]
     assert set(rows["verdict"]) <= verdicts
     assert rows["note"].str.contains("25%").all()
@@ -184,7 +186,7 @@ def test_limitations_that_went_away_are_listed_first(base, tmp_path):
 
     def cells(place):
         return [
-            Capability(
+            MatrixCell(
                 op="depth_max_pool",
                 candidate=VICTIM,
                 probe=row[0],
@@ -206,7 +208,7 @@ def test_limitations_that_went_away_are_listed_first(base, tmp_path):
 
 
 def test_support_matrices_alone_can_be_compared(tmp_path):
-    cell = Capability(op="depth_max_pool", candidate=VICTIM, probe="trains", state="pass")
+    cell = MatrixCell(op="depth_max_pool", candidate=VICTIM, probe="trains", state="pass")
     pair = [read_run(write(tmp_path / name, [cell])) for name in ("old", "new")]
     found = compare.compare_runs(*pair)
     assert found.table.empty and found.slower == []
@@ -234,7 +236,7 @@ def test_another_schema_version_is_refused(capsys, base, tmp_path):
 
 def test_no_common_case_is_refused(capsys, base, tmp_path):
     elsewhere = [synthetic.op_case("depth_max_pool", pool_size=16)]
-    found = synthetic.records(1, cases=elsewhere, plan=synthetic.Plan(replicas=2))
+    found = synthetic.records(1, cases=elsewhere, plan=synthetic.Plan(processes=2))
     assert "in common" in refusal(capsys, base, write(tmp_path / "other", found))
 
 

@@ -3,14 +3,14 @@
 import msgspec
 from poolbench.core.candidate import Candidate
 from poolbench.core.case import make_case
-from poolbench.engine.process import WorkerFailure
+from poolbench.core.errors import WorkerFailure
 from poolbench.engine.race import MAX_DEATHS, Plan, Race
 from poolbench.machine.info import Usage
 from poolbench.worker import session
 
 CASE = make_case(op="pool", shape=(8, 28, 28, 96), pool_size=3)
 BLOCK = session.Block(seconds=1e-3)
-RUNNER = session.Runner(call_seconds=1e-3, read_nbytes=300, written_nbytes=100)
+RUNNER = session.OpenedContender(call_seconds=1e-3, read_nbytes=300, written_nbytes=100)
 CRASH = WorkerFailure("crashed", "killed by SIGABRT", lost=True)
 IDLE = WorkerFailure("crashed", "the worker died between two tasks", lost=True, blameless=True)
 
@@ -28,8 +28,8 @@ class ScriptedWorker:
     def call(self, function, *args, timeout):
         name = function.__name__.lstrip("_")
         first = args[0] if args and isinstance(args[0], str) else ""
-        if name == "time_stretch":
-            names = {visit.name for visit in args[0]}
+        if name == "time_batch":
+            names = {request.name for request in args[0]}
             first = names.pop() if len(names) == 1 else "all"
         self.tasks.append((name, first))
         fault = self.faults.get((name, first), [])
@@ -40,17 +40,17 @@ class ScriptedWorker:
             return answer(*args) if callable(answer) else answer
         answers = {
             "open_case": session.Opened(nbytes=1, devices={}, seconds=0.0),
-            "open_runner": RUNNER,
+            "open_contender": RUNNER,
             "allocate": 0.0,
         }
-        if name == "time_stretch":
+        if name == "time_batch":
             blocks = (BLOCK,) * len(args[0])
-            return session.Stretch(blocks=blocks, cpu_seconds=0.0, switches=0)
+            return session.Batch(blocks=blocks, cpu_seconds=0.0, switches=0)
         if name == "end_process":
             raise WorkerFailure("crashed", "the process exited with code 1", lost=True)
         return answers.get(name)
 
-    def worker(self, replica):
+    def worker(self, process):
         return self
 
 
@@ -65,8 +65,8 @@ def run(faults):
     worker = ScriptedWorker(faults)
     quiet = Usage(clock=0.0, busy_seconds=0.0, steal_seconds=0.0, own_seconds=0.0)
     race = Race(
-        CASE, [entry("base"), entry("rival")], baseline="base", plan=Plan(replicas=2),
-        read_usage=lambda: quiet, enough=lambda race, replicas: True,
+        CASE, [entry("base"), entry("rival")], baseline="base", plan=Plan(processes=2),
+        read_usage=lambda: quiet, enough=lambda race, processes: True,
     )  # fmt: skip
     return {m.candidate: m for m in race.run(worker).measurements}, worker
 
@@ -83,31 +83,31 @@ def test_a_worker_that_died_between_races_is_replaced_and_nobody_blamed():
 
 
 def test_a_death_between_two_blocks_blames_nobody():
-    found, _ = run({("time_stretch", "all"): [IDLE, IDLE]})
+    found, _ = run({("time_batch", "all"): [IDLE, IDLE]})
     assert {m.status for m in found.values()} == {"ok"}
     assert len(found["rival"].samples)
 
 
 def test_who_crashes_in_a_stretch_is_found_by_visits_one_by_one_and_the_others_go_on():
-    found, worker = run({("time_stretch", "all"): [CRASH], ("time_stretch", "rival"): [CRASH]})
+    found, worker = run({("time_batch", "all"): [CRASH], ("time_batch", "rival"): [CRASH]})
     assert (found["rival"].status, found["base"].status) == ("crashed", "ok")
-    assert worker.tasks.count(("time_stretch", "all")) == 1
-    assert set(found["base"].samples.replica) == {0, 1}
+    assert worker.tasks.count(("time_batch", "all")) == 1
+    assert set(found["base"].samples.process) == {0, 1}
 
 
 def test_a_crash_that_does_not_come_again_blames_nobody():
-    found, _ = run({("time_stretch", "all"): [CRASH]})
+    found, _ = run({("time_batch", "all"): [CRASH]})
     assert {m.status for m in found.values()} == {"ok"}
 
 
 def test_what_a_call_raises_in_a_stretch_ends_that_candidate_only():
     broken = session.Block(status="error", reason="ValueError: no")
 
-    def stretch(visits):
-        blocks = tuple(broken if visit.name == "rival" else BLOCK for visit in visits)
-        return session.Stretch(blocks=blocks, cpu_seconds=0.0, switches=0)
+    def batch(requests):
+        blocks = tuple(broken if request.name == "rival" else BLOCK for request in requests)
+        return session.Batch(blocks=blocks, cpu_seconds=0.0, switches=0)
 
-    found, _ = run({("time_stretch", "all"): [stretch]})
+    found, _ = run({("time_batch", "all"): [batch]})
     assert (found["rival"].status, found["rival"].reason) == ("error", "ValueError: no")
     assert (found["base"].status, found["rival"].tail) == ("ok", "what it printed")
 
@@ -118,16 +118,16 @@ def test_a_worker_that_dies_again_and_again_ends_the_race():
     assert [task for task, _ in worker.tasks].count("open_case") == MAX_DEATHS + 1
 
 
-def test_what_crashes_once_is_not_tried_in_another_replica():
-    found, worker = run({("open_runner", "rival"): [CRASH]})
+def test_what_crashes_once_is_not_tried_in_another_process():
+    found, worker = run({("open_contender", "rival"): [CRASH]})
     assert (found["rival"].status, found["base"].status) == ("crashed", "ok")
-    assert worker.tasks.count(("open_runner", "rival")) == 1
-    assert set(found["base"].samples.replica) == {0, 1}
+    assert worker.tasks.count(("open_contender", "rival")) == 1
+    assert set(found["base"].samples.process) == {0, 1}
 
 
 def test_a_candidate_that_taints_its_process_is_out_and_the_process_replaced():
     tainted = msgspec.structs.replace(RUNNER, status="error", reason="it left 1", tainted=True)
-    found, worker = run({("open_runner", "rival"): [tainted]})
+    found, worker = run({("open_contender", "rival"): [tainted]})
     assert (found["rival"].status, found["rival"].reason) == ("error", "it left 1")
     assert found["rival"].tail == "what it printed"
     assert worker.tasks.count(("end_process", "")) == 1
@@ -143,7 +143,7 @@ def test_a_case_that_does_not_close_costs_only_its_process():
 
 def test_a_worker_that_cannot_be_started_is_said_of_every_candidate():
     class Fleet:
-        def worker(self, replica):
+        def worker(self, process):
             raise WorkerFailure("error", "ImportError: no module named mine")
 
     race = Race(CASE, [entry("base")], baseline="base", plan=Plan())

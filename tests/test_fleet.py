@@ -1,4 +1,4 @@
-"""Races on one machine take turns, replica by replica and leg by leg."""
+"""Races on one machine take turns, process by process and leg by leg."""
 
 import subprocess
 import sys
@@ -13,20 +13,21 @@ import pytest
 from fakes import ANSWERS, FakeWorker, fake_candidate
 from poolbench.core.candidate import REGISTRY
 from poolbench.core.case import make_case
+from poolbench.core.errors import WorkerFailure
 from poolbench.engine import scheduler as fleet_module
-from poolbench.engine.process import Setting, WorkerFailure
+from poolbench.engine.process import WorkerSpec
 from poolbench.engine.race import Plan
-from poolbench.engine.scheduler import LANES, TURNS_BETWEEN, Job, LocalFleet, LocalRaces
+from poolbench.engine.scheduler import LANES, TURNS_BETWEEN, RaceSpec, Scheduler, WorkerPool
 from poolbench.machine.info import Usage
 from poolbench.stats.estimate import estimate
 from poolbench.worker import session
 
 ROOT = Path(__file__).parents[1]
-PLAN = Plan(replicas=3, max_replicas=3, allocations=1, rounds=1)
+PLAN = Plan(processes=3, max_processes=3, allocations=1, rounds=1)
 
 
 class Fleet:
-    """Notes which case was opened by which replica's worker, and which settings were asked for."""
+    """Notes which case was opened by which process's worker, and which settings were asked for."""
 
     def __init__(self, fault=None):
         self.turns = []
@@ -34,17 +35,17 @@ class Fleet:
         self.beside = False
         self._fault = fault
 
-    def use(self, setting, replicas, *, beside=False):
+    def use(self, setting, processes, *, beside=False):
         if self._fault == "start":
             raise WorkerFailure("crashed", "no memory")
         self.settings.append(setting)
         self.beside |= beside
 
-    def worker(self, replica):
+    def worker(self, process):
         def open_case(case, *_):
-            if self._fault == (case.shape[3], replica):
+            if self._fault == (case.shape[3], process):
                 raise AttributeError("a fault of ours")
-            self.turns.append((case.shape[3], replica))
+            self.turns.append((case.shape[3], process))
             return ANSWERS["open_case"]
 
         return FakeWorker(Counter(), open_case=open_case)
@@ -60,16 +61,16 @@ def job(monkeypatch):
 
     def make(number, *, threads=None, plan=PLAN):
         case = make_case(op="fake", shape=(1, 1, 1, number))
-        return Job(
+        return RaceSpec(
             case=case, candidates=("one", "two"), baseline="one", plan=plan,
-            setting=Setting(threads=threads),
+            setting=WorkerSpec(threads=threads),
         )  # fmt: skip
 
     return make
 
 
 def races_of(fleet, jobs):
-    races = LocalRaces(fleet, None)
+    races = Scheduler(fleet, None)
     for one in jobs:
         races.submit(one)
     return races
@@ -82,7 +83,7 @@ def test_a_race_alone_runs_at_a_stretch(job):
     assert {m.candidate: m.status for m in done.result.measurements}["two"] == "ok"
 
 
-def test_the_replicas_of_a_race_are_turns_of_others_apart(job):
+def test_the_processes_of_a_race_are_turns_of_others_apart(job):
     fleet = Fleet()
     races = races_of(fleet, [job(number) for number in range(1, 61)])
     for _ in range(60):
@@ -90,7 +91,7 @@ def test_the_replicas_of_a_race_are_turns_of_others_apart(job):
     places = defaultdict(list)
     for place, (number, _) in enumerate(fleet.turns):
         places[number].append(place)
-    assert {len(places[number]) for number in range(1, 61)} == {PLAN.replicas}
+    assert {len(places[number]) for number in range(1, 61)} == {PLAN.processes}
     steady = [np.diff(places[number]) for number in range(20, 40)]
     assert np.all(np.abs(np.array(steady) - TURNS_BETWEEN) <= LANES)
 
@@ -104,29 +105,29 @@ class LegsFleet(Fleet):
         self.open = {}  # worker -> case
         self.most_open = 0
 
-    def worker(self, replica):
+    def worker(self, process):
         def open_case(case, *_):
-            assert replica not in self.open
-            self.open[replica] = case
+            assert process not in self.open
+            self.open[process] = case
             self.most_open = max(self.most_open, len(self.open))
             return ANSWERS["open_case"]
 
-        def time_stretch(visits):
-            self.legs.append((self.open[replica].shape[3], replica))
-            return self.stretch(self.open[replica], visits)
+        def time_batch(requests):
+            self.legs.append((self.open[process].shape[3], process))
+            return self.batch(self.open[process], requests)
 
         def close_case():
-            del self.open[replica]
+            del self.open[process]
 
         return FakeWorker(
-            Counter(), open_case=open_case, time_stretch=time_stretch, close_case=close_case
+            Counter(), open_case=open_case, time_batch=time_batch, close_case=close_case
         )
 
-    def stretch(self, case, visits):
-        return ANSWERS["time_stretch"](visits)
+    def batch(self, case, requests):
+        return ANSWERS["time_batch"](requests)
 
 
-LEGS = Plan(replicas=10, max_replicas=10, allocations=2, rounds=999, budget_seconds=12.0)
+LEGS = Plan(processes=10, max_processes=10, allocations=2, rounds=999, budget_seconds=12.0)
 
 
 def test_a_leg_of_one_race_follows_a_leg_of_another(job):
@@ -137,8 +138,8 @@ def test_a_leg_of_one_race_follows_a_leg_of_another(job):
         races.next_done()
     between = [before != after for before, after in zip(fleet.legs, fleet.legs[1:])]
     assert sum(between) > 0.9 * len(between)
-    # Each of a race's replicas is another worker's.
-    assert len({worker for case, worker in fleet.legs if case == 15}) == LEGS.replicas
+    # Each of a race's processes is another worker's.
+    assert len({worker for case, worker in fleet.legs if case == 15}) == LEGS.processes
 
 
 @pytest.mark.parametrize(("available", "most"), [(1000, LANES), (250, 2)])
@@ -158,7 +159,7 @@ def test_lanes_hold_no_more_than_the_memory_that_is_free(job, monkeypatch, avail
 
 def test_a_gpu_has_one_race_at_a_time(job):
     fleet = LegsFleet()
-    plan = replace(LEGS, replicas=3, max_replicas=3, rounds=72)
+    plan = replace(LEGS, processes=3, max_processes=3, rounds=72)
     jobs = [replace(one, case=msgspec.structs.replace(one.case, device="gpu:0"))
             for one in (job(number, plan=plan) for number in range(1, 6))]  # fmt: skip
     races = races_of(fleet, jobs)
@@ -181,15 +182,15 @@ class NoisyFleet(LegsFleet):
             clock=self.seconds.total(), busy_seconds=0.0, steal_seconds=0.0, own_seconds=0.0
         )
 
-    def stretch(self, case, visits):
+    def batch(self, case, requests):
         number = case.shape[3]
         blocks = []
-        for visit in visits:
-            usual = 1e-3 * (self._ratio if visit.name == "two" else 1.0)
-            self.seconds[number] += usual * (visit.lead_in + visit.calls)
+        for request in requests:
+            usual = 1e-3 * (self._ratio if request.name == "two" else 1.0)
+            self.seconds[number] += usual * (request.warmup + request.calls)
             noise = self._rng.normal(0, 0.001 if number % 2 else 0.3)
             blocks.append(session.Block(seconds=usual * float(np.exp(noise))))
-        return session.Stretch(blocks=tuple(blocks), cpu_seconds=0.0, switches=0)
+        return session.Batch(blocks=tuple(blocks), cpu_seconds=0.0, switches=0)
 
 
 @pytest.mark.parametrize(("ratio", "more"), [(1.0, True), (9.0, False)])
@@ -219,7 +220,7 @@ def test_races_come_back_one_by_one_about_in_the_order_in_which_they_were_asked_
 def test_races_of_another_setting_take_turns_too_where_their_workers_have_room(
     job, monkeypatch, room
 ):
-    free = 2 * fleet_module.WORKER_NBYTES * PLAN.replicas
+    free = 2 * fleet_module.WORKER_NBYTES * PLAN.processes
     memory = SimpleNamespace(available=free + 1 if room else free)
     monkeypatch.setattr(fleet_module.psutil, "virtual_memory", lambda: memory)
     fleet = Fleet()
@@ -243,20 +244,20 @@ def test_workers_of_another_setting_end_the_former_unless_they_are_to_be_beside(
         wait_started = kill = close = start
 
     monkeypatch.setattr(fleet_module, "Worker", FakeProcess)
-    fleet = LocalFleet((), None)
-    one, two = Setting(threads=1), Setting(threads=2)
+    fleet = WorkerPool((), None)
+    one, two = WorkerSpec(threads=1), WorkerSpec(threads=2)
     fleet.use(one, 2)
     first = fleet.worker(0)
     fleet.use(two, 1, beside=True)
     assert fleet.worker(0).setting == two
     fleet.use(one, 2)
     assert fleet.worker(0) is first
-    fleet.use(Setting(threads=3), 1)
+    fleet.use(WorkerSpec(threads=3), 1)
     fleet.use(one, 1)
     assert fleet.worker(0) is not first
 
 
-def test_what_is_under_way_counts_by_its_replicas(job):
+def test_what_is_under_way_counts_by_its_processes(job):
     races = races_of(Fleet(), [job(number) for number in range(1, 31)])
     assert races.under_way() == 0
     races.next_done()
@@ -280,7 +281,7 @@ def test_without_workers_the_measurements_say_why(job):
 
 def test_a_case_larger_than_the_limit_is_not_opened(job):
     fleet = Fleet()
-    races = LocalRaces(fleet, 1)
+    races = Scheduler(fleet, 1)
     races.submit(replace(job(1), case=make_case(op="fake", shape=(1, 64, 64, 1))))
     assert {m.status for m in races.next_done().result.measurements} == {"not_run"}
     assert not fleet.turns
@@ -306,23 +307,23 @@ class DriftingFleet(Fleet):
         self._phases = rng.uniform(0, 2 * np.pi, 12)
         self._rng = rng
 
-    def worker(self, replica):
-        return FakeWorker(Counter(), time_stretch=self._time_stretch)
+    def worker(self, process):
+        return FakeWorker(Counter(), time_batch=self._time_batch)
 
-    def _time_stretch(self, visits):
+    def _time_batch(self, requests):
         self.now += 1.0
         drift = 0.03 * np.sin(2 * np.pi * self.now / self._periods + self._phases).sum()
-        noise = self._rng.normal(0, 0.02, len(visits))
+        noise = self._rng.normal(0, 0.02, len(requests))
         blocks = [
-            session.Block(seconds=1e-3 * float(np.exp(drift * (visit.name == "two") + error)))
-            for visit, error in zip(visits, noise, strict=True)
+            session.Block(seconds=1e-3 * float(np.exp(drift * (request.name == "two") + error)))
+            for request, error in zip(requests, noise, strict=True)
         ]
-        return session.Stretch(blocks=tuple(blocks), cpu_seconds=0.0, switches=0)
+        return session.Batch(blocks=tuple(blocks), cpu_seconds=0.0, switches=0)
 
 
 def share_that_covers(jobs, at_once):
     """Of the races' 95% intervals, those that hold the long run's ratio of one."""
-    races = LocalRaces(DriftingFleet(seed=1), None)
+    races = Scheduler(DriftingFleet(seed=1), None)
     covered = []
     for start in range(0, len(jobs), at_once):
         for one in jobs[start : start + at_once]:
@@ -335,7 +336,7 @@ def share_that_covers(jobs, at_once):
 
 
 def test_where_the_machine_drifts_races_in_turns_say_the_truth_and_at_a_stretch_do_not(job):
-    plan = Plan(replicas=10, max_replicas=10, allocations=1, rounds=4)
+    plan = Plan(processes=10, max_processes=10, allocations=1, rounds=4)
     jobs = [job(number, plan=plan) for number in range(1, 201)]
     assert share_that_covers(jobs, at_once=200) > 0.93
     assert share_that_covers(jobs, at_once=1) < 0.6

@@ -19,11 +19,11 @@ CASE = synthetic.op_case("depth_max_pool")
 
 
 def samples(values):
-    """Values (replica, allocation, round) as a runner's samples."""
+    """Values (process, allocation, round) as a contender's samples."""
     places = list(np.ndindex(values.shape))
-    replica, allocation, round_ = zip(*places, strict=True)
+    process, allocation, round_ = zip(*places, strict=True)
     return Samples(
-        replica=replica, allocation=allocation, round=round_, calls=(1,) * len(places),
+        process=process, allocation=allocation, round=round_, calls=(1,) * len(places),
         seconds=tuple(values.ravel().tolist()), contended=(0,) * len(places),
     )  # fmt: skip
 
@@ -33,14 +33,14 @@ def samples(values):
 )
 def test_the_components_are_those_that_were_put_in(levels):
     rng = np.random.default_rng(5)
-    replica, allocation, round_ = (
+    process, allocation, round_ = (
         scale * rng.standard_normal(shape)
         for scale, shape in zip(levels, [(60, 1, 1), (60, 8, 1), (60, 8, 9)], strict=True)
     )
     found = estimate.components(
-        samples(np.exp(replica + allocation + round_)), samples(np.ones((60, 8, 9)))
+        samples(np.exp(process + allocation + round_)), samples(np.ones((60, 8, 9)))
     )
-    assert (found.replica, found.allocation, found.round) == pytest.approx(levels, abs=0.025)
+    assert (found.process, found.allocation, found.round) == pytest.approx(levels, abs=0.025)
     assert found.rounds == 9
 
 
@@ -71,7 +71,7 @@ def test_the_reckoned_width_is_that_which_the_run_had(results):
     ]  # fmt: skip
     plan = Plan(allocations=planning.allocations_of(run.measurements[0]))
     assert planning.resolution_of(run, plan) == pytest.approx(np.median(widths), rel=0.5)
-    assert planning.resolution_of(run, replace(plan, replicas=20)) < planning.resolution_of(
+    assert planning.resolution_of(run, replace(plan, processes=20)) < planning.resolution_of(
         run, plan
     )
 

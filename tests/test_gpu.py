@@ -15,11 +15,12 @@ from types import SimpleNamespace
 
 import pytest
 from fakes import FakeFleet, fake_candidate
-from poolbench.core.case import UsageError, make_case
+from poolbench.core.case import make_case
+from poolbench.core.errors import UsageError
 from poolbench.core.records import common_clock, samples_by
-from poolbench.engine.process import Setting, Worker, import_file
+from poolbench.engine.process import Worker, WorkerSpec, import_file
 from poolbench.engine.race import DEVICE_ROUNDS, Plan, Race, device_contention
-from poolbench.engine.run import Bench, Options
+from poolbench.engine.run import Run, RunOptions
 from poolbench.machine.info import Seen, Usage, read_usage, seen_between, usage_reader
 from poolbench.machine.nvml import (
     DeviceUsage,
@@ -213,9 +214,9 @@ def test_a_race_keeps_the_extremes_of_its_device():
 
 
 def race_on(device, *, cache="warm", device_seconds=1e-4, shape=(1, 8, 8, 3)):
-    fleet = FakeFleet(joules=0.002, device_seconds=device_seconds)
+    fleet = FakeFleet(energy_joules=0.002, device_seconds=device_seconds)
     case = make_case(op="fake", shape=shape, device=device, cache=cache)
-    plan = Plan(replicas=2, max_replicas=2, allocations=1, rounds=1)
+    plan = Plan(processes=2, max_processes=2, allocations=1, rounds=1)
     race = Race(case, [fake_candidate("one"), fake_candidate("two")], baseline="one", plan=plan)
     return {m.candidate: m for m in race.run(fleet).measurements}, fleet.tasks
 
@@ -227,8 +228,8 @@ def test_energy_is_measured_once_for_every_candidate_only_on_a_gpu_and_not_among
         ("cpu:0", "warm", None),
     ):
         found, tasks = race_on(device, cache=cache)
-        assert {found["one"].joules, found["two"].joules} == {joules}
-        assert found["ceiling-read"].joules is None
+        assert {found["one"].energy_joules, found["two"].energy_joules} == {joules}
+        assert found["bandwidth-read"].energy_joules is None
         assert tasks["measure_energy"] == (2 if joules else 0)
 
 
@@ -238,7 +239,7 @@ def test_on_a_gpu_ratios_are_of_the_device_s_own_clock_and_wall_time_stands_besi
     )
     one = found["one"]
     assert one.clock == "device" and set(one.samples.seconds) == {2e-5}
-    assert set(one.samples.replica) == {0, 1} and len(one.samples) == 2 * DEVICE_ROUNDS
+    assert set(one.samples.process) == {0, 1} and len(one.samples) == 2 * DEVICE_ROUNDS
     assert set(one.wall_samples.seconds) == {1e-3}
     assert tasks["time_on_device"] == 2
     found, tasks = race_on("cpu:0")
@@ -247,7 +248,7 @@ def test_on_a_gpu_ratios_are_of_the_device_s_own_clock_and_wall_time_stands_besi
 
 
 def test_who_goes_on_on_the_host_is_compared_by_the_wall_s_clock():
-    found, _ = race_on("gpu:0", device_seconds={"one": 2e-5, "ceiling-read": 1e-5}.get)
+    found, _ = race_on("gpu:0", device_seconds={"one": 2e-5, "bandwidth-read": 1e-5}.get)
     one, two = found["one"], found["two"]
     assert (one.clock, two.clock) == ("device", "wall")
     assert one.device_seconds == 2e-5 and two.device_seconds is None
@@ -260,11 +261,11 @@ def test_who_goes_on_on_the_host_is_compared_by_the_wall_s_clock():
 
 
 def test_no_wall_time_on_a_gpu_is_evidence_of_a_folded_op():
-    probes = {"one": 1e-3, "ceiling-read": 1e-3, "ceiling-write": 1e-3, "ceiling-copy": 1e-3}
+    probes = {"one": 1e-3, "bandwidth-read": 1e-3, "bandwidth-write": 1e-3, "bandwidth-copy": 1e-3}
     for two, flagged in ((1e-5, True), (1e-3, False), (None, False)):
         seconds = {**probes, "two": two}
         found, _ = race_on("gpu:0", shape=(8, 64, 64, 64), device_seconds=seconds.get)
-        assert ("faster-than-ceiling" in found["two"].flags) is flagged
+        assert ("faster-than-limit" in found["two"].flags) is flagged
 
 
 def test_a_step_that_brings_data_to_the_host_has_no_device_time():
@@ -286,7 +287,7 @@ def test_a_step_that_brings_data_to_the_host_has_no_device_time():
 def test_energy_is_of_the_calls_between_two_steps_of_the_counter(monkeypatch):
     now, called = [0.0], [0]
 
-    def time_block(name, lead_in, calls):
+    def time_block(name, warmup, calls):
         called[0] += calls
         now[0] += calls * 0.001
 
@@ -331,12 +332,12 @@ def test_bench_gpu_without_a_driver_stops_with_one_line_and_installs_nothing(tmp
 
 
 TWO_DEVICES = """
-from poolbench.core.candidate import Bound, Op, candidate, register
+from poolbench.core.candidate import Tolerance, Op, candidate, register
 from poolbench.core.case import Case, Sweep
 
 register(Op(
-    name="tripling", oracle=lambda x, case: 3 * x, baseline="multiply",
-    bounds=lambda case: Bound(relative=1e-6, absolute=1e-6),
+    name="tripling", reference=lambda x, case: 3 * x, baseline="multiply",
+    bounds=lambda case: Tolerance(relative=1e-6, absolute=1e-6),
     sweeps={"default": Sweep(base=Case(op="tripling", shape=(1, 8, 8, 3), mode="eager"))},
 ))
 
@@ -362,10 +363,10 @@ def test_two_devices_are_both_raced_and_told_apart_in_journal_and_report(tmp_pat
     file.write_text(TWO_DEVICES)
     import_file(file)
     cases = [make_case(op="tripling", shape=(1, 8, 8, 3), mode="eager", device=d) for d in DEVICES]
-    plan = Plan(replicas=1, max_replicas=1, allocations=2, rounds=2, budget_seconds=0.2)
-    options = Options(folder=tmp_path / "run", plan=plan, files=(file,))
+    plan = Plan(processes=1, max_processes=1, allocations=2, rounds=2, budget_seconds=0.2)
+    options = RunOptions(folder=tmp_path / "run", plan=plan, files=(file,))
     entries = list(REGISTRY.of("tripling").values())
-    with Bench(options, progress=lambda _: None) as bench:
+    with Run(options, progress=lambda _: None) as bench:
         bench.expect(cases)
         for case in cases:
             bench.race(case, entries, baseline="multiply")
@@ -383,10 +384,10 @@ DEVICES = ("cpu:0", "cpu:1")
 
 
 def read_device_clock(case):
-    from poolbench.worker.session import open_case, open_runner, time_on_device
+    from poolbench.worker.session import open_case, open_contender, time_on_device
 
     open_case(case, 0)
-    return open_runner("multiply", check=False).reason, time_on_device(["multiply"], 3)
+    return open_contender("multiply", check=False).reason, time_on_device(["multiply"], 3)
 
 
 @pytest.mark.slow
@@ -394,7 +395,7 @@ def test_without_a_gpu_in_the_trace_there_is_no_device_clock(tmp_path):
     file = tmp_path / "tripling.py"
     file.write_text(TWO_DEVICES)
     case = make_case(op="tripling", shape=(1, 8, 8, 3), mode="eager")
-    worker = Worker(Setting(), files=[file])
+    worker = Worker(WorkerSpec(), files=[file])
     try:
         assert worker.call(read_device_clock, case, timeout=60) == ("", [None])
     finally:
@@ -413,7 +414,7 @@ def evict_there(device):
 
 @pytest.mark.slow
 def test_cold_caches_are_those_of_the_case_s_own_device():
-    worker = Worker(Setting(logical_cpus=2))
+    worker = Worker(WorkerSpec(logical_cpus=2))
     try:
         device, times, nbytes = worker.call(evict_there, "cpu:1", timeout=60)
     finally:

@@ -111,7 +111,7 @@ def test_the_report_s_help_is_quick_and_loads_no_framework():
             ["--candidates", "nowhere.py"],
             "--candidates takes a Python file; there is no nowhere.py",
         ),
-        (["--replicas", "0"], "takes something like 5"),
+        (["--processes", "0"], "takes something like 5"),
         (["--run", "../up"], "a run's name is letters"),
     ],
 )

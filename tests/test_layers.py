@@ -1,4 +1,4 @@
-"""DepthMaxPool2D, the layer to take away, against the oracle and on its own."""
+"""DepthMaxPool2D, the layer to take away, against the reference and on its own."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Twenty and more ways to spell an op wrongly, each of which the oracle must catch."""
+"""Twenty and more ways to spell an op wrongly, each of which the reference must catch."""
 
 import numpy as np
 import poolbench.ops  # noqa: F401 (registers the ops)
@@ -108,7 +108,7 @@ MUTANTS = {
 
 
 @pytest.mark.parametrize("name", MUTANTS)
-def test_the_oracle_catches(name):
+def test_the_reference_catches(name):
     case, mutant = MUTANTS[name]
     inputs = make_inputs(case, seed=7)
     outputs = mutant(*inputs)

@@ -5,9 +5,11 @@ import math
 import numpy as np
 import poolbench.ops  # noqa: F401 (registers the ops)
 import pytest
+from fakes import FakeFleet
 from poolbench.core.candidate import REGISTRY
-from poolbench.core.case import UsageError
+from poolbench.core.errors import UsageError
 from poolbench.core.records import Measurement, Samples
+from poolbench.engine.run import Run, RunOptions
 from poolbench.models import study
 from poolbench.models.study import (
     ALL_POOLING,
@@ -18,16 +20,17 @@ from poolbench.models.study import (
     Entry,
     Stepped,
     alone_copies,
+    contenders,
     entries_of,
     network_records,
     normwise_error,
     output_shape,
     parse_runner,
     percentiles,
-    runners,
     scaled,
 )
 from poolbench.models.zoo import DEPTH, GLOBAL, Pool, Source, fix_shape, keep_shape
+from poolbench.store.journal import read_run
 
 DEPTH_POOL = Pool(
     layer="d", kind="DepthMaxPool2D", op=DEPTH, shape=(8, 4, 4, 12), pool_size=3, padding="valid"
@@ -37,9 +40,9 @@ ENTRY = Entry(name="n", source=Source(kind="textbook"), direction="training", ba
 
 
 def samples(seconds):
-    """One block in each of 3 replicas, a little slower each."""
+    """One block in each of 3 processes, a little slower each."""
     return Samples(
-        replica=(0, 1, 2), allocation=(0,) * 3, round=(0,) * 3, calls=(1,) * 3,
+        process=(0, 1, 2), allocation=(0,) * 3, round=(0,) * 3, calls=(1,) * 3,
         seconds=tuple(seconds * (1 + 0.01 * r) for r in range(3)), contended=(0,) * 3,
     )  # fmt: skip
 
@@ -59,7 +62,7 @@ def stepped(seconds, *, pools=(DEPTH_POOL, GLOBAL_POOL), status="ok", **fields):
 def test_every_entry_names_a_registered_spelling():
     for sweep in ENTRIES:
         for entry in entries_of(sweep):
-            for op, names in entry.spellings.items():
+            for op, names in entry.candidates.items():
                 assert set(names) <= set(REGISTRY.of(op)), entry.label
 
 
@@ -76,7 +79,7 @@ def test_labels_tell_the_entries_apart():
 
 
 def test_each_spelling_races_in_place_and_alone():
-    names = [r.name for r in runners(ENTRY, (GLOBAL_POOL,), ENTRY.case((8, 32, 32, 3)))]
+    names = [r.name for r in contenders(ENTRY, (GLOBAL_POOL,), ENTRY.case((8, 32, 32, 3)))]
     assert names[:2] == [AS_BUILT, ALONE + AS_BUILT]
     steps = {name for name in names if not name.startswith(ALONE)}
     assert {ALONE + name for name in steps} == set(names) - steps
@@ -84,14 +87,14 @@ def test_each_spelling_races_in_place_and_alone():
 
 
 def test_a_network_without_pools_races_itself():
-    assert [r.name for r in runners(ENTRY, (), ENTRY.case((8, 32, 32, 3)))] == [AS_BUILT]
+    assert [r.name for r in contenders(ENTRY, (), ENTRY.case((8, 32, 32, 3)))] == [AS_BUILT]
 
 
 def test_a_large_network_places_nothing():
     entry = Entry(
         name="n", source=Source(kind="textbook"), direction="forward", batch=1, in_place=False
     )
-    names = [r.name for r in runners(entry, (GLOBAL_POOL,), entry.case((1, 8, 8, 3)))]
+    names = [r.name for r in contenders(entry, (GLOBAL_POOL,), entry.case((1, 8, 8, 3)))]
     assert [name for name in names if not name.startswith(ALONE)] == [AS_BUILT]
 
 
@@ -99,10 +102,10 @@ def test_a_documented_failure_is_asked_of_the_pool_not_of_the_network():
     case = ENTRY.case((8, 32, 32, 3))  # of three channels, which says nothing of the pool
     entry = Entry(
         name="n", source=Source(kind="textbook"), direction="training", batch=8,
-        spellings={DEPTH: ("lambda-max_pool",)},
+        candidates={DEPTH: ("lambda-max_pool",)},
     )  # fmt: skip
     (step,) = [
-        r for r in runners(entry, (DEPTH_POOL,), case) if r.name == f"{DEPTH}=lambda-max_pool"
+        r for r in contenders(entry, (DEPTH_POOL,), case) if r.name == f"{DEPTH}=lambda-max_pool"
     ]
     known = [failure for failure in step.failures if failure.when(case)]
     assert any("no gradient over the depth" in failure.reason for failure in known)
@@ -133,9 +136,26 @@ def test_the_network_as_built_is_recorded_last_as_its_own_baseline():
     found = network_records(
         stepped({AS_BUILT: 2.0, ALONE + AS_BUILT: 1.0, step: 1.0, ALONE + step: 1.0})
     )
-    assert [(r.op, r.spelling) for r in found] == [(DEPTH, "keras-stock"), (ALL_POOLING, AS_BUILT)]
+    assert [(r.op, r.candidate) for r in found] == [(DEPTH, "keras-stock"), (ALL_POOLING, AS_BUILT)]
     assert found[-1].baseline == AS_BUILT
     assert found[0].figures["throughput_images_per_second"] == pytest.approx(8 / 1.01, rel=1e-3)
+
+
+def test_run_entry_in_a_resumed_run_reads_its_records_back(tmp_path, monkeypatch):
+    raced = []
+
+    def race_once(entry, fleet, plan):
+        raced.append(entry)
+        return stepped({AS_BUILT: 1.0, f"{GLOBAL}=mean-of-means": 0.9})
+
+    monkeypatch.setattr(study, "race_network", race_once)
+    found = []
+    for resume in (False, True):
+        options = RunOptions(folder=tmp_path / "run", resume=resume)
+        with Run(options, progress=lambda _: None, pool=FakeFleet()) as run:
+            found.append(study.run_entry(ENTRY, run))
+    assert len(raced) == 1
+    assert found[0] == found[1] == read_run(tmp_path / "run").networks
 
 
 def test_latencies_are_told_by_percentile():
@@ -148,7 +168,7 @@ def test_latencies_are_told_by_percentile():
 def test_scaled_samples_keep_their_places():
     found = scaled(samples(2.0), 0.5)
     assert found.seconds[0] == 1.0
-    assert found.replica == (0, 1, 2)
+    assert found.process == (0, 1, 2)
 
 
 def test_pooling_alone_runs_often_enough_and_within_memory():
@@ -192,10 +212,10 @@ def test_a_head_is_raced_whole():
         source=Source(kind="head", name="mobilenetv2", image=(96, 96, 3)),
         direction="training",
         batch=4,
-        replicas=2,
+        processes=2,
         budget_seconds=1.0,
         latency_calls=100,
-        spellings={GLOBAL: ("layer-global_avg_pool", "avg_pool2d")},
+        candidates={GLOBAL: ("layer-global_avg_pool", "avg_pool2d")},
     )
     fleet = _Fleet()
     try:

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 import traced
 from poolbench.core.candidate import REGISTRY, Registry
-from poolbench.core.case import UsageError, make_case
-from poolbench.core.records import Account
+from poolbench.core.case import make_case
+from poolbench.core.errors import UsageError, WorkerFailure
+from poolbench.core.records import TraceSummary
 from poolbench.engine import tracing
-from poolbench.engine.process import Setting, Worker, WorkerFailure
+from poolbench.engine.process import Worker, WorkerSpec
 from poolbench.engine.tracing import Recorder, Selection, select, trace_name
 from poolbench.report import tensorboard
 from poolbench.store.journal import decode_line, encode_line
@@ -152,7 +153,7 @@ def test_unsafe_characters_never_reach_a_path():
     assert all(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}", slug) for slug in slugs)
     assert len(set(slugs)) == len(names)
     for slug in slugs:
-        record = Account(case=case, candidate="a", trace=slug)
+        record = TraceSummary(case=case, candidate="a", trace=slug)
         assert decode_line(encode_line(record)) == record
 
 
@@ -242,7 +243,7 @@ def test_the_newest_run_with_traces_is_opened(tmp_path):
 
 @pytest.fixture(scope="module")
 def worker():
-    worker = Worker(Setting())
+    worker = Worker(WorkerSpec(environment=tracing.MEMORY_EVENTS))
     try:
         worker.wait_started()
     except WorkerFailure as failure:
@@ -301,10 +302,10 @@ def test_the_peak_of_a_known_allocation(worker, logdir):
 
 
 def test_the_peak_under_xla_is_the_compilers(worker, logdir):
-    account = call(worker, traced.trace, traced.GRADIENT, "max_pool", logdir / "gradient")
-    assert account.status == "ok"
-    assert account.peak_nbytes == pytest.approx(account.compiler_nbytes, rel=0.01)
-    assert any(part["kind"] == "hlo" for part in account.parts)
+    trace_summary = call(worker, traced.trace, traced.GRADIENT, "max_pool", logdir / "gradient")
+    assert trace_summary.status == "ok"
+    assert trace_summary.peak_nbytes == pytest.approx(trace_summary.compiler_nbytes, rel=0.01)
+    assert any(part["kind"] == "hlo" for part in trace_summary.parts)
 
 
 def test_two_sessions_within_a_second_both_survive(worker, logdir):
@@ -332,10 +333,10 @@ def test_a_candidate_that_fails_is_said_and_leaves_no_trace(worker, tmp_path, mo
 
     monkeypatch.setattr(tracing, "Worker", Shared)
     case = make_case(op="depth_max_pool", shape=(1, 2, 2, 6), pool_size=3, padding="valid")
-    account = Recorder(logdir=tmp_path).record(case, "recipe-verbatim")
-    assert account.status == "error"
-    assert "padding" in account.reason
-    assert "left out" in tracing.describe_account(account)
+    trace_summary = Recorder(logdir=tmp_path).record(case, "recipe-verbatim")
+    assert trace_summary.status == "error"
+    assert "padding" in trace_summary.reason
+    assert "left out" in tracing.describe_account(trace_summary)
     assert tensorboard.find_traces(tmp_path) == {}
 
 

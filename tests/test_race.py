@@ -3,10 +3,10 @@ import random
 
 import msgspec
 import pytest
-from poolbench.core.candidate import Candidate, Failure
+from poolbench.core.candidate import Candidate, KnownFailure
 from poolbench.core.case import make_case
+from poolbench.core.errors import WorkerFailure
 from poolbench.engine import recorder
-from poolbench.engine.process import WorkerFailure
 from poolbench.engine.race import PROBE_TURN, Plan, Race
 from poolbench.engine.rounds import block_calls
 from poolbench.machine.info import Usage
@@ -14,8 +14,8 @@ from poolbench.worker import session
 
 CASE = make_case(op="pool", shape=(8, 28, 28, 96), pool_size=3)
 MS = 1e-3
-REPLICAS, ALLOCATIONS = Plan().replicas, Plan().allocations
-BLOCKS = REPLICAS * ALLOCATIONS * Plan().rounds  # of one candidate in a race of the default plan
+PROCESSES, ALLOCATIONS = Plan().processes, Plan().allocations
+BLOCKS = PROCESSES * ALLOCATIONS * Plan().rounds  # of one candidate in a race of the default plan
 
 
 def entry(name, failures=()):
@@ -41,8 +41,8 @@ class FakeWorker:
         self.seconds = seconds
         self.clock = clock
         self.tasks = []
-        self.visits = []
-        self.lead_ins = []
+        self.requests = []
+        self.warmups = []
 
     def call(self, function, *args, timeout):
         self.tasks.append((function.__name__, *args[:1]))
@@ -52,13 +52,13 @@ class FakeWorker:
     def open_case(self, case, seed, tensorflow):
         return session.Opened(nbytes=1, devices={}, seconds=0.5)
 
-    def open_runner(self, name, check):
+    def open_contender(self, name, check):
         seconds = self.seconds[name]
         if isinstance(seconds, Exception):
             raise seconds
-        if isinstance(seconds, session.Runner):
+        if isinstance(seconds, session.OpenedContender):
             return seconds
-        return session.Runner(
+        return session.OpenedContender(
             call_seconds=seconds, first_call_seconds=0.1, read_nbytes=300, written_nbytes=100
         )
 
@@ -68,15 +68,15 @@ class FakeWorker:
     def gather(self):
         return None
 
-    def time_stretch(self, visits):
-        return session.Stretch(blocks=tuple(map(self.visit, visits)), cpu_seconds=0.0, switches=0)
+    def time_batch(self, requests):
+        return session.Batch(blocks=tuple(map(self.request, requests)), cpu_seconds=0.0, switches=0)
 
-    def visit(self, visit):
-        self.visits.append(visit.name)
-        self.lead_ins.append(visit.lead_in)
-        seconds = self.seconds[visit.name]
-        self.clock[0] += seconds * (visit.lead_in + visit.calls)
-        return session.Block(seconds=seconds, lead_in_seconds=seconds * visit.lead_in)
+    def request(self, request):
+        self.requests.append(request.name)
+        self.warmups.append(request.warmup)
+        seconds = self.seconds[request.name]
+        self.clock[0] += seconds * (request.warmup + request.calls)
+        return session.Block(seconds=seconds, warmup_seconds=seconds * request.warmup)
 
     def close_case(self):
         return None
@@ -89,8 +89,8 @@ class FakeFleet:
         self.seconds = self.probes | seconds
         self.workers = {}
 
-    def worker(self, replica):
-        return self.workers.setdefault(replica, FakeWorker(self.seconds, self.clock))
+    def worker(self, process):
+        return self.workers.setdefault(process, FakeWorker(self.seconds, self.clock))
 
     def usage(self, busy=0.0):
         return lambda: Usage(
@@ -101,7 +101,7 @@ class FakeFleet:
         )
 
 
-def run(seconds, *, plan=None, busy=0.0, failures=(), enough=lambda race, replicas: True):
+def run(seconds, *, plan=None, busy=0.0, failures=(), enough=lambda race, processes: True):
     fleet = FakeFleet(seconds)
     race = Race(
         CASE,
@@ -118,7 +118,7 @@ def run(seconds, *, plan=None, busy=0.0, failures=(), enough=lambda race, replic
 def test_every_runner_is_timed_in_every_round():
     found, _, _ = run({"base": MS, "fast": MS / 2})
     places = {
-        name: set(zip(m.samples.replica, m.samples.allocation, m.samples.round))
+        name: set(zip(m.samples.process, m.samples.allocation, m.samples.round))
         for name, m in found.items()
     }
     assert places["base"] == places["fast"]
@@ -127,19 +127,19 @@ def test_every_runner_is_timed_in_every_round():
         for probe in session.PROBES
     )
     assert {place[:2] for place in places["base"]} == {
-        (replica, allocation) for replica in range(REPLICAS) for allocation in range(ALLOCATIONS)
+        (process, allocation) for process in range(PROCESSES) for allocation in range(ALLOCATIONS)
     }
 
 
 def test_samples_are_what_the_worker_timed():
     found, _, _ = run({"base": MS, "fast": MS / 2})
     assert set(found["fast"].samples.seconds) == {MS / 2}
-    assert found["fast"].first_call_seconds == (0.1,) * REPLICAS
+    assert found["fast"].first_call_seconds == (0.1,) * PROCESSES
 
 
 def test_the_order_of_a_round_is_shuffled_and_balanced():
     _, fleet, _ = run({"base": MS, "a": MS, "b": MS}, plan=Plan(rounds=6))
-    blocks = [name for worker in fleet.workers.values() for name in worker.visits]
+    blocks = [name for worker in fleet.workers.values() for name in worker.requests]
     blocks = [name for name in blocks if name not in session.PROBES]
     rounds = [tuple(blocks[i : i + 3]) for i in range(0, len(blocks), 3)]
     assert all(len(set(order)) == 3 for order in rounds)
@@ -149,31 +149,33 @@ def test_the_order_of_a_round_is_shuffled_and_balanced():
     assert max(counts) - min(counts) <= 1
 
 
-def test_probes_come_last_in_a_round_and_who_follows_them_has_a_longer_lead_in():
+def test_probes_come_last_in_a_round_and_who_follows_them_has_a_longer_warmup():
     _, fleet, _ = run({"base": MS, "a": MS})
-    visits = fleet.workers[0].visits
-    probes = {place for place, name in enumerate(visits) if name in session.PROBES}
+    requests = fleet.workers[0].requests
+    probes = {place for place, name in enumerate(requests) if name in session.PROBES}
     assert probes
     turn = 2 * PROBE_TURN + len(session.PROBES)
     assert {place % turn for place in probes if place < 5 * turn} == {2, 3, 4}
-    lead_ins = fleet.workers[0].lead_ins
+    warmups = fleet.workers[0].warmups
     after = {
-        lead_ins[place]
-        for place in range(1, len(visits))
+        warmups[place]
+        for place in range(1, len(requests))
         if place - 1 in probes and place not in probes
     }
     others = {
-        lead_ins[place]
+        warmups[place]
         for place in range(1, 24)
-        if place - 1 not in probes and place not in probes and visits[place] != visits[place - 1]
+        if place - 1 not in probes
+        and place not in probes
+        and requests[place] != requests[place - 1]
     }
     assert (after, others) == ({12}, {2})
 
 
-def test_who_was_the_last_of_a_round_needs_no_lead_in_as_the_first_of_the_next():
+def test_who_was_the_last_of_a_round_needs_no_warmup_as_the_first_of_the_next():
     _, fleet, _ = run({"base": MS, "a": MS}, plan=Plan(rounds=30))
-    visits, lead_ins = fleet.workers[0].visits, fleet.workers[0].lead_ins
-    same = [lead_ins[i] for i in range(1, 30) if visits[i] == visits[i - 1]]
+    requests, warmups = fleet.workers[0].requests, fleet.workers[0].warmups
+    same = [warmups[i] for i in range(1, 30) if requests[i] == requests[i - 1]]
     assert len(same) > 2
     assert set(same) == {0}
 
@@ -182,13 +184,13 @@ def test_rounds_that_take_longer_than_foreseen_are_fewer():
     plan = Plan(rounds=10_000, budget_seconds=60)
     seconds = {}
     for factor in (1, 4):
-        opened = session.Runner(
+        opened = session.OpenedContender(
             call_seconds=MS, first_call_seconds=0.1, read_nbytes=300, written_nbytes=100
         )
         fleet = FakeFleet({"base": MS, "a": MS})
         worker = FakeWorker(fleet.probes | {"base": factor * MS, "a": factor * MS}, fleet.clock)
-        worker.open_runner = lambda name, check, opened=opened: opened
-        fleet.worker = lambda replica, worker=worker: worker
+        worker.open_contender = lambda name, check, opened=opened: opened
+        fleet.worker = lambda process, worker=worker: worker
         race = Race(
             CASE, [entry("base"), entry("a")], baseline="base", plan=plan, read_usage=fleet.usage()
         )
@@ -205,48 +207,50 @@ def test_a_candidate_that_crashes_is_one_result_and_the_others_go_on():
     assert (found["bad"].status, found["bad"].reason) == ("crashed", "killed by SIGABRT")
     assert len(found["good"].samples) == len(found["base"].samples) == BLOCKS
     assert [task for worker in fleet.workers.values() for task in worker.tasks].count(
-        ("_open_runner", "bad")
+        ("_open_contender", "bad")
     ) == 1
 
 
 def test_a_documented_failure_becomes_unsupported_with_its_reason():
-    known = Failure(
+    known = KnownFailure(
         when=lambda case: True, matches="only .* CPU", reason="No GPU kernel.", issue="x#1"
     )
-    error = session.Runner(status="error", reason="currently only implemented for CPU devices")
+    error = session.OpenedContender(
+        status="error", reason="currently only implemented for CPU devices"
+    )
     found, _, _ = run({"base": MS, "native": error}, failures=(known,))
     assert (found["native"].status, found["native"].issue) == ("unsupported", "x#1")
     assert found["native"].reason.startswith("No GPU kernel.")
 
 
 def test_another_error_than_the_documented_one_stays_an_error():
-    known = Failure(when=lambda case: True, matches="something else", reason="")
-    error = session.Runner(status="error", reason="ValueError: no")
+    known = KnownFailure(when=lambda case: True, matches="something else", reason="")
+    error = session.OpenedContender(status="error", reason="ValueError: no")
     found, _, _ = run({"base": MS, "native": error}, failures=(known,))
     assert found["native"].status == "error"
 
 
 def test_a_documented_wrong_answer_stays_wrong_and_is_marked():
-    known = Failure(when=lambda case: True, matches="beyond", reason="Half sums.")
-    wrong = session.Runner(status="wrong", reason="error beyond the bound")
+    known = KnownFailure(when=lambda case: True, matches="beyond", reason="Half sums.")
+    wrong = session.OpenedContender(status="wrong", reason="error beyond the bound")
     found, _, _ = run({"base": MS, "half": wrong}, failures=(known,))
     assert found["half"].status == "wrong"
     assert "documented" in found["half"].flags
     assert not len(found["half"].samples)
 
 
-def test_a_runner_ten_times_slower_is_settled_after_one_replica():
+def test_a_runner_ten_times_slower_is_settled_after_one_process():
     found, _, _ = run({"base": MS, "slow": 11 * MS})
-    assert found["slow"].settled
-    assert set(found["slow"].samples.replica) == {0}
-    assert not found["base"].settled
+    assert found["slow"].stopped_early
+    assert set(found["slow"].samples.process) == {0}
+    assert not found["base"].stopped_early
 
 
 def test_a_runner_faster_than_the_memory_allows_is_flagged():
-    probes = {"ceiling-read": MS, "ceiling-write": MS, "ceiling-copy": 2 * MS}
+    probes = {"bandwidth-read": MS, "bandwidth-write": MS, "bandwidth-copy": 2 * MS}
     seconds = {**probes, "base": 3 * MS, "folded": MS / 10}
     found, _, _ = run(seconds)
-    assert found["folded"].flags == ("faster-than-ceiling",)
+    assert found["folded"].flags == ("faster-than-limit",)
     assert found["base"].flags == ()
 
 
@@ -257,7 +261,7 @@ def test_rounds_under_contention_are_marked_and_done_again_within_bounds():
     assert len(found["base"].samples) == 1.5 * len(quiet["base"].samples)
     assert set(found["base"].samples.contended) == {1}
     blocks = sum(len(m.samples) for m in quiet.values())
-    # Probes are in each third round only: the count of a part of a stretch is an estimate.
+    # Probes are in each third round only: the count of a part of a batch is an estimate.
     assert found["base"].contention.blocks_redone == pytest.approx(blocks / 2, rel=0.05)
     assert "contended" in found["base"].flags
 
@@ -265,14 +269,16 @@ def test_rounds_under_contention_are_marked_and_done_again_within_bounds():
 @pytest.mark.parametrize(("looks", "share"), [((None,), None), ((0.0, 1.0), 0.5)])
 def test_how_often_a_sibling_was_busy_is_told(monkeypatch, looks, share):
     seen = itertools.cycle(looks)
-    stretch = FakeWorker.time_stretch
+    batch = FakeWorker.time_batch
     monkeypatch.setattr(
         FakeWorker,
-        "time_stretch",
-        lambda self, visits: msgspec.structs.replace(stretch(self, visits), siblings=next(seen)),
+        "time_batch",
+        lambda self, requests: msgspec.structs.replace(
+            batch(self, requests), smt_sibling_busy=next(seen)
+        ),
     )
     found, _, _ = run({"base": MS, "rival": MS})
-    assert found["rival"].contention.siblings == pytest.approx(share, abs=0.1)
+    assert found["rival"].contention.smt_sibling_busy == pytest.approx(share, abs=0.1)
 
 
 @pytest.mark.parametrize("apart", [None, False, True])
@@ -280,21 +286,21 @@ def test_blocks_of_processors_that_are_far_apart_are_marked(monkeypatch, apart):
     monkeypatch.setattr(FakeWorker, "gather", lambda self: apart)
     found, _, _ = run({"base": MS, "rival": MS})
     assert set(found["rival"].samples.contended) == {int(bool(apart))}
-    assert found["rival"].contention.apart == (None if apart is None else float(apart))
+    assert found["rival"].contention.cores_distant == (None if apart is None else float(apart))
 
 
-def test_more_replicas_are_added_until_it_is_precise_enough():
-    plan = Plan(replicas=3, max_replicas=8)
-    found, _, _ = run({"base": MS}, plan=plan, enough=lambda race, replicas: replicas >= 6)
-    assert set(found["base"].samples.replica) == set(range(6))
+def test_more_processes_are_added_until_it_is_precise_enough():
+    plan = Plan(processes=3, max_processes=8)
+    found, _, _ = run({"base": MS}, plan=plan, enough=lambda race, processes: processes >= 6)
+    assert set(found["base"].samples.process) == set(range(6))
 
 
-def test_a_race_that_is_clear_runs_a_third_of_the_rounds_after_the_first_replica():
+def test_a_race_that_is_clear_runs_a_third_of_the_rounds_after_the_first_process():
     found, _, _ = run({"base": MS, "fast": MS / 3, "slow": 3 * MS}, plan=Plan(budget_seconds=60))
     samples = found["base"].samples
     whole = ALLOCATIONS * Plan().rounds
-    counts = [samples.replica.count(replica) for replica in range(REPLICAS)]
-    assert counts == [whole, *[whole / 3] * (REPLICAS - 1)]
+    counts = [samples.process.count(process) for process in range(PROCESSES)]
+    assert counts == [whole, *[whole / 3] * (PROCESSES - 1)]
 
 
 def test_a_slow_runner_sits_out_rounds_and_the_baseline_never_does():
@@ -310,25 +316,25 @@ def test_a_slow_runner_sits_out_rounds_and_the_baseline_never_does():
 def test_the_time_is_accounted_for_by_kind():
     _, _, result = run({"base": MS})
     assert result.seconds["samples"] > 0
-    assert result.seconds["first_calls"] == pytest.approx(REPLICAS * 4 * 0.1)
+    assert result.seconds["first_calls"] == pytest.approx(PROCESSES * 4 * 0.1)
     assert result.seconds["allocation"] == pytest.approx(
-        REPLICAS * (0.5 + (ALLOCATIONS - 1) * 0.01)
+        PROCESSES * (0.5 + (ALLOCATIONS - 1) * 0.01)
     )
 
 
-def test_a_block_is_long_enough_and_has_a_lead_in():
+def test_a_block_is_long_enough_and_has_a_warmup():
     rng = random.Random(0)
     for _ in range(200):
         seconds = 10 ** rng.uniform(-6, 0)
-        lead_in, calls = block_calls(seconds, 0.01, nbytes=1 << 24)
+        warmup, calls = block_calls(seconds, 0.01, nbytes=1 << 24)
         assert calls * seconds >= 0.01
-        assert 1 <= lead_in <= calls
-        assert lead_in >= 4 or lead_in * seconds >= 0.0018
+        assert 1 <= warmup <= calls
+        assert warmup >= 4 or warmup * seconds >= 0.0018
         within, _ = block_calls(seconds, 0.01, nbytes=1 << 20)
-        assert within == lead_in or 2 <= within < lead_in
+        assert within == warmup or 2 <= within < warmup
         behind_a_probe, _ = block_calls(seconds, 0.01, nbytes=1 << 24, cold=True)
-        assert behind_a_probe >= lead_in
-        assert behind_a_probe <= 16 or behind_a_probe == lead_in
+        assert behind_a_probe >= warmup
+        assert behind_a_probe <= 16 or behind_a_probe == warmup
         assert seconds < 0.006 or behind_a_probe <= 2
 
 
@@ -342,23 +348,23 @@ def test_untimed_calls_that_are_not_whole_are_rounded_by_chance():
 
 
 def test_who_looked_slow_when_the_case_was_opened_has_as_many_untimed_calls_as_its_equal():
-    plan = Plan(replicas=1, max_replicas=1, budget_seconds=60, rounds=200)
+    plan = Plan(processes=1, max_processes=1, budget_seconds=60, rounds=200)
     fleet = FakeFleet({"base": MS / 5, "a": MS / 5})
     worker = FakeWorker(fleet.probes | {"base": MS / 5, "a": MS / 5}, fleet.clock)
-    honest = worker.open_runner
+    honest = worker.open_contender
 
-    def open_runner(name, check):
+    def open_contender(name, check):
         slow = 8 if name == "a" else 1
         return msgspec.structs.replace(honest(name, check), call_seconds=slow * MS / 5)
 
-    worker.open_runner = open_runner
-    fleet.worker = lambda replica: worker
+    worker.open_contender = open_contender
+    fleet.worker = lambda process: worker
     Race(
         CASE, [entry("base"), entry("a")], baseline="base", plan=plan, read_usage=fleet.usage()
     ).run(fleet)
-    later = range(len(worker.visits) // 2, len(worker.visits))
+    later = range(len(worker.requests) // 2, len(worker.requests))
     counts = {
-        name: {worker.lead_ins[place] for place in later if worker.visits[place] == name}
+        name: {worker.warmups[place] for place in later if worker.requests[place] == name}
         for name in ("base", "a")
     }
     assert counts["a"] == counts["base"]
@@ -373,4 +379,4 @@ def test_the_same_seed_gives_the_same_order():
 
 
 def test_every_flag_that_a_race_sets_is_explained():
-    assert set(recorder.FLAGS) >= {"settled", "faster-than-ceiling", "documented", "contended"}
+    assert set(recorder.FLAGS) >= {"stopped_early", "faster-than-limit", "documented", "contended"}

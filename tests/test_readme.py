@@ -24,7 +24,7 @@ def run_suite(tmp_path, *words):
     return subprocess.run(
         [
             sys.executable, "-m", "pytest", "-q", *CONFIG, "--results", str(tmp_path), "--run", "run",
-            "--replicas", "2", "--budget", "0.3", "--benchmark-quiet", *words,
+            "--processes", "2", "--budget", "0.3", "--benchmark-quiet", *words,
         ],
         cwd=ROOT, capture_output=True, text=True, check=False, timeout=300,
     )  # fmt: skip

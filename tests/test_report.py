@@ -12,13 +12,14 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 import synthetic
-from poolbench.core.records import Accuracy, Network
+from poolbench.core.errors import StoreError
+from poolbench.core.records import Accuracy, ModelResult
 from poolbench.core.text import format_value, inverse, markdown_cell, with_interval
 from poolbench.report import page, recommend, tables
 from poolbench.report.cli import main, parse_margin, select
 from poolbench.report.frame import COLUMNS, find_run, lay_out, load, register_builtin
 from poolbench.stats import estimate
-from poolbench.store.journal import Run, StoreError
+from poolbench.store.journal import StoredRun
 
 ROOT = Path(__file__).parent.parent
 CASE = synthetic.op_case("depth_max_pool")
@@ -26,7 +27,7 @@ HOSTILE = "<script>alert(1)</script>\u2028'\"&../../x\n| a |"
 
 
 def run_of(records, path=Path("synthetic")):
-    return Run(path=path, header=synthetic.header(), records=tuple(records))
+    return StoredRun(path=path, header=synthetic.header(), records=tuple(records))
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +72,7 @@ def test_many_estimates_at_once_are_those_one_by_one():
         expected = estimate.estimate(one, other)
         assert found.log_ratio == pytest.approx(expected.log_ratio, abs=1e-12)
         assert found.standard_error == pytest.approx(expected.standard_error, abs=1e-12)
-        assert (found.degrees, found.replicas) == (expected.degrees, expected.replicas)
+        assert (found.degrees, found.processes) == (expected.degrees, expected.processes)
         assert found.contended_used == expected.contended_used
 
 
@@ -100,10 +101,10 @@ def test_a_status_is_a_row_with_its_reason(loaded):
 def test_a_run_whose_races_looked_whether_they_could_stop_reports_wider_intervals():
     records = synthetic.race(CASE, np.random.default_rng(1))
     looked = synthetic.header()
-    looked = msgspec.structs.replace(looked, options=looked.options | {"max_replicas": 10})
+    looked = msgspec.structs.replace(looked, options=looked.options | {"max_processes": 10})
     once, often = (
         row_of(
-            lay_out(Run(path=Path("synthetic"), header=head, records=tuple(records))),
+            lay_out(StoredRun(path=Path("synthetic"), header=head, records=tuple(records))),
             "slices-maximum",
         )
         for head in (synthetic.header(), looked)
@@ -114,14 +115,14 @@ def test_a_run_whose_races_looked_whether_they_could_stop_reports_wider_interval
 
 def test_settled_has_no_interval():
     race = [
-        msgspec.structs.replace(m, settled=True) if m.candidate == "slices-maximum" else m
+        msgspec.structs.replace(m, stopped_early=True) if m.candidate == "slices-maximum" else m
         for m in synthetic.race(CASE, np.random.default_rng(1))
     ]
     loaded = lay_out(run_of(race))
     row = row_of(loaded, "slices-maximum")
     assert row["ratio"] > 3
     assert np.isnan(row["ratio_low"])
-    assert "(settled)" in tables.measurement_table(loaded.table)["time a call"].str.cat()
+    assert "(stopped early)" in tables.measurement_table(loaded.table)["time a call"].str.cat()
 
 
 def test_a_verdict_finer_than_the_noise_floor_is_withheld():
@@ -137,11 +138,13 @@ def test_a_verdict_finer_than_the_noise_floor_is_withheld():
     assert found["noisy"]["slices-maximum"] == "SLOWER"
 
 
-def test_efficiency_is_ceiling_over_time_from_one_mebibyte_up():
+def test_efficiency_is_bandwidth_limit_over_time_from_one_mebibyte_up():
     small = synthetic.op_case("depth_max_pool", shape=(1, 7, 7, 96))
     loaded = lay_out(run_of(synthetic.records(cases=[CASE, small])))
     large = loaded.table[loaded.table["race"] == 0].dropna(subset="efficiency")
-    assert np.allclose(large["efficiency"], large["ceiling_seconds"] / large["seconds"], rtol=0.1)
+    assert np.allclose(
+        large["efficiency"], large["bandwidth_limit_seconds"] / large["seconds"], rtol=0.1
+    )
     assert loaded.table.loc[loaded.table["race"] == 1, "efficiency"].isna().all()
 
 
@@ -158,7 +161,7 @@ def test_of_equals_the_one_with_fewest_red_cells_is_recommended():
     assert recommend.recommend("op", ["a", "b", "c"], red) == "b"
 
 
-def test_the_sentence_names_the_candidate_its_speed_and_the_ceiling(loaded):
+def test_the_sentence_names_the_candidate_its_speed_and_the_bandwidth_limit(loaded):
     register_builtin()
     found = recommend.choices(loaded)
     text = recommend.sentence(loaded, found[0])
@@ -332,10 +335,10 @@ def test_it_goes_on_in_noxs_environment_and_says_so(tmp_path):
 
 
 def test_the_sentence_on_networks_is_of_whole_networks_as_they_were_built():
-    def record(network, op, spelling, share, **fields):
+    def record(network, op, candidate, share, **fields):
         fields = {"direction": "training", "mode": "graph", "batch": 8} | fields
-        return Network(
-            network=network, op=op, spelling=spelling, baseline=spelling, share=share, **fields
+        return ModelResult(
+            model=network, op=op, candidate=candidate, baseline=candidate, share=share, **fields
         )
 
     found = [

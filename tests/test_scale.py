@@ -21,10 +21,10 @@ from fakes import FakeFleet, fake_candidate
 from poolbench.core.candidate import REGISTRY
 from poolbench.core.case import make_case
 from poolbench.engine.race import Plan
-from poolbench.engine.run import Bench, Options
+from poolbench.engine.run import Run, RunOptions
 from poolbench.store.journal import read_run
 
-ONE_ROUND = Plan(replicas=1, max_replicas=1, allocations=1, rounds=1)
+ONE_ROUND = Plan(processes=1, max_processes=1, allocations=1, rounds=1)
 CANDIDATES = [fake_candidate(name) for name in ("one", "two")]
 LIMIT_SECONDS = 5e-3
 ROOT = Path(__file__).parents[1]
@@ -43,8 +43,8 @@ def fake_cases(count):
 def drive(folder, count, plan=ONE_ROUND):
     """Seconds of processor time that each of `count` races took, after the journal was begun."""
     moments = []
-    with Bench(Options(folder=folder, plan=plan), progress=lambda _: None) as bench:
-        bench._local.fleet = FakeFleet()
+    options = RunOptions(folder=folder, plan=plan)
+    with Run(options, progress=lambda _: None, pool=FakeFleet()) as bench:
         bench.journal()
         moments.append(time.process_time())
         for case in fake_cases(count):
@@ -82,8 +82,9 @@ def test_a_race_takes_as_many_bytes_of_the_journal_at_the_end_as_at_the_beginnin
 
 
 def test_a_measured_race_asks_no_worker_again(tmp_path):
-    with Bench(Options(folder=tmp_path / "run", plan=ONE_ROUND), progress=lambda _: None) as bench:
-        bench._local.fleet = fleet = FakeFleet()
+    fleet = FakeFleet()
+    options = RunOptions(folder=tmp_path / "run", plan=ONE_ROUND)
+    with Run(options, progress=lambda _: None, pool=fleet) as bench:
         (case,) = fake_cases(1)
         bench.race(case, CANDIDATES, baseline="one")
         before = fleet.tasks.total()
@@ -124,11 +125,11 @@ from fakes import FakeFleet
 from poolbench.core.candidate import Op, candidate, register
 from poolbench.core.case import Case, Sweep, product
 
-poolbench.engine.run.LocalFleet = lambda *words: FakeFleet()
+poolbench.engine.run.WorkerPool = lambda *words: FakeFleet()
 COUNT = {count}
 shapes = [(1, 1, 1 + i // 1000, 1 + i % 1000) for i in range(COUNT)]
 register(Op(
-    name="fake", oracle=lambda x, case: x, baseline="one",
+    name="fake", reference=lambda x, case: x, baseline="one",
     sweeps={{"default": Sweep(base=Case(op="fake"), parts=(product(shape=shapes),))}},
 ))
 
@@ -159,7 +160,7 @@ def test_pytest_around_the_races_grows_in_proportion(tmp_path):
         words = [
             "-q",
             "--benchmark-quiet",
-            "--replicas",
+            "--processes",
             "1",
             "--run",
             "r",

@@ -9,8 +9,8 @@ from poolbench.core import records
 
 TEXT = (Path(__file__).parent.parent / "results" / "README.md").read_text()
 RECORDS = [
-    records.Header, records.Node, records.Measurement, records.Capability,
-    records.Account, records.Selftest, records.Network, records.Shares,
+    records.Header, records.Node, records.Measurement, records.MatrixCell,
+    records.TraceSummary, records.Selftest, records.ModelResult, records.TimeBreakdown,
     records.Environment, records.Samples, records.Accuracy, records.Contention,
 ]  # fmt: skip
 

@@ -6,13 +6,13 @@ import re
 import msgspec
 import numpy as np
 import pytest
-from poolbench.core.case import UsageError
-from poolbench.core.records import Contention, Measurement, Samples, Selftest, Shares
+from poolbench.core.errors import UsageError
+from poolbench.core.records import Contention, Measurement, Samples, Selftest, TimeBreakdown
 from poolbench.engine import aa, selftest
-from poolbench.engine.process import Setting
+from poolbench.engine.process import WorkerSpec
 from poolbench.engine.race import Plan
 from poolbench.engine.rounds import block_calls
-from poolbench.engine.scheduler import LocalFleet
+from poolbench.engine.scheduler import WorkerPool
 from poolbench.proof import acceptance, evidence, judges, peers, versus
 from poolbench.store.journal import decode_line, encode_line
 from poolbench.worker import session
@@ -21,12 +21,12 @@ CASE = aa.CASE
 CALM = Contention(steal=0.0, others=0.0, blocks_marked=0, blocks_redone=0, involuntary_switches=0)
 
 
-def samples(ratio, generator, noise=0.002, replicas=5):
-    places = [(r, a, k) for r in range(replicas) for a in range(4) for k in range(2)]
-    replica, allocation, number = zip(*places, strict=True)
+def samples(ratio, generator, noise=0.002, processes=5):
+    places = [(r, a, k) for r in range(processes) for a in range(4) for k in range(2)]
+    process, allocation, number = zip(*places, strict=True)
     seconds = tuple(1e-3 * ratio * np.exp(noise * generator.normal(size=len(places))))
     return Samples(
-        replica=replica, allocation=allocation, round=number, seconds=seconds,
+        process=process, allocation=allocation, round=number, seconds=seconds,
         calls=(1,) * len(places), contended=(0,) * len(places),
     )  # fmt: skip
 
@@ -241,9 +241,9 @@ def test_probes_failures_and_settled_ones_are_not_compared():
     found = evidence.compare_measurements(
         [
             measured(aa.BASELINE, 1.0, generator),
-            measured("ceiling-read", 1.0, generator, kind="probe"),
+            measured("bandwidth-read", 1.0, generator, kind="probe"),
             measured("copy-1", 1.0, generator, status="wrong"),
-            measured("copy-2", 20.0, generator, settled=True),
+            measured("copy-2", 20.0, generator, stopped_early=True),
             measured("copy-3", 1.0, generator),
         ]
     )
@@ -259,7 +259,7 @@ def test_probes_failures_and_settled_ones_are_not_compared():
     ],
 )
 def test_shares_are_of_the_time_after_the_start(seconds, passes):
-    assert judges.judge_shares(Shares(seconds=seconds, wall_seconds=120.0)).passed is passes
+    assert judges.judge_shares(TimeBreakdown(seconds=seconds, wall_seconds=120.0)).passed is passes
 
 
 @pytest.mark.parametrize(("ratios", "passes"), [((1.01, 0.97), True), ((1.0, 1.06), False)])
@@ -397,11 +397,11 @@ def test_every_tool_takes_its_turn_and_a_failure_is_kept():
 
 
 def test_equal_measuring_time_is_as_many_rounds_as_fill_it():
-    for seconds, replicas, allocations in ((0.0001, 3, 4), (0.0009, 5, 2), (0.004, 1, 1)):
-        call = session.Runner(call_seconds=seconds, read_nbytes=3 << 20)
-        plan = peers.our_plan(0.5, replicas, allocations, call)
+    for seconds, processes, allocations in ((0.0001, 3, 4), (0.0009, 5, 2), (0.004, 1, 1)):
+        call = session.OpenedContender(call_seconds=seconds, read_nbytes=3 << 20)
+        plan = peers.our_plan(0.5, processes, allocations, call)
         _, calls = block_calls(seconds, plan.block_seconds, nbytes=3 << 20)
-        timed = plan.replicas * plan.allocations * plan.rounds * calls * seconds
+        timed = plan.processes * plan.allocations * plan.rounds * calls * seconds
         assert timed == pytest.approx(0.5, rel=0.05)
 
 
@@ -415,11 +415,11 @@ def test_log_ratios_are_to_the_baseline():
 
 def test_a_real_race_of_copies_knows_its_own_truth():
     """A call made twice as long is seen on any machine; of a busy one no finer figure is asserted."""
-    plan = Plan(replicas=1, max_replicas=1, allocations=2, rounds=3, block_seconds=0.003)
+    plan = Plan(processes=1, max_processes=1, allocations=2, rounds=3, block_seconds=0.003)
     design = aa.Design(plain=1, slowdowns=(1.0,), plan=plan)
-    fleet = LocalFleet((), None)
+    fleet = WorkerPool((), None)
     try:
-        fleet.use(Setting(), 1)
+        fleet.use(WorkerSpec(), 1)
         race = aa.race_copies(design, fleet)
     finally:
         fleet.close()

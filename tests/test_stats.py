@@ -26,19 +26,19 @@ def make_noise(kind, generator, shape):
     return noise
 
 
-def make_cubes(kind, runs, replicas, *, truth=0.0, spread=0.01, seed=3):
+def make_cubes(kind, runs, processes, *, truth=0.0, spread=0.01, seed=3):
     """Logs of a candidate's seconds, a run a row."""
     generator = np.random.default_rng(seed)
-    effects = generator.normal(0, spread, (runs, replicas, 1, 1))
-    effects = effects + generator.normal(0, 0.01, (runs, replicas, ALLOCATIONS, 1))
-    return truth + effects + make_noise(kind, generator, (runs, replicas, ALLOCATIONS, ROUNDS))
+    effects = generator.normal(0, spread, (runs, processes, 1, 1))
+    effects = effects + generator.normal(0, 0.01, (runs, processes, ALLOCATIONS, 1))
+    return truth + effects + make_noise(kind, generator, (runs, processes, ALLOCATIONS, ROUNDS))
 
 
-def make_units(kind, runs, replicas, **more):
-    """A run a row, a replica's log ratio to a baseline of the same noise a column: what intervals are made of."""
-    candidate = make_cubes(kind, runs, replicas, **more)
+def make_units(kind, runs, processes, **more):
+    """A run a row, a process's log ratio to a baseline of the same noise a column: what intervals are made of."""
+    candidate = make_cubes(kind, runs, processes, **more)
     baseline = make_noise(kind, np.random.default_rng(4), candidate.shape)
-    return estimate.replica_values(estimate.quickest(candidate) - estimate.quickest(baseline))
+    return estimate.process_values(estimate.quickest(candidate) - estimate.quickest(baseline))
 
 
 def coverage(units, truth):
@@ -50,18 +50,18 @@ KINDS = ("independent", "AR(1)", "drifting", "heavy-tailed")
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("replicas", [3, 5, 10])
-def test_a_95_percent_interval_covers_in_93_to_97_percent(kind, replicas):
-    assert 0.93 <= coverage(make_units(kind, 6000, replicas), 0.0) <= 0.97
+@pytest.mark.parametrize("processes", [3, 5, 10])
+def test_a_95_percent_interval_covers_in_93_to_97_percent(kind, processes):
+    assert 0.93 <= coverage(make_units(kind, 6000, processes), 0.0) <= 0.97
 
 
 def stop(units, rule, truth):
     """(covered, called SLOWER) of each run when the race stops at a look."""
     covered, slower = np.zeros(len(units), bool), np.zeros(len(units), bool)
     going = np.ones(len(units), bool)
-    for count in sorted({rule.min_replicas, *rule.looks}):
+    for count in sorted({rule.min_processes, *rule.looks}):
         mean, error, degrees = estimate.mean_and_error(units[:, :count])
-        done = going & (rule.satisfied(mean, error, degrees) | (count >= rule.max_replicas))
+        done = going & (rule.satisfied(mean, error, degrees) | (count >= rule.max_processes))
         reach = estimate.quantile(rule.reported_confidence, degrees) * error
         covered[done] = (np.abs(mean - truth) <= reach)[done]
         slower[done] = (mean - reach > math.log1p(rule.margin))[done]
@@ -72,7 +72,7 @@ def stop(units, rule, truth):
 @pytest.mark.parametrize("first", [3, 5])
 @pytest.mark.parametrize("kind", KINDS)
 def test_looking_again_keeps_coverage_and_false_alarms(kind, first):
-    rule = estimate.StopRule(min_replicas=first)
+    rule = estimate.StopRule(min_processes=first)
     for spread in (0.003, 0.01, 0.02, 0.04):
         for truth in (0.0, 0.03, math.log(1.05), 0.06):
             units = make_units(kind, 3000, 10, truth=truth, spread=spread)
@@ -82,7 +82,7 @@ def test_looking_again_keeps_coverage_and_false_alarms(kind, first):
                 assert slower <= 0.025 + 0.009  # three standard errors of 3000 runs
 
 
-def test_two_modes_are_covered_in_83_percent_at_five_replicas():
+def test_two_modes_are_covered_in_83_percent_at_five_processes():
     generator = np.random.default_rng(5)
     units = make_units("independent", 20000, 5)
     units += math.log(1.3) * (generator.random((20000, 5)) < 0.3)
@@ -122,7 +122,7 @@ def test_the_quickest_of_neighbours_is_each_sides_own_and_within_an_allocation()
     other = np.log([[[1.0, 3.0, 4.0, 2.0]], [[2.0, 2.0, 2.0, 2.0]]])
     paired = estimate.log_ratios(make_samples(one), make_samples(other))
     assert np.exp(paired.value).tolist() == pytest.approx([1.0, 0.5, 0.5, 0.5])
-    assert paired.replica.tolist() == [0, 0, 1, 1]
+    assert paired.process.tolist() == [0, 0, 1, 1]
     assert paired.round.tolist() == [0, 1, 0, 1]
 
 
@@ -130,16 +130,16 @@ def make_samples(cube):
     rows = [
         (*place, float(np.exp(value))) for place, value in np.ndenumerate(cube) for place in [place]
     ]
-    replica, allocation, number, seconds = zip(*rows, strict=True)
+    process, allocation, number, seconds = zip(*rows, strict=True)
     zeros = (0,) * len(rows)
     return Samples(
-        replica=replica, allocation=allocation, round=number, seconds=seconds,
+        process=process, allocation=allocation, round=number, seconds=seconds,
         calls=(1,) * len(rows), contended=zeros,
     )  # fmt: skip
 
 
-def make_pair(seed=0, replicas=5, truth=0.0):
-    one, other = make_cubes("independent", 2, replicas, seed=seed)
+def make_pair(seed=0, processes=5, truth=0.0):
+    one, other = make_cubes("independent", 2, processes, seed=seed)
     return make_samples(one + truth), make_samples(other)
 
 
@@ -155,7 +155,7 @@ def test_ten_equal_candidates_have_a_false_sole_winner_in_at_most_5_percent():
 
 def test_the_core_is_what_estimate_runs():
     one, other = make_cubes("independent", 2, 5)
-    units = estimate.replica_values(estimate.quickest(one) - estimate.quickest(other))
+    units = estimate.process_values(estimate.quickest(one) - estimate.quickest(other))
     found = estimate.estimate(make_samples(one), make_samples(other))
     mean, error, _ = estimate.mean_and_error(units)
     assert (found.log_ratio, found.standard_error) == pytest.approx((mean, error))
@@ -163,7 +163,7 @@ def test_the_core_is_what_estimate_runs():
 
 def scale(samples, factor):
     return Samples(**{
-        **{name: getattr(samples, name) for name in ("replica", "allocation", "round", "calls", "contended")},
+        **{name: getattr(samples, name) for name in ("process", "allocation", "round", "calls", "contended")},
         "seconds": tuple(factor * value for value in samples.seconds),
     })  # fmt: skip
 
@@ -204,11 +204,11 @@ def test_one_outlier_round_hardly_moves_the_estimate():
     )
 
 
-def test_one_replica_has_no_interval_unless_allocations_are_asked_for():
-    pair = make_pair(replicas=1)
+def test_one_process_has_no_interval_unless_allocations_are_asked_for():
+    pair = make_pair(processes=1)
     assert estimate.estimate(*pair).low is None
     assert estimate.verdict(estimate.estimate(*pair)) == "UNDECIDED"
-    assert estimate.estimate(*pair, level="allocation").replicas == ALLOCATIONS
+    assert estimate.estimate(*pair, level="allocation").processes == ALLOCATIONS
 
 
 def test_nothing_paired_has_no_estimate():
@@ -223,10 +223,10 @@ def test_verdicts(truth, expected):
     assert comparisons[0].verdict == expected
 
 
-def test_an_undecided_one_says_how_many_replicas_it_takes():
+def test_an_undecided_one_says_how_many_processes_it_takes():
     found = estimate.compare_run({0: estimate.from_error(0.03, 0.01, 4, 5)}, 0.05)[0]
     assert found.verdict == "UNDECIDED"
-    assert found.replicas_needed >= 1
+    assert found.processes_needed >= 1
 
 
 def test_adjusted_p_are_those_of_benjamini_and_hochberg():
@@ -240,17 +240,17 @@ def test_differences_and_means_of_estimates():
     assert estimate.geometric_mean([a, b]).log_ratio == pytest.approx(0.15)
 
 
-def test_two_mode_replicas_are_flagged_among_quiet_ones():
+def test_two_mode_processes_are_flagged_among_quiet_ones():
     quiet = {n: estimate.from_error(0.0, 0.004 + 0.0001 * n, 4, 5) for n in range(20)}
     assert estimate.flag_disagreeing({**quiet, "odd": estimate.from_error(0.05, 0.05, 4, 5)}) == {
         "odd"
     }
 
 
-def test_resolution_needs_two_replicas_and_narrows_with_more():
+def test_resolution_needs_two_processes_and_narrows_with_more():
     widths = [
         estimate.resolution(
-            replica=0.01, allocation=0.01, round=0.01, replicas=n, allocations=4, rounds=4
+            process=0.01, allocation=0.01, round=0.01, processes=n, allocations=4, rounds=4
         )
         for n in (1, 3, 10)
     ]

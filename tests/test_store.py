@@ -8,18 +8,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from poolbench.core.case import make_case
+from poolbench.core.errors import StoreError
 from poolbench.core.records import (
-    Account,
     Accuracy,
-    Capability,
     Environment,
     Header,
+    MatrixCell,
     Measurement,
-    Network,
+    ModelResult,
     Samples,
+    TraceSummary,
 )
 from poolbench.store import journal
-from poolbench.store.journal import JOURNAL, Journal, StoreError, decode_line, encode_line, read_run
+from poolbench.store.journal import JOURNAL, Journal, decode_line, encode_line, read_run
 
 HEADER = Header(
     run="r",
@@ -38,7 +39,7 @@ def measurement(**fields):
 def samples(seconds):
     count = len(seconds)
     return Samples(
-        replica=(0,) * count,
+        process=(0,) * count,
         allocation=(0,) * count,
         round=tuple(range(count)),
         calls=(1,) * count,
@@ -68,7 +69,7 @@ def test_non_finite_numbers_survive():
 
 
 def test_non_finite_figures_survive():
-    cell = Capability(
+    cell = MatrixCell(
         op="pool",
         candidate="a",
         probe="nan",
@@ -172,14 +173,14 @@ def test_what_is_no_journal_is_said_in_one_line(tmp_path, data):
         (measurement(case=msgspec.structs.replace(CASE, dtype="../../etc")), "dtype must be one of"),
         (measurement(case=msgspec.structs.replace(CASE, shape=(1, 2))), "shape must be like"),
         (measurement(case=msgspec.structs.replace(CASE, shape=(1, 2, 3, 10**10))), "shape must be like"),
-        (measurement(samples=Samples(seconds=(1.0,), replica=(0, 1))), "unequal lengths"),
-        (measurement(samples=Samples(seconds=(1.0,), calls=(1,))), "lack replica"),
+        (measurement(samples=Samples(seconds=(1.0,), process=(0, 1))), "unequal lengths"),
+        (measurement(samples=Samples(seconds=(1.0,), calls=(1,))), "lack process"),
         (measurement(samples=samples([math.nan])), "seconds"),
         (measurement(samples=samples([-1.0])), "float. >= 0.0 - at .*seconds"),
         (measurement(read_nbytes=-1), "bytes count from 0"),
         (measurement(first_call_seconds=(math.inf,)), "first calls"),
-        (Account(case=CASE, candidate="a", trace="../../home"), "named by a folder's name"),
-        (Network(network="n", op="o", spelling="s", direction="inference", mode="xla", batch=1, samples=samples([math.inf])), "finite"),
+        (TraceSummary(case=CASE, candidate="a", trace="../../home"), "named by a folder's name"),
+        (ModelResult(model="n", op="o", candidate="s", direction="forward", mode="xla", batch=1, samples=samples([math.inf])), "finite"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )  # fmt: skip
@@ -208,7 +209,8 @@ LIMITED = """
 import resource, sys
 from pathlib import Path
 from tests.test_store import HEADER, measurement
-from poolbench.store.journal import Journal, StoreError
+from poolbench.store.journal import Journal
+from poolbench.core.errors import StoreError
 folder, limit = Path(sys.argv[1]), int(sys.argv[2])
 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 with Journal(folder) as journal:
@@ -260,3 +262,17 @@ def test_any_bytes_are_a_record_or_a_store_error(data):
         decode_line(data)
     except StoreError as error:
         assert "\n" not in str(error)
+
+
+def test_networks_of_a_model_measured_twice_are_the_last(tmp_path):
+    first, second = (
+        ModelResult(
+            model="m", op="pool", candidate="a", direction="forward", mode="graph", batch=batch,
+            figures={"peak_nbytes": nbytes},
+        )
+        for batch, nbytes in ((1, 1), (2, 2))
+    )  # fmt: skip
+    again = msgspec.structs.replace(first, figures={"peak_nbytes": 3})
+    with Journal(tmp_path / "run") as journal_:
+        journal_.append(HEADER, first, second, again)
+    assert read_run(tmp_path / "run").networks == [again, second]

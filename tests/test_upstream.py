@@ -131,7 +131,7 @@ class TestSilentDifferences:
 
 
 class TestNan:
-    """tensorflow#125965, tensorflow#116992: where a NaN goes depends on the spelling and the mode."""
+    """tensorflow#125965, tensorflow#116992: where a NaN goes depends on the implementation and the mode."""
 
     X = tf.constant(
         [[[[1, np.nan, 3, np.nan, np.nan, np.nan, np.nan, 1, 2, 1, 2, np.nan]]]], tf.float32

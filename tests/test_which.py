@@ -9,7 +9,7 @@ import zipfile
 
 import poolbench.ops  # noqa: F401 (registers the ops)
 import pytest
-from poolbench.core.case import UsageError
+from poolbench.core.errors import UsageError
 from poolbench.core.records import Measurement, Samples
 from poolbench.models.advise import (
     conclude,
@@ -67,7 +67,7 @@ def test_a_lambda_that_divides_the_depth_by_three_is_a_depth_pool_of_three():
         layer("GlobalAveragePooling2D"),
         layer("Dense", [None, 4]),
     )
-    assert found == Mend(layer="pool", op=DEPTH, pool_size=3, spelling="lambda-max_pool")
+    assert found == Mend(layer="pool", op=DEPTH, pool_size=3, candidate="lambda-max_pool")
 
 
 def test_a_flattened_depth_pool_is_told_from_the_length():
@@ -84,7 +84,7 @@ def test_a_lambda_that_means_over_the_image_is_a_global_pool():
     found = mend_of(
         lambda_layer(MEAN, build_config={"input_shape": INPUT}), layer("Dense", [None, 12])
     )
-    assert found == Mend(layer="pool", op=GLOBAL, spelling="lambda-reduce_mean")
+    assert found == Mend(layer="pool", op=GLOBAL, candidate="lambda-reduce_mean")
 
 
 def test_a_functional_model_tells_the_shapes_by_its_edges():
@@ -104,7 +104,7 @@ def test_a_custom_class_is_mended_without_a_guess_at_its_spelling():
     custom = {"module": None, "class_name": "DepthMax", "registered_name": "DepthMax"}
     entry = custom | {"config": {"name": "d"}, "build_config": {"input_shape": INPUT}}
     assert mend_of(entry, layer("Conv2D", [None, 8, 8, 6])) == Mend(
-        layer="d", op=DEPTH, pool_size=2, spelling=""
+        layer="d", op=DEPTH, pool_size=2, candidate=""
     )
 
 
@@ -179,13 +179,13 @@ POOL = Pool(
 
 
 def stepped(**seconds):
-    """A race of 3 replicas whose runners always took this long."""
+    """A race of 3 processes whose contenders always took this long."""
     entry = Entry(name="m", source=Source(kind="file"), direction="training", batch=8)
     places = [(r, a) for r in range(3) for a in range(2)]
     measured = {}
     for name, value in seconds.items():
         columns = Samples(
-            replica=tuple(r for r, _ in places),
+            process=tuple(r for r, _ in places),
             allocation=tuple(a for _, a in places),
             round=(0,) * len(places),
             calls=(1,) * len(places),
@@ -303,7 +303,7 @@ def test_a_model_without_pooling_has_nothing_to_choose(saved):
 
 @pytest.mark.slow
 def test_a_model_not_made_here_is_answered(saved):
-    said = ask(saved / "mobilenet.keras", "--batch", "2", "--replicas", "2", "--budget", "6")
+    said = ask(saved / "mobilenet.keras", "--batch", "2", "--processes", "2", "--budget", "6")
     assert "at 2x3x3x1280" in said
     assert re.search(r"Pooling is .* of your training step|too unsteady here", said)
 
@@ -322,7 +322,7 @@ def test_the_promised_gain_is_kept(saved):
         source=Source(kind="file", name=str(saved / "lambda.keras"), mends=(refused.mend,)),
         direction="forward",
         batch=8,
-        spellings={op: (name,) for op, name in ADVISED.items()},
+        candidates={op: (name,) for op, name in ADVISED.items()},
     )
     found = []
     for seed in (0, 1):

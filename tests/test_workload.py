@@ -30,7 +30,7 @@ def test_a_first_call_is_timed_when_autograph_has_seen_the_candidate(bound):
     )
     name = REGISTRY.ops[case.op].baseline
     session.open_case(case, 0)
-    converted, again = (session.open_runner(name, check=True) for _ in range(2))
+    converted, again = (session.open_contender(name, check=True) for _ in range(2))
     assert converted.status == again.status == "ok"
-    assert bound == [name] * 3, "once to convert it, then once a runner"
+    assert bound == [name] * 3, "once to convert it, then once a contender"
     assert converted.calibration_seconds > again.calibration_seconds

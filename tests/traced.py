@@ -74,6 +74,6 @@ def record_named(folder, name, steps):
 
 
 def read_device_clock(path):
-    """Seconds by step and the account of a recording that was made on a GPU."""
+    """Seconds by step and the trace summary of a recording that was made on a GPU."""
     space = load_trace(Path(path))
     return read_device_seconds(space), read_trace(space, device="gpu:0")

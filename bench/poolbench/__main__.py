@@ -18,10 +18,10 @@ def main(words: list[str]) -> int:
 def print_devices(words: list[str]) -> int:
     """Print the devices' names, one a line."""
     del words
-    from poolbench.engine.process import Setting
+    from poolbench.engine.process import WorkerSpec
     from poolbench.worker.session import list_devices, start_tensorflow
 
-    start_tensorflow(Setting())
+    start_tensorflow(WorkerSpec())
     print("\n".join(list_devices()))
     return 0
 
@@ -44,7 +44,7 @@ def record_traces(words: list[str]) -> int:
 
 
 def choose_for_model(words: list[str]) -> int:
-    """Say which spelling a saved model's pooling should have."""
+    """Say which implementation a saved model's pooling should have."""
     from poolbench.models.advise import main
 
     return main(words)

@@ -25,16 +25,16 @@ from poolbench.core.case import (
     Case,
     Planned,
     Sweep,
-    UsageError,
     case_label,
     parse_axis,
 )
+from poolbench.core.errors import UsageError
 
 if TYPE_CHECKING:
     from poolbench.core.records import Measurement
     from poolbench.engine.race import Plan
-    from poolbench.engine.ray_cluster import RayFleet
-    from poolbench.engine.run import Bench, Options
+    from poolbench.engine.ray_cluster import RayScheduler
+    from poolbench.engine.run import Run, RunOptions
 
 PACKAGE = Path(__file__).parent
 
@@ -42,10 +42,10 @@ PACKAGE = Path(__file__).parent
 # What a sweep's races have other than Plan's defaults; an option on the command line replaces it.
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
-    "quick": {"replicas": 5, "max_replicas": 5, "budget_seconds": 4.0},
-    "full": {"replicas": 7, "budget_seconds": 12.0},
+    "quick": {"processes": 5, "max_processes": 5, "budget_seconds": 4.0},
+    "full": {"processes": 7, "budget_seconds": 12.0},
     # Processes agree by the device's own clock, and to open a case takes as long as to race it.
-    "gpu": {"replicas": 3, "max_replicas": 3, "allocations": 3, "budget_seconds": 2.0},
+    "gpu": {"processes": 3, "max_processes": 3, "allocations": 3, "budget_seconds": 2.0},
 }
 SWEEPS = tuple(PRESETS)
 
@@ -63,7 +63,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--axis", action="append", default=[], metavar="NAME=V1,V2",
         help=f"replace an axis' values; axes: {', '.join(AXES)}",
     )  # fmt: skip
-    add("--replicas", help="fresh processes to start with (at least 1)")
+    add("--processes", help="fresh processes to start with (at least 1)")
     add("--precision", default="3%", help="half-width that is enough: 3%%")
     add("--margin", default="5%", help="equivalence margin of verdicts: 5%%")
     add("--budget", help="seconds of rounds that a race may take")
@@ -133,7 +133,7 @@ def _sweep(text: str) -> str:
 # Read here and not by argparse, which says what is wrong in three lines.
 PARSERS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "sweep": ("--sweep", _sweep),
-    "replicas": ("--replicas", _whole),
+    "processes": ("--processes", _whole),
     "precision": ("--precision", _fraction),
     "margin": ("--margin", _fraction),
     "budget": ("--budget", _seconds),
@@ -179,7 +179,7 @@ class _Setup:
 
     axes: list[tuple[str, tuple[Any, ...]]]
     files: tuple[Path, ...]
-    bench: Bench | None = None
+    bench: Run | None = None
     plan: dict[Case, tuple[str, ...]] | None = None
     races: int = 0
     started: float = 0.0
@@ -330,9 +330,9 @@ def _open_benchmark_json(config: pytest.Config) -> None:
     benchmarks.json = str(bench.options.folder / "benchmark.json")
 
 
-def _prepare(bench: Bench) -> None:
+def _prepare(bench: Run) -> None:
     """Open the run's journal before anything is run: what is wrong with it is found out now."""
-    from poolbench.store.journal import StoreError
+    from poolbench.core.errors import StoreError
 
     try:
         bench.prepare()
@@ -382,7 +382,7 @@ def _plan(config: pytest.Config) -> Plan:
     from poolbench.engine.race import Plan
 
     asked = {
-        "replicas": config.getoption("--replicas"),
+        "processes": config.getoption("--processes"),
         "budget_seconds": config.getoption("--budget"),
     }
     plan = Plan(
@@ -393,10 +393,10 @@ def _plan(config: pytest.Config) -> Plan:
         timeout_seconds=config.getoption("task_timeout"),
         seed=config.getoption("--seed"),
     )
-    return replace(plan, max_replicas=max(plan.replicas, plan.max_replicas))
+    return replace(plan, max_processes=max(plan.processes, plan.max_processes))
 
 
-def _bench(config: pytest.Config) -> Bench:
+def _bench(config: pytest.Config) -> Run:
     """The run, begun at the first call."""
     setup = config.stash[_SETUP]
     if setup.bench is None:
@@ -404,10 +404,10 @@ def _bench(config: pytest.Config) -> Bench:
     return setup.bench
 
 
-def _begin(config: pytest.Config, setup: _Setup) -> Bench:
+def _begin(config: pytest.Config, setup: _Setup) -> Run:
     import psutil
 
-    from poolbench.engine.run import Bench, Options, new_run_folder
+    from poolbench.engine.run import Run, RunOptions, new_run_folder
 
     plan = _plan(config)
     results = config.rootpath / config.getoption("--results")
@@ -415,14 +415,14 @@ def _begin(config: pytest.Config, setup: _Setup) -> Bench:
     if name and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,80}", name):
         raise pytest.UsageError(f"a run's name is letters, digits, '.', '_', '-'; got {name!r}")
     sweep = config.getoption("--sweep")
-    options = Options(
+    options = RunOptions(
         folder=results / name if name else new_run_folder(results, sweep),
         plan=plan,
         asked={
             "sweep": sweep,
             "axes": list(config.getoption("--axis")),
-            "replicas": plan.replicas,
-            "max_replicas": plan.max_replicas,
+            "processes": plan.processes,
+            "max_processes": plan.max_processes,
             "budget_seconds": plan.budget_seconds,
             "precision": config.getoption("--precision"),
             "margin": config.getoption("--margin"),
@@ -435,7 +435,7 @@ def _begin(config: pytest.Config, setup: _Setup) -> Bench:
         allow_different=tuple(config.getoption("--allow-different")),
     )
     fleet = _fleet(config, options)
-    bench = Bench(options, progress=lambda line: _say(config, line), remote=fleet)
+    bench = Run(options, progress=lambda line: _say(config, line), remote=fleet)
     bench.expect(list(setup.plan or ()))
     for case, names in (setup.plan or {}).items():
         entries = [REGISTRY.candidates[case.op, name] for name in names]
@@ -443,15 +443,15 @@ def _begin(config: pytest.Config, setup: _Setup) -> Bench:
     return bench
 
 
-def _fleet(config: pytest.Config, options: Options) -> RayFleet | None:
+def _fleet(config: pytest.Config, options: RunOptions) -> RayScheduler | None:
     """The cluster of --ray; None where the races are this machine's."""
     address = config.getoption("--ray")
     if address is None or _checks_only(config):
         return None
-    from poolbench.engine.ray_cluster import RayFleet
+    from poolbench.engine.ray_cluster import RayScheduler
 
     try:
-        return RayFleet(
+        return RayScheduler(
             address,
             files=options.files,
             memory_nbytes=config.getoption("--memory"),
@@ -506,7 +506,7 @@ def case(request: pytest.FixtureRequest) -> Case:
 
 @pytest.fixture(scope="session")
 def race(case: Case, request: pytest.FixtureRequest) -> Raced:
-    """The case's race, run once: its selected candidates, the baseline and the ceiling probes."""
+    """The case's race, run once: its selected candidates, the baseline and the bandwidth limit probes."""
     config = request.config
     setup = config.stash[_SETUP]
     assert setup.plan is not None
@@ -515,7 +515,7 @@ def race(case: Case, request: pytest.FixtureRequest) -> Raced:
     bench = _bench(config)
     if _checks_only(config):
         return Raced(case=case, measurements=bench.check(case, entries))
-    from poolbench.store.journal import StoreError
+    from poolbench.core.errors import StoreError
 
     start = time.monotonic()
     try:
@@ -547,7 +547,7 @@ def fastest_line(measurements: dict[str, Measurement], baseline: str) -> str:
     times = {
         name: middle(m.samples.seconds)
         for name, m in measurements.items()
-        if m.status == "ok" and len(m.samples) and "faster-than-ceiling" not in m.flags
+        if m.status == "ok" and len(m.samples) and "faster-than-limit" not in m.flags
     }
     if not times:
         return "no right candidate"
@@ -558,7 +558,7 @@ def fastest_line(measurements: dict[str, Measurement], baseline: str) -> str:
 
 
 @pytest.fixture(scope="session")
-def run_in_progress(request: pytest.FixtureRequest) -> Bench:
+def run_in_progress(request: pytest.FixtureRequest) -> Run:
     """The run, for a suite that races something else than an op's cases; skipped by --plan."""
     if request.config.getoption("--plan"):
         pytest.skip("nothing is run (--plan)")
@@ -659,7 +659,7 @@ def pytest_benchmark_update_json(
 
 def pytest_exception_interact(call: pytest.CallInfo[Any]) -> None:
     """Stop where the disk refuses: what is not written down need not be measured."""
-    from poolbench.store.journal import StoreError
+    from poolbench.core.errors import StoreError
 
     if call.excinfo is not None and isinstance(call.excinfo.value, StoreError):
         pytest.exit(str(call.excinfo.value), returncode=EXIT_STOPPED)
@@ -674,7 +674,7 @@ def pytest_keyboard_interrupt(excinfo: pytest.ExceptionInfo[BaseException]) -> N
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """End the run: workers, journal, and its last line."""
-    from poolbench.store.journal import StoreError
+    from poolbench.core.errors import StoreError
 
     setup = session.config.stash.get(_SETUP, None)
     if setup is None or setup.bench is None:
@@ -733,7 +733,7 @@ def resume_command(words: Sequence[str], name: str) -> str:
 
 
 def shares_line(seconds: dict[str, float], wall_seconds: float) -> str:
-    """'wall 512 s: samples 41%, lead_in 22%, ...'."""
+    """'wall 512 s: samples 41%, warmup 22%, ...'."""
     parts = ", ".join(
         f"{kind} {100 * value / max(wall_seconds, 1e-9):.0f}%"
         for kind, value in sorted(seconds.items(), key=lambda item: -item[1])

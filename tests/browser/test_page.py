@@ -210,7 +210,7 @@ def test_nothing_of_a_hostile_journal_runs(chromium, tmp_path):
         "evidence": HOSTILE[0],
         "probe": HOSTILE[1],
         "network": HOSTILE[3],
-        "spelling": HOSTILE[4],
+        "candidate": HOSTILE[4],
     }
     for record in synthetic.extras():
         own = {name: text for name, text in fields.items() if hasattr(record, name)}

@@ -16,8 +16,8 @@ def recorded(tmp_path_factory):
     """(logdir, the run's name) of one candidate."""
     logdir = tmp_path_factory.mktemp("traces")
     case = make_case(op="depth_max_pool", shape=(8, 28, 28, 96), pool_size=3, padding="valid")
-    account = Recorder(logdir=logdir).record(case, "reshape-reduce_max")
-    assert account.status == "ok", account.reason
+    trace_summary = Recorder(logdir=logdir).record(case, "reshape-reduce_max")
+    assert trace_summary.status == "ok", trace_summary.reason
     return logdir, trace_name(case, "reshape-reduce_max")
 
 

@@ -28,7 +28,7 @@ def pool(x, case):
 register(
     Op(
         name=OP,
-        oracle=pool,
+        reference=pool,
         baseline="base",
         sweeps={
             "default": Sweep(base=BASE),

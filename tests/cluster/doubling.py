@@ -1,13 +1,13 @@
 """An op of one line and three candidates that need no framework: what the fleet's tests race."""
 
-from poolbench.core.candidate import Bound, Op, candidate, register
+from poolbench.core.candidate import Op, Tolerance, candidate, register
 from poolbench.core.case import Case, Sweep
 
 register(
     Op(
         name="doubling",
-        oracle=lambda x, case: 2 * x,
-        bounds=lambda case: Bound(relative=1e-6, absolute=1e-6),
+        reference=lambda x, case: 2 * x,
+        bounds=lambda case: Tolerance(relative=1e-6, absolute=1e-6),
         baseline="add",
         sweeps={"default": Sweep(base=Case(op="doubling", shape=(1, 8, 8, 3)))},
     )

@@ -12,17 +12,18 @@ from pathlib import Path
 import msgspec
 import pytest
 from poolbench.core.candidate import REGISTRY
-from poolbench.core.case import UsageError, make_case
+from poolbench.core.case import make_case
+from poolbench.core.errors import UsageError
 from poolbench.core.records import Environment, Node
 from poolbench.engine import ray_cluster
 from poolbench.engine.process import import_file
 from poolbench.engine.race import Plan
-from poolbench.engine.ray_cluster import Offer, RayFleet, local_device, read_offer, ship, unlike
-from poolbench.engine.run import Bench, Options
+from poolbench.engine.ray_cluster import Offer, RayScheduler, local_device, read_offer, ship, unlike
+from poolbench.engine.run import Run, RunOptions
 from poolbench.store.journal import read_run
 
 FILE = Path(__file__).with_name("doubling.py")
-PLAN = Plan(replicas=1, max_replicas=1, allocations=2, rounds=2, budget_seconds=0.2)
+PLAN = Plan(processes=1, max_processes=1, allocations=2, rounds=2, budget_seconds=0.2)
 MACHINE = Environment(
     machine={"processor": "one", "memory_nbytes": 64_000_000_000},
     devices={"cpu:0": "CPU"},
@@ -104,7 +105,7 @@ def test_the_user_s_files_travel_with_those_beside_them(tmp_path):
 def test_an_address_where_no_cluster_answers_is_a_usage_error_of_one_line(address):
     pytest.importorskip("ray")
     with pytest.raises(UsageError) as caught:
-        RayFleet(address)
+        RayScheduler(address)
     assert "--ray" in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -157,11 +158,11 @@ def make_cases(devices=("cpu:0", "gpu:H100"), channels=(3, 4)):
 def race_all(folder, cases, fleet=None, *, plan=PLAN, resume=False):
     # The checkout may change while these tests run: that is not what they are about.
     allowed = ("code", "commit", "dirty") if resume else ()
-    options = Options(
+    options = RunOptions(
         folder=folder, plan=plan, files=(FILE,), resume=resume, allow_different=allowed
     )
     entries = list(REGISTRY.of("doubling").values())
-    with Bench(options, remote=fleet, progress=lambda _: None) as bench:
+    with Run(options, remote=fleet, progress=lambda _: None) as bench:
         for case in cases if fleet else ():
             bench.ahead(case, entries, baseline="add")
         for case in cases:
@@ -182,7 +183,7 @@ def test_a_fleet_measures_what_one_machine_measures_and_tells_its_nodes_apart(no
     found, _ = nodes
     cases = make_cases()
     local = race_all(tmp_path / "local", cases)
-    fleet = RayFleet(found.address, files=[FILE])
+    fleet = RayScheduler(found.address, files=[FILE])
     away = race_all(tmp_path / "away", cases, fleet)
     assert what_was_measured(away) == what_was_measured(local)
     assert set(pairs(away).values()) == {1}
@@ -206,7 +207,7 @@ def test_a_fleet_measures_what_one_machine_measures_and_tells_its_nodes_apart(no
 def test_a_node_that_dies_costs_its_race_alone_and_may_come_back(nodes, tmp_path):
     found, racing = nodes
     cases = make_cases(devices=("cpu:0",), channels=range(1, 7))
-    fleet = RayFleet(found.address, files=[FILE])
+    fleet = RayScheduler(found.address, files=[FILE])
     journal = tmp_path / "run" / "journal.jsonl"
     next_done = fleet.next_done
     seen = {}
@@ -242,8 +243,8 @@ def test_a_node_that_dies_costs_its_race_alone_and_may_come_back(nodes, tmp_path
 def test_a_run_goes_on_only_on_the_kind_of_node_that_it_began_on(nodes, tmp_path):
     found, _ = nodes
     first, second = make_cases(devices=("cpu:0",))
-    run = race_all(tmp_path / "run", [first], RayFleet(found.address, files=[FILE]))
-    fleet = RayFleet(found.address, files=[FILE], patience_seconds=3.0)
+    run = race_all(tmp_path / "run", [first], RayScheduler(found.address, files=[FILE]))
+    fleet = RayScheduler(found.address, files=[FILE], patience_seconds=3.0)
     elsewhere = [
         msgspec.structs.replace(r, environment=changed(r.environment, processor="another"))
         if isinstance(r, Node)
@@ -262,7 +263,7 @@ def test_a_run_goes_on_only_on_the_kind_of_node_that_it_began_on(nodes, tmp_path
 @pytest.mark.slow
 def test_a_device_that_no_node_has_is_not_run_and_says_what_there_is(nodes, tmp_path):
     found, _ = nodes
-    fleet = RayFleet(found.address, files=[FILE], patience_seconds=2.0)
+    fleet = RayScheduler(found.address, files=[FILE], patience_seconds=2.0)
     run = race_all(tmp_path / "run", make_cases(devices=("gpu:A100",), channels=(3,)), fleet)
     assert {m.status for m in run.measurements} == {"not_run"}
     assert run.measurements[0].reason == (

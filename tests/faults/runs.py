@@ -9,13 +9,14 @@ import time
 import uuid
 from pathlib import Path
 
-from poolbench.store.journal import StoreError, read_run
+from poolbench.core.errors import StoreError
+from poolbench.store.journal import read_run
 
 ROOT = Path(__file__).parent.parent.parent
 CANDIDATES = ROOT / "tests" / "candidates"
 NUMPY = CANDIDATES / "numpy_faults.py"
 MARK = "POOLBENCH_TEST"
-QUICK = ("--sweep", "quick", "--replicas", "2", "--budget", "0.4", "--benchmark-quiet")
+QUICK = ("--sweep", "quick", "--processes", "2", "--budget", "0.4", "--benchmark-quiet")
 
 
 class Started:

@@ -86,7 +86,9 @@ def test_the_candidates_beside_faults_have_the_verdicts_that_they_have_alone(
 def test_the_header_says_what_the_run_was(without_faults):
     header = read_run(without_faults).header
     assert header.seed == 0
-    assert {"replicas", "budget_seconds", "limit_seconds", "order_of_rounds"} <= set(header.options)
+    assert {"processes", "budget_seconds", "limit_seconds", "order_of_rounds"} <= set(
+        header.options
+    )
     assert {"python", "numpy", "pytest"} <= set(header.environment.versions)
     assert {"processor", "features", "memory_nbytes"} <= set(header.environment.machine)
     assert {"code", "numpy_faults.py"} <= set(header.environment.source)
@@ -121,7 +123,7 @@ def test_a_name_that_is_taken_is_refused_and_nothing_is_touched(without_faults):
     ("words", "said"),
     [
         (["--seed", "7"], "other options: seed differ; go on by --allow-different seed"),
-        (["--replicas", "3"], "replicas"),
+        (["--processes", "3"], "processes"),
     ],
 )
 def test_a_resume_that_asks_for_other_measurements_is_refused(without_faults, words, said):
@@ -170,7 +172,7 @@ def test_a_bad_option_is_one_line_and_exit_4(results, words, said):
     ("name", "text", "said"),
     [
         ("task_timeout", "soon", "--limit takes something like 10; got 'soon'"),
-        ("replicas", "0", "--replicas takes something like 5; got '0'"),
+        ("processes", "0", "--processes takes something like 5; got '0'"),
         ("seed", "x", "--seed takes something like 7; got 'x'"),
         ("precision", "wide", "--precision takes something like 2%; got 'wide'"),
     ],
@@ -179,7 +181,7 @@ def test_a_bad_value_names_its_option(name, text, said):
     from types import SimpleNamespace
 
     from poolbench import pytest_plugin
-    from poolbench.core.case import UsageError
+    from poolbench.core.errors import UsageError
 
     config = SimpleNamespace(option=SimpleNamespace(**{name: text}))
     with pytest.raises(UsageError, match=re.escape(said)):
@@ -281,6 +283,6 @@ def kill_and_go_on(results, name, *, delays, sizes):
     found = runs.measured(folder)
     assert len(found) == len(set(found)) == 6 * sizes  # nothing twice, nothing missing
     cases = {case for case, _, _ in found}
-    undisturbed = {"base": "ok", "fast": "ok", "raise": "error", "ceiling-read": "ok",
-                   "ceiling-write": "ok", "ceiling-copy": "ok"}  # fmt: skip
+    undisturbed = {"base": "ok", "fast": "ok", "raise": "error", "bandwidth-read": "ok",
+                   "bandwidth-write": "ok", "bandwidth-copy": "ok"}  # fmt: skip
     assert set(found) == {(c, n, s) for c in cases for n, s in undisturbed.items()}

@@ -17,9 +17,9 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import synthetic
-from poolbench.core.case import UsageError
+from poolbench.core.errors import StoreError, UsageError
 from poolbench.report.frame import load
-from poolbench.store.journal import JOURNAL, StoreError
+from poolbench.store.journal import JOURNAL
 
 LIMIT_SECONDS = 2.0
 LIMIT_NBYTES = 1 << 30
@@ -139,7 +139,7 @@ def mutate_json(data, generator):
 def journal(tmp_path_factory):
     """The lines of a small whole journal with a record of each kind."""
     folder = tmp_path_factory.mktemp("whole")
-    plan = synthetic.Plan(replicas=2, allocations=1, rounds=2)
+    plan = synthetic.Plan(processes=2, allocations=1, rounds=2)
     case = synthetic.op_case("depth_max_pool")
     names = list(synthetic.SPELLINGS[case.op])[:4]
     found = synthetic.race(case, np.random.default_rng(1), plan=plan, names=names)

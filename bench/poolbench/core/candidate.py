@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from poolbench.core.case import COMMON_AXES, OPTIONAL_AXES, Case, Sweep, UsageError
+from poolbench.core.case import COMMON_AXES, OPTIONAL_AXES, Case, Sweep
+from poolbench.core.errors import UsageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,7 +24,7 @@ Builder = Callable[[Case], Callable[..., Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Failure:
+class KnownFailure:
     """A documented failure: where it is expected, how its error reads, and why it is so.
 
     Attributes:
@@ -61,7 +62,7 @@ class Candidate:
     framework: str
     about: str
     build: Builder
-    failures: tuple[Failure, ...] = ()
+    failures: tuple[KnownFailure, ...] = ()
     file: str
     builtin: bool = False
 
@@ -72,8 +73,8 @@ class Candidate:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bound:
-    """How far a right answer may be from the oracle: |y - oracle| <= absolute + relative |oracle|."""
+class Tolerance:
+    """How far a right answer may be from the reference: |y - reference| <= absolute + relative |reference|."""
 
     relative: float
     absolute: float
@@ -87,12 +88,12 @@ class Op:
     Attributes:
         name: 'depth_max_pool'.
         title: for headings: 'Depthwise max pooling'.
-        oracle: (x as float64, case) -> y as float64, in the case's data format.
+        reference: (x as float64, case) -> y as float64, in the case's data format.
         gradient: (x, dy as float64, case) -> dx as float64, each tie's gradient split equally among
             the tied elements; None: the op is raced forward only.
         window_sum: (array shaped as x, case) -> array shaped as y, the sum over each window, by which
             the gradient at a tie is judged; None: the op's gradient is unique.
-        bounds: case -> Bound; None takes the default table of `poolbench.worker.check`.
+        bounds: case -> Tolerance; None takes the default table of `poolbench.worker.check`.
         baseline: the candidate that ratios are taken to.
         recipe: the book's candidate, for the column of its own; '' if there is none.
         sweeps: 'default', 'quick', 'full'; 'default' is required.
@@ -102,10 +103,10 @@ class Op:
 
     name: str
     title: str = ""
-    oracle: Callable[[Array, Case], Array]
+    reference: Callable[[Array, Case], Array]
     gradient: Callable[[Array, Array, Case], Array] | None = None
     window_sum: Callable[[Array, Case], Array] | None = None
-    bounds: Callable[[Case], Bound] | None = None
+    bounds: Callable[[Case], Tolerance] | None = None
     baseline: str
     recipe: str = ""
     sweeps: Mapping[str, Sweep]
@@ -178,7 +179,7 @@ def candidate(
     about: str = "",
     form: str = "function",
     framework: str = "tensorflow",
-    failures: tuple[Failure, ...] = (),
+    failures: tuple[KnownFailure, ...] = (),
 ) -> Callable[[Builder], Builder]:
     """Register the decorated builder, `build(case) -> callable(x) -> y`, as a candidate.
 

@@ -6,18 +6,17 @@ tagged union; statistics are derived from the records (poolbench.stats.estimate)
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import msgspec
 
+from poolbench.core import errors
 from poolbench.core.case import Case
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
-Status = Literal[
-    "ok", "unsupported", "wrong", "error", "crashed", "out_of_memory", "timeout", "not_run"
-]
-STATUSES: tuple[Status, ...] = get_args(Status)
+Status = errors.Status
+STATUSES = errors.STATUSES
 
 
 class Record(
@@ -52,7 +51,7 @@ class Header(Record, frozen=True, kw_only=True, tag="header"):
         run: the run's name.
         created: UTC, ISO 8601, to the second.
         environments: by node name ('local', or the fleet's nodes, which later lines refer to).
-        options: what the user asked: sweep, axes, replicas, precision, budget, timeout, ...
+        options: what the user asked: sweep, axes, processes, precision, budget, timeout, ...
         seed: of the inputs and of the order of rounds.
     """
 
@@ -77,16 +76,16 @@ Count = Annotated[int, msgspec.Meta(ge=0, lt=MAX_COUNT)]
 
 
 class Samples(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The blocks of one runner, as columns of equal length.
+    """The blocks of one contender, as columns of equal length.
 
     Attributes:
-        replica, allocation, round: where the block sits; runners pair by these three.
+        process, allocation, round: where the block sits; contenders pair by these three.
         calls: calls in the block.
         seconds: seconds a call in the block (the sample).
         contended: 1 where something else used the machine during the block.
     """
 
-    replica: tuple[Count, ...] = ()
+    process: tuple[Count, ...] = ()
     allocation: tuple[Count, ...] = ()
     round: tuple[Count, ...] = ()
     calls: tuple[Count, ...] = ()
@@ -98,7 +97,7 @@ class Samples(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class Accuracy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A candidate's answer held against the float64 oracle.
+    """A candidate's answer held against the float64 reference.
 
     Attributes:
         worst: the largest error over its bound, values and gradient; 1 is at the bound.
@@ -125,10 +124,10 @@ class Contention(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         others: share of the processors' time that other processes used.
         blocks_marked, blocks_redone: blocks under contention, and those done again.
         involuntary_switches: of the workers.
-        apart: share of the blocks that were timed while the host had this machine's two processors far from
+        cores_distant: share of the blocks that were timed while the host had this machine's two processors far from
             each other.
-        siblings: share of the looks at which a processor's sibling, the other hardware thread of its core, was at
-            work for another guest of the host.
+        smt_sibling_busy: share of the probes at which the other hardware thread of a core was busy with
+            another guest of the host.
         device_clock_mhz: lowest and highest clock of a GPU at the ends of its rounds.
         device_celsius: its highest temperature.
         device_slowdowns: why its clock was held down, in words.
@@ -144,19 +143,19 @@ class Contention(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     device_celsius: float | None = None
     device_slowdowns: tuple[str, ...] = ()
     device_others: float | None = None
-    apart: float | None = None
-    siblings: float | None = None
+    cores_distant: float | None = None
+    smt_sibling_busy: float | None = None
 
 
 Clock = Literal["wall", "device"]
 
 
 class Measurement(Record, frozen=True, kw_only=True, tag="measurement"):
-    """What one runner did in one case.
+    """What one contender did in one case.
 
     Attributes:
         case, op's candidate, form: what was asked.
-        kind: 'candidate', or 'probe' for the memory ceiling ('ceiling-read', '-write', '-copy').
+        kind: 'candidate', or 'probe' for the memory bandwidth limit ('bandwidth-read', '-write', '-copy').
         status: one of STATUSES; `reason` says why it is not ok, in one line; `tail` is the end of
             what the worker printed.
         issue: the upstream issue of a documented failure.
@@ -165,12 +164,12 @@ class Measurement(Record, frozen=True, kw_only=True, tag="measurement"):
             time in a call in which the GPU was at work, by its own clock.
         samples: raw, in seconds a call.
         wall_samples: the same calls' wall time where the samples are of the device; else empty.
-        first_call_seconds: trace, compile and run, one a replica; AutoGraph has converted the Python before.
-        accuracy: against the oracle; None for probes and where it did not run.
+        first_call_seconds: trace, compile and run, one a process; AutoGraph has converted the Python before.
+        accuracy: against the reference; None for probes and where it did not run.
         read_nbytes, written_nbytes: fewest bytes that a call must read and write.
         peak_nbytes: peak of the device's memory above the inputs; None: not measured.
-        settled: stopped after the first replica, at ten times the baseline: no interval.
-        flags: 'faster-than-ceiling', ...; words of `poolbench.engine.recorder.FLAGS`.
+        stopped early: stopped after the first process, at ten times the baseline: no interval.
+        flags: 'faster-than-limit', ...; words of `poolbench.engine.recorder.FLAGS`.
         contention: of the race.
         node: the machine, 'local' or a Node's name.
         device_seconds: median device time a call, from the profiler; None: not measured.
@@ -194,12 +193,12 @@ class Measurement(Record, frozen=True, kw_only=True, tag="measurement"):
     read_nbytes: int = 0
     written_nbytes: int = 0
     peak_nbytes: int | None = None
-    settled: bool = False
+    stopped_early: bool = False
     flags: tuple[str, ...] = ()
     contention: Contention | None = None
     node: str = "local"
     device_seconds: float | None = None
-    joules: float | None = None
+    energy_joules: float | None = None
 
 
 def samples_by(measurement: Measurement, clock: Clock) -> Samples:
@@ -217,7 +216,7 @@ def common_clock(one: Clock, other: Clock) -> Clock:
 CellState = Literal["pass", "wrong", "unsupported", "error", "crashed", "timeout", "not_run"]
 
 
-class Capability(Record, frozen=True, kw_only=True, tag="capability"):
+class MatrixCell(Record, frozen=True, kw_only=True, tag="matrix_cell"):
     """One cell of the support matrix.
 
     Attributes:
@@ -241,7 +240,7 @@ class Capability(Record, frozen=True, kw_only=True, tag="capability"):
     seconds: float = 0.0
 
 
-class Account(Record, frozen=True, kw_only=True, tag="account"):
+class TraceSummary(Record, frozen=True, kw_only=True, tag="trace_summary"):
     """Where the time and memory of a traced step went.
 
     Attributes:
@@ -289,7 +288,7 @@ class Selftest(Record, frozen=True, kw_only=True, tag="selftest"):
         seconds: what it took.
         kind: 'aa', an op with itself; 'injected', a known slowdown.
         power: share of the comparisons that got SLOWER; None for A/A.
-        figures: how it was raced: case, replicas, allocations, races, share of blocks contended.
+        figures: how it was raced: case, processes, allocations, races, share of blocks contended.
     """
 
     injected: float
@@ -310,22 +309,22 @@ HEAD = "-head"  # how the name of a network's head ends
 ALL_POOLING = "all pooling"
 
 
-class Network(Record, frozen=True, kw_only=True, tag="network"):
-    """Does the choice matter in a whole network: one network, direction and spelling.
+class ModelResult(Record, frozen=True, kw_only=True, tag="model"):
+    """Does the choice matter in a whole network: one model, direction and candidate.
 
     Attributes:
-        network: 'textbook', 'resnet50', ...
-        direction: 'inference' or 'training'; batch: its batch size; mode as in Case.
-        spelling: the candidate that was put in place; `op` its op.
+        model: 'textbook', 'resnet50', ...
+        direction: 'forward' or 'training'; batch: its batch size; mode as in Case.
+        candidate: the candidate that was put in place; `op` its op.
         status, reason: as in Measurement.
         samples: seconds a step.
         share: share of the step that pooling takes, with its 95% interval (low, middle, high).
         figures: throughput and latency percentiles, peak memory, by name with its unit.
     """
 
-    network: str
+    model: str
     op: str
-    spelling: str
+    candidate: str
     direction: str
     mode: str
     batch: int
@@ -337,11 +336,11 @@ class Network(Record, frozen=True, kw_only=True, tag="network"):
     figures: dict[str, float | int | str | None] = {}
 
 
-class Shares(Record, frozen=True, kw_only=True, tag="shares"):
+class TimeBreakdown(Record, frozen=True, kw_only=True, tag="time"):
     """Where the run's wall time went, seconds by kind; the last line of a run that ended by itself.
 
     Attributes:
-        seconds: 'start' (workers), 'samples', 'lead_in', 'first_calls', 'allocation', 'checks',
+        seconds: 'start' (workers), 'samples', 'warmup', 'first_calls', 'allocation', 'checks',
             'waiting', 'other'; on a GPU also 'device_clock' and 'energy'.
         wall_seconds: from the first worker's start to the end.
     """
@@ -350,4 +349,6 @@ class Shares(Record, frozen=True, kw_only=True, tag="shares"):
     wall_seconds: float
 
 
-AnyRecord = Header | Node | Measurement | Capability | Account | Selftest | Network | Shares
+AnyRecord = (
+    Header | Node | Measurement | MatrixCell | TraceSummary | Selftest | ModelResult | TimeBreakdown
+)

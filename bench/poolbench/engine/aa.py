@@ -122,7 +122,7 @@ def delay_call(
     return delayed
 
 
-def open_copy(case: Case, source: str, name: str, check: bool) -> session.Runner:  # noqa: ARG001
+def open_copy(case: Case, source: str, name: str, check: bool) -> session.OpenedContender:  # noqa: ARG001
     """Trace the candidate anew under a copy's name, slowed by what the name asks for; in a worker.
 
     Equal copies go through the same wrapper with no wait, so that the wrapper is on both sides.
@@ -130,12 +130,12 @@ def open_copy(case: Case, source: str, name: str, check: bool) -> session.Runner
     candidate = REGISTRY.candidates[case.op, source]
     call = session.bind(candidate, case)
     plain = delay_call(call, 0.0)
-    runner = session.open_call(name, lambda: plain)
+    contender = session.open_call(name, lambda: plain)
     slowdown = slowdown_of(name)
-    if not slowdown or runner.status != "ok":
-        return runner
+    if not slowdown or contender.status != "ok":
+        return contender
     # The fastest of several blocks: the wait is then never more than the share that it stands for.
-    calls = max(1, round(CALIBRATION_BLOCK_SECONDS / max(runner.call_seconds, 1e-9)))
+    calls = max(1, round(CALIBRATION_BLOCK_SECONDS / max(contender.call_seconds, 1e-9)))
     seconds = slowdown * min(
         session.time_block(name, calls, calls).seconds for _ in range(CALIBRATION_BLOCKS)
     )
@@ -172,7 +172,7 @@ def race_copies(design: Design, fleet: Fleet, number: int = 0) -> CopiesRace:
         [replace(original, name=name) for name in names],
         baseline=BASELINE,
         plan=replace(design.plan, seed=design.plan.seed + number),
-        tasks=Tasks(open_runner=functools.partial(open_copy, design.case, source), probes=()),
+        tasks=Tasks(open_contender=functools.partial(open_copy, design.case, source), probes=()),
     )
     measurements = {m.candidate: m for m in race.run(fleet).measurements}
     return judge_copies(names, measurements, time.perf_counter() - start)

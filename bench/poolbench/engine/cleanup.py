@@ -33,7 +33,7 @@ _GUARDED: dict[int, Path] = {}  # by the process that guards it: a forked child 
 
 
 def guarded_folder() -> Path:
-    """This process' folder for its workers' files; a guardian removes it when the process ends."""
+    """This process' folder for its workers' files; a cleanup process removes it when the process ends."""
     known = _GUARDED.get(os.getpid())
     if known is not None and known.is_dir():
         return known
@@ -41,7 +41,7 @@ def guarded_folder() -> Path:
     folder = Path(tempfile.mkdtemp(prefix=PREFIX))
     (folder / OWNER).write_text(str(os.getpid()))
     _GUARDED[os.getpid()] = folder
-    guardian = subprocess.Popen(  # noqa: S603
+    cleanup = subprocess.Popen(  # noqa: S603
         [sys.executable, "-I", "-S", __file__, str(folder)],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
@@ -50,22 +50,22 @@ def guarded_folder() -> Path:
         cwd="/" if os.name == "posix" else None,
         env={name: value for name, value in os.environ.items() if name != MARKER},
     )
-    atexit.register(_dismiss, guardian, os.getpid())
+    atexit.register(_dismiss, cleanup, os.getpid())
     return folder
 
 
-def _dismiss(guardian: subprocess.Popen[bytes], owner: int) -> None:
-    """Let the guardian do its work, and wait for it: nothing is left when the run has ended."""
+def _dismiss(cleanup: subprocess.Popen[bytes], owner: int) -> None:
+    """Let the cleanup process do its work, and wait for it: nothing is left when the run has ended."""
     if os.getpid() != owner:
         return
-    assert guardian.stdin is not None
+    assert cleanup.stdin is not None
     with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-        guardian.stdin.close()
-        guardian.wait(WAIT_SECONDS)
+        cleanup.stdin.close()
+        cleanup.wait(WAIT_SECONDS)
 
 
 def remove_orphans(temporary: Path) -> None:
-    """Clean up after runs whose guardian died too."""
+    """Clean up after runs whose cleanup process died too."""
     for folder in temporary.glob(f"{PREFIX}*"):
         with contextlib.suppress(OSError, ValueError):
             if folder.is_symlink() or folder.stat().st_uid != os.getuid():

@@ -1,4 +1,4 @@
-"""Replicas: fresh worker processes that are started, timed out, lost and replaced.
+"""Processes: fresh worker processes that are started, timed out, lost and replaced.
 
 A worker knows functions by name and takes plain data; what it raises, prints, or dies of comes back
 as a `WorkerFailure` with one of the project's statuses. pebble owns the processes and their limits.
@@ -12,7 +12,6 @@ import importlib.util
 import io
 import multiprocessing
 import os
-import re
 import shutil
 import signal
 import sys
@@ -33,9 +32,8 @@ import pebble
 import psutil
 from pebble.common.types import CONSTS
 
-from poolbench.core.records import Status
+from poolbench.core.errors import Status, WorkerFailure, printable, reason_of, status_of
 from poolbench.engine import cleanup
-from poolbench.machine.info import own_folders
 
 # pebble waits this long after SIGTERM before SIGKILL, for each worker in turn; a hung op never
 # answers SIGTERM, and 3 s times five workers is felt at every Ctrl-C.
@@ -47,7 +45,7 @@ FLOOD_NBYTES = 64 << 20
 START_TIMEOUT_SECONDS = 180.0
 
 
-class Setting(msgspec.Struct, frozen=True, kw_only=True):
+class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
     """What a process fixes for its whole life, because TensorFlow cannot change it once started.
 
     Attributes:
@@ -63,34 +61,6 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True):
     deterministic: bool = False
     tensorflow: bool = True
     environment: tuple[tuple[str, str], ...] = ()
-
-
-class WorkerFailure(Exception):  # noqa: N818 (a result, not a programming error)
-    """A task that did not return.
-
-    Attributes:
-        status: error, crashed, out_of_memory or timeout.
-        reason: one line.
-        tail: the end of what the worker printed.
-        lost: whether the worker's state is gone with it.
-        blameless: whether it was lost before the task began, so that the task is not the cause.
-    """
-
-    def __init__(
-        self,
-        status: Status,
-        reason: str,
-        *,
-        tail: str = "",
-        lost: bool = False,
-        blameless: bool = False,
-    ) -> None:
-        super().__init__(reason)
-        self.status: Status = status
-        self.reason = reason
-        self.tail = tail
-        self.lost = lost
-        self.blameless = blameless
 
 
 class WorkerLike(Protocol):
@@ -127,7 +97,7 @@ class Worker:
     node = "local"
 
     def __init__(
-        self, setting: Setting, *, files: Sequence[Path] = (), memory_nbytes: int | None = None
+        self, setting: WorkerSpec, *, files: Sequence[Path] = (), memory_nbytes: int | None = None
     ) -> None:
         self.setting = setting
         self.tail = ""
@@ -380,64 +350,7 @@ def _guard(function: Callable[..., Any], args: tuple[Any, ...]) -> Outcome:
 
 
 # What an exception's text says where it is the host's memory that is full, not an accelerator's.
-_HOST_ALLOCATOR = re.compile(r"device:CPU|allocator.{0,3}cpu|host memory", re.IGNORECASE)
-_FULL = re.compile(r"RESOURCE_EXHAUSTED|CUDA_ERROR_OUT_OF_MEMORY|out of memory", re.IGNORECASE)
-
-
-def status_of(error: BaseException) -> Status:
-    """out_of_memory for what Python and TensorFlow raise when memory is full, else error."""
-    return "out_of_memory" if _memory_of(error) else "error"
-
-
-def reason_of(error: BaseException) -> str:
-    """The exception in one line, behind whose memory is full: the host's or the device's."""
-    memory = _memory_of(error)
-    return f"{memory} memory: {one_line(error)}" if memory else one_line(error)
-
-
-def _memory_of(error: BaseException) -> str:
-    """'host' or 'device', whichever is full; '' for any other error."""
-    if isinstance(error, MemoryError):
-        return "host"
-    name = type(error).__name__
-    text = one_line(error, 4000) if name in ("ResourceExhaustedError", "InternalError") else ""
-    if name == "ResourceExhaustedError" or _FULL.search(text):
-        return "host" if _HOST_ALLOCATOR.search(text) else "device"
-    return ""
-
-
-# A graph's error puts the Python stack before what went wrong, which a limited line would cut off.
-_STACK_LINE = re.compile(
-    r"\s*File \"|Graph execution error:|in user code:|Detected at node .* defined at|\s*\[\[\{\{node"
-)
-
-
-def one_line(error: BaseException, limit: int = 400) -> str:
-    """An exception's type and text in one line of at most `limit` characters."""
-    try:
-        said = str(error)
-    except Exception:  # noqa: BLE001 (a candidate's own exception may not even have a text)
-        said = "(its text cannot be made)"
-    said = "\n".join(line for line in said.splitlines() if not _STACK_LINE.match(line))
-    text = printable(" ".join(f"{type(error).__name__}: {said[: 10 * limit]}".split()))
-    return text if len(text) <= limit else text[: limit - 1] + "…"
-
-
-def printable(text: str) -> str:
-    """The text as it may be stored and shown.
-
-    Control characters and lone surrogates are spelled out, for it reaches terminals; the folders that this
-    project and its libraries lie in are left out, for results are given away.
-    """
-    for folder in own_folders():
-        text = text.replace(folder + os.sep, "")
-    return "".join(
-        char if char.isprintable() or char in "\n\t" else char.encode("unicode_escape").decode()
-        for char in text
-    )
-
-
-def _initialise(setting: Setting, files: Sequence[str], folder: str, parent: int) -> None:
+def _initialise(setting: WorkerSpec, files: Sequence[str], folder: str, parent: int) -> None:
     """First thing in the process: its own session, its output to the log, its user files."""
     _die_with(parent)
     cleanup.enter_process(Path(folder))
@@ -473,7 +386,7 @@ def _die_with(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _start(setting: Setting) -> int:
+def _start(setting: WorkerSpec) -> int:
     """Import what the setting asks for and load the user's files; the process id."""
     if setting.tensorflow:
         from poolbench.worker.session import start_tensorflow

@@ -1,7 +1,7 @@
-"""A race: one case, its candidates and the ceiling probes, in one replica after another.
+"""A race: one case, its candidates and the bandwidth limit probes, in one process after another.
 
 Rivals run in the same rounds, each round a new balanced random order; inputs are allocated anew several
-times in each replica; what fails becomes a status and the others go on. The worker, the clock and the
+times in each process; what fails becomes a status and the others go on. The worker, the clock and the
 machine's counters are arguments, so that every rule here is tested without a process.
 """
 
@@ -18,36 +18,37 @@ from typing import Any, Protocol
 
 from poolbench.core.candidate import Candidate
 from poolbench.core.case import Case, input_nbytes
+from poolbench.core.errors import WorkerFailure
 from poolbench.core.records import (
     Contention,
     Measurement,
     Samples,
     common_clock,
 )
-from poolbench.engine.process import WorkerFailure, WorkerLike
-from poolbench.engine.recorder import Tally, middle
+from poolbench.engine.process import WorkerLike
+from poolbench.engine.recorder import ContenderRecord, middle
 from poolbench.engine.rounds import affordable, balanced_orders, block_calls
 from poolbench.machine import core_distance
 from poolbench.machine.info import Seen, Usage, seen_between, seen_together, usage_reader
 from poolbench.machine.nvml import DeviceUsage, is_gpu
 from poolbench.worker import session
 
-CEILING_FROM_NBYTES = 1 << 20
-# Rounds are sent to the worker, and watched for contention, in stretches of about this length: the
+BANDWIDTH_LIMIT_FROM_NBYTES = 1 << 20
+# Rounds are sent to the worker, and watched for contention, in batches of about this length: the
 # system's counters step by 10 ms, and a task costs a millisecond.
-STRETCH_SECONDS = 0.25
-# Where races take turns a stretch goes in legs, between which others have theirs (bench/poolbench/engine/scheduler.py).
+BATCH_SECONDS = 0.25
+# Where races take turns a batch goes in legs, between which others have theirs (bench/poolbench/engine/scheduler.py).
 LEG_SECONDS = 0.15
 # The probes read and write memory of their own: a candidate right behind them runs up to a quarter slower
 # for several calls, as does the first after an allocation. So they come last in a round, and not in each,
-# and who follows gets a longer lead-in.
+# and who follows gets a longer warm-up.
 PROBE_TURN = 5
 # Nor are they blocks of one call: what wakes the threads that read and write is not the memory's time.
 PROBE_BLOCK_SECONDS = 0.0015
-# A runner whose blocks take n times as long as the middle one's is in each n-th round, so that one slow
-# rival does not take the time of all; no turn comes more seldom than this.
+# A contender whose blocks take n times as long as the middle one's is in each n-th round, so that one slow
+# other candidate does not take the time of all; no turn comes more seldom than this.
 MOST_ROUNDS_OUT = 4
-# After so many replicas a race knows how noisy it is; the others get as many rounds as that asks for, within
+# After so many processes a race knows how noisy it is; the others get as many rounds as that asks for, within
 # these bounds in the plan's.
 PACE_FROM = 3
 LEAST_PACE, MOST_PACE = 0.25, 3.0
@@ -64,26 +65,26 @@ class Plan:
     """How long and how often a race runs.
 
     Attributes:
-        replicas, max_replicas: fresh processes to start with, and at most.
+        processes, max_processes: fresh processes to start with, and at most.
         allocations: times that inputs are allocated in each.
         rounds: at most in one allocation; many short rounds, whose median stands, ride out a machine that
             changes its speed from one hundredth of a second to the next.
-        block_seconds: timed calls of one runner in one round, at least one call; on a GPU no less than
+        block_seconds: timed calls of one contender in one round, at least one call; on a GPU no less than
             GPU_BLOCK_SECONDS.
-        budget_seconds: of rounds in the first `replicas` replicas.
+        budget_seconds: of rounds in the first `processes` processes.
         precision: half-width of the 95% interval of the ratio at which it is enough.
         margin: equivalence margin of the verdict.
         timeout_seconds: for each task of a worker.
-        settle_ratio: a runner this many times slower than the baseline stops after one replica.
-        clear_ratio: with every rival this far from the baseline in the whole first replica, the other
-            replicas run a third of the rounds.
-        ceiling_slack: how far below the ceiling time a runner may be before it is flagged: a folded op is many
-            times faster, while a probe may see a third less than the memory has.
+        early-stop ratio: a contender this many times slower than the baseline stops after one process.
+        clear_ratio: with every other candidate this far from the baseline in the whole first process, the other
+            processes run a third of the rounds.
+        bandwidth_limit_slack: how far below the time of the bandwidth limit a contender may be before it is
+            flagged: a folded op is many times faster, while a probe may see a third less than the memory has.
         seed: of inputs and orders.
     """
 
-    replicas: int = 10
-    max_replicas: int = 10
+    processes: int = 10
+    max_processes: int = 10
     allocations: int = 2
     rounds: int = 72
     block_seconds: float = 0.0005
@@ -91,23 +92,23 @@ class Plan:
     precision: float = 0.03
     margin: float = 0.05
     timeout_seconds: float = 60.0
-    settle_ratio: float = 10.0
+    early_stop_ratio: float = 10.0
     clear_ratio: float = 1.5
-    ceiling_slack: float = 0.5
+    bandwidth_limit_slack: float = 0.5
     seed: int = 0
 
 
 class Fleet(Protocol):
-    """Where replicas come from."""
+    """Where processes come from."""
 
-    def worker(self, replica: int) -> WorkerLike:
-        """The worker of this replica: the same one for the same number, fresh ones for new numbers."""
+    def worker(self, process: int) -> WorkerLike:
+        """The worker of this process: the same one for the same number, fresh ones for new numbers."""
 
 
-# Round, runner, calls, what came of them, and whether the processors were far apart.
-_Timed = tuple[int, Tally, int, session.Block, bool | None]
-_Asked = tuple[int, Tally, session.Visit]  # round, runner, what it is to do
-Seconds = defaultdict[str, float]  # seconds by kind: 'samples', 'lead_in', 'first_calls', ...
+# Round, contender, calls, what came of them, and whether the processors were far apart.
+_Timed = tuple[int, ContenderRecord, int, session.Block, bool | None]
+_Asked = tuple[int, ContenderRecord, session.BlockRequest]  # round, contender, what it is to do
+Seconds = defaultdict[str, float]  # seconds by kind: 'samples', 'warmup', 'first_calls', ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,29 +123,29 @@ def _open_case(case: Case, seed: int, tensorflow: bool) -> session.Opened:
     return session.open_case(case, seed, tensorflow=tensorflow)
 
 
-def _open_runner(name: str, check: bool) -> session.Runner:
-    return session.open_runner(name, check=check)
+def _open_contender(name: str, check: bool) -> session.OpenedContender:
+    return session.open_contender(name, check=check)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tasks:
-    """How a worker opens a case and its runners: module-level functions, sent by name.
+    """How a worker opens a case and its contenders: module-level functions, sent by name.
 
-    The defaults open an op's case, its candidates and the ceiling probes; a network's step brings its own.
+    The defaults open an op's case, its candidates and the bandwidth limit probes; a network's step brings its own.
 
     Attributes:
         open_case: (case, seed, tensorflow) -> Opened.
-        open_runner: (name, check) -> Runner.
-        probes: names of the ceiling probes that race too.
+        open_contender: (name, check) -> OpenedContender.
+        probes: names of the bandwidth limit probes that race too.
     """
 
     open_case: Callable[[Case, int, bool], session.Opened] = _open_case
-    open_runner: Callable[[str, bool], session.Runner] = _open_runner
+    open_contender: Callable[[str, bool], session.OpenedContender] = _open_contender
     probes: tuple[str, ...] = session.PROBES
 
 
 class Race:
-    """One case and its runners, as they go from replica to replica."""
+    """One case and its contenders, as they go from process to process."""
 
     def __init__(
         self,
@@ -161,14 +162,14 @@ class Race:
         self.baseline = baseline
         self.plan = plan
         self.tensorflow = any(entry.framework != "numpy" for entry in candidates)
-        self.tallies = {entry.name: Tally(entry.name, entry) for entry in candidates}
+        self.records = {entry.name: ContenderRecord(entry.name, entry) for entry in candidates}
         self.tasks = tasks or Tasks()
         self._block_seconds = max(plan.block_seconds, GPU_BLOCK_SECONDS * is_gpu(case.device))
-        self.tallies |= {name: Tally(name, None) for name in self.tasks.probes}
+        self.records |= {name: ContenderRecord(name, None) for name in self.tasks.probes}
         self.seconds = Seconds(float)
         self._read_usage = read_usage or usage_reader(case.device)
         self._device_usages: list[DeviceUsage] = []
-        self._siblings: list[float] = []
+        self._smt_sibling_busy: list[float] = []
         self._enough = enough or precise_enough
         self._random = random.Random(f"{plan.seed} {case!r}")
         self._orders = balanced_orders([entry.name for entry in candidates], self._random)
@@ -182,34 +183,34 @@ class Race:
         self._pace = 1.0
         self._round_seconds = 0.0
         self._node = "local"
-        self._replicas = 0
+        self._processes = 0
         self._deaths = 0
 
     def run(self, fleet: Fleet) -> Result:
-        """Every replica that the plan and the precision ask for, and what they came to."""
-        for _ in self._every_replica(fleet):
+        """Every process that the plan and the precision ask for, and what they came to."""
+        for _ in self._every_process(fleet):
             pass
         return self.result()
 
-    def _every_replica(self, fleet: Fleet) -> Generator[None, None, None]:
+    def _every_process(self, fleet: Fleet) -> Generator[None, None, None]:
         more = True
         while more:
             more = yield from self.run_next(
-                fleet, seconds=self.usual_seconds, leg_seconds=STRETCH_SECONDS
+                fleet, seconds=self.usual_seconds, leg_seconds=BATCH_SECONDS
             )
 
     @property
     def usual_seconds(self) -> float:
-        """Seconds of rounds that the plan gives a replica."""
-        return self.plan.budget_seconds / self.plan.replicas
+        """Seconds of rounds that the plan gives a process."""
+        return self.plan.budget_seconds / self.plan.processes
 
     def wanted_pace(self) -> float:
-        """Rounds that its next replica should have, over the plan's, for intervals as narrow as the plan asks.
+        """Rounds that its next process should have, over the plan's, for intervals as narrow as the plan asks.
 
-        1 where that is not known: before it has run in PACE_FROM replicas, or with one allocation in each. Who
+        1 where that is not known: before it has run in PACE_FROM processes, or with one allocation in each. Who
         is clearly faster or slower already needs no more than the plan's.
         """
-        if self._replicas == PACE_FROM:
+        if self._processes == PACE_FROM:
             asked = [self._pace_of(*pair) for pair in self.pairs()]
             self._pace = min(MOST_PACE, max(LEAST_PACE, middle(asked or [1.0])))
         return self._pace
@@ -221,10 +222,10 @@ class Race:
         if seen is None:
             return 1.0
         half_width = seen.half_width(
-            replicas=self.plan.replicas, allocations=self.plan.allocations, rounds=seen.rounds
+            processes=self.plan.processes, allocations=self.plan.allocations, rounds=seen.rounds
         )
         pace = estimate.pace(
-            half_width, self.plan.precision, done=self._replicas, replicas=self.plan.replicas
+            half_width, self.plan.precision, done=self._processes, processes=self.plan.processes
         )
         clear = abs(estimate.estimate(candidate, baseline).log_ratio) > math.log1p(
             self.plan.margin
@@ -232,19 +233,19 @@ class Race:
         return min(pace, 1.0) if clear else pace
 
     def pairs(self) -> list[tuple[Samples, Samples]]:
-        """The samples of every rival that still runs, and those of the baseline by the same clock."""
-        baseline = self.tallies[self.baseline]
+        """The samples of every other candidate that still runs, and those of the baseline by the same clock."""
+        baseline = self.records[self.baseline]
         return [
-            (tally.samples(clock), baseline.samples(clock))
-            for tally in self._candidates_running()
-            if tally is not baseline
-            for clock in (common_clock(tally.clock, baseline.clock),)
+            (record.samples(clock), baseline.samples(clock))
+            for record in self._candidates_running()
+            if record is not baseline
+            for clock in (common_clock(record.clock, baseline.clock),)
         ]
 
     def run_next(
         self, fleet: Fleet, *, seconds: float, leg_seconds: float
     ) -> Generator[None, None, bool]:
-        """Run the next replica, a leg a step: other work is welcome between them.
+        """Run the next process, a leg a step: other work is welcome between them.
 
         Args:
             fleet: where its worker comes from.
@@ -252,101 +253,101 @@ class Race:
             leg_seconds: of a leg, about.
 
         Returns:
-            Whether another replica is to follow.
+            Whether another process is to follow.
         """
-        replica = self._replicas
+        process = self._processes
         try:
-            worker = fleet.worker(replica)
+            worker = fleet.worker(process)
         except WorkerFailure as failure:
             self.fail(failure)
             return False
-        yield from self._run_replica(replica, worker, seconds, leg_seconds)
-        self._replicas += 1
-        if replica == 0:
-            self._settle()
+        yield from self._run_process(process, worker, seconds, leg_seconds)
+        self._processes += 1
+        if process == 0:
+            self._stop_slow_candidates()
             self._clear = self._is_clear()
-        if not self._candidates_running() or self._replicas >= self.plan.max_replicas:
+        if not self._candidates_running() or self._processes >= self.plan.max_processes:
             return False
-        return self._replicas < self.plan.replicas or not self._enough(self, self._replicas)
+        return self._processes < self.plan.processes or not self._enough(self, self._processes)
 
     def result(self) -> Result:
-        """What the replicas that were run came to."""
+        """What the processes that were run came to."""
         self._flag_impossible()
         return Result(
-            measurements=tuple(self._measurement(tally) for tally in self.tallies.values()),
+            measurements=tuple(self._measurement(record) for record in self.records.values()),
             seconds=self.seconds,
         )
 
     def check(self, worker: WorkerLike) -> Result:
-        """Every candidate once against the oracle, timing nothing."""
+        """Every candidate once against the reference, timing nothing."""
         for name in self.tasks.probes:
-            self.tallies.pop(name, None)
+            self.records.pop(name, None)
         self._open(0, worker)
         self._close(worker)
         return Result(
-            measurements=tuple(self._measurement(tally) for tally in self.tallies.values()),
+            measurements=tuple(self._measurement(record) for record in self.records.values()),
             seconds=self.seconds,
         )
 
-    def _candidates_running(self) -> list[Tally]:
-        return [tally for tally in self.tallies.values() if tally.runs and tally.candidate]
+    def _candidates_running(self) -> list[ContenderRecord]:
+        return [record for record in self.records.values() if record.runs and record.candidate]
 
-    def _running(self) -> list[Tally]:
-        return [tally for tally in self.tallies.values() if tally.runs]
+    def _running(self) -> list[ContenderRecord]:
+        return [record for record in self.records.values() if record.runs]
 
-    def _run_replica(
-        self, replica: int, worker: WorkerLike, seconds: float, leg_seconds: float
+    def _run_process(
+        self, process: int, worker: WorkerLike, seconds: float, leg_seconds: float
     ) -> Generator[None, None, None]:
         self._node = worker.node
-        self._open(replica, worker)
+        self._open(process, worker)
         for allocation in range(self.plan.allocations):
-            runners = self._running()
-            if not any(tally.candidate for tally in runners):
+            contenders = self._running()
+            if not any(record.candidate for record in contenders):
                 return
-            if allocation and not self._allocate(replica, worker):
+            if allocation and not self._allocate(process, worker):
                 return
             self._cold = True
-            self._plan_rounds(runners)
+            self._plan_rounds(contenders)
             yield from self._run_rounds(
-                replica, allocation, seconds / self.plan.allocations, worker, leg_seconds
+                process, allocation, seconds / self.plan.allocations, worker, leg_seconds
             )
-            self._time_on_device(replica, allocation, worker)
+            self._time_on_device(process, allocation, worker)
         # Emptying the caches between calls takes energy too.
-        if replica == 0 and is_gpu(self.case.device) and self.case.cache == "warm":
+        if process == 0 and is_gpu(self.case.device) and self.case.cache == "warm":
             self._measure_energy(worker)
         self._close(worker)
 
-    def _time_on_device(self, replica: int, allocation: int, worker: WorkerLike) -> None:
-        """Rounds by the device's own clock, every runner once in each, in a new order.
+    def _time_on_device(self, process: int, allocation: int, worker: WorkerLike) -> None:
+        """Rounds by the device's own clock, every contender once in each, in a new order.
 
-        A call from Python takes longer to launch than a GPU needs for it, so that wall time tells rivals apart
-        only where they are slow. A recording that fails leaves its samples out: the profiler may not be
+        A call from Python takes longer to launch than a GPU needs for it, so that wall time tells candidates
+        apart only where they are slow. A recording that fails leaves its samples out: the profiler may not be
         allowed here, and the race has been run.
         """
         if not is_gpu(self.case.device):
             return
-        runners = self._running()
+        contenders = self._running()
         turns = [
-            (number, tally)
+            (number, record)
             for number in range(DEVICE_ROUNDS)
-            for tally in self._random.sample(runners, len(runners))
+            for record in self._random.sample(contenders, len(contenders))
         ]
         start = self._now()
         try:
             found = worker.call(
-                session.time_on_device, [tally.name for _, tally in turns], DEVICE_CALLS,
+                session.time_on_device, [record.name for _, record in turns], DEVICE_CALLS,
                 timeout=self.plan.timeout_seconds,
             )  # fmt: skip
         except WorkerFailure as failure:
             if failure.lost:
-                self._open(replica, worker)
+                self._open(process, worker)
             return
         finally:
             self.seconds["device_clock"] += self._now() - start
-        for (number, tally), seconds in zip(turns, found, strict=True):
+        for (number, record), seconds in zip(turns, found, strict=True):
             if seconds is not None:
-                row = (replica, allocation, number, DEVICE_CALLS, float(f"{seconds:.6g}"), 0)
-                tally.device_columns.append(row)
+                row = (process, allocation, number, DEVICE_CALLS, float(f"{seconds:.6g}"), 0)
+                record.device_columns.append(row)
 
     def _now(self) -> float:
         return self._read_usage().clock
@@ -354,18 +355,18 @@ class Race:
     def _measure_energy(self, worker: WorkerLike) -> None:
         """Joules a call of every candidate; a task that fails leaves its figure out."""
         start = self._now()
-        for tally in self._candidates_running():
+        for record in self._candidates_running():
             try:
-                tally.joules = worker.call(
-                    session.measure_energy, tally.name, timeout=self.plan.timeout_seconds
+                record.energy_joules = worker.call(
+                    session.measure_energy, record.name, timeout=self.plan.timeout_seconds
                 )
             except WorkerFailure as failure:  # noqa: PERF203 (each candidate's is its own)
-                if failure.lost:  # the next replica starts a fresh one
+                if failure.lost:  # the next process starts a fresh one
                     break
         self.seconds["energy"] += self._now() - start
 
-    def _open(self, replica: int, worker: WorkerLike) -> None:
-        """Open the case and every runner; whoever takes the worker down is out, the others again."""
+    def _open(self, process: int, worker: WorkerLike) -> None:
+        """Open the case and every contender; whoever takes the worker down is out, the others again."""
         while True:
             try:
                 opened = worker.call(
@@ -378,13 +379,13 @@ class Race:
                 self.fail(failure)
                 return
             self.seconds["allocation"] += opened.seconds
-            if all(self._open_runner(tally, replica, worker) for tally in self._running()):
+            if all(self._open_contender(record, process, worker) for record in self._running()):
                 return
 
     def fail(self, failure: WorkerFailure) -> None:
-        """Enter the failure with every runner that has none."""
-        for tally in self._running():
-            tally.fail(self.case, failure)
+        """Enter the failure with every contender that has none."""
+        for record in self._running():
+            record.fail(self.case, failure)
 
     def _forgives(self, failure: WorkerFailure) -> bool:
         """Whether a worker's death is nobody's fault here, and has not happened too often."""
@@ -397,35 +398,35 @@ class Race:
         with contextlib.suppress(WorkerFailure):
             worker.call(session.end_process, timeout=self.plan.timeout_seconds)
 
-    def _open_runner(self, tally: Tally, replica: int, worker: WorkerLike) -> bool:
-        """Open one runner; False if the worker was lost with it, or is no good for the others."""
+    def _open_contender(self, record: ContenderRecord, process: int, worker: WorkerLike) -> bool:
+        """Open one contender; False if the worker was lost with it, or is no good for the others."""
         try:
             opened = worker.call(
-                self.tasks.open_runner, tally.name, tally.accuracy is None,
+                self.tasks.open_contender, record.name, record.accuracy is None,
                 timeout=self.plan.timeout_seconds,
             )  # fmt: skip
         except WorkerFailure as failure:
             if not self._forgives(failure):
-                tally.fail(self.case, failure)
+                record.fail(self.case, failure)
             return not failure.lost
         self.seconds["first_calls"] += opened.first_call_seconds
         self.seconds["checks"] += opened.check_seconds + opened.calibration_seconds
-        tally.accuracy = tally.accuracy or opened.accuracy
+        record.accuracy = record.accuracy or opened.accuracy
         if opened.status != "ok":
-            tally.fail(self.case, WorkerFailure(opened.status, opened.reason, tail=worker.tail))
+            record.fail(self.case, WorkerFailure(opened.status, opened.reason, tail=worker.tail))
         if opened.tainted:
             self._replace(worker)
             return False
         if opened.status != "ok":
             return True
-        if tally.candidate and len(tally.first_calls) <= replica:
-            tally.first_calls.append(opened.first_call_seconds)
-        tally.call_seconds = opened.call_seconds or tally.call_seconds
-        tally.read_nbytes, tally.written_nbytes = opened.read_nbytes, opened.written_nbytes
-        tally.peak_nbytes = tally.peak_nbytes or opened.peak_nbytes
+        if record.candidate and len(record.first_calls) <= process:
+            record.first_calls.append(opened.first_call_seconds)
+        record.call_seconds = opened.call_seconds or record.call_seconds
+        record.read_nbytes, record.written_nbytes = opened.read_nbytes, opened.written_nbytes
+        record.peak_nbytes = record.peak_nbytes or opened.peak_nbytes
         return True
 
-    def _allocate(self, replica: int, worker: WorkerLike) -> bool:
+    def _allocate(self, process: int, worker: WorkerLike) -> bool:
         try:
             self.seconds["allocation"] += worker.call(
                 session.allocate, timeout=self.plan.timeout_seconds
@@ -434,7 +435,7 @@ class Race:
             if not failure.lost:
                 self.fail(failure)
                 return False
-            self._open(replica, worker)  # lost for a reason of its own: a fresh one goes on
+            self._open(process, worker)  # lost for a reason of its own: a fresh one goes on
         return True
 
     def _close(self, worker: WorkerLike) -> None:
@@ -445,41 +446,41 @@ class Race:
             if not failure.lost:  # something that a candidate left there does not let go
                 self._replace(worker)
 
-    def _plan_rounds(self, runners: Sequence[Tally]) -> None:
-        """How often each runner's turn comes, and the seconds that a round then takes on average.
+    def _plan_rounds(self, contenders: Sequence[ContenderRecord]) -> None:
+        """How often each contender's turn comes, and the seconds that a round then takes on average.
 
         The baseline, which all are paired with, is in every round. Untimed calls are planned by the least time
         seen so far: three calls when the case was opened say it badly, and whoever they made look slow
         would have fewer untimed calls, and be slower for it, in the whole race.
         """
-        for tally in runners:
-            seen = [row[4] for row in tally.columns]
-            tally.call_seconds = min([tally.call_seconds, *seen])
-            tally.usual_seconds = middle(seen or [tally.call_seconds])
-        costs = {tally.name: self._block_cost(tally) for tally in runners}
-        usual = middle(costs[tally.name] for tally in runners if tally.candidate)
-        for tally in runners:
-            turn = 1 if tally.name == self.baseline else math.floor(costs[tally.name] / usual)
-            least = 1 if tally.candidate else PROBE_TURN
-            tally.every = max(least, min(MOST_ROUNDS_OUT, turn))
-        self._round_seconds = sum(costs[tally.name] / tally.every for tally in runners)
+        for record in contenders:
+            seen = [row[4] for row in record.columns]
+            record.call_seconds = min([record.call_seconds, *seen])
+            record.usual_seconds = middle(seen or [record.call_seconds])
+        costs = {record.name: self._block_cost(record) for record in contenders}
+        usual = middle(costs[record.name] for record in contenders if record.candidate)
+        for record in contenders:
+            turn = 1 if record.name == self.baseline else math.floor(costs[record.name] / usual)
+            least = 1 if record.candidate else PROBE_TURN
+            record.every = max(least, min(MOST_ROUNDS_OUT, turn))
+        self._round_seconds = sum(costs[record.name] / record.every for record in contenders)
 
     def _block_calls(
-        self, tally: Tally, *, cold: bool = False, dither: float = 0.5
+        self, record: ContenderRecord, *, cold: bool = False, dither: float = 0.5
     ) -> tuple[int, int]:
-        least = 0.0 if tally.candidate else PROBE_BLOCK_SECONDS
+        least = 0.0 if record.candidate else PROBE_BLOCK_SECONDS
         seconds = max(self._block_seconds, least)
         return block_calls(
-            tally.call_seconds, seconds, nbytes=tally.nbytes, cold=cold, dither=dither
+            record.call_seconds, seconds, nbytes=record.nbytes, cold=cold, dither=dither
         )
 
-    def _block_cost(self, tally: Tally) -> float:
-        lead_in, calls = self._block_calls(tally)
-        return max((lead_in + calls) * tally.usual_seconds, 1e-9)
+    def _block_cost(self, record: ContenderRecord) -> float:
+        warmup, calls = self._block_calls(record)
+        return max((warmup + calls) * record.usual_seconds, 1e-9)
 
     def _run_rounds(
         self,
-        replica: int,
+        process: int,
         allocation: int,
         seconds: float,
         worker: WorkerLike,
@@ -491,21 +492,21 @@ class Race:
         under contention without end more of it would not be quieter.
         """
         most = math.ceil(self.plan.rounds / 3) if self._clear else self.plan.rounds
-        stretch, leg = (
+        batch, leg = (
             max(1, int(length / max(self._round_seconds, 1e-9)))
-            for length in (STRETCH_SECONDS, leg_seconds)
+            for length in (BATCH_SECONDS, leg_seconds)
         )
         rounds = affordable(seconds, self._round_seconds, most)
         number = redone = 0
         spent = 0.0
         while number < rounds:
-            some = range(number, min(rounds, number + stretch))
+            some = range(number, min(rounds, number + batch))
             legs = [
-                self._leg(some[start : start + leg], leg < stretch)
+                self._leg(some[start : start + leg], leg < batch)
                 for start in range(0, len(some), leg)
             ]
             alone = self._alone
-            seen = yield from self._run_stretch(replica, allocation, legs, worker)
+            seen = yield from self._run_batch(process, allocation, legs, worker)
             if seen is None:
                 if self._alone and not alone:  # the same rounds again, to learn who it was
                     continue
@@ -518,38 +519,38 @@ class Race:
             rounds = affordable(seconds, spent / number, most + redone)
 
     def _leg(self, rounds: Iterable[int], others_between: bool) -> list[_Asked]:
-        """The visits of these rounds, as they begin behind another's race or behind a worker's wait."""
+        """The blocks of these rounds, as they begin behind another's race or behind a worker's wait."""
         self._last = ""
         self._cold = self._cold or others_between
-        return [visit for number in rounds for visit in self._round(number)]
+        return [request for number in rounds for request in self._round(number)]
 
     def _round(self, number: int) -> Iterator[_Asked]:
-        """The visits of a round: whose turn it is, the candidates in a new order, then the probes."""
+        """The blocks of a round: whose turn it is, the candidates in a new order, then the probes."""
         names = [*next(self._orders), *(next(self._probe_orders) if self.tasks.probes else ())]
         for name in names:
-            tally = self.tallies[name]
-            if not tally.runs or number % tally.every:
+            record = self.records[name]
+            if not record.runs or number % record.every:
                 continue
-            cold = self._cold and tally.candidate is not None
-            lead_in, calls = self._block_calls(tally, cold=cold, dither=self._random.random())
+            cold = self._cold and record.candidate is not None
+            warmup, calls = self._block_calls(record, cold=cold, dither=self._random.random())
             if name == self._last:  # the last of a round may be the first of the next: it is warm
-                lead_in = 0
-            self._cold, self._last = tally.candidate is None, name
-            yield number, tally, session.Visit(name=name, lead_in=lead_in, calls=calls)
+                warmup = 0
+            self._cold, self._last = record.candidate is None, name
+            yield number, record, session.BlockRequest(name=name, warmup=warmup, calls=calls)
 
-    def _run_stretch(
+    def _run_batch(
         self,
-        replica: int,
+        process: int,
         allocation: int,
         legs: Sequence[Sequence[_Asked]],
         worker: WorkerLike,
     ) -> Generator[None, None, Seen | None]:
-        """Make the visits; None if the worker was lost.
+        """Make the blocks; None if the worker was lost.
 
-        A leg is one task, until the worker is lost in it: from then on each visit of this race is
+        A leg is one task, until the worker is lost in it: from then on each block of this race is
         a task of its own, so that whoever takes the next worker down is known.
         """
-        tasks = [[visit] for leg in legs for visit in leg] if self._alone else legs
+        tasks = [[request] for leg in legs for request in leg] if self._alone else legs
         parts: list[Seen] = []
         rows: list[_Timed] = []
         for task in tasks:
@@ -562,24 +563,24 @@ class Race:
                 apart = self._gather(worker)
                 start = self._read_usage()
                 done = worker.call(
-                    session.time_stretch, [visit for *_, visit in asked],
+                    session.time_batch, [request for *_, request in asked],
                     timeout=self.plan.timeout_seconds + 3 * self._expected(asked),
                 )  # fmt: skip
             except WorkerFailure as failure:
-                self._lose(asked, failure, replica, worker)
+                self._lose(asked, failure, process, worker)
                 return None
             parts.append(seen_between(start, self._read_usage(), done.cpu_seconds))
             self._contention["switches"] += done.switches
-            if done.siblings is not None:
-                self._siblings.append(done.siblings)
-            for (round_, tally, visit), block in zip(asked, done.blocks, strict=True):
+            if done.smt_sibling_busy is not None:
+                self._smt_sibling_busy.append(done.smt_sibling_busy)
+            for (round_, record, request), block in zip(asked, done.blocks, strict=True):
                 if block.status == "ok":
-                    rows.append((round_, tally, visit.calls, block, apart))
-                elif tally.runs:
+                    rows.append((round_, record, request.calls, block, apart))
+                elif record.runs:
                     raised = WorkerFailure(block.status, block.reason, tail=worker.tail)
-                    tally.fail(self.case, raised)
+                    record.fail(self.case, raised)
         seen = seen_together(parts)
-        self._enter(replica, allocation, rows, seen)
+        self._enter(process, allocation, rows, seen)
         return seen
 
     def _gather(self, worker: WorkerLike) -> bool | None:
@@ -590,43 +591,43 @@ class Race:
         return apart
 
     def _expected(self, asked: Sequence[_Asked]) -> float:
-        return sum(self._block_cost(tally) for _, tally, _ in asked)
+        return sum(self._block_cost(record) for _, record, _ in asked)
 
     def _lose(
         self,
         asked: Sequence[_Asked],
         failure: WorkerFailure,
-        replica: int,
+        process: int,
         worker: WorkerLike,
     ) -> None:
         """Enter a task that did not return; if the worker is gone with it, open a fresh one."""
-        names = {tally.name for _, tally, _ in asked}
+        names = {record.name for _, record, _ in asked}
         if not self._forgives(failure):
             if len(names) > 1:
                 self._alone = True
             else:
                 asked[0][1].fail(self.case, failure)
         if failure.lost:
-            self._open(replica, worker)
+            self._open(process, worker)
 
     def _enter(
         self,
-        replica: int,
+        process: int,
         allocation: int,
         rows: Sequence[_Timed],
         seen: Seen,
     ) -> None:
         disturbed = seen.contended()
-        for round_, tally, calls, block, apart in rows:
+        for round_, record, calls, block, apart in rows:
             contended = int(disturbed or bool(apart))
             self._contention["marked"] += contended
             self._contention["watched"] += apart is not None
             self._contention["apart"] += bool(apart)
-            tally.columns.append(
-                (replica, allocation, round_, calls, float(f"{block.seconds:.6g}"), contended)
+            record.columns.append(
+                (process, allocation, round_, calls, float(f"{block.seconds:.6g}"), contended)
             )
             self.seconds["samples"] += block.seconds * calls
-            self.seconds["lead_in"] += block.lead_in_seconds
+            self.seconds["warmup"] += block.warmup_seconds
         if seen.device is not None:
             self._device_usages.append(seen.device)
         self._visible = self._visible or seen.others_seconds is not None
@@ -635,46 +636,47 @@ class Race:
         self._contention["others_us"] += int((seen.others_seconds or 0.0) * 1e6)
 
     def _is_clear(self) -> bool:
-        """Whether every rival stands far beyond the margin from the baseline: a short race will do.
+        """Whether every other candidate stands far beyond the margin from the baseline: a short race will do.
 
-        Then one round an allocation is enough; replicas and allocations, from which the interval
+        Then one round an allocation is enough; processes and allocations, from which the interval
         comes, stay as many as they were.
         """
-        baseline = self.tallies.get(self.baseline)
+        baseline = self.records.get(self.baseline)
         if baseline is None or not baseline.runs:
             return False
         base = {row[:3]: row[4] for row in baseline.columns}
-        rivals = [tally for tally in self._candidates_running() if tally is not baseline]
+        rivals = [record for record in self._candidates_running() if record is not baseline]
         ratios = [
-            [row[4] / base[row[:3]] for row in tally.columns if row[:3] in base] for tally in rivals
+            [row[4] / base[row[:3]] for row in record.columns if row[:3] in base]
+            for record in rivals
         ]
         far = self.plan.clear_ratio
         return bool(ratios) and all(
             row and (min(row) > far or max(row) < 1 / far) for row in ratios
         )
 
-    def _settle(self) -> None:
-        """Stop whoever is so slow in the first replica that more of it would teach nothing."""
-        baseline = self.tallies.get(self.baseline)
+    def _stop_slow_candidates(self) -> None:
+        """Stop whoever is so slow in the first process that more of it would teach nothing."""
+        baseline = self.records.get(self.baseline)
         if baseline is None or not baseline.columns:
             return
-        limit = self.plan.settle_ratio * middle(row[4] for row in baseline.columns)
-        for tally in self._candidates_running():
-            if tally.columns and middle(row[4] for row in tally.columns) > limit:
-                tally.settled = True
-                tally.flags.append("settled")
+        limit = self.plan.early_stop_ratio * middle(row[4] for row in baseline.columns)
+        for record in self._candidates_running():
+            if record.columns and middle(row[4] for row in record.columns) > limit:
+                record.stopped_early = True
+                record.flags.append("stopped_early")
 
     def _flag_impossible(self) -> None:
         """Flag whoever is faster than the memory allows; its result is not to be believed."""
-        if input_nbytes(self.case) < CEILING_FROM_NBYTES:
+        if input_nbytes(self.case) < BANDWIDTH_LIMIT_FROM_NBYTES:
             return
-        read, write, copy = (self.tallies.get(name) for name in session.PROBES)
+        read, write, copy = (self.records.get(name) for name in session.PROBES)
         if read is None or write is None or copy is None:
             return
-        for tally in self._timed_candidates():
+        for record in self._timed_candidates():
             columns, *probes = (
-                one.device_columns if tally.clock == "device" else one.columns
-                for one in (tally, read, write, copy)
+                one.device_columns if record.clock == "device" else one.columns
+                for one in (record, read, write, copy)
             )
             if not all(probes):
                 continue
@@ -683,51 +685,54 @@ class Race:
                 for rows, probe in zip(probes, (read, write, copy), strict=True)
             )
             # Reading and writing may go on at once where caches hold the data.
-            ceiling = min(
-                max(tally.read_nbytes * reading, tally.written_nbytes * writing),
-                tally.nbytes * copying,
+            bandwidth_limit = min(
+                max(record.read_nbytes * reading, record.written_nbytes * writing),
+                record.nbytes * copying,
             )
-            if middle(row[4] for row in columns) * (1 + self.plan.ceiling_slack) < ceiling:
-                tally.flags.append("faster-than-ceiling")
+            if (
+                middle(row[4] for row in columns) * (1 + self.plan.bandwidth_limit_slack)
+                < bandwidth_limit
+            ):
+                record.flags.append("faster-than-limit")
 
-    def _timed_candidates(self) -> list[Tally]:
+    def _timed_candidates(self) -> list[ContenderRecord]:
         """Candidates that have samples; wall time on a GPU is launching, and no evidence against one."""
         return [
-            tally
-            for tally in self.tallies.values()
-            if tally.candidate
-            and tally.columns
-            and (tally.clock == "device" or not is_gpu(self.case.device))
+            record
+            for record in self.records.values()
+            if record.candidate
+            and record.columns
+            and (record.clock == "device" or not is_gpu(self.case.device))
         ]
 
-    def _measurement(self, tally: Tally) -> Measurement:
-        wall = tally.samples("wall")
+    def _measurement(self, record: ContenderRecord) -> Measurement:
+        wall = record.samples("wall")
         if len(wall) and sum(wall.contended) > len(wall) / 2:
-            tally.flags.append("contended")
-        on_device = [row[4] for row in tally.device_columns]
+            record.flags.append("contended")
+        on_device = [row[4] for row in record.device_columns]
         return Measurement(
             case=self.case,
-            candidate=tally.name,
-            form=tally.candidate.form if tally.candidate else "function",
-            kind="candidate" if tally.candidate else "probe",
-            status=tally.status,
-            reason=tally.reason,
-            tail=tally.tail,
-            issue=tally.issue,
+            candidate=record.name,
+            form=record.candidate.form if record.candidate else "function",
+            kind="candidate" if record.candidate else "probe",
+            status=record.status,
+            reason=record.reason,
+            tail=record.tail,
+            issue=record.issue,
             baseline=self.baseline,
-            clock=tally.clock,
-            samples=tally.samples(tally.clock),
-            wall_samples=wall if tally.clock == "device" else Samples(),
-            first_call_seconds=tuple(float(f"{value:.4g}") for value in tally.first_calls),
-            accuracy=tally.accuracy,
-            read_nbytes=tally.read_nbytes,
-            written_nbytes=tally.written_nbytes,
-            peak_nbytes=tally.peak_nbytes,
-            settled=tally.settled,
-            flags=tuple(dict.fromkeys(tally.flags)),
+            clock=record.clock,
+            samples=record.samples(record.clock),
+            wall_samples=wall if record.clock == "device" else Samples(),
+            first_call_seconds=tuple(float(f"{value:.4g}") for value in record.first_calls),
+            accuracy=record.accuracy,
+            read_nbytes=record.read_nbytes,
+            written_nbytes=record.written_nbytes,
+            peak_nbytes=record.peak_nbytes,
+            stopped_early=record.stopped_early,
+            flags=tuple(dict.fromkeys(record.flags)),
             contention=self._contention_seen(),
             node=self._node,
-            joules=tally.joules,
+            energy_joules=record.energy_joules,
             device_seconds=middle(on_device) if on_device else None,
         )
 
@@ -740,8 +745,10 @@ class Race:
             blocks_marked=self._contention["marked"],
             blocks_redone=self._contention["redone"],
             involuntary_switches=self._contention["switches"] if self._visible else None,
-            apart=round(self._contention["apart"] / watched, 4) if watched else None,
-            siblings=round(statistics.fmean(self._siblings), 4) if self._siblings else None,
+            cores_distant=round(self._contention["apart"] / watched, 4) if watched else None,
+            smt_sibling_busy=round(statistics.fmean(self._smt_sibling_busy), 4)
+            if self._smt_sibling_busy
+            else None,
             **device_contention(self._device_usages),
         )
 
@@ -759,14 +766,14 @@ def device_contention(usages: Sequence[DeviceUsage]) -> dict[str, Any]:
     }
 
 
-def precise_enough(race: Race, replicas: int) -> bool:
+def precise_enough(race: Race, processes: int) -> bool:
     """Whether every interval is as narrow as the plan asks, or its verdict is clear already."""
     from poolbench.stats.estimate import StopRule
 
     rule = StopRule(
         precision=race.plan.precision,
         margin=race.plan.margin,
-        min_replicas=race.plan.replicas,
-        max_replicas=race.plan.max_replicas,
+        min_processes=race.plan.processes,
+        max_processes=race.plan.max_processes,
     )
-    return rule.enough(race.pairs(), replicas=replicas)
+    return rule.enough(race.pairs(), processes=processes)

@@ -1,7 +1,7 @@
 """A fleet: the same races on other machines, by Ray.
 
-One actor, a keeper, holds one node: it takes all of the node's processors and accelerators, so that
-Ray runs nothing else there, and runs whole races with the same replica processes as on one machine.
+One actor, a node, holds one node: it takes all of the node's processors and accelerators, so that
+Ray runs nothing else there, and runs whole races with the same process processes as on one machine.
 So clocks, limits and contention are the node's own, and the network is crossed once a race. The
 driver keeps a queue and the journal; which node offers what, and placing an actor there, is Ray's.
 
@@ -27,16 +27,16 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import psutil
 
-from poolbench.core.case import UsageError
+from poolbench.core.errors import UsageError
 from poolbench.core.records import Environment, Node
-from poolbench.engine.process import Setting, load_registry
+from poolbench.engine.process import WorkerSpec, load_registry
 from poolbench.engine.race import Result, Seconds
 from poolbench.engine.run import differing_fields, source_digests
-from poolbench.engine.scheduler import Done, Job, LocalFleet, LocalRaces, device_names, refuse
+from poolbench.engine.scheduler import Done, RaceSpec, Scheduler, WorkerPool, device_names, refuse
 from poolbench.machine.info import collect_environment, source_state
 
 if TYPE_CHECKING:
-    from poolbench.store.journal import Run
+    from poolbench.store.journal import StoredRun
 
 PACKAGE = Path(__file__).parent.parent
 ACCELERATOR = "accelerator_type:"  # how Ray writes the kind of a node's accelerator as a resource
@@ -102,7 +102,7 @@ def unlike(one: Environment, other: Environment) -> list[str]:
     return names
 
 
-class Keeper:
+class NodeActor:
     """The actor that holds a node and runs races there, one at a time."""
 
     def __init__(
@@ -112,10 +112,10 @@ class Keeper:
         load_registry([str(path) for path in paths])
         self._memory_nbytes = memory_nbytes or psutil.virtual_memory().total * 3 // 4
         self._source = source
-        self._fleet = LocalFleet(paths, self._memory_nbytes)
-        self._races = LocalRaces(self._fleet, self._memory_nbytes)
+        self._fleet = WorkerPool(paths, self._memory_nbytes)
+        self._races = Scheduler(self._fleet, self._memory_nbytes)
 
-    def environment(self, setting: Setting, processors: float) -> Environment:
+    def environment(self, setting: WorkerSpec, processors: float) -> Environment:
         """This node, as a worker with the setting sees it."""
         # Ray sets this one to the actor's processors where the node's owner has not; on one machine
         # nobody does, and the figures are to be the same.
@@ -125,7 +125,7 @@ class Keeper:
         found = collect_environment(device_names(self._fleet.started()))
         return msgspec.structs.replace(found, source=self._source)
 
-    def race(self, job: Job) -> Result:
+    def race(self, job: RaceSpec) -> Result:
         """Run the whole race here; the measurements name the device as this node does."""
         here = msgspec.structs.replace(job.case, device=local_device(job.case.device))
         self._races.submit(replace(job, case=here))
@@ -143,19 +143,19 @@ class _Host:
     offer: Offer
     name: str = ""
     environment: Environment | None = None
-    keeper: Any = None
+    node_actor: Any = None
     waits_for: Any = None  # Ray's reference to the environment, then to a race's result
-    job: Job | None = None
+    job: RaceSpec | None = None
     since: float = 0.0
     fault: str = ""
 
     @property
     def starting(self) -> bool:
-        return self.keeper is not None and self.environment is None
+        return self.node_actor is not None and self.environment is None
 
     @property
     def idle(self) -> bool:
-        return self.keeper is not None and self.waits_for is None
+        return self.node_actor is not None and self.waits_for is None
 
 
 @dataclass
@@ -183,7 +183,7 @@ class _Kinds:
         self.of[device] = chosen
 
 
-class RayFleet:
+class RayScheduler:
     """Races on the nodes of a Ray cluster: `submit` them, ask for `next_done` until all are back.
 
     Args:
@@ -212,8 +212,8 @@ class RayFleet:
         self._patience_seconds = patience_seconds
         self._progress = progress
         self._source = {**source_state(PACKAGE), **source_digests(self._files)}
-        self._queue: deque[Job] = deque()
-        self._attempts: Counter[Job] = Counter()
+        self._queue: deque[RaceSpec] = deque()
+        self._attempts: Counter[RaceSpec] = Counter()
         self._hosts: dict[str, _Host] = {}
         self._kinds = _Kinds()
         self._named = 0
@@ -226,7 +226,7 @@ class RayFleet:
             shutil.rmtree(self._shipped, ignore_errors=True)
             raise
 
-    def adopt(self, run: Run) -> None:
+    def adopt(self, run: StoredRun) -> None:
         """Go on with a run: each device stays with the kind of node that has measured it."""
         nodes = run.of(Node)
         environments = {"local": run.header.environment} | {n.name: n.environment for n in nodes}
@@ -235,7 +235,7 @@ class RayFleet:
                 self._kinds.of.setdefault(measurement.case.device, environments[measurement.node])
         self._named = len(nodes)
 
-    def submit(self, job: Job) -> None:
+    def submit(self, job: RaceSpec) -> None:
         """Queue a race."""
         self._queue.append(job)
 
@@ -270,7 +270,7 @@ class RayFleet:
         shutil.rmtree(self._shipped, ignore_errors=True)
 
     def _staff(self) -> None:
-        """Put a keeper on every node that could run a race that waits; forget nodes that died."""
+        """Put a node on every node that could run a race that waits; forget nodes that died."""
         alive = {entry["NodeID"]: entry for entry in self._ray.nodes() if entry["Alive"]}
         for gone in [
             host for host in self._hosts.values() if host.id not in alive and not host.job
@@ -281,7 +281,7 @@ class RayFleet:
             host = self._hosts.get(identity)
             if host is None:
                 host = self._hosts[identity] = _Host(identity, read_offer(entry["Resources"]))
-            if host.keeper is None and not host.fault and self._wanted(host):
+            if host.node_actor is None and not host.fault and self._wanted(host):
                 self._start(host)
             elif host.starting and time.monotonic() - host.since > KEEPER_SECONDS:
                 host.fault = f"it was not free within {KEEPER_SECONDS:g} s"
@@ -290,7 +290,7 @@ class RayFleet:
     def _wanted(self, host: _Host) -> bool:
         return host.offer.processors > 0 and any(self._can(host, job) for job in self._queue)
 
-    def _can(self, host: _Host, job: Job) -> bool:
+    def _can(self, host: _Host, job: RaceSpec) -> bool:
         """Whether the host might run the job, as far as is known of it."""
         device = job.case.device
         if not host.offer.serves(device) or host.fault:
@@ -302,8 +302,8 @@ class RayFleet:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         setting = next(job.setting for job in self._queue if self._can(host, job))
-        host.keeper = (
-            self._ray.remote(Keeper)
+        host.node_actor = (
+            self._ray.remote(NodeActor)
             .options(
                 num_cpus=host.offer.processors,
                 num_gpus=host.offer.accelerators,
@@ -314,7 +314,7 @@ class RayFleet:
             .remote(self._names, self._memory_nbytes, self._source)
         )
         host.environment = None
-        host.waits_for = host.keeper.environment.remote(setting, host.offer.processors)
+        host.waits_for = host.node_actor.environment.remote(setting, host.offer.processors)
         host.since = time.monotonic()
 
     def _assign(self) -> None:
@@ -332,7 +332,7 @@ class RayFleet:
             if ready:
                 self._queue.remove(ready[0])
                 host.job = ready[0]
-                host.waits_for = host.keeper.race.remote(ready[0])
+                host.waits_for = host.node_actor.race.remote(ready[0])
             elif not able:
                 self._release(host)
 
@@ -361,8 +361,8 @@ class RayFleet:
             node=Node(name=host.name, environment=host.environment),
         )
 
-    def _lost(self, host: _Host, job: Job | None, error: Exception) -> Done | None:
-        """A keeper is gone: its race goes back to the head of the queue, at most ATTEMPTS times."""
+    def _lost(self, host: _Host, job: RaceSpec | None, error: Exception) -> Done | None:
+        """A node is gone: its race goes back to the head of the queue, at most ATTEMPTS times."""
         if isinstance(error, self._ray.exceptions.RayTaskError) and job is not None:
             nothing = Result(measurements=(), seconds=Seconds(float))
             return Done(job=job, result=nothing, error=error)
@@ -411,16 +411,16 @@ class RayFleet:
             f"{', '.join(nearest)} differ"
         )
 
-    def _refusal(self, job: Job, reason: str, *, crashed: bool = False) -> Done:
+    def _refusal(self, job: RaceSpec, reason: str, *, crashed: bool = False) -> Done:
         measurements = refuse(job.make_race(), reason, "crashed" if crashed else "not_run")
         return Done(job=job, result=Result(measurements=measurements, seconds=Seconds(float)))
 
     def _release(self, host: _Host) -> None:
-        """End a host's keeper, and with it its workers; what is known of the node stays."""
-        keeper, host.keeper, host.waits_for = host.keeper, None, None
-        if keeper is not None:
+        """End a host's node, and with it its workers; what is known of the node stays."""
+        node_actor, host.node_actor, host.waits_for = host.node_actor, None, None
+        if node_actor is not None:
             with contextlib.suppress(Exception):  # it may be dead, or the cluster gone
-                self._ray.kill(keeper)
+                self._ray.kill(node_actor)
 
 
 def connect(address: str, working_dir: Path | None) -> Any:

@@ -1,4 +1,4 @@
-"""One runner as its race goes: its status, its blocks, and what else the race has learned of it."""
+"""One contender as its race goes: its status, its blocks, and what else the race has learned of it."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from dataclasses import dataclass, field
 
 from poolbench.core.candidate import Candidate
 from poolbench.core.case import Case
+from poolbench.core.errors import WorkerFailure
 from poolbench.core.records import Accuracy, Clock, Samples, Status
-from poolbench.engine.process import WorkerFailure
 
 FLAGS = {
-    "settled": "ten times slower than the baseline in the first replica: stopped there, no interval",
-    "faster-than-ceiling": "faster than the memory allows: something was folded away or not run",
+    "stopped_early": "ten times slower than the baseline in the first process: stopped there, no interval",
+    "faster-than-limit": "faster than the memory allows: something was folded away or not run",
     "documented": "the wrong answer is a documented one",
     "contended": "in most of its blocks something else used the machine, or the host had its processors far from "
     "each other, and no better time came",
 }
 
-# Of one block: replica, allocation, round, calls, seconds, contended.
+# Of one block: process, allocation, round, calls, seconds, contended.
 Row = tuple[int, int, int, int, float, int]
 
 
 @dataclass
-class Tally:
-    """One runner as the race goes."""
+class ContenderRecord:
+    """One contender as the race goes."""
 
     name: str
     candidate: Candidate | None  # None for a probe
@@ -41,15 +41,15 @@ class Tally:
     read_nbytes: int = 0
     written_nbytes: int = 0
     peak_nbytes: int | None = None
-    joules: float | None = None
-    settled: bool = False
+    energy_joules: float | None = None
+    stopped_early: bool = False
     every: int = 1  # its turn comes in each `every`-th round
     columns: list[Row] = field(default_factory=list)
     device_columns: list[Row] = field(default_factory=list)
 
     @property
     def runs(self) -> bool:
-        return self.status == "ok" and not self.settled
+        return self.status == "ok" and not self.stopped_early
 
     @property
     def nbytes(self) -> int:
@@ -57,15 +57,15 @@ class Tally:
 
     @property
     def clock(self) -> Clock:
-        """The device's own where it timed this runner in each replica that it ran in."""
-        replicas = {row[0] for row in self.columns}
+        """The device's own where it timed this contender in each process that it ran in."""
+        processes = {row[0] for row in self.columns}
         timed = {row[0] for row in self.device_columns}
-        return "device" if replicas and timed == replicas else "wall"
+        return "device" if processes and timed == processes else "wall"
 
     def samples(self, clock: Clock) -> Samples:
         columns = self.columns if clock == "wall" else self.device_columns
         rows = list(zip(*columns, strict=True)) or [()] * 6
-        names = ("replica", "allocation", "round", "calls", "seconds", "contended")
+        names = ("process", "allocation", "round", "calls", "seconds", "contended")
         return Samples(**dict(zip(names, rows, strict=True)))
 
     def fail(self, case: Case, failure: WorkerFailure) -> None:

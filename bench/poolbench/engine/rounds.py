@@ -1,4 +1,4 @@
-"""What a round is made of: in which order runners come, and how many calls a block has, untimed and timed."""
+"""What a round is made of: in which order contenders come, and how many calls a block has, untimed and timed."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import math
 import random
 from collections.abc import Iterator, Sequence
 
-# Untimed calls before a block, by their time and at most so many. Behind a rival a call of 1 ms over 12 MB
+# Untimed calls before a block, by their time and at most so many. Behind a other candidate a call of 1 ms over 12 MB
 # needs four until it is within 5% of an uninterrupted loop, one of 3 ms needs one; where 32 MB of cache are
 # shared with other guests, one of 0.5 ms over 12 MB is a tenth above it behind eight and a sixteenth behind
 # twelve, which leave half of the rounds. Of arrays that a core's own cache holds, a call of 0.5 ms needs two,
 # one of 0.3 ms four.
-MOST_LEAD_INS, MOST_LEAD_INS_WITHIN, LEAST_LEAD_INS_WITHIN = 8, 4, 2
-LEAD_IN_SECONDS, LEAD_IN_SECONDS_WITHIN = 0.003, 0.00075
+MOST_WARMUPS, MOST_WARMUPS_WITHIN, LEAST_WARMUPS_WITHIN = 8, 4, 2
+WARMUP_SECONDS, WARMUP_SECONDS_WITHIN = 0.003, 0.00075
 OWN_CACHE_NBYTES = 4 << 20
-COLD_LEAD_IN_SECONDS, MOST_COLD_LEAD_INS = 0.012, 16
+COLD_WARMUP_SECONDS, MOST_COLD_WARMUPS = 0.012, 16
 
 
 def affordable(seconds: float, round_seconds: float, most: int) -> int:
@@ -32,28 +32,28 @@ def block_calls(
 ) -> tuple[int, int]:
     """(untimed, timed) calls of a block of an op that reads and writes so many bytes.
 
-    The rival before has emptied the caches, and they take several calls to hold the op's data as they do
+    The other candidate before has emptied the caches, and they take several calls to hold the op's data as they do
     in a long loop: the untimed calls bring back the steady state that `cache=warm` promises. They are no
     more than the timed ones, but `cold`, behind a probe or an allocation. A number of them that is not whole is
-    rounded up where its remainder is above 1 - `dither`: by chance, so that of two runners nearly
+    rounded up where its remainder is above 1 - `dither`: by chance, so that of two contenders nearly
     alike not one always has a call more.
     """
     call_seconds = max(call_seconds, 1e-9)
     within = nbytes <= OWN_CACHE_NBYTES
-    seconds = LEAD_IN_SECONDS_WITHIN if within else LEAD_IN_SECONDS
-    least = min(LEAST_LEAD_INS_WITHIN if within else 1, round(LEAD_IN_SECONDS / call_seconds))
-    most = MOST_LEAD_INS_WITHIN if within else MOST_LEAD_INS
-    lead_in = max(1, least, min(most, math.floor(seconds / call_seconds + dither)))
-    calls = max(lead_in, math.ceil(block_seconds / call_seconds))
+    seconds = WARMUP_SECONDS_WITHIN if within else WARMUP_SECONDS
+    least = min(LEAST_WARMUPS_WITHIN if within else 1, round(WARMUP_SECONDS / call_seconds))
+    most = MOST_WARMUPS_WITHIN if within else MOST_WARMUPS
+    warmup = max(1, least, min(most, math.floor(seconds / call_seconds + dither)))
+    calls = max(warmup, math.ceil(block_seconds / call_seconds))
     if cold:
-        lead_in = max(lead_in, min(MOST_COLD_LEAD_INS, round(COLD_LEAD_IN_SECONDS / call_seconds)))
-    return max(lead_in, math.ceil(calls / 8)), calls
+        warmup = max(warmup, min(MOST_COLD_WARMUPS, round(COLD_WARMUP_SECONDS / call_seconds)))
+    return max(warmup, math.ceil(calls / 8)), calls
 
 
 def balanced_orders(names: Sequence[str], generator: random.Random) -> Iterator[list[str]]:
     """Orders of the names without end: over each len(names) of them, each name has each place once.
 
-    A new random Latin square (the rotations of a random order, in random turn) for every such stretch.
+    A new random Latin square (the rotations of a random order, in random turn) for every such batch.
     """
     while True:
         order = generator.sample(names, len(names))

@@ -14,34 +14,42 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 
 from poolbench.core.candidate import REGISTRY, Candidate
-from poolbench.core.case import Case, UsageError, case_label
-from poolbench.core.records import Environment, Header, Measurement, Network, Record, Shares
-from poolbench.engine.process import Setting, Worker
+from poolbench.core.case import Case, case_label
+from poolbench.core.errors import UsageError
+from poolbench.core.records import (
+    Environment,
+    Header,
+    Measurement,
+    ModelResult,
+    Record,
+    TimeBreakdown,
+)
+from poolbench.engine.process import Worker, WorkerSpec
 from poolbench.engine.race import Plan, Seconds
 from poolbench.engine.scheduler import (
     Done,
-    Job,
-    LocalFleet,
-    LocalRaces,
+    RaceSpec,
+    Scheduler,
+    WorkerPool,
     device_names,
     refuse,
     too_large,
 )
 from poolbench.machine.info import collect_environment
-from poolbench.store.journal import JOURNAL, Journal, Run, read_run
+from poolbench.store.journal import JOURNAL, Journal, StoredRun, read_run
 
 if TYPE_CHECKING:
-    from poolbench.engine.ray_cluster import RayFleet
+    from poolbench.engine.ray_cluster import RayScheduler
 
 R = TypeVar("R", bound=Record)
 Key = tuple[Case, str]
 # What a resumed run must be asked alike, for its measurements to be those of one run.
-COMPARED_OPTIONS = ("seed", "replicas", "max_replicas", "budget_seconds", "precision", "margin")
-ORDER_OF_ROUNDS = "random Latin squares of the runners by random.Random(f'{seed} {case!r}')"
+COMPARED_OPTIONS = ("seed", "processes", "max_processes", "budget_seconds", "precision", "margin")
+ORDER_OF_ROUNDS = "random Latin squares of the contenders by random.Random(f'{seed} {case!r}')"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class RunOptions:
     """What a run was asked, as the plugin or another door understood it.
 
     Attributes:
@@ -63,15 +71,16 @@ class Options:
     allow_different: tuple[str, ...] = ()
 
 
-class Bench:
+class Run:
     """A run in progress. Use as a context: leaving it ends the workers and closes the journal."""
 
     def __init__(
         self,
-        options: Options,
+        options: RunOptions,
         *,
         progress: Callable[[str], None] = print,
-        remote: RayFleet | None = None,
+        remote: RayScheduler | None = None,
+        pool: WorkerPool | None = None,
     ) -> None:
         self.options = options
         self._remote = remote
@@ -80,19 +89,18 @@ class Bench:
         self._faults: dict[Case, Exception] = {}
         self._nodes: set[str] = set()
         self.done: dict[Key, Measurement] = {}
-        self.networks: list[Network] = []
+        self.networks: list[ModelResult] = []
         self.seconds = Seconds(float)
         self._progress = progress
-        self.resumed: Run | None = None
+        self.resumed: StoredRun | None = None
         self._journal: Journal | None = None
         self._begun = False
         self._environment: Environment | None = None
-        self._local = LocalRaces(
-            LocalFleet(options.files, options.memory_nbytes), options.memory_nbytes, self.journal
-        )
+        pool = pool or WorkerPool(options.files, options.memory_nbytes)
+        self._local = Scheduler(pool, options.memory_nbytes, self.journal)
         self._started = time.monotonic()
 
-    def __enter__(self) -> Bench:
+    def __enter__(self) -> Run:
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
@@ -125,13 +133,13 @@ class Bench:
         """How many races' worth of work has been done on those that are not at their end."""
         return self._local.under_way()
 
-    def _job(self, case: Case, names: Sequence[str], baseline: str) -> Job:
+    def _job(self, case: Case, names: Sequence[str], baseline: str) -> RaceSpec:
         """The race of these candidates; if one is not measured yet, with all of the case that are."""
         if any((case, name) not in self.done for name in names):
             measured = [name for name in REGISTRY.of(case.op) if (case, name) in self.done]
             names = list(dict.fromkeys([*names, *measured]))
         entries = [REGISTRY.candidates[case.op, name] for name in names]
-        return Job(
+        return RaceSpec(
             case=case,
             candidates=tuple(names),
             baseline=baseline,
@@ -139,9 +147,9 @@ class Bench:
             setting=self.setting(case, entries),
         )
 
-    def _await(self, wanted: Job) -> None:
+    def _await(self, wanted: RaceSpec) -> None:
         """Have races run that are not measured yet, and keep what comes back until `wanted` is."""
-        races: RayFleet | LocalRaces = self._local
+        races: RayScheduler | Scheduler = self._local
         if self._remote is not None:
             races = self._remote
             self.journal()  # here it begins when a worker has said which devices there are
@@ -174,11 +182,11 @@ class Bench:
         self.append(*done.result.measurements)
         self.done |= {(m.case, m.candidate): m for m in done.result.measurements}
 
-    def _measured(self, job: Job) -> bool:
+    def _measured(self, job: RaceSpec) -> bool:
         return all((job.case, name) in self.done for name in job.candidates)
 
     def check(self, case: Case, candidates: Sequence[Candidate]) -> dict[str, Measurement]:
-        """Hold each candidate against the oracle once; time and store nothing."""
+        """Hold each candidate against the reference once; time and store nothing."""
         job = self._job(case, [entry.name for entry in candidates], candidates[0].name)
         race = job.make_race()
         if reason := self.too_large(case):
@@ -222,10 +230,10 @@ class Bench:
             self._begun = True
         return self._journal
 
-    def worker(self, setting: Setting, replica: int = 0) -> Worker:
+    def worker(self, setting: WorkerSpec, process: int = 0) -> Worker:
         """A worker with this setting, for what is not a race."""
-        self._local.fleet.use(setting, replica + 1)
-        return self._local.fleet.worker(replica)
+        self._local.fleet.use(setting, process + 1)
+        return self._local.fleet.worker(process)
 
     def close(self, *, finished: bool = True) -> None:
         """End the workers; a run that ended by itself leaves its shares as the last line."""
@@ -241,18 +249,18 @@ class Bench:
             self._journal.close()
             self._journal = None
 
-    def shares(self) -> Shares:
+    def shares(self) -> TimeBreakdown:
         """Where the wall time went so far."""
         wall = time.monotonic() - self._started
         seconds = {kind: round(value, 3) for kind, value in self.seconds.items()}
         seconds["other"] = round(wall - sum(seconds.values()), 3)
-        return Shares(seconds=seconds, wall_seconds=round(wall, 3))
+        return TimeBreakdown(seconds=seconds, wall_seconds=round(wall, 3))
 
-    def setting(self, case: Case, candidates: Sequence[Candidate]) -> Setting:
+    def setting(self, case: Case, candidates: Sequence[Candidate]) -> WorkerSpec:
         """What a process must fix for this case."""
         kind, _, index = case.device.partition(":")
         logical = int(index) + 1 if kind == "cpu" and index.isdigit() else 1
-        return Setting(
+        return WorkerSpec(
             threads=case.threads,
             logical_cpus=max(logical, self._logical_cpus),
             tensorflow=any(entry.framework != "numpy" for entry in candidates),
@@ -320,6 +328,7 @@ class Bench:
         self._refuse_different(old, here, name, options)
         self.resumed = run
         self.done = {(m.case, m.candidate): m for m in run.measurements}
+        self.networks = run.networks
         if self._remote is not None:
             self._remote.adopt(run)
         dropped = f"; {journal.dropped}" if journal.dropped else ""

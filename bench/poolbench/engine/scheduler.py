@@ -1,8 +1,8 @@
 """Races on this machine: its worker processes, and whose turn it is.
 
-A race is not run at a stretch. What else uses a machine changes within a minute, and speeds up one spelling
-more than another; replicas that follow each other within seconds agree on a ratio that the next minute does
-not. So races take turns, replica by replica, and a race's interval spans minutes. Within a turn the same holds
+A race is not run at a batch. What else uses a machine changes within a minute, and speeds up one implementation
+more than another; processes that follow each other within seconds agree on a ratio that the next minute does
+not. So races take turns, process by process, and a race's interval spans minutes. Within a turn the same holds
 for rounds that follow each other within a tenth of a second: several turns are taken at a time, a leg of each.
 """
 
@@ -18,15 +18,16 @@ import psutil
 
 from poolbench.core.candidate import REGISTRY
 from poolbench.core.case import Case, input_nbytes
+from poolbench.core.errors import WorkerFailure
 from poolbench.core.records import Measurement, Node, Status
-from poolbench.engine.process import Setting, Worker, WorkerFailure
-from poolbench.engine.race import LEG_SECONDS, STRETCH_SECONDS, Plan, Race, Result, Seconds
+from poolbench.engine.process import Worker, WorkerSpec
+from poolbench.engine.race import BATCH_SECONDS, LEG_SECONDS, Plan, Race, Result, Seconds
 from poolbench.machine.nvml import is_gpu
 from poolbench.worker import session
 
-# The inputs, a second allocation, the oracle's answer, outputs and a framework's temporaries.
+# The inputs, a second allocation, the reference's answer, outputs and a framework's temporaries.
 COPIES_HELD = 10
-# Turns, of a second or so each, from one replica of a race to its next. With ten replicas twenty races are
+# Turns, of a second or so each, from one process of a race to its next. With ten processes twenty races are
 # under way at a time, each for four minutes: a longer span would lose more of a run that is killed.
 TURNS_BETWEEN = 24
 # Turns that are taken at a time, each in a worker of its own.
@@ -36,14 +37,14 @@ WORKER_NBYTES = 1 << 29
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class RaceSpec:
     """A race that is asked for: plain data."""
 
     case: Case
     candidates: tuple[str, ...]
     baseline: str
     plan: Plan
-    setting: Setting
+    setting: WorkerSpec
 
     def make_race(self) -> Race:
         """The race, not begun."""
@@ -60,23 +61,23 @@ class Done:
         error: a fault of the harness itself, to be raised where the race was asked for.
     """
 
-    job: Job
+    job: RaceSpec
     result: Result
     node: Node | None = None
     error: Exception | None = None
 
 
-class LocalFleet:
+class WorkerPool:
     """Worker processes on this machine, kept until those of another setting are asked for."""
 
     def __init__(self, files: Sequence[Path], memory_nbytes: int | None) -> None:
         self._files = files
         self._memory_nbytes = memory_nbytes
-        self._setting: Setting | None = None
-        self._workers: dict[Setting, list[Worker]] = {}
+        self._setting: WorkerSpec | None = None
+        self._workers: dict[WorkerSpec, list[Worker]] = {}
 
-    def use(self, setting: Setting, replicas: int, *, beside: bool = False) -> None:
-        """Have at least `replicas` workers with this setting, started side by side.
+    def use(self, setting: WorkerSpec, processes: int, *, beside: bool = False) -> None:
+        """Have at least `processes` workers with this setting, started side by side.
 
         Those of other settings are ended, unless these are to be `beside` them.
         """
@@ -84,18 +85,18 @@ class LocalFleet:
             self.close()
         self._setting = setting
         workers = self._workers.setdefault(setting, [])
-        while len(workers) < replicas:
+        while len(workers) < processes:
             worker = Worker(setting, files=self._files, memory_nbytes=self._memory_nbytes)
             workers.append(worker)
             worker.start()
         for worker in workers:
             worker.wait_started()
 
-    def worker(self, replica: int) -> Worker:
-        """The worker of a replica, with the setting last used; a new number gets a fresh process."""
+    def worker(self, process: int) -> Worker:
+        """The worker of a process, with the setting last used; a new number gets a fresh process."""
         assert self._setting is not None, "use() comes first"
-        self.use(self._setting, replica + 1)
-        return self._workers[self._setting][replica]
+        self.use(self._setting, process + 1)
+        return self._workers[self._setting][process]
 
     def started(self) -> Worker | None:
         """A worker that is up, if there is one."""
@@ -115,22 +116,22 @@ class LocalFleet:
 class _Shifted:
     """A fleet whose first worker is another one for each race, so that races in lanes meet seldom."""
 
-    fleet: LocalFleet
+    fleet: WorkerPool
     first: int
-    replicas: int
+    processes: int
 
-    def place(self, replica: int) -> int:
-        """Which of the fleet's workers a replica has."""
-        return (replica + self.first) % self.replicas if replica < self.replicas else replica
+    def place(self, process: int) -> int:
+        """Which of the fleet's workers a process has."""
+        return (process + self.first) % self.processes if process < self.processes else process
 
-    def worker(self, replica: int) -> Worker:
-        return self.fleet.worker(self.place(replica))
+    def worker(self, process: int) -> Worker:
+        return self.fleet.worker(self.place(process))
 
 
-class LocalRaces:
+class Scheduler:
     """Races of this machine in turns: `submit` them, ask for `next_done` until all are back.
 
-    A turn is one replica of one race. The replicas of a race are TURNS_BETWEEN turns apart, and a new
+    A turn is one process of one race. The processes of a race are TURNS_BETWEEN turns apart, and a new
     race begins as often as one comes to its end, so that they come back one by one and in order. Up to
     LANES turns are taken at a time, a leg of one after a leg of another: nothing runs side by side.
 
@@ -143,21 +144,21 @@ class LocalRaces:
 
     def __init__(
         self,
-        fleet: LocalFleet,
+        fleet: WorkerPool,
         memory_nbytes: int | None,
         ready: Callable[[], object] = lambda: None,
     ) -> None:
         self.fleet = fleet
         self._memory_nbytes = memory_nbytes
         self._ready = ready
-        self._queue: deque[Job] = deque()
+        self._queue: deque[RaceSpec] = deque()
         self._waiting: list[_Turn] = []
         self._lanes: deque[_Turn] = deque()
         self._spare_seconds = 0.0
         self._begun = 0
         self._next_begin = 0
 
-    def submit(self, job: Job) -> None:
+    def submit(self, job: RaceSpec) -> None:
         """Queue a race."""
         self._queue.append(job)
 
@@ -169,13 +170,13 @@ class LocalRaces:
                 raise RuntimeError("no race is queued")
             turn = self._lanes.popleft()
             try:
-                replica_ends = next(turn.steps)
+                process_ends = next(turn.steps)
             except StopIteration as end:
                 return Done(job=turn.job, result=end.value)
             except Exception as error:  # noqa: BLE001 (raised where the race was asked for)
                 nothing = Result(measurements=(), seconds=Seconds(float))
                 return Done(job=turn.job, result=nothing, error=error)
-            if replica_ends:
+            if process_ends:
                 turn.due += TURNS_BETWEEN
                 self._waiting.append(turn)
             else:
@@ -183,7 +184,7 @@ class LocalRaces:
 
     def under_way(self) -> float:
         """How many races' worth of work has been done on those that are not at their end."""
-        return sum(min(1.0, turn.replicas / turn.job.plan.replicas) for turn in self._turns)
+        return sum(min(1.0, turn.processes / turn.job.plan.processes) for turn in self._turns)
 
     def close(self) -> None:
         """End every worker; races under way are given up."""
@@ -230,28 +231,28 @@ class LocalRaces:
             if self._turns and (self._next_begin > due or not self._workers_fit(job)):
                 return
             begin = self._next_begin
-            fleet = _Shifted(fleet=self.fleet, first=self._begun, replicas=job.plan.replicas)
+            fleet = _Shifted(fleet=self.fleet, first=self._begun, processes=job.plan.processes)
             steps = self._steps(job, fleet)
             self._waiting.append(_Turn(due=begin, begin=begin, job=job, fleet=fleet, steps=steps))
-            self._next_begin += job.plan.replicas
+            self._next_begin += job.plan.processes
             self._begun += 1
             self._queue.popleft()
 
-    def _workers_fit(self, job: Job) -> bool:
+    def _workers_fit(self, job: RaceSpec) -> bool:
         """Whether workers of the job's setting are up, or may be beside those that are."""
         if any(turn.job.setting == job.setting for turn in self._turns):
             return True
         free = psutil.virtual_memory().available
-        return not is_gpu(job.case.device) and 2 * WORKER_NBYTES * job.plan.replicas < free
+        return not is_gpu(job.case.device) and 2 * WORKER_NBYTES * job.plan.processes < free
 
-    def _others_under_way(self, setting: Setting) -> bool:
+    def _others_under_way(self, setting: WorkerSpec) -> bool:
         return any(turn.job.setting != setting for turn in self._turns)
 
-    def _steps(self, job: Job, fleet: _Shifted) -> Generator[bool, None, Result]:
+    def _steps(self, job: RaceSpec, fleet: _Shifted) -> Generator[bool, None, Result]:
         """Run a race, a leg a step; or say in its measurements why it cannot be.
 
         Yields:
-            Whether a replica is at its end.
+            Whether a process is at its end.
         """
         race = job.make_race()
         if reason := too_large(job.case, self._memory_nbytes):
@@ -261,7 +262,7 @@ class LocalRaces:
             start = time.monotonic()
             try:
                 self.fleet.use(
-                    job.setting, job.plan.replicas, beside=self._others_under_way(job.setting)
+                    job.setting, job.plan.processes, beside=self._others_under_way(job.setting)
                 )
             except WorkerFailure as failure:
                 reason = f"no worker could be started: {failure.reason}"
@@ -269,17 +270,17 @@ class LocalRaces:
                 return race.result()
             race.seconds["start"] += time.monotonic() - start
             self._ready()
-            more = yield from self._replica(race, fleet)
+            more = yield from self._process(race, fleet)
             if more:
                 yield True
         return race.result()
 
-    def _replica(self, race: Race, fleet: _Shifted) -> Generator[bool, None, bool]:
-        """Run the race's next replica, a leg a step; what it does not account for itself was waiting."""
+    def _process(self, race: Race, fleet: _Shifted) -> Generator[bool, None, bool]:
+        """Run the race's next process, a leg a step; what it does not trace summary for itself was waiting."""
         steps = race.run_next(
             fleet,
             seconds=self._seconds_for(race),
-            leg_seconds=STRETCH_SECONDS if is_gpu(race.case.device) else LEG_SECONDS,
+            leg_seconds=BATCH_SECONDS if is_gpu(race.case.device) else LEG_SECONDS,
         )
         while True:
             start, before = time.monotonic(), sum(race.seconds.values())
@@ -294,7 +295,7 @@ class LocalRaces:
             yield False
 
     def _seconds_for(self, race: Race) -> float:
-        """Seconds of rounds of its next replica: what a race does not need is there for those that need more."""
+        """Seconds of rounds of its next process: what a race does not need is there for those that need more."""
         more = (race.wanted_pace() - 1.0) * race.usual_seconds
         more = min(more, self._spare_seconds / LANES)
         self._spare_seconds -= more
@@ -303,23 +304,23 @@ class LocalRaces:
 
 @dataclass(eq=False, kw_only=True)
 class _Turn:
-    """A race under way: when its next replica is due, and when its first one was."""
+    """A race under way: when its next process is due, and when its first one was."""
 
     due: int
     begin: int
-    job: Job
+    job: RaceSpec
     fleet: _Shifted
     steps: Generator[bool, None, Result]
 
     @property
-    def replicas(self) -> int:
-        """How many of its replicas have been run."""
+    def processes(self) -> int:
+        """How many of its processes have been run."""
         return (self.due - self.begin) // TURNS_BETWEEN
 
     @property
-    def worker(self) -> tuple[Setting, int]:
-        """Which of the fleet's workers its next replica, or the one in a lane, has."""
-        return self.job.setting, self.fleet.place(self.replicas)
+    def worker(self) -> tuple[WorkerSpec, int]:
+        """Which of the fleet's workers its next process, or the one in a lane, has."""
+        return self.job.setting, self.fleet.place(self.processes)
 
 
 def needed_nbytes(case: Case) -> int:
@@ -356,13 +357,13 @@ def refuse(
     return tuple(
         Measurement(
             case=race.case,
-            candidate=tally.name,
-            form=tally.candidate.form if tally.candidate else "function",
-            kind="candidate" if tally.candidate else "probe",
+            candidate=record.name,
+            form=record.candidate.form if record.candidate else "function",
+            kind="candidate" if record.candidate else "probe",
             status=status,
             reason=reason,
             tail=tail,
             baseline=race.baseline,
         )
-        for tally in race.tallies.values()
+        for record in race.records.values()
     )

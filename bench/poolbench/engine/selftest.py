@@ -13,7 +13,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from poolbench.core.case import UsageError, case_label
+from poolbench.core.case import case_label
+from poolbench.core.errors import StoreError, UsageError, WorkerFailure
 from poolbench.core.records import Selftest
 from poolbench.engine.aa import (
     CASE,
@@ -29,9 +30,9 @@ from poolbench.engine.aa import (
     share_marked,
     source_of,
 )
-from poolbench.engine.process import Setting, Worker, WorkerFailure
-from poolbench.engine.run import COMPARED_OPTIONS, Bench, Options, new_run_folder
-from poolbench.store.journal import JOURNAL, StoreError
+from poolbench.engine.process import Worker, WorkerSpec
+from poolbench.engine.run import COMPARED_OPTIONS, Run, RunOptions, new_run_folder
+from poolbench.store.journal import JOURNAL
 
 RESULTS = Path("results")
 SECONDS = 110.0
@@ -49,13 +50,13 @@ DESIGN = Design(
 class RunFleet:
     """The workers of a run, as a race takes them."""
 
-    def __init__(self, bench: Bench, setting: Setting) -> None:
+    def __init__(self, bench: Run, setting: WorkerSpec) -> None:
         self._bench = bench
         self._setting = setting
 
-    def worker(self, replica: int) -> Worker:
-        """The worker of a replica."""
-        return self._bench.worker(self._setting, replica)
+    def worker(self, process: int) -> Worker:
+        """The worker of a process."""
+        return self._bench.worker(self._setting, process)
 
 
 def summarise(races: Sequence[CopiesRace], design: Design, seconds: float) -> list[Selftest]:
@@ -71,7 +72,7 @@ def summarise(races: Sequence[CopiesRace], design: Design, seconds: float) -> li
         alarms_at_zero = count_verdicts(compared, 0.0)
         figures: dict[str, float | int | str | None] = {
             "case": f"{design.case.op} {case_label(design.case)}",
-            "replicas": design.plan.replicas,
+            "processes": design.plan.processes,
             "allocations": design.plan.allocations,
             "races": len(races),
             "blocks_contended": round(share_marked(races), 4),
@@ -131,7 +132,7 @@ def newest_run(results: Path) -> Path | None:
     return own[-1] if own else None
 
 
-def open_run(results: Path, name: str | None) -> Bench:
+def open_run(results: Path, name: str | None) -> Run:
     """The run to append to: the named one, else the newest if it is this machine's, else a new one.
 
     Raises:
@@ -141,10 +142,10 @@ def open_run(results: Path, name: str | None) -> Bench:
     if folder is not None and (folder / JOURNAL).exists():
         # What the code's commit was makes no other machine of it.
         # Nor do its own design or the options of the races that the run holds.
-        options = Options(
+        options = RunOptions(
             folder=folder, resume=True, allow_different=("commit", "dirty", *COMPARED_OPTIONS)
         )
-        bench = Bench(options)
+        bench = Run(options)
         try:
             _start(bench)
         except (UsageError, StoreError) as error:
@@ -155,15 +156,15 @@ def open_run(results: Path, name: str | None) -> Bench:
         else:
             return bench
     folder = results / name if name else new_run_folder(results, "selftest")
-    bench = Bench(Options(folder=folder, plan=DESIGN.plan, asked={"sweep": "selftest"}))
+    bench = Run(RunOptions(folder=folder, plan=DESIGN.plan, asked={"sweep": "selftest"}))
     _start(bench)
     return bench
 
 
-def _start(bench: Bench) -> None:
+def _start(bench: Run) -> None:
     """Open the journal and start the workers: what is wrong is found out before the races."""
     bench.prepare()
-    bench.worker(Setting(), DESIGN.plan.replicas - 1)
+    bench.worker(WorkerSpec(), DESIGN.plan.processes - 1)
     bench.journal()
 
 
@@ -188,8 +189,8 @@ def main(words: list[str]) -> int:
     return 0
 
 
-def run(bench: Bench, *, until: float, start: float) -> list[Selftest]:
+def run(bench: Run, *, until: float, start: float) -> list[Selftest]:
     """Race copies in the run's workers until there are enough, or until the time is up."""
-    fleet = RunFleet(bench, Setting(threads=CASE.threads))
+    fleet = RunFleet(bench, WorkerSpec(threads=CASE.threads))
     races = list(race_series(lambda number: race_copies(DESIGN, fleet, number), RACES, until=until))
     return summarise(races, DESIGN, time.monotonic() - start)

@@ -1,4 +1,4 @@
-"""Traces: each candidate recorded in a process of its own, and the account of where its time went.
+"""Traces: each candidate recorded in a process of its own, and the trace summary of where its time went.
 
 A trace explains a figure and is none: the profiler slows small operations by a quarter, so that no
 traced time is ever reported as a benchmark. What runs in the worker comes first, the door last.
@@ -28,17 +28,16 @@ from poolbench.core.case import (
     AXES,
     Case,
     Sweep,
-    UsageError,
     case_label,
     case_slug,
     parse_axis,
     product,
 )
-from poolbench.core.records import Account, Header
-from poolbench.engine.process import Setting, Worker, WorkerFailure
-from poolbench.machine.info import own_folders
+from poolbench.core.errors import StoreError, UsageError, WorkerFailure, own_folders
+from poolbench.core.records import Header, TraceSummary
+from poolbench.engine.process import Worker, WorkerSpec
 from poolbench.report import tensorboard
-from poolbench.store.journal import JOURNAL, Journal, StoreError, decode_line
+from poolbench.store.journal import JOURNAL, Journal, decode_line
 
 STEPS = 20
 WARM_UP_CALLS = 3
@@ -58,6 +57,8 @@ DEEPEST_FIRST = ("kernel", "hlo", "tf_op", "eager")
 
 
 # In the worker
+# Without oneDNN, as on a processor without AVX-512, only this allocator records its allocations.
+MEMORY_EVENTS = (("TF_CPU_ALLOCATOR_USE_BFC", "1"),)
 
 
 def record_trace(
@@ -106,16 +107,16 @@ def _without_folders(recording: bytes) -> bytes:
     return recording
 
 
-def trace_candidate(case: Case, name: str, folder: str, seed: int = 0) -> Account:
+def trace_candidate(case: Case, name: str, folder: str, seed: int = 0) -> TraceSummary:
     """Warm a candidate up, record it, and say where its time and memory went: a worker's task."""
     from poolbench.worker import session
 
     candidate = REGISTRY.candidates[case.op, name]
     session.open_case(case, seed, tensorflow=candidate.framework != "numpy")
-    runner = session.open_runner(name, check=False)
-    if runner.status != "ok":
-        return Account(
-            case=case, candidate=name, trace="", status=runner.status, reason=runner.reason
+    contender = session.open_contender(name, check=False)
+    if contender.status != "ok":
+        return TraceSummary(
+            case=case, candidate=name, trace="", status=contender.status, reason=contender.reason
         )
     state = session._state()  # noqa: SLF001 (the same call on the same inputs as in a race)
     call, places = state.calls[name]
@@ -134,13 +135,13 @@ def trace_candidate(case: Case, name: str, folder: str, seed: int = 0) -> Accoun
 
 def read_account(
     path: Path, case: Case, candidate: str, *, compiler_nbytes: int | None = None
-) -> Account:
-    """The account of a recorded trace."""
+) -> TraceSummary:
+    """The trace summary of a recorded trace."""
     from poolbench.worker.xspace import read_trace
 
     reading = read_trace(load_trace(path), device=case.device)
     memory = reading.memory
-    return Account(
+    return TraceSummary(
         case=case,
         candidate=candidate,
         trace=path.parent.name,
@@ -221,18 +222,10 @@ def _compiler_nbytes(call: Any, arguments: Sequence[Any], case: Case) -> int | N
     """What XLA's buffer assignment holds beside inputs and constants; None outside XLA."""
     if case.mode != "xla" or not hasattr(call, "experimental_get_compiler_ir"):
         return None
-    from tensorflow.compiler.xla.service import hlo_pb2
+    from poolbench.worker.program import buffer_nbytes
 
-    text = call.experimental_get_compiler_ir(*arguments)(stage="optimized_hlo_proto_serialized")
-    proto = hlo_pb2.HloProto()
-    proto.ParseFromString(text)
-    return sum(
-        int(buffer.size)
-        for buffer in proto.buffer_assignment.buffer_allocations
-        if not (
-            buffer.is_entry_computation_parameter or buffer.is_constant or buffer.is_thread_local
-        )
-    )
+    show = call.experimental_get_compiler_ir(*arguments)
+    return buffer_nbytes(show(stage="optimized_hlo_proto_serialized"))
 
 
 # In the door
@@ -342,32 +335,32 @@ class Recorder:
     memory_nbytes: int | None = None
     timeout: float = TIMEOUT_SECONDS
 
-    def record(self, case: Case, name: str) -> Account:
-        """The candidate's account; one that fails says why and leaves no trace."""
+    def record(self, case: Case, name: str) -> TraceSummary:
+        """The candidate's trace summary; one that fails says why and leaves no trace."""
         folder = self.logdir / tensorboard.PROFILES / trace_name(case, name)
         kind, _, index = case.device.partition(":")
         logical = int(index) + 1 if kind == "cpu" and index.isdigit() else 1
         worker = Worker(
-            Setting(threads=case.threads, logical_cpus=logical),
+            WorkerSpec(threads=case.threads, logical_cpus=logical, environment=MEMORY_EVENTS),
             files=self.files,
             memory_nbytes=self.memory_nbytes,
         )
         try:
-            account: Account = worker.call(
+            trace_summary: TraceSummary = worker.call(
                 trace_candidate, case, name, str(folder), timeout=self.timeout
             )
         except WorkerFailure as failure:
-            account = Account(
+            trace_summary = TraceSummary(
                 case=case, candidate=name, trace="", status=failure.status, reason=failure.reason
             )
         finally:
             worker.close()
-        if account.status != "ok":
+        if trace_summary.status != "ok":
             shutil.rmtree(folder, ignore_errors=True)
-        return account
+        return trace_summary
 
-    def record_all(self, chosen: Mapping[Case, Sequence[str]]) -> Iterator[Account]:
-        """The accounts of all, in order, each as soon as it and those before it are there."""
+    def record_all(self, chosen: Mapping[Case, Sequence[str]]) -> Iterator[TraceSummary]:
+        """The trace summaries of all, in order, each as soon as it and those before it are there."""
         tasks = [(case, name) for case, names in chosen.items() for name in names]
         with ThreadPoolExecutor(WORKERS) as pool:
             yield from pool.map(lambda task: self.record(*task), tasks)
@@ -390,19 +383,19 @@ class Recorder:
         return folder if folder.is_dir() else None
 
 
-def describe_account(account: Account) -> str:
+def describe_account(trace_summary: TraceSummary) -> str:
     """One line for the terminal: the step's time and its largest part, or why there is none."""
-    head = f"{account.case.op} {case_label(account.case)} {account.candidate}"
-    if account.status != "ok":
-        return f"{head}: left out, {account.status}: {account.reason}"
-    deepest = next((kind for kind in DEEPEST_FIRST if kind in account.covered), "")
-    largest = next((part for part in account.parts if part["kind"] == deepest), None)
-    text = f"{head}: {account.step_seconds * 1e3:.3g} ms a step, traced"
-    if largest is not None and account.step_seconds:
-        share = float(largest["seconds"]) / account.step_seconds
+    head = f"{trace_summary.case.op} {case_label(trace_summary.case)} {trace_summary.candidate}"
+    if trace_summary.status != "ok":
+        return f"{head}: left out, {trace_summary.status}: {trace_summary.reason}"
+    deepest = next((kind for kind in DEEPEST_FIRST if kind in trace_summary.covered), "")
+    largest = next((part for part in trace_summary.parts if part["kind"] == deepest), None)
+    text = f"{head}: {trace_summary.step_seconds * 1e3:.3g} ms a step, traced"
+    if largest is not None and trace_summary.step_seconds:
+        share = float(largest["seconds"]) / trace_summary.step_seconds
         text += f"; {largest['kind']} {largest['name']} {share:.0%}"
-    if account.peak_nbytes is not None:
-        text += f"; peak {account.peak_nbytes / 2**20:.4g} MiB"
+    if trace_summary.peak_nbytes is not None:
+        text += f"; peak {trace_summary.peak_nbytes / 2**20:.4g} MiB"
     return text
 
 
@@ -469,10 +462,10 @@ def _record_selection(arguments: argparse.Namespace) -> int:
         seconds = count * SECONDS_A_TRACE / WORKERS
         where = recorder.logdir.as_posix()
         print(f"{count} traces into {where}, about {seconds:.0f} s", flush=True)  # noqa: T201
-        for account in recorder.record_all(chosen):
-            journal.append(account)
-            kept += account.status == "ok"
-            print(describe_account(account), flush=True)  # noqa: T201
+        for trace_summary in recorder.record_all(chosen):
+            journal.append(trace_summary)
+            kept += trace_summary.status == "ok"
+            print(describe_account(trace_summary), flush=True)  # noqa: T201
         for case in chosen:
             recorder.compare(case, REGISTRY.of(case.op))
     print(f"{kept} of {count} recorded; open them with: nox -s tensorboard -- {folder.name}")  # noqa: T201
@@ -517,11 +510,11 @@ def differs_from(folder: Path) -> list[str]:
 
 def open_journal(folder: Path, asked: Mapping[str, Any], files: tuple[Path, ...]) -> Journal:
     """The run's journal, open for appending; a new run gets its header first."""
-    from poolbench.engine.run import Bench, Options
+    from poolbench.engine.run import Run, RunOptions
 
     if not _has_journal(folder):
-        with Bench(Options(folder=folder, asked=asked, files=files)) as bench:
-            bench.worker(Setting())  # the header names the devices, which only a worker can tell
+        with Run(RunOptions(folder=folder, asked=asked, files=files)) as bench:
+            bench.worker(WorkerSpec())  # the header names the devices, which only a worker can tell
             bench.journal()
     return Journal(folder)
 

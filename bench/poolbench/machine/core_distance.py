@@ -2,7 +2,7 @@
 
 The host moves them as it likes. Within a core complex what one has written is soon read by the other; from one
 complex to another it takes several times as long. An op that two threads share is then up to a third slower
-and varies twice as much, one spelling more than another, for seconds or for minutes: no interval of a run that
+and varies twice as much, one implementation more than another, for seconds or for minutes: no interval of a run that
 saw only one of the two places tells of the other. The host brings processors together when one wakes the other,
 and leaves them where they are as long as they stay awake.
 """

@@ -1,4 +1,4 @@
-"""Inputs for probes, calls of a candidate, and its answers held against the float64 oracle."""
+"""Inputs for probes, calls of a candidate, and its answers held against the float64 reference."""
 
 from __future__ import annotations
 
@@ -55,15 +55,15 @@ def to_layout(x: Array, case: Case) -> Array:
     return np.moveaxis(x, -1, 1).copy() if case.data_format == "channels_first" else x
 
 
-def oracle(trial: Trial, case: Case, x: Array) -> Array:
+def reference(trial: Trial, case: Case, x: Array) -> Array:
     """The right answer in float64."""
-    y: Array = trial.op.oracle(x.astype(np.float64), case)
+    y: Array = trial.op.reference(x.astype(np.float64), case)
     return y
 
 
 def output_gradient(trial: Trial, case: Case, x: Array, seed: int = 1) -> Array:
     """A dy for the case: no zeros, no two equal neighbours, exact in every float dtype."""
-    shape = oracle(trial, case, x).shape
+    shape = reference(trial, case, x).shape
     values = np.random.default_rng(seed).integers(1, 128, shape) / 64
     dy: Array = values.astype(numpy_dtype(case.dtype))
     return dy
@@ -101,7 +101,7 @@ def on_device(trial: Trial) -> Any:
 def try_forward(
     trial: Trial, case: Case, make: Callable[[Case], Array] = distinct_input
 ) -> Finding:
-    """Call the candidate forward and hold y against the oracle."""
+    """Call the candidate forward and hold y against the reference."""
     x = make(case)
     (y,) = call(trial, case, x)
     return judge_forward(trial, case, x, y)
@@ -109,13 +109,13 @@ def try_forward(
 
 def judge_forward(trial: Trial, case: Case, x: Array, y: Array) -> Finding:
     """Whether y is right."""
-    return judge_array("y", y, oracle(trial, case, x), case, bound_of(trial, case))
+    return judge_array("y", y, reference(trial, case, x), case, bound_of(trial, case))
 
 
 def try_gradient(trial: Trial, case: Case) -> Finding:
-    """Call the candidate forward and backward and hold both answers against the oracle."""
+    """Call the candidate forward and backward and hold both answers against the reference."""
     if trial.op.gradient is None:
-        return Finding(state="not_run", evidence="the op has no oracle for its gradient")
+        return Finding(state="not_run", evidence="the op has no reference for its gradient")
     case = msgspec.structs.replace(case, direction="training")
     x = distinct_input(case)
     dy = output_gradient(trial, case, x)

@@ -15,8 +15,9 @@ import msgspec
 
 from poolbench.core.candidate import Candidate, Op
 from poolbench.core.case import Case
+from poolbench.core.errors import printable
 from poolbench.core.records import CellState
-from poolbench.engine.process import Setting, printable
+from poolbench.engine.process import WorkerSpec
 
 MODES = ("eager", "graph", "xla")
 Figures = dict[str, float | int | str | None]
@@ -64,18 +65,18 @@ class Trial:
 # Every mode compiles for these: small, and no two axes of one length.
 SHAPE = (2, 4, 5, 6)
 
-Run = Callable[[Trial], Finding]
+StoredRun = Callable[[Trial], Finding]
 Judge = Callable[[Sequence[Finding]], Finding]
 
 # The processes that steps run in. 'shared' serves everything that needs no process of its own; the
 # others exist because TensorFlow cannot change these things once it has started, or because the
 # claim is about another process.
-PROCESSES: Mapping[str, Setting] = {
-    "shared": Setting(),
-    "deterministic": Setting(deterministic=True),
-    "fresh": Setting(tensorflow=False),
-    "other": Setting(),
-    "one-thread": Setting(threads=1),
+PROCESSES: Mapping[str, WorkerSpec] = {
+    "shared": WorkerSpec(),
+    "deterministic": WorkerSpec(deterministic=True),
+    "fresh": WorkerSpec(tensorflow=False),
+    "other": WorkerSpec(),
+    "one-thread": WorkerSpec(threads=1),
 }
 
 
@@ -83,7 +84,7 @@ PROCESSES: Mapping[str, Setting] = {
 class Step:
     """A part of a probe that runs in one process (a key of PROCESSES)."""
 
-    run: Run
+    run: StoredRun
     process: str = "shared"
 
 
@@ -97,7 +98,7 @@ class Probe:
     """A row of the matrix.
 
     Attributes:
-        key: 'gradient-xla'; what a Capability record refers to.
+        key: 'gradient-xla'; what a support-matrix cell record refers to.
         title: for the table's head: 'gradient, XLA'.
         group: probes of a group stand together.
         question: what a pass says yes to.

@@ -20,15 +20,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from poolbench.core.candidate import REGISTRY
-from poolbench.core.records import Capability, CellState, Status
-from poolbench.engine.process import Worker, WorkerFailure, WorkerLike
+from poolbench.core.errors import WorkerFailure
+from poolbench.core.records import CellState, MatrixCell, Status
+from poolbench.engine.process import Worker, WorkerLike
 from poolbench.matrix import PROBES
 from poolbench.matrix.probe import PROCESSES, Finding, Probe, Trial, attempt
 from poolbench.store.journal import read_run
 from poolbench.worker import session
 
 if TYPE_CHECKING:
-    from poolbench.engine.run import Bench
+    from poolbench.engine.run import Run
 
 Key = tuple[str, str, str]
 # Each phase is lanes that work side by side; a lane holds one worker a process that it names. The
@@ -65,12 +66,12 @@ class Cell:
         left = self.probe.steps[len(self.findings) :]
         return left[0].process if left else None
 
-    def record(self) -> Capability:
+    def record(self) -> MatrixCell:
         """The cell as a line of the journal."""
         finding = self.findings[-1]
         if finding.state == "pass":
             finding = self.probe.judge(self.findings)
-        return Capability(
+        return MatrixCell(
             op=self.op,
             candidate=self.candidate,
             probe=self.probe.key,
@@ -84,7 +85,7 @@ class Cell:
 
 
 # Said where a probe has nothing to add: no cell is without words.
-WORDS: Mapping[CellState, str] = {"pass": "as the oracle has it"}
+WORDS: Mapping[CellState, str] = {"pass": "as the reference has it"}
 
 STATES: Mapping[Status, CellState] = {
     "error": "error",
@@ -132,7 +133,7 @@ def fill(
     timeout_seconds: float,
     exports: bool = False,
     phases: Sequence[Sequence[Sequence[str]]] = PHASES,
-) -> Iterator[Capability]:
+) -> Iterator[MatrixCell]:
     """Try every cell and yield its record as soon as it is decided.
 
     `open_worker(process, lane)` starts a worker; it is closed at the end of its phase.
@@ -158,7 +159,7 @@ def _run_phase(  # noqa: C901 (one phase: its lanes and what comes out of them)
     lanes: Sequence[Sequence[str]],
     open_worker: Callable[[str, int], WorkerLike],
     timeout_seconds: float,
-) -> Iterator[Capability]:
+) -> Iterator[MatrixCell]:
     """The cells whose next step one of the lanes can run; yields those that it decides."""
     served = {process for lane in lanes for process in lane}
     todo = [cell for cell in cells if cell.process in served]
@@ -259,13 +260,13 @@ _WHERE = re.compile(r"^.*?[A-Za-z_]+\.(cc|h):\d+\]\s*")
 
 
 def run_matrix(
-    bench: Bench,
+    bench: Run,
     keys: Sequence[Key],
     *,
     exports: bool = False,
     devices: Sequence[str] = (),
     say: Callable[[str], None] = print,
-) -> dict[Key, list[Capability]]:
+) -> dict[Key, list[MatrixCell]]:
     """Fill the matrix of a run: journal every cell, and return them by (op, candidate, probe).
 
     `devices`: those to try; none: all that TensorFlow sees.
@@ -288,7 +289,7 @@ def run_matrix(
             worker.wait_started()
         return worker
 
-    found: dict[Key, list[Capability]] = {}
+    found: dict[Key, list[MatrixCell]] = {}
     # The journal of a run that is gone on with holds cells already.
     for record in read_run(bench.options.folder).capabilities:
         found.setdefault((record.op, record.candidate, record.probe), []).append(record)
@@ -298,19 +299,19 @@ def run_matrix(
         for cell in plan_cells(keys, wanted)
         if (cell.device, cell.op, cell.candidate, cell.probe.key) not in known
     ]
-    tally = Tally(cells)
+    counter = CellCounter(cells)
     limit = bench.options.plan.timeout_seconds
     for record in fill(cells, open_worker, timeout_seconds=limit, exports=exports):
         bench.append(record)
         found.setdefault((record.op, record.candidate, record.probe), []).append(record)
-        if line := tally.count(record):
+        if line := counter.count(record):
             say(line)
-    say(f"{len(cells)} cells in {time.monotonic() - start:.0f} s: {tally.line()}")
+    say(f"{len(cells)} cells in {time.monotonic() - start:.0f} s: {counter.line()}")
     say(f"stored in results/{bench.options.folder.name}")
     return found
 
 
-class Tally:
+class CellCounter:
     """Counts cells by state, and says when a tenth more of them is done."""
 
     def __init__(self, cells: Sequence[Cell]) -> None:
@@ -318,7 +319,7 @@ class Tally:
         self._states: dict[str, int] = {}
         self._done = 0
 
-    def count(self, record: Capability) -> str:
+    def count(self, record: MatrixCell) -> str:
         """Enter a record; a line of progress now and then, else ''."""
         self._states[record.state] = self._states.get(record.state, 0) + 1
         self._done += 1

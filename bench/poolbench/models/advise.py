@@ -1,4 +1,4 @@
-"""`python -m poolbench which model.keras`: which spelling should this model's pooling have, on this machine?
+"""`python -m poolbench which model.keras`: which implementation should this model's pooling have, on this machine?
 
 Reads the model in safe mode, finds its pooling layers, races the step with the layers that could be
 pasted in their place, and says what to do in one sentence and a snippet. A model that Keras refuses to load because
@@ -23,8 +23,9 @@ import psutil
 
 import poolbench.ops  # noqa: F401 (registers the ops)
 from poolbench.core.candidate import REGISTRY
-from poolbench.core.case import UsageError, label_shape
-from poolbench.engine.process import Setting, Worker, WorkerFailure
+from poolbench.core.case import label_shape
+from poolbench.core.errors import UsageError, WorkerFailure
+from poolbench.engine.process import Worker, WorkerSpec
 from poolbench.engine.race import Plan
 from poolbench.models.study import (
     ALONE,
@@ -105,9 +106,9 @@ def main(words: list[str]) -> int:
     parser.add_argument(
         "--batch", type=int, help=f"batch size; {DEFAULT_BATCH}, or less for a large model"
     )
-    parser.add_argument("--direction", choices=("training", "inference"), default="training")
+    parser.add_argument("--direction", choices=("training", "forward"), default="training")
     parser.add_argument("--mode", choices=("graph", "xla", "eager"), default="graph")
-    parser.add_argument("--replicas", type=int, default=3, help="fresh processes (at least 2)")
+    parser.add_argument("--processes", type=int, default=3, help="fresh processes (at least 2)")
     parser.add_argument("--budget", type=float, default=12.0, help="seconds of rounds in each race")
     asked = parser.parse_args(words)
     try:
@@ -125,8 +126,8 @@ def answer(asked: argparse.Namespace, say: Callable[[str], None]) -> None:
         UsageError: the file or an option cannot be used.
     """
     path = Path(asked.model)
-    if asked.replicas < 2 or (asked.batch is not None and asked.batch < 1):
-        raise UsageError("--replicas takes at least 2 and --batch at least 1")
+    if asked.processes < 2 or (asked.batch is not None and asked.batch < 1):
+        raise UsageError("--processes takes at least 2 and --batch at least 1")
     refused = inspect(read_config(path))
     for layer in refused:
         say(f"{path.name} does not load: {layer.why}")
@@ -246,17 +247,17 @@ def infer(name: str, kind: str, words: str, shapes: Shapes) -> Mend | None:
         return None
     depth = shapes.given[-1]
     if means and shapes.rank in (2, None) and shapes.channels in (depth, None):
-        return Mend(layer=name, op=GLOBAL, spelling=_recipe(GLOBAL, kind))
+        return Mend(layer=name, op=GLOBAL, candidate=_recipe(GLOBAL, kind))
     if not maximises or shapes.rank != 4 or depth is None or not shapes.channels:
         return None
     pool_size, rest = divmod(depth, shapes.channels)
     if rest or pool_size < 2:
         return None
-    return Mend(layer=name, op=DEPTH, pool_size=pool_size, spelling=_recipe(DEPTH, kind))
+    return Mend(layer=name, op=DEPTH, pool_size=pool_size, candidate=_recipe(DEPTH, kind))
 
 
 def _recipe(op: str, kind: str) -> str:
-    """The spelling that a Lambda of this op most likely is; an unknown class may be anything."""
+    """The implementation that a Lambda of this op most likely is; an unknown class may be anything."""
     return REGISTRY.ops[op].recipe if kind == "Lambda" and op in REGISTRY.ops else ""
 
 
@@ -352,11 +353,11 @@ class _Fleet:
     def __init__(self) -> None:
         self._workers: dict[int, Worker] = {}
 
-    def worker(self, replica: int) -> Worker:
-        if replica not in self._workers:
+    def worker(self, process: int) -> Worker:
+        if process not in self._workers:
             limit = psutil.virtual_memory().total * 3 // 4
-            self._workers[replica] = Worker(Setting(), memory_nbytes=limit)
-        return self._workers[replica]
+            self._workers[process] = Worker(WorkerSpec(), memory_nbytes=limit)
+        return self._workers[process]
 
     def close(self) -> None:
         for worker in self._workers.values():
@@ -380,7 +381,7 @@ def race_and_say(
             "there is nothing to choose."
         )
         return
-    direction = {"inference": "forward"}.get(asked.direction, asked.direction)
+    direction = asked.direction
     batch = asked.batch or default_batch(found.macs, direction)
     for line in describe_pools(found.pools, batch):
         say(line)
@@ -391,15 +392,15 @@ def race_and_say(
         batch=batch,
         mode=asked.mode,
         in_place=False,
-        spellings={op: tuple(names) for op, names in PASTABLE.items()},
-        replicas=asked.replicas,
+        candidates={op: tuple(names) for op, names in PASTABLE.items()},
+        processes=asked.processes,
         budget_seconds=asked.budget / 2,
     )
     # What must be replaced is put in place at once; what may be, only where it can be felt.
     must = replace(
         alone,
         in_place=True,
-        spellings={op: (name,) for op, name in ADVISED.items()},
+        candidates={op: (name,) for op, name in ADVISED.items()},
         budget_seconds=asked.budget,
     )
     plan = Plan(timeout_seconds=180.0)
@@ -431,7 +432,7 @@ def describe_pools(pools: Sequence[Pool], batch: int) -> list[str]:
 def race_placed(first: Stepped, fleet: _Fleet, plan: Plan, *, budget: float) -> Stepped | None:
     """Race the step with the quickest layers in place; None where pooling is too little of it.
 
-    No choice of a spelling can win more than the share that pooling has: below 2% of the step
+    No choice of a implementation can win more than the share that pooling has: below 2% of the step
     it is not looked for.
     """
     share = first.share(ALONE + AS_BUILT, AS_BUILT)
@@ -444,12 +445,12 @@ def race_placed(first: Stepped, fleet: _Fleet, plan: Plan, *, budget: float) -> 
     }
     if not any(placed.values()):
         return None  # what is quickest is there already
-    entry = replace(first.entry, in_place=True, spellings=placed, budget_seconds=budget)
+    entry = replace(first.entry, in_place=True, candidates=placed, budget_seconds=budget)
     return race_network(entry, fleet, plan)
 
 
 def fastest(stepped: Stepped, op: str) -> list[str]:
-    """The pastable spelling of the op that took least alone, in a list; [] if none ran."""
+    """The pastable implementation of the op that took least alone, in a list; [] if none ran."""
     from poolbench.engine.recorder import middle
 
     times = {}
@@ -465,20 +466,20 @@ class Promise:
     """What a replacement does to the step: speed over the step as it is; None where that does not run."""
 
     op: str
-    spelling: str
+    candidate: str
     speed: tuple[float, float, float] | None
 
 
 def promises(stepped: Stepped) -> list[Promise]:
-    """Each spelling in place against the step as it is."""
+    """Each implementation in place against the step as it is."""
     built = stepped.measurements[AS_BUILT]
     found = []
     for name, m in stepped.measurements.items():
         if name == AS_BUILT or name.startswith(ALONE) or m.status != "ok" or not len(m.samples):
             continue
-        op, _, spelling = name.partition("=")
+        op, _, candidate = name.partition("=")
         ratio = estimate(built.samples, m.samples) if built.status == "ok" else None
-        found.append(Promise(op=op, spelling=spelling, speed=_interval(ratio)))
+        found.append(Promise(op=op, candidate=candidate, speed=_interval(ratio)))
     return found
 
 
@@ -512,8 +513,8 @@ def conclude(first: Stepped, second: Stepped | None, refused: Sequence[Refused])
         return [f"{head}: keep what you have."]
     layers = [pool for pool in first.described.pools if pool.op == best.op]
     return [
-        f"{head}: replace {names(layers)} by {PASTABLE[best.op][best.spelling]}: {times(best.speed)} the step.",
-        snippet(best.spelling, layers[0]),
+        f"{head}: replace {names(layers)} by {PASTABLE[best.op][best.candidate]}: {times(best.speed)} the step.",
+        snippet(best.candidate, layers[0]),
     ]
 
 
@@ -521,8 +522,10 @@ def replace_refused(layer: Refused, offered: Sequence[Promise], status: str) -> 
     """What to do about a layer that does not load, and what it does to the step."""
     mend = layer.mend
     assert mend is not None
-    promise = next((p for p in offered if p.op == mend.op and p.spelling == ADVISED[mend.op]), None)
-    if promise is not None and promise.speed is not None and mend.spelling:
+    promise = next(
+        (p for p in offered if p.op == mend.op and p.candidate == ADVISED[mend.op]), None
+    )
+    if promise is not None and promise.speed is not None and mend.candidate:
         gain = f"{times(promise.speed)} the step, and it will load again"
     elif promise is not None and status != "ok":
         gain = "it trains here, and it will load again"
@@ -541,7 +544,7 @@ IMPORTS = {
 }
 
 
-def snippet(spelling: str, pool: Pool) -> str:
+def snippet(candidate: str, pool: Pool) -> str:
     """What to write in the layer's place."""
     _, h, w, c = pool.shape
     k = pool.pool_size or 1
@@ -555,7 +558,7 @@ def snippet(spelling: str, pool: Pool) -> str:
         "avg_pool2d": f"keras.layers.AveragePooling2D(({h}, {w}))"
         + ("" if pool.keepdims else "\nkeras.layers.Flatten()"),
     }
-    return texts[spelling]
+    return texts[candidate]
 
 
 def names(pools: Sequence[Pool]) -> str:

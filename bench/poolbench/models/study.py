@@ -1,10 +1,10 @@
-"""Whole networks: races of a step with each spelling in place, and pooling's share of it.
+"""Whole networks: races of a step with each implementation in place, and pooling's share of it.
 
-A network's step is raced by `poolbench.engine.race.Race` like any op: the same rounds, replicas and timing loop. What
-differs is what a worker opens (`open_case`, `open_runner`), and that the runners' names say what is put in place:
+A network's step is raced by `poolbench.engine.race.Race` like any op: the same rounds, processes and timing loop. What
+differs is what a worker opens (`open_case`, `open_contender`), and that the contenders' names say what is put in place:
 
 - `as-built`: the step of the network as it is;
-- `OP=SPELLING`: the step with every pool of the op in this spelling;
+- `OP=SPELLING`: the step with every pool of the op in this implementation;
 - `alone:as-built`, `alone:OP=SPELLING`: the pooling alone.
 
 The share. Pooling alone runs, in the same rounds as the step, every pooling call of the network at its own
@@ -35,17 +35,18 @@ import msgspec
 import numpy as np
 
 import poolbench.ops  # noqa: F401 (registers the ops)
-from poolbench.core.candidate import REGISTRY, Candidate, Failure
-from poolbench.core.case import Case, Shape, UsageError, make_case
-from poolbench.core.records import ALL_POOLING, HEAD, Accuracy, Measurement, Network, Samples
-from poolbench.engine.process import Setting, WorkerFailure, WorkerLike
+from poolbench.core.candidate import REGISTRY, Candidate, KnownFailure
+from poolbench.core.case import Case, Shape, make_case
+from poolbench.core.errors import UsageError, WorkerFailure
+from poolbench.core.records import ALL_POOLING, HEAD, Accuracy, Measurement, ModelResult, Samples
+from poolbench.engine.process import WorkerLike, WorkerSpec
 from poolbench.engine.race import Fleet, Plan, Race, Tasks
 from poolbench.models import zoo
 from poolbench.models.zoo import Model, Pool, Source
 from poolbench.worker import session
 
 if TYPE_CHECKING:
-    from poolbench.engine.run import Bench
+    from poolbench.engine.run import Run
     from poolbench.worker.check import Verdict
 
     Array = np.ndarray[Any, Any]
@@ -156,22 +157,22 @@ def output_shape(pool: Pool) -> Shape:
     return (n, h, w, depth) if pool.data_format == "channels_last" else (n, depth, h, w)
 
 
-def open_runner(name: str, check: bool) -> session.Runner:
-    """A task: build a runner, call it first, and hold what it returns against the others'."""
-    from poolbench.engine.process import one_line, status_of
+def open_contender(name: str, check: bool) -> session.OpenedContender:
+    """A task: build a contender, call it first, and hold what it returns against the others'."""
+    from poolbench.core.errors import one_line, status_of
 
     try:
         if name.startswith(ALONE):
             return _open_alone(name, check=check)
         return _open_step(name, check=check)
-    except Exception as error:  # noqa: BLE001 (what a spelling raises is a result)
-        return session.Runner(status=status_of(error), reason=one_line(error))
+    except Exception as error:  # noqa: BLE001 (what a implementation raises is a result)
+        return session.OpenedContender(status=status_of(error), reason=one_line(error))
 
 
 def parse_runner(name: str) -> dict[str, str]:
-    """{'depth_max_pool': 'layer-depth_max_pool'} from a runner's name; {} for as-built."""
-    op, equals, spelling = name.removeprefix(ALONE).partition("=")
-    return {op: spelling} if equals else {}
+    """{'depth_max_pool': 'layer-depth_max_pool'} from a contender's name; {} for as-built."""
+    op, equals, candidate = name.removeprefix(ALONE).partition("=")
+    return {op: candidate} if equals else {}
 
 
 def _fields(case: Case) -> dict[str, Any]:
@@ -187,11 +188,13 @@ def _modal(function: Callable[..., Any], mode: str) -> Callable[..., Any]:
     return compiled
 
 
-def _open_step(name: str, *, check: bool) -> session.Runner:
+def _open_step(name: str, *, check: bool) -> session.OpenedContender:
     opened = _OPEN[0]
     case = opened.case
-    calls = zoo.spellings(opened.model, parse_runner(name), opened.source.original, **_fields(case))
-    for variable, value in opened.seeds:  # the same dropout for every spelling's first step
+    calls = zoo.candidates(
+        opened.model, parse_runner(name), opened.source.original, **_fields(case)
+    )
+    for variable, value in opened.seeds:  # the same dropout for every implementation's first step
         variable.assign(value)
 
     def make() -> Callable[..., Any]:
@@ -213,12 +216,12 @@ def _open_step(name: str, *, check: bool) -> session.Runner:
     )
 
 
-def _open_alone(name: str, *, check: bool) -> session.Runner:
+def _open_alone(name: str, *, check: bool) -> session.OpenedContender:
     opened = _OPEN[0]
     case, model = opened.case, opened.model
     wanted = parse_runner(name)
     chosen = [i for op in wanted for i in model.of(op)] or list(range(len(model.pools)))
-    replacing = zoo.spellings(model, wanted, opened.source.original, **_fields(case))
+    replacing = zoo.candidates(model, wanted, opened.source.original, **_fields(case))
     calls = [replacing.get(id(model.layers[i]), (None, model.layers[i]))[1] for i in chosen]
     base, total = opened.inputs, len(model.pools) * opened.copies
     xs = [base + i * opened.copies + copy for i in chosen for copy in range(opened.copies)]
@@ -228,14 +231,14 @@ def _open_alone(name: str, *, check: bool) -> session.Runner:
         name,
         lambda: _modal(alone, case.mode),
         places=(*xs, *dys),
-        # Values only: where a tie's gradient goes differs by right, and is the oracle's to judge.
+        # Values only: where a tie's gradient goes differs by right, and is the reference's to judge.
         judge=partial(_judge, ",".join(map(str, chosen)), len(xs)) if check else None,
         calibrate=check,
     )
 
 
 def _judge(key: str, values: int, outputs: tuple[Array, ...]) -> Verdict:
-    """Hold a runner's outputs against those of the first of its kind that ran here.
+    """Hold a contender's outputs against those of the first of its kind that ran here.
 
     Args:
         key: what may be compared with each other.
@@ -282,9 +285,9 @@ def normwise_error(mine: Array, other: Array) -> float:
 
 
 def step_bound(model: Model, direction: str) -> float:
-    """How far two right spellings may be apart, over the largest output (or gradient).
+    """How far two right implementations may be apart, over the largest output (or gradient).
 
-    The oracle's relative bound of the pools, times what the layers behind a pool may make of it:
+    The reference's relative bound of the pools, times what the layers behind a pool may make of it:
     two neighbours in float32 are not more than that apart when only the order of a sum differs.
     """
     from poolbench.worker.check import BOUNDS, bound_for
@@ -300,18 +303,20 @@ def step_bound(model: Model, direction: str) -> float:
 def time_calls(
     tasks: Tasks, case: Case, seed: int, names: Sequence[str], calls: int
 ) -> dict[str, list[float]]:
-    """A task: seconds of each of `calls` single calls of each runner, in shuffled chunks.
+    """A task: seconds of each of `calls` single calls of each contender, in shuffled chunks.
 
     A call is timed from its start until the device has finished, one at a time, as a server with one
     client sees it.
     """
     tasks.open_case(case, seed, True)
-    ready = [name for name in names if tasks.open_runner(name, False).status == "ok"]
+    ready = [name for name in names if tasks.open_contender(name, False).status == "ok"]
     generator = random.Random(seed)
     seconds: dict[str, list[float]] = {name: [] for name in ready}
     for _ in range(-(-calls // LATENCY_CHUNK)):
         for name in generator.sample(ready, len(ready)):
-            session.time_block(name, 3, 1)  # the rival's caches are not this one's latency
+            session.time_block(
+                name, 3, 1
+            )  # the other candidate's caches are not this one's latency
             seconds[name] += [session.time_block(name, 0, 1).seconds for _ in range(LATENCY_CHUNK)]
     session.close_case()
     return seconds
@@ -327,11 +332,11 @@ class Entry:
         direction: 'forward' or 'training'.
         batch: its batch size.
         mode: as in Case.
-        in_place: whether each spelling is put in place; otherwise only its pooling alone is raced,
+        in_place: whether each implementation is put in place; otherwise only its pooling alone is raced,
             for a network that takes long to trace and whose step a pool cannot move.
-        spellings: op to the candidates that race; an op that is not named races all of its own.
-        latency_calls: single calls to time of each spelling; 0: none.
-        replicas: fresh processes.
+        implementations: op to the candidates that race; an op that is not named races all of its own.
+        latency_calls: single calls to time of each implementation; 0: none.
+        processes: fresh processes.
         budget_seconds: of rounds.
     """
 
@@ -343,9 +348,9 @@ class Entry:
     device: str = "cpu:0"
     threads: int = 0
     in_place: bool = True
-    spellings: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    candidates: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     latency_calls: int = 0
-    replicas: int = 3
+    processes: int = 3
     budget_seconds: float = 4.0
 
     @property
@@ -369,10 +374,10 @@ class Entry:
 DEPTH_OR_GLOBAL = "network"
 
 
-def runners(entry: Entry, pools: Sequence[Pool], case: Case) -> list[Candidate]:
-    """Who races: the step as built, each spelling in place, and each pooling alone.
+def contenders(entry: Entry, pools: Sequence[Pool], case: Case) -> list[Candidate]:
+    """Who races: the step as built, each implementation in place, and each pooling alone.
 
-    A runner fails as its spelling does, and where that is documented, it is `unsupported` here too.
+    A contender fails as its implementation does, and where that is documented, it is `unsupported` here too.
     """
     originals = [
         (pool, REGISTRY.candidates[pool.op, entry.source.original[pool.layer]])
@@ -393,30 +398,30 @@ def runners(entry: Entry, pools: Sequence[Pool], case: Case) -> list[Candidate]:
     found = [built, replace(built, name=ALONE + AS_BUILT)] if pools else [built]
     for op in dict.fromkeys(pool.op for pool in pools):
         entries = REGISTRY.of(op)
-        for spelling in entry.spellings.get(op, tuple(entries)):
-            candidate = entries[spelling]
+        for name in entry.candidates.get(op, tuple(entries)):
+            candidate = entries[name]
             if candidate.framework == "numpy":
                 continue  # it cannot be part of a graph
             own = [(pool, candidate) for pool in pools if pool.op == op]
             step = replace(
-                candidate, op=case.op, name=f"{op}={spelling}", failures=_failures(own, case)
+                candidate, op=case.op, name=f"{op}={name}", failures=_failures(own, case)
             )
             found += [step] if entry.in_place else []
-            found.append(replace(step, name=f"{ALONE}{op}={spelling}"))
+            found.append(replace(step, name=f"{ALONE}{op}={name}"))
     return found
 
 
 def _built_by_its_author(case: Case) -> Callable[..., Any]:
     raise UsageError(
-        f"the network of {case.op} is opened whole (poolbench.models.study.open_runner)"
+        f"the network of {case.op} is opened whole (poolbench.models.study.open_contender)"
     )
 
 
-def _failures(uses: Sequence[tuple[Pool, Candidate]], case: Case) -> tuple[Failure, ...]:
-    """The documented failures of spellings, asked of the pools' cases instead of the network's."""
+def _failures(uses: Sequence[tuple[Pool, Candidate]], case: Case) -> tuple[KnownFailure, ...]:
+    """The documented failures of implementations, asked of the pools' cases instead of the network's."""
     fields = _fields(case)
 
-    def asked(known: Failure, pool: Pool) -> Callable[[Case], bool]:
+    def asked(known: KnownFailure, pool: Pool) -> Callable[[Case], bool]:
         return lambda _: known.when(pool.case(**fields))
 
     return tuple(
@@ -462,7 +467,7 @@ def scaled(samples: Samples, factor: float) -> Samples:
 
 def tasks_of(source: Source) -> Tasks:
     """What a race's workers are sent to open this network."""
-    return Tasks(open_case=partial(open_case, source), open_runner=open_runner, probes=())
+    return Tasks(open_case=partial(open_case, source), open_contender=open_contender, probes=())
 
 
 def race_network(entry: Entry, fleet: Fleet, plan: Plan) -> Stepped:
@@ -473,8 +478,8 @@ def race_network(entry: Entry, fleet: Fleet, plan: Plan) -> Stepped:
     """
     plan = replace(
         plan,
-        replicas=entry.replicas,
-        max_replicas=entry.replicas,
+        processes=entry.processes,
+        max_processes=entry.processes,
         budget_seconds=entry.budget_seconds,
         allocations=2,
     )
@@ -483,7 +488,7 @@ def race_network(entry: Entry, fleet: Fleet, plan: Plan) -> Stepped:
     case = entry.case(described.shapes[0])
     race = Race(
         case,
-        runners(entry, described.pools, case),
+        contenders(entry, described.pools, case),
         baseline=AS_BUILT,
         plan=plan,
         tasks=tasks_of(entry.source),
@@ -502,12 +507,12 @@ def race_network(entry: Entry, fleet: Fleet, plan: Plan) -> Stepped:
 
 
 def check_network(entry: Entry, worker: WorkerLike, plan: Plan) -> Stepped:
-    """Hold the spellings' outputs against each other once, timing nothing."""
+    """Hold the implementations' outputs against each other once, timing nothing."""
     described = worker.call(describe, entry.source, entry.batch, timeout=plan.timeout_seconds)
     case = entry.case(described.shapes[0])
     race = Race(
         case,
-        runners(entry, described.pools, case),
+        contenders(entry, described.pools, case),
         baseline=AS_BUILT,
         plan=plan,
         tasks=tasks_of(entry.source),
@@ -523,7 +528,7 @@ def time_latencies(
     worker: WorkerLike,
     plan: Plan,
 ) -> dict[str, list[float]]:
-    """Seconds of single calls by runner; {} if the worker fails, for the race itself stands."""
+    """Seconds of single calls by contender; {} if the worker fails, for the race itself stands."""
     names = [
         name for name, m in measurements.items() if m.status == "ok" and not name.startswith(ALONE)
     ]
@@ -536,24 +541,24 @@ def time_latencies(
     return {}
 
 
-def network_records(stepped: Stepped) -> list[Network]:
-    """What goes into the journal: each op's spellings, then the network as it was built."""
+def network_records(stepped: Stepped) -> list[ModelResult]:
+    """What goes into the journal: each op's implementations, then the network as it was built."""
     found = []
     for name in stepped.measurements:
         if name.startswith(ALONE) or name == AS_BUILT:
             continue
-        ((op, spelling),) = parse_runner(name).items()
-        found.append(_record(stepped, name, op=op, spelling=spelling))
-    found.append(_record(stepped, AS_BUILT, op=ALL_POOLING, spelling=AS_BUILT))
+        ((op, candidate),) = parse_runner(name).items()
+        found.append(_record(stepped, name, op=op, candidate=candidate))
+    found.append(_record(stepped, AS_BUILT, op=ALL_POOLING, candidate=AS_BUILT))
     return found
 
 
-def _record(stepped: Stepped, name: str, *, op: str, spelling: str) -> Network:
+def _record(stepped: Stepped, name: str, *, op: str, candidate: str) -> ModelResult:
     entry, step = stepped.entry, stepped.measurements[name]
-    return Network(
-        network=entry.name,
+    return ModelResult(
+        model=entry.name,
         op=op,
-        spelling=spelling,
+        candidate=candidate,
         direction=_direction(entry),
         mode=entry.mode,
         batch=entry.batch,
@@ -595,7 +600,7 @@ def percentiles(seconds: Sequence[float]) -> dict[str, float | int | str | None]
 
 
 def fastest_alone(stepped: Stepped) -> str | None:
-    """The op and spelling whose pooling alone took least, where every pool is of one op."""
+    """The op and implementation whose pooling alone took least, where every pool is of one op."""
     times = {
         name.removeprefix(ALONE): statistics.median(m.samples.seconds)
         for name, m in stepped.measurements.items()
@@ -610,7 +615,7 @@ def fastest_alone(stepped: Stepped) -> str | None:
 IMAGE = (96, 96, 3)
 TEXTBOOK = Source(kind="textbook")
 HEAD_IMAGE = (224, 224, 3)
-# The spellings that differ in kind, not every variant of each: in a step the rest could not be told apart.
+# The implementations that differ in kind, not every variant of each: in a step the rest could not be told apart.
 PLACED = {
     "depth_max_pool": (
         "reshape-reduce_max", "lambda-max_pool", "max_pool2d-view", "transpose-reduce_max", "keras-stock",
@@ -633,7 +638,7 @@ def _head(name: str, direction: str, batch: int, **fields: Any) -> Entry:
         source=source,
         direction=direction,
         batch=batch,
-        spellings=PLACED,
+        candidates=PLACED,
         **fields,
     )
 
@@ -646,7 +651,7 @@ def _whole(name: str, direction: str, **fields: Any) -> Entry:
         direction=direction,
         batch=4,
         in_place=False,
-        spellings=PLACED,
+        candidates=PLACED,
         **fields,
     )
 
@@ -656,8 +661,8 @@ def default_entries() -> list[Entry]:
     textbook = [
         Entry(
             name="textbook", source=TEXTBOOK, direction=direction, batch=32, mode=mode,
-            spellings=placed, budget_seconds=6.0,
-            # To compile a whole step for each spelling takes longer than all of the other races.
+            candidates=placed, budget_seconds=6.0,
+            # To compile a whole step for each implementation takes longer than all of the other races.
             in_place=mode == "graph",
         )
         for direction, mode, placed in (
@@ -685,7 +690,9 @@ def default_entries() -> list[Entry]:
 def quick_entries() -> list[Entry]:
     """One network and one head: half a minute."""
     return [
-        Entry(name="textbook", source=TEXTBOOK, direction="training", batch=16, spellings=COMPILED),
+        Entry(
+            name="textbook", source=TEXTBOOK, direction="training", batch=16, candidates=COMPILED
+        ),
         _head("mobilenetv2", "forward", 8, budget_seconds=1.0),
     ]
 
@@ -706,25 +713,25 @@ def safe_label(label: str) -> str:
 class _BenchFleet:
     """The workers of a run, for races that the run does not know."""
 
-    def __init__(self, bench: Bench, setting: Setting) -> None:
+    def __init__(self, bench: Run, setting: WorkerSpec) -> None:
         self._bench = bench
         self._setting = setting
 
-    def worker(self, replica: int) -> WorkerLike:
-        return self._bench.worker(self._setting, replica)
+    def worker(self, process: int) -> WorkerLike:
+        return self._bench.worker(self._setting, process)
 
 
-def run_entry(entry: Entry, bench: Bench, *, checks_only: bool = False) -> list[Network]:
+def run_entry(entry: Entry, bench: Run, *, checks_only: bool = False) -> list[ModelResult]:
     """Race an entry in a run and journal its records; those that a resumed run holds are read back.
 
     A network that cannot be loaded at all is one record with the reason.
     """
-    fleet = _BenchFleet(bench, Setting(threads=entry.threads))
+    fleet = _BenchFleet(bench, WorkerSpec(threads=entry.threads))
     plan = bench.options.plan
     try:
         if checks_only:
             return network_records(check_network(entry, fleet.worker(0), plan))
-        fleet.worker(entry.replicas - 1)
+        fleet.worker(entry.processes - 1)
         bench.journal()
         if done := [record for record in bench.networks if _is_of(record, entry)]:
             return done
@@ -736,16 +743,16 @@ def run_entry(entry: Entry, bench: Bench, *, checks_only: bool = False) -> list[
     return records
 
 
-def _is_of(record: Network, entry: Entry) -> bool:
-    keys = (record.network, record.direction, record.mode, record.batch)
+def _is_of(record: ModelResult, entry: Entry) -> bool:
+    keys = (record.model, record.direction, record.mode, record.batch)
     return keys == (entry.name, _direction(entry), entry.mode, entry.batch)
 
 
-def _unloaded(entry: Entry, failure: WorkerFailure) -> Network:
-    return Network(
-        network=entry.name,
+def _unloaded(entry: Entry, failure: WorkerFailure) -> ModelResult:
+    return ModelResult(
+        model=entry.name,
         op=ALL_POOLING,
-        spelling=AS_BUILT,
+        candidate=AS_BUILT,
         direction=_direction(entry),
         mode=entry.mode,
         batch=entry.batch,
@@ -756,4 +763,4 @@ def _unloaded(entry: Entry, failure: WorkerFailure) -> Network:
 
 
 def _direction(entry: Entry) -> str:
-    return "inference" if entry.direction == "forward" else entry.direction
+    return entry.direction

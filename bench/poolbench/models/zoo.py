@@ -1,6 +1,6 @@
-"""Whole models in a worker: built or read, their pooling layers found, a spelling put in place.
+"""Whole models in a worker: built or read, their pooling layers found, a implementation put in place.
 
-TensorFlow and Keras live here, inside functions. A spelling is put in place by replacing the `call` of
+TensorFlow and Keras live here, inside functions. A implementation is put in place by replacing the `call` of
 a layer object while a step is traced: the model stays one, with one set of weights, whether Sequential,
 functional, nested or subclassed, and every step that is raced is traced from it.
 """
@@ -22,7 +22,8 @@ import msgspec
 import numpy as np
 
 from poolbench.core.candidate import REGISTRY, Candidate
-from poolbench.core.case import Case, Shape, UsageError, make_case
+from poolbench.core.case import Case, Shape, make_case
+from poolbench.core.errors import UsageError
 
 if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
@@ -43,13 +44,13 @@ class Mend(msgspec.Struct, frozen=True, kw_only=True):
         layer: its name.
         op: what it spells.
         pool_size: window along the depth; None for a global pool.
-        spelling: the candidate that the layer was; '' where that is not known.
+        implementation: the candidate that the layer was; '' where that is not known.
     """
 
     layer: str
     op: str
     pool_size: int | None = None
-    spelling: str = ""
+    candidate: str = ""
 
 
 class Source(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,8 +70,8 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def original(self) -> dict[str, str]:
-        """Layer name to the spelling that it had before it was mended."""
-        return {mend.layer: mend.spelling for mend in self.mends if mend.spelling}
+        """Layer name to the implementation that it had before it was mended."""
+        return {mend.layer: mend.candidate for mend in self.mends if mend.candidate}
 
 
 class Pool(msgspec.Struct, frozen=True, kw_only=True):
@@ -259,7 +260,7 @@ def load(source: Source, batch: int) -> Model:
     """
     import keras
 
-    keras.utils.set_random_seed(0)  # one initialisation in every replica: outputs can be compared
+    keras.utils.set_random_seed(0)  # one initialisation in every process: outputs can be compared
     model = BUILDERS[source.kind](source)
     image = None if source.kind == "head" else source.image  # there it is the whole network's
     shapes = tuple(fix_shape(tensor.shape, batch, image) for tensor in model.inputs)
@@ -437,15 +438,15 @@ def keep_shape(pool: Pool) -> Shape:
     return (n, 1, 1, c) if pool.data_format == "channels_last" else (n, c, 1, 1)
 
 
-def spellings(
+def candidates(
     model: Model, wanted: Mapping[str, str], original: Mapping[str, str], **fields: Any
 ) -> dict[int, tuple[Any, Call]]:
     """What `replaced` takes, to have each op spelled as wanted and mended layers as they were.
 
     Args:
         model: whose pools.
-        wanted: op to spelling; an op that is not named stays as it is.
-        original: layer name to the spelling it had before it was mended.
+        wanted: op to implementation; an op that is not named stays as it is.
+        original: layer name to the implementation it had before it was mended.
         fields: of the pools' cases: direction, mode, device, ...
     """
     found: dict[int, tuple[Any, dict[Shape, Call]]] = {}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from poolbench.core.candidate import Bound, Failure, Op, candidate, register
+from poolbench.core.candidate import KnownFailure, Op, Tolerance, candidate, register
 from poolbench.core.case import Case, Shape, Sweep, make_case, product, zipped
 from poolbench.ops.shared import channel_axis, sizes
 
@@ -43,7 +43,7 @@ def _window_slices(x: Array, case: Case) -> list[Array]:
     return [np.moveaxis(rows[..., i::k], -1, axis) for i in range(k)]
 
 
-def oracle(x: Array, case: Case) -> Array:
+def reference(x: Array, case: Case) -> Array:
     """y, the maximum over each window."""
     slices = _window_slices(x, case)
     y = slices[0].copy()
@@ -55,7 +55,7 @@ def oracle(x: Array, case: Case) -> Array:
 def gradient(x: Array, dy: Array, case: Case) -> Array:
     """dx: dy at each window's maximum, split equally among elements that tie for it."""
     slices = _window_slices(x, case)
-    y = oracle(x, case)
+    y = reference(x, case)
     hits = [part == y for part in slices]
     shares = dy / np.maximum(sum(hit.astype(np.float64) for hit in hits), 1.0)
     return _scatter([hit * shares for hit in hits], x.shape, case)
@@ -83,10 +83,10 @@ def window_sum(a: Array, case: Case) -> Array:
     return np.moveaxis(padded.reshape(*padded.shape[:-1], count, -1).sum(-1), -1, axis)
 
 
-def bounds(case: Case) -> Bound:
+def bounds(case: Case) -> Tolerance:
     """A maximum is one of its elements: nothing may be rounded."""
     del case
-    return Bound(relative=0.0, absolute=0.0, reason="a maximum is one of its elements")
+    return Tolerance(relative=0.0, absolute=0.0, reason="a maximum is one of its elements")
 
 
 def divides(case: Case) -> bool:
@@ -101,29 +101,29 @@ def on_cpu_without_xla(case: Case) -> bool:
 
 # What tf.nn.max_pool over the depth is documented to refuse; tests/test_upstream.py tries each.
 NATIVE_FAILURES = (
-    Failure(
+    KnownFailure(
         when=lambda case: case.device.startswith("gpu") and case.mode != "xla",
         matches="only implemented for CPU devices|Depthwise max pooling",
         reason="TensorFlow has no GPU kernel for depthwise max pooling outside XLA.",
         issue="tensorflow#636",
     ),
-    Failure(
+    KnownFailure(
         when=lambda case: on_cpu_without_xla(case) and case.data_format == "channels_first",
         matches="only supports NHWC on device type CPU",
         reason="The CPU kernel takes channels_last only.",
     ),
-    Failure(
+    KnownFailure(
         when=lambda case: on_cpu_without_xla(case) and not divides(case),
         matches="evenly divide the input depth",
         reason="The CPU kernel takes only a window that divides the depth.",
     ),
-    Failure(
+    KnownFailure(
         when=lambda case: on_cpu_without_xla(case) and case.direction == "training",
         matches="MaxPoolingGrad is not yet supported on the depth dimension",
         reason="The CPU kernel has no gradient over the depth.",
     ),
 )
-VERBATIM_FAILURE = Failure(
+VERBATIM_FAILURE = KnownFailure(
     when=lambda _: True,
     matches="attr 'padding'|Value for attr 'padding'|padding",
     reason="The book's lower-case padding is refused: TensorFlow takes 'VALID' and 'SAME'.",
@@ -356,7 +356,7 @@ def nested_jit_max_pool(case: Case) -> Any:
     op=OP,
     name="cpu-pinned-max_pool",
     failures=(
-        Failure(
+        KnownFailure(
             when=lambda case: case.direction == "training" or not divides(case),
             matches="MaxPoolingGrad is not yet supported|evenly divide the input depth",
             reason="The CPU kernel has no gradient over the depth and needs a dividing window.",
@@ -497,7 +497,7 @@ register(
     Op(
         name=OP,
         title="Depthwise max pooling",
-        oracle=oracle,
+        reference=reference,
         gradient=gradient,
         window_sum=window_sum,
         bounds=bounds,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from poolbench.core.candidate import Failure, Op, candidate, register
+from poolbench.core.candidate import KnownFailure, Op, candidate, register
 from poolbench.core.case import Case, Shape, Sweep, make_case, product, zipped
 from poolbench.ops.shared import channel_axis, sizes, spatial_axes
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 OP = "global_avg_pool"
 
 
-def oracle(x: Array, case: Case) -> Array:
+def reference(x: Array, case: Case) -> Array:
     """y, the mean over height and width."""
     y: Array = x.mean(axis=spatial_axes(case))
     return y
@@ -36,7 +36,7 @@ def narrow(case: Case) -> bool:
 
 # A sum in half precision stops growing when its terms fall below its last digit.
 NARROW_SUM = (
-    Failure(
+    KnownFailure(
         when=narrow,
         matches="beyond the bound|not finite",
         reason="It accumulates in the input's own 16 bits, and large sums lose their small terms.",
@@ -45,7 +45,7 @@ NARROW_SUM = (
 
 
 # TensorFloat-32, which TensorFlow allows as it comes: an H100 was seen to use it for some shapes and not for others.
-NARROW_PRODUCT = Failure(
+NARROW_PRODUCT = KnownFailure(
     when=lambda case: case.device.startswith("gpu") and case.dtype == "float32",
     matches="beyond the bound",
     reason="NVIDIA's matrix units round a float32 product's factors to ten bits (TensorFloat-32).",
@@ -102,7 +102,7 @@ def reduce_mean_float32(case: Case) -> Any:
     name="avg_pool2d",
     failures=(
         *NARROW_SUM,
-        Failure(
+        KnownFailure(
             when=lambda case: (
                 case.device.startswith("cpu") and case.data_format == "channels_first"
             ),
@@ -282,7 +282,7 @@ register(
     Op(
         name=OP,
         title="Global average pooling",
-        oracle=oracle,
+        reference=reference,
         gradient=gradient,
         baseline=BASELINE,
         recipe=LAMBDA,

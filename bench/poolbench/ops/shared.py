@@ -1,4 +1,4 @@
-"""What the spellings of both ops share: where the axes are, and sizes that may be unknown when traced."""
+"""What the implementations of both ops share: where the axes are, and sizes that may be unknown when traced."""
 
 from __future__ import annotations
 

@@ -18,10 +18,9 @@ from typing import Any
 
 import msgspec
 
-from poolbench.core.case import UsageError
-from poolbench.core.records import Environment, Shares
+from poolbench.core.errors import StoreError, UsageError, WorkerFailure
+from poolbench.core.records import Environment, TimeBreakdown
 from poolbench.engine.aa import MARGIN, ProofError
-from poolbench.engine.process import WorkerFailure
 from poolbench.machine.info import collect_environment
 from poolbench.proof.evidence import PAIR_SECONDS, RESULTS, SCALES, Evidence, compare_journal
 from poolbench.proof.judges import (
@@ -39,7 +38,7 @@ from poolbench.proof.judges import (
     judge_undecided,
     judge_widths,
 )
-from poolbench.store.journal import StoreError, read_run
+from poolbench.store.journal import read_run
 
 STORED = RESULTS / "reference-acceptance" / "acceptance.json"
 
@@ -52,8 +51,8 @@ class Bar:
     judge: Callable[[Evidence], Found]
 
 
-def _last_shares(evidence: Evidence) -> Shares:
-    found = read_run(evidence.default_run).of(Shares)
+def _last_shares(evidence: Evidence) -> TimeBreakdown:
+    found = read_run(evidence.default_run).of(TimeBreakdown)
     if not found:
         raise ProofError(f"{evidence.default_run.name} did not end by itself: it has no shares")
     return found[-1]

@@ -20,7 +20,8 @@ from typing import Any
 
 from poolbench.core.candidate import REGISTRY
 from poolbench.core.case import Case, make_case
-from poolbench.core.records import Measurement, Shares
+from poolbench.core.errors import StoreError
+from poolbench.core.records import Measurement, TimeBreakdown
 from poolbench.engine.aa import (
     MARGIN,
     CopiesRace,
@@ -29,13 +30,13 @@ from poolbench.engine.aa import (
     race_copies,
     race_series,
 )
-from poolbench.engine.process import Setting, Worker
+from poolbench.engine.process import Worker, WorkerSpec
 from poolbench.engine.race import PROBE_TURN, Plan
 from poolbench.engine.rounds import block_calls
-from poolbench.engine.scheduler import LocalFleet
+from poolbench.engine.scheduler import WorkerPool
 from poolbench.machine import idle
 from poolbench.stats.estimate import Comparison, compare_run, estimate
-from poolbench.store.journal import Run, StoreError, read_run
+from poolbench.store.journal import StoredRun, read_run
 from poolbench.worker import session
 
 ROOT = Path(__file__).parent.parent.parent.parent
@@ -48,12 +49,12 @@ QUICK_RUN_SECONDS = 600.0
 # and one slowdown of 10%.
 RACE = Design(plain=4, slowdowns=(0.10,))
 TEN = Design(plain=9)
-# One slowdown of 1%, with the replicas and rounds that fit into ten seconds a pair: at margin zero each
-# replica more makes the interval narrower.
+# One slowdown of 1%, with the processes and rounds that fit into ten seconds a pair: at margin zero each
+# process more makes the interval narrower.
 PAIR = Design(
     plain=0,
     slowdowns=(0.01,),
-    plan=Plan(replicas=12, max_replicas=12, allocations=1, rounds=4000, budget_seconds=7.6),
+    plan=Plan(processes=12, max_processes=12, allocations=1, rounds=4000, budget_seconds=7.6),
 )
 # Beside a busy neighbour three times the time is allowed.
 BUSY_PAIR = replace(PAIR, plan=replace(PAIR.plan, budget_seconds=26.0))
@@ -92,12 +93,12 @@ SCALES = {
 }
 
 
-# A warm block among rivals, against a loop of nothing else.
+# A warm block among other candidates, against a loop of nothing else.
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bias:
-    """An op whose warm blocks are held against an uninterrupted loop, and its rivals."""
+    """An op whose warm blocks are held against an uninterrupted loop, and its other candidates."""
 
     case: Case
     subject: str
@@ -132,17 +133,17 @@ BIASES = {
 BIAS_ROUNDS = 400
 BIAS_TURN_SECONDS = 15.0
 # What is later than the caches, such as a second processor that wakes, has come by then too.
-LOOP_LEAD_IN_SECONDS = 0.05
+LOOP_WARMUP_SECONDS = 0.05
 # Of a large op fewer: it is the warm blocks, one a round, whose median needs the time.
 LOOP_SECONDS, MOST_LOOP_BLOCKS = 0.1, 10
 SLEEP_LOOPS = 20
-PROBE = "ceiling-copy"
+PROBE = "bandwidth-copy"
 
 
-def time_loop(name: str, lead_in: int, calls: int, blocks: int) -> list[float]:
+def time_loop(name: str, warmup: int, calls: int, blocks: int) -> list[float]:
     """Seconds a call in each of `blocks` blocks that follow each other at once; in a worker."""
     return [
-        session.time_block(name, lead_in if number == 0 else 0, calls).seconds
+        session.time_block(name, warmup if number == 0 else 0, calls).seconds
         for number in range(blocks)
     ]
 
@@ -151,25 +152,25 @@ def measure_bias(bias: Bias, turns: int, worker: Worker, block_seconds: float) -
     """For each turn the median over its rounds of a warm block over the median of the uninterrupted loop after it.
 
     Raises:
-        ProofError: a runner could not be opened.
+        ProofError: a contender could not be opened.
     """
     limit = 120.0
     worker.call(session.open_case, bias.case, 0, timeout=limit)
     names = (bias.subject, *bias.rivals)
     blocks: dict[str, Callable[..., tuple[int, int]]] = {}
     for name in (*names, PROBE):
-        runner = worker.call(
-            functools.partial(session.open_runner, check=True), name, timeout=limit
+        contender = worker.call(
+            functools.partial(session.open_contender, check=True), name, timeout=limit
         )
-        if runner.status != "ok":
-            raise ProofError(f"{name}: {runner.status}: {runner.reason}")
-        nbytes = runner.read_nbytes + runner.written_nbytes
+        if contender.status != "ok":
+            raise ProofError(f"{name}: {contender.status}: {contender.reason}")
+        nbytes = contender.read_nbytes + contender.written_nbytes
         blocks[name] = functools.partial(
-            block_calls, runner.call_seconds, block_seconds, nbytes=nbytes
+            block_calls, contender.call_seconds, block_seconds, nbytes=nbytes
         )
         if name == bias.subject:
-            before_loop = math.ceil(LOOP_LEAD_IN_SECONDS / runner.call_seconds)
-            loop_calls = math.ceil(LOOP_SECONDS / runner.call_seconds)
+            before_loop = math.ceil(LOOP_WARMUP_SECONDS / contender.call_seconds)
+            loop_calls = math.ceil(LOOP_SECONDS / contender.call_seconds)
     generator = random.Random(0)
     ratios = []
     for _ in range(turns):
@@ -178,17 +179,17 @@ def measure_bias(bias: Bias, turns: int, worker: Worker, block_seconds: float) -
         for number in range(BIAS_ROUNDS):
             if rounds and time.perf_counter() > end:
                 break
-            # As in a race: probes last, in each fifth round, and a longer lead-in behind them. The rival that
+            # As in a race: probes last, in each fifth round, and a longer warm-up behind them. The other candidate that
             # goes before stands between the loop and the op, which would else find all as it has left it.
             shuffled = generator.sample(names, len(names))
             order = [bias.rivals[0], *shuffled, *[PROBE] * (number % PROBE_TURN == 0)]
-            visits = []
+            requests = []
             for place, name in enumerate(order):
                 cold = place == 0 and number % PROBE_TURN == 1
-                lead_in, calls = blocks[name](cold=cold)
-                visits.append(session.Visit(name=name, lead_in=lead_in, calls=calls))
-            stretch = worker.call(session.time_stretch, visits, timeout=limit)
-            warm = stretch.blocks[1 + shuffled.index(bias.subject)].seconds
+                warmup, calls = blocks[name](cold=cold)
+                requests.append(session.BlockRequest(name=name, warmup=warmup, calls=calls))
+            batch = worker.call(session.time_batch, requests, timeout=limit)
+            warm = batch.blocks[1 + shuffled.index(bias.subject)].seconds
             _, calls = blocks[bias.subject]()
             some = min(MOST_LOOP_BLOCKS, math.ceil(loop_calls / calls))
             loop = worker.call(
@@ -201,10 +202,10 @@ def measure_bias(bias: Bias, turns: int, worker: Worker, block_seconds: float) -
     return ratios
 
 
-def time_wakeful_loop(name: str, lead_in: int, calls: int, blocks: int) -> list[float]:
+def time_wakeful_loop(name: str, warmup: int, calls: int, blocks: int) -> list[float]:
     """As time_loop, of processors that are kept awake, as a race's are."""
     with idle.kept_awake():
-        return time_loop(name, lead_in, calls, blocks)
+        return time_loop(name, warmup, calls, blocks)
 
 
 def measure_sleep(bias: Bias, turns: int, worker: Worker) -> list[float]:
@@ -217,18 +218,18 @@ def measure_sleep(bias: Bias, turns: int, worker: Worker) -> list[float]:
         raise ProofError("the system does not let this user keep the processors awake")
     limit = 120.0
     worker.call(session.open_case, bias.case, 0, timeout=limit)
-    runner = worker.call(
-        functools.partial(session.open_runner, check=True), bias.subject, timeout=limit
+    contender = worker.call(
+        functools.partial(session.open_contender, check=True), bias.subject, timeout=limit
     )
-    if runner.status != "ok":
-        raise ProofError(f"{bias.subject}: {runner.status}: {runner.reason}")
-    lead_in = math.ceil(LOOP_LEAD_IN_SECONDS / runner.call_seconds)
+    if contender.status != "ok":
+        raise ProofError(f"{bias.subject}: {contender.status}: {contender.reason}")
+    warmup = math.ceil(LOOP_WARMUP_SECONDS / contender.call_seconds)
     ratios = []
     for _ in range(turns):
         seconds: dict[Callable[..., list[float]], list[float]] = {}
         for loop in (time_wakeful_loop, time_loop) * SLEEP_LOOPS:
             seconds.setdefault(loop, []).extend(
-                worker.call(loop, bias.subject, lead_in, 2, MOST_LOOP_BLOCKS, timeout=limit)
+                worker.call(loop, bias.subject, warmup, 2, MOST_LOOP_BLOCKS, timeout=limit)
             )
         ratios.append(
             statistics.median(seconds[time_loop]) / statistics.median(seconds[time_wakeful_loop])
@@ -282,9 +283,9 @@ class Evidence:
     def _series(self, design: Design, count: int, label: str) -> list[CopiesRace]:
         races: list[CopiesRace] = []
         while len(races) < count:
-            fleet = LocalFleet((), None)
+            fleet = WorkerPool((), None)
             try:
-                fleet.use(Setting(), design.plan.replicas)
+                fleet.use(WorkerSpec(), design.plan.processes)
                 # A process converts the op's Python when it first meets it: that belongs to its start.
                 race_copies(replace(design, plan=replace(design.plan, rounds=1)), fleet)
                 first = len(races)
@@ -355,7 +356,7 @@ class Evidence:
 
     def bias(self, name: str) -> list[float]:
         """Ratios of warm median to loop, one a turn."""
-        worker = Worker(Setting())
+        worker = Worker(WorkerSpec())
         try:
             ratios = measure_bias(BIASES[name], self.scale.turns, worker, Plan().block_seconds)
         finally:
@@ -365,7 +366,7 @@ class Evidence:
 
     def sleep(self, name: str) -> list[float]:
         """Ratios of a loop on processors that may sleep to one where they may not, one a turn."""
-        worker = Worker(Setting())
+        worker = Worker(WorkerSpec())
         try:
             return measure_sleep(BIASES[name], self.scale.turns, worker)
         finally:
@@ -397,12 +398,12 @@ def compare_journal(folder: Path) -> dict[tuple[Case, str], Comparison]:
 def compare_measurements(
     measurements: Sequence[Measurement],
 ) -> dict[tuple[Case, str], Comparison]:
-    """As compare_journal, from the measurements; settled ones have no interval and are left out."""
+    """As compare_journal, from the measurements; stopped early ones have no interval and are left out."""
     timed = {(m.case, m.candidate): m for m in measurements if m.status == "ok" and len(m.samples)}
     pairs = {
         key: estimate(m.samples, timed[m.case, m.baseline].samples)
         for key, m in timed.items()
-        if m.kind == "candidate" and not m.settled and m.candidate != m.baseline
+        if m.kind == "candidate" and not m.stopped_early and m.candidate != m.baseline
         and (m.case, m.baseline) in timed
     }  # fmt: skip
     return compare_run({key: found for key, found in pairs.items() if found.degrees > 0}, MARGIN)
@@ -417,19 +418,19 @@ def find_default_runs(results: Path, names: Sequence[str]) -> list[Path]:
     if names:
         return [results / name for name in names]
     journals = sorted(results.glob("*/journal.jsonl"), key=lambda path: path.stat().st_mtime)
-    found: list[Run] = []
+    found: list[StoredRun] = []
     for path in reversed(journals):
         with contextlib.suppress(StoreError):
             run = read_run(path.parent)
             asked = run.header.options.get("sweep")
-            if asked == "default" and run.of(Shares) and not planned_cases() - cases_of(run):
+            if asked == "default" and run.of(TimeBreakdown) and not planned_cases() - cases_of(run):
                 found.append(run)
     if not found:
         raise ProofError("no complete default run is there: make one by nox -s bench-cpu")
     return [run.path for run in found if _made_alike(run, found[0])]
 
 
-def _made_alike(run: Run, other: Run) -> bool:
+def _made_alike(run: StoredRun, other: StoredRun) -> bool:
     here, there = run.header.environment, other.header.environment
     return here.machine == there.machine and here.source.get("code") == there.source.get("code")
 
@@ -441,6 +442,6 @@ def planned_cases() -> set[Case]:
     return {case for op in REGISTRY.ops.values() for case in op.sweep("default").cases()}
 
 
-def cases_of(run: Run) -> set[Case]:
+def cases_of(run: StoredRun) -> set[Case]:
     """The cases that a run has measured."""
     return {measurement.case for measurement in run.measurements}

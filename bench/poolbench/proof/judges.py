@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from poolbench.core.records import Shares
+from poolbench.core.records import TimeBreakdown
 from poolbench.engine.aa import (
     MARGIN,
     CopiesRace,
@@ -137,8 +137,8 @@ def judge_widths(comparisons: Sequence[Comparison], most: float, undecided: floa
     )
 
 
-def judge_shares(shares: Shares) -> Found:
-    """Of the time after the workers' start: recorded samples, and what nothing accounts for."""
+def judge_shares(shares: TimeBreakdown) -> Found:
+    """Of the time after the workers' start: recorded samples, and what nothing trace summaries for."""
     wall = shares.wall_seconds - shares.seconds.get("start", 0.0)
     samples = shares.seconds.get("samples", 0.0) / wall
     other = shares.seconds.get("other", 0.0) / wall

@@ -25,10 +25,10 @@ from typing import Any
 from poolbench.core.candidate import REGISTRY
 from poolbench.core.case import Case, make_case
 from poolbench.engine.aa import delay_call
-from poolbench.engine.process import Setting
+from poolbench.engine.process import WorkerSpec
 from poolbench.engine.race import Plan, Race, Tasks
 from poolbench.engine.rounds import block_calls
-from poolbench.engine.scheduler import LocalFleet
+from poolbench.engine.scheduler import WorkerPool
 from poolbench.stats.estimate import estimate
 from poolbench.worker import session
 
@@ -59,7 +59,7 @@ def make_calls(names: tuple[str, ...] = tuple(CALLABLES)) -> dict[str, Callable[
     import poolbench.ops  # noqa: F401 (registers the ops that ship)
     from poolbench.worker.check import make_inputs
 
-    session.start_tensorflow(Setting())
+    session.start_tensorflow(WorkerSpec())
     import tensorflow as tf
 
     x = tf.constant(make_inputs(CASE, 0)[0]) + 0
@@ -75,50 +75,52 @@ def make_calls(names: tuple[str, ...] = tuple(CALLABLES)) -> dict[str, Callable[
     return calls
 
 
-def open_callable(case: Case, name: str, check: bool) -> session.Runner:  # noqa: ARG001
-    """The same callable as a runner of a race; in a worker."""
+def open_callable(case: Case, name: str, check: bool) -> session.OpenedContender:  # noqa: ARG001
+    """The same callable as a contender of a race; in a worker."""
     candidate, slowdown = CALLABLES[name]
     call = session.bind(REGISTRY.candidates[case.op, candidate], case)
-    runner = session.open_call(name, lambda: delay_call(call, 0.0))
+    contender = session.open_call(name, lambda: delay_call(call, 0.0))
     if not slowdown:
-        return runner
+        return contender
     wait = slowdown * min(
         session.time_block(name, 0, CALIBRATION_CALLS).seconds for _ in range(CALIBRATION_BLOCKS)
     )
     return session.open_call(name, lambda: delay_call(call, wait))
 
 
-def our_plan(seconds: float, replicas: int, allocations: int, call: session.Runner) -> Plan:
+def our_plan(
+    seconds: float, processes: int, allocations: int, call: session.OpenedContender
+) -> Plan:
     """Rounds such that each callable is timed for about `seconds`, if it takes as long as this one."""
     plan = Plan()
     nbytes = call.read_nbytes + call.written_nbytes
     _, calls = block_calls(call.call_seconds, plan.block_seconds, nbytes=nbytes)
-    rounds = max(1, round(seconds / (calls * call.call_seconds) / replicas / allocations))
+    rounds = max(1, round(seconds / (calls * call.call_seconds) / processes / allocations))
     return replace(
-        plan, replicas=replicas, max_replicas=replicas, allocations=allocations, rounds=rounds,
+        plan, processes=processes, max_processes=processes, allocations=allocations, rounds=rounds,
         budget_seconds=1e6, clear_ratio=math.inf,
     )  # fmt: skip
 
 
-def race(seconds: float, *, replicas: int, allocations: int) -> dict[str, dict[str, float]]:
+def race(seconds: float, *, processes: int, allocations: int) -> dict[str, dict[str, float]]:
     """Our own: all callables in the same rounds."""
     import poolbench.ops  # noqa: F401 (registers the ops that ship)
 
     original = REGISTRY.candidates[CASE.op, CALLABLES[BASELINE][0]]
-    fleet = LocalFleet((), None)
+    fleet = WorkerPool((), None)
     try:
-        fleet.use(Setting(), replicas)
+        fleet.use(WorkerSpec(), processes)
         worker = fleet.worker(0)
         worker.call(session.open_case, CASE, 0, timeout=OPEN_TIMEOUT_SECONDS)
-        check = functools.partial(session.open_runner, check=True)
+        check = functools.partial(session.open_contender, check=True)
         call = worker.call(check, original.name, timeout=OPEN_TIMEOUT_SECONDS)
-        plan = our_plan(seconds, replicas, allocations, call)
+        plan = our_plan(seconds, processes, allocations, call)
         result = Race(
             CASE,
             [replace(original, name=name) for name in CALLABLES],
             baseline=BASELINE,
             plan=plan,
-            tasks=Tasks(open_runner=functools.partial(open_callable, CASE), probes=()),
+            tasks=Tasks(open_contender=functools.partial(open_callable, CASE), probes=()),
         ).run(fleet)
     finally:
         fleet.close()
@@ -208,9 +210,9 @@ def timed(loops, name):
         call()
     return time.perf_counter() - start
 
-runner = pyperf.Runner()
+contender = pyperf.OpenedContender()
 for name in CALLABLES:
-    runner.bench_time_func(name, timed, name)
+    contender.bench_time_func(name, timed, name)
 """
 
 
@@ -246,8 +248,8 @@ def _peer(measure: Callable[[float], Times]) -> Callable[[float], dict[str, dict
 
 
 TOOLS: Mapping[str, Callable[[float], dict[str, dict[str, float]]]] = {
-    "ours": functools.partial(race, replicas=10, allocations=2),
-    "ours, one process": functools.partial(race, replicas=1, allocations=1),
+    "ours": functools.partial(race, processes=10, allocations=2),
+    "ours, one process": functools.partial(race, processes=1, allocations=1),
     "pytest-benchmark": _peer(time_pytest_benchmark),
     "timeit": _peer(time_timeit),
     "pyperf": _peer(time_pyperf),

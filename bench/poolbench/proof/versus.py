@@ -23,7 +23,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from poolbench.core.case import UsageError, case_label
+from poolbench.core.case import case_label
+from poolbench.core.errors import UsageError
 from poolbench.core.records import Environment
 from poolbench.machine.info import collect_environment
 from poolbench.proof.peers import CALLABLES, CASE, NEEDS, TOOLS

@@ -57,7 +57,7 @@ def main(arguments: Sequence[str], root: Path) -> int:
     """Run a command; the exit code. `root` is the repository, which holds results/."""
     arguments = list(arguments)
     collecting = gc.isenabled()
-    gc.disable()  # a large run is millions of objects that live to the end: to visit them again is time lost
+    gc.disable()  # a large run is millions of objects that live to the end: to block them again is time lost
     try:
         return _run(arguments, root)
     finally:
@@ -83,8 +83,7 @@ def _run(arguments: list[str], root: Path) -> int:
 
 
 def _is_input_error(error: Exception) -> bool:
-    from poolbench.core.case import UsageError
-    from poolbench.store.journal import StoreError
+    from poolbench.core.errors import StoreError, UsageError
 
     return isinstance(error, (Unusable, StoreError, UsageError, OSError))
 
@@ -143,8 +142,10 @@ def render_command(arguments: list[str], root: Path) -> int:
             loaded,
             table=loaded.table.loc[kept].reset_index(drop=True),
             samples=[loaded.samples[i] for i in kept],
-            ceilings={
-                new: loaded.ceilings[old] for new, old in enumerate(kept) if old in loaded.ceilings
+            bandwidth_limits={
+                new: loaded.bandwidth_limits[old]
+                for new, old in enumerate(kept)
+                if old in loaded.bandwidth_limits
             },
         )
     written = render(loaded, options.out or folder / "report")

@@ -17,15 +17,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from poolbench.core.case import Case, UsageError, case_label, label_shape
+from poolbench.core.case import Case, case_label, label_shape
+from poolbench.core.errors import StoreError, UsageError
 from poolbench.core.records import (
-    Capability,
     Clock,
     Environment,
+    MatrixCell,
     Measurement,
     Node,
     Samples,
-    Shares,
+    TimeBreakdown,
     samples_by,
 )
 from poolbench.core.text import format_seconds, markdown_cell, one_line, with_interval
@@ -33,16 +34,16 @@ from poolbench.report.frame import (
     AXIS_NAMES,
     CASE_COLUMNS,
     MARGIN,
-    ceiling_samples,
+    bandwidth_limit_samples,
     is_right,
     middle_of,
-    replica_medians,
+    process_medians,
 )
 from poolbench.report.tables import WRITERS, as_markdown
 from poolbench.stats import estimate
-from poolbench.store.journal import Run, StoreError
+from poolbench.store.journal import StoredRun
 
-# One process says nothing of how processes differ: a candidate that was settled in its first replica must
+# One process says nothing of how processes differ: a candidate that was stopped early in its first process must
 # move by this much to count. Between processes a true ratio moves by a few percent (docs/method.md).
 SETTLED_MARGIN = 0.25
 ROWS_SHOWN = 100  # of a table in Markdown: a comment on a pull request holds 65,536 characters
@@ -52,7 +53,7 @@ PARTS = ("machine", "devices", "versions", "settings")
 ORDER = {"SLOWER": 0, "FASTER": 1, "UNDECIDED": 2, "SAME": 3, "": 4}
 MEASURED = """
     label candidate node base_status status base_seconds seconds yardstick ratio ratio_low ratio_high
-    verdict adjusted_p replicas_needed note
+    verdict adjusted_p processes_needed note
 """
 COLUMNS = (*CASE_COLUMNS, *MEASURED.split())
 CELL_COLUMNS = ("change", "op", "candidate", "probe", "device", "before", "after", "evidence")
@@ -101,7 +102,7 @@ class Compared:
 
 
 def compare_runs(
-    base: Run, run: Run, *, margin: float = MARGIN, allowed: Collection[str] = ()
+    base: StoredRun, run: StoredRun, *, margin: float = MARGIN, allowed: Collection[str] = ()
 ) -> Compared:
     """What changed from one run to another.
 
@@ -151,7 +152,7 @@ def keep(found: Compared, table: pd.DataFrame) -> Compared:
 # Environments.
 
 
-def differing(base: Run, run: Run) -> list[Difference]:
+def differing(base: StoredRun, run: StoredRun) -> list[Difference]:
     """In what the two environments differ; fields of a fleet's node are named 'NODE.FIELD'."""
     found = _differing(base.header.environment, run.header.environment)
     before, after = ({n.name: n.environment for n in one.of(Node)} for one in (base, run))
@@ -200,22 +201,24 @@ class _Race:
 
     candidates: dict[str, Measurement] = field(default_factory=dict)
     probes: dict[str, Measurement] = field(default_factory=dict)
-    ceilings: dict[tuple[int, int, str], Samples | None] = field(default_factory=dict)
+    bandwidth_limits: dict[tuple[int, int, str], Samples | None] = field(default_factory=dict)
 
-    def ceiling(self, read_nbytes: int, written_nbytes: int, clock: Clock) -> Samples | None:
+    def bandwidth_limit(
+        self, read_nbytes: int, written_nbytes: int, clock: Clock
+    ) -> Samples | None:
         """What the memory allows for these bytes, block by block; shared by candidates alike."""
         key = (read_nbytes, written_nbytes, clock)
-        if key not in self.ceilings:
+        if key not in self.bandwidth_limits:
             moved = read_nbytes or written_nbytes
-            self.ceilings[key] = (
-                ceiling_samples(self.probes, read_nbytes, written_nbytes, clock=clock)
+            self.bandwidth_limits[key] = (
+                bandwidth_limit_samples(self.probes, read_nbytes, written_nbytes, clock=clock)
                 if moved
                 else None
             )
-        return self.ceilings[key]
+        return self.bandwidth_limits[key]
 
 
-def _races(run: Run) -> dict[RaceKey, _Race]:
+def _races(run: StoredRun) -> dict[RaceKey, _Race]:
     races: dict[RaceKey, _Race] = {}
     for m in run.measurements:
         race = races.setdefault((m.case, m.node), _Race())
@@ -238,13 +241,13 @@ def _common(
     ]
 
 
-def _from_ceiling(race: _Race, asked: Measurement) -> Samples | None:
-    return race.ceiling(asked.read_nbytes, asked.written_nbytes, asked.clock)
+def _from_bandwidth_limit(race: _Race, asked: Measurement) -> Samples | None:
+    return race.bandwidth_limit(asked.read_nbytes, asked.written_nbytes, asked.clock)
 
 
 def _from_copy(race: _Race, asked: Measurement) -> Samples | None:
     # The probe copies the case's own input: the same bytes in both runs.
-    probe = race.probes.get("ceiling-copy")
+    probe = race.probes.get("bandwidth-copy")
     return None if probe is None else samples_by(probe, asked.clock)
 
 
@@ -257,7 +260,7 @@ def _from_baseline(race: _Race, asked: Measurement) -> Samples | None:
 
 # The first that both runs have. The baseline last: it may itself be what changed.
 YARDSTICKS: dict[str, Callable[[_Race, Measurement], Samples | None]] = {
-    "ceiling": _from_ceiling,
+    "bandwidth_limit": _from_bandwidth_limit,
     "copy": _from_copy,
     "baseline": _from_baseline,
 }
@@ -294,7 +297,7 @@ def _ratios_at_once(
     for at, (before, after, name) in enumerate(raced):
         old, new = before.candidates[name], after.candidates[name]
         found = next(_yardsticks(before, after, old), None)
-        if found is not None and not (old.settled or new.settled):
+        if found is not None and not (old.stopped_early or new.stopped_early):
             first[at] = found
     pairs = [
         pair
@@ -317,7 +320,7 @@ def _ratios_at_once(
 def _estimate(m: Measurement, yardstick: Samples, clock: Clock) -> estimate.Estimate:
     """By the clock of the base run's measurement: one that the run has not leaves nothing to compare."""
     return estimate.estimate(
-        samples_by(m, clock), yardstick, level="allocation" if m.settled else "replica"
+        samples_by(m, clock), yardstick, level="allocation" if m.stopped_early else "process"
     )
 
 
@@ -332,7 +335,7 @@ def _table(
 ) -> pd.DataFrame:
     estimates: dict[int, estimate.Estimate] = {}
     yardsticks: dict[int, str] = {}
-    settled: set[int] = set()
+    stopped_early: set[int] = set()
     measured = [(before[key].candidates[name], after[key].candidates[name]) for key, name in pairs]
     right = [row for row, both in enumerate(measured) if all(is_right(m) for m in both)]
     raced = [(before[key], after[key], name) for key, name in (pairs[row] for row in right)]
@@ -341,22 +344,22 @@ def _table(
         if found is None:
             continue
         estimates[row] = found
-        if any(m.settled for m in measured[row]):
-            settled.add(row)
-    verdicts = _verdicts(estimates, settled, margin)
+        if any(m.stopped_early for m in measured[row]):
+            stopped_early.add(row)
+    verdicts = _verdicts(estimates, stopped_early, margin)
     rows = [
-        _row(old, new, yardsticks.get(row, ""), verdicts.get(row), row in settled)
+        _row(old, new, yardsticks.get(row, ""), verdicts.get(row), row in stopped_early)
         for row, (old, new) in enumerate(measured)
     ]
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
 def _verdicts(
-    estimates: Mapping[int, estimate.Estimate], settled: Collection[int], margin: float
+    estimates: Mapping[int, estimate.Estimate], stopped_early: Collection[int], margin: float
 ) -> dict[int, estimate.Comparison]:
     """Verdicts under one false-discovery control for each of the two margins."""
-    usual = {row: found for row, found in estimates.items() if row not in settled}
-    wide = {row: found for row, found in estimates.items() if row in settled}
+    usual = {row: found for row, found in estimates.items() if row not in stopped_early}
+    wide = {row: found for row, found in estimates.items() if row in stopped_early}
     return {
         **estimate.compare_run(usual, margin),
         **estimate.compare_run(wide, max(margin, SETTLED_MARGIN)),
@@ -368,7 +371,7 @@ def _row(
     new: Measurement,
     yardstick: str,
     found: estimate.Comparison | None,
-    settled: bool,
+    stopped_early: bool,
 ) -> tuple[Any, ...]:
     case = old.case
     estimate = found.estimate if found else None
@@ -389,8 +392,8 @@ def _row(
         estimate.ratio_high if estimate else math.nan,
         str(found.verdict) if found else "",
         found.adjusted_p if found else math.nan,
-        math.nan if found is None or found.replicas_needed is None else found.replicas_needed,
-        _note(old, new, estimate, settled),
+        math.nan if found is None or found.processes_needed is None else found.processes_needed,
+        _note(old, new, estimate, stopped_early),
     )
 
 
@@ -401,11 +404,11 @@ def _state(m: Measurement) -> str:
 
 
 def _seconds(m: Measurement) -> float:
-    return float(middle_of(replica_medians(m.samples))) if len(m.samples) else math.nan
+    return float(middle_of(process_medians(m.samples))) if len(m.samples) else math.nan
 
 
 def _note(
-    old: Measurement, new: Measurement, found: estimate.Estimate | None, settled: bool
+    old: Measurement, new: Measurement, found: estimate.Estimate | None, stopped_early: bool
 ) -> str:
     if _state(old) != _state(new):
         return one_line(new.reason or old.reason or new.issue or old.issue)
@@ -415,9 +418,9 @@ def _note(
         alone = old.candidate == old.baseline
         return "is the only yardstick itself" if alone else "no yardstick in both runs"
     if found.low is None:
-        return "a single replica: no interval"
-    if settled:
-        return f"one replica: judged at a margin of {SETTLED_MARGIN:.0%}"
+        return "a single process: no interval"
+    if stopped_early:
+        return f"one process: judged at a margin of {SETTLED_MARGIN:.0%}"
     return "contended blocks used" if found.contended_used else ""
 
 
@@ -437,7 +440,7 @@ def _sorted(table: pd.DataFrame) -> pd.DataFrame:
 # The support matrix.
 
 
-def moved_cells(before: Sequence[Capability], after: Sequence[Capability]) -> pd.DataFrame:
+def moved_cells(before: Sequence[MatrixCell], after: Sequence[MatrixCell]) -> pd.DataFrame:
     """Cells whose state changed, limitations that went away first; 'not_run' says nothing."""
     old, new = _cells(before), _cells(after)
     rows = []
@@ -454,21 +457,21 @@ def moved_cells(before: Sequence[Capability], after: Sequence[Capability]) -> pd
     return pd.DataFrame(rows, columns=list(CELL_COLUMNS))
 
 
-def _cells(cells: Sequence[Capability]) -> dict[tuple[str, str, str, str], Capability]:
+def _cells(cells: Sequence[MatrixCell]) -> dict[tuple[str, str, str, str], MatrixCell]:
     return {(c.op, c.candidate, c.probe, c.device): c for c in cells}
 
 
-def _common_cells(base: Run, run: Run) -> bool:
+def _common_cells(base: StoredRun, run: StoredRun) -> bool:
     return bool(_cells(base.capabilities).keys() & _cells(run.capabilities).keys())
 
 
 def _notes(
-    base: Run, run: Run, before: Mapping[RaceKey, _Race], after: Mapping[RaceKey, _Race]
+    base: StoredRun, run: StoredRun, before: Mapping[RaceKey, _Race], after: Mapping[RaceKey, _Race]
 ) -> tuple[str, ...]:
     notes = [
         f"{one.header.run} did not end by itself, or is an import."
         for one in (base, run)
-        if not one.of(Shares)
+        if not one.of(TimeBreakdown)
     ]
     old, new = (
         {(key, name) for key, race in races.items() for name in race.candidates}
@@ -509,7 +512,7 @@ def verdict_table(table: pd.DataFrame) -> pd.DataFrame:
     """Verdicts as text, in the table's order."""
     rows = []
     for row in _rows(table):
-        more = _more_replicas(row["replicas_needed"])
+        more = _more_processes(row["processes_needed"])
         rows.append(
             {
                 "verdict": row["verdict"].lower() or "not judged",
@@ -528,10 +531,10 @@ def verdict_table(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _more_replicas(needed: float) -> str:
+def _more_processes(needed: float) -> str:
     if not math.isfinite(needed):
         return ""
-    return f"{int(needed)} more replica{'s' if needed > 1 else ''} would decide"
+    return f"{int(needed)} more process{'s' if needed > 1 else ''} would decide"
 
 
 def summary(found: Compared) -> str:
@@ -555,7 +558,8 @@ def headline(found: Compared) -> str:
 def method(found: Compared) -> str:
     """What the figures are, in two sentences."""
     return (
-        "Ratios are of time over the memory ceiling (or the copy probe, or the baseline) of the same rounds, run "
+        "Ratios are of time over the memory bandwidth limit (or the copy probe, or the baseline) of the same rounds, "
+        "run "
         f"over base, with their 95% interval. Margin {found.margin:.3g}; at most 5% of the verdicts that are "
         "given are expected to be false."
     )

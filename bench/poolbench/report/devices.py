@@ -11,7 +11,7 @@ from poolbench.core.case import Case
 from poolbench.core.records import Measurement
 from poolbench.core.text import format_bandwidth, format_seconds, one_line
 from poolbench.machine.nvml import is_gpu
-from poolbench.report.frame import Loaded, is_right, load, middle_of, paired, replica_medians
+from poolbench.report.frame import RunFrame, is_right, load, middle_of, paired, process_medians
 from poolbench.report.recommend import choices, headline
 from poolbench.report.tables import as_markdown, headline_table
 from poolbench.stats import estimate
@@ -28,7 +28,7 @@ BORDER = ("12x112x112x64", "13x112x112x64")
 
 
 @functools.cache
-def gpu_runs(root: Path) -> tuple[Loaded, ...]:
+def gpu_runs(root: Path) -> tuple[RunFrame, ...]:
     """The committed runs whose machine had a GPU; several blocks are made of them."""
     runs = [
         load(journal.parent)
@@ -39,7 +39,7 @@ def gpu_runs(root: Path) -> tuple[Loaded, ...]:
     )
 
 
-def gpu_block(_: Loaded, root: Path) -> str:
+def gpu_block(_: RunFrame, root: Path) -> str:
     """The headline of each GPU: who to use there, and how far the layer to take away leads."""
     parts = []
     for loaded in gpu_runs(root):
@@ -47,14 +47,14 @@ def gpu_block(_: Loaded, root: Path) -> str:
         table = table[table["device"].map(is_gpu)]
         columns = [
             "op", "mode", "direction", "use", "time a call", "speed over the baseline",
-            "of the memory's ceiling", "not shown slower",
+            "of the memory's bandwidth limit", "not shown slower",
         ]  # fmt: skip
         small = table[columns].map(lambda cell: one_line(str(cell), 80))
         parts.append(f"{_where(loaded)}\n\n{as_markdown(small).strip()}\n\n{_lead(loaded)}")
     return "\n\n".join(parts) or "No GPU has been measured yet."
 
 
-def _where(loaded: Loaded) -> str:
+def _where(loaded: RunFrame) -> str:
     environment = loaded.run.header.environment
     names = sorted({name for device, name in environment.devices.items() if is_gpu(device)})
     versions = environment.versions
@@ -64,7 +64,7 @@ def _where(loaded: Loaded) -> str:
     )
 
 
-def _lead(loaded: Loaded) -> str:
+def _lead(loaded: RunFrame) -> str:
     """The layer over the fastest other right layer, in words, by mode and direction."""
     races: dict[Case, dict[str, Measurement]] = {}
     for m in loaded.run.measurements:
@@ -98,16 +98,16 @@ def _lead(loaded: Loaded) -> str:
         if PINNED in race and is_right(race[PINNED]) and case.mode == "graph"
     ]
     beside = "".join(
-        f" Pinned to the CPU it takes {format_seconds(float(middle_of(replica_medians(m.samples))))}."
+        f" Pinned to the CPU it takes {format_seconds(float(middle_of(process_medians(m.samples))))}."
         for m in pinned[:1]
     )
     return (
         "`DepthMaxPool2D` over the fastest other right layer there, by the device's clock, geometric means: "
-        f"{'; '.join(words)}. The Lambda is no rival outside XLA: it does not run on a GPU there.{beside}"
+        f"{'; '.join(words)}. The Lambda is no other candidate outside XLA: it does not run on a GPU there.{beside}"
     )
 
 
-def gpu_ceilings_block(_: Loaded, root: Path) -> str:
+def gpu_bandwidth_limits_block(_: RunFrame, root: Path) -> str:
     """What the probes found of each GPU's memory, warm and cold, small and large."""
     rows = []
     for loaded in gpu_runs(root):
@@ -123,7 +123,7 @@ def gpu_ceilings_block(_: Loaded, root: Path) -> str:
             rows.append(
                 {
                     "device": names[m.case.device],
-                    "probe": m.candidate.removeprefix("ceiling-"),
+                    "probe": m.candidate.removeprefix("bandwidth-"),
                     "bytes moved": f"{nbytes / 1e6:.0f} MB",
                     "cache": m.case.cache,
                     "bandwidth": format_bandwidth(nbytes / (m.device_seconds or float("nan"))),
@@ -134,14 +134,14 @@ def gpu_ceilings_block(_: Loaded, root: Path) -> str:
     return as_markdown(pd.DataFrame(rows)).strip()
 
 
-def gpu_means_block(_: Loaded, root: Path) -> str:
+def gpu_means_block(_: RunFrame, root: Path) -> str:
     """The two predictions of the global mean: the cast in the narrow layer, the kernel that changes."""
     return "\n\n".join(_mean_tables(loaded) for loaded in gpu_runs(root)) or (
         "No GPU has been measured yet."
     )
 
 
-def _mean_tables(loaded: Loaded) -> str:
+def _mean_tables(loaded: RunFrame) -> str:
     times: dict[tuple[str, str, str], dict[str, float]] = {}
     for m in loaded.run.measurements:
         case = m.case

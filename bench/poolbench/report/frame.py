@@ -18,9 +18,10 @@ import pandas as pd
 
 from poolbench.core.candidate import REGISTRY, Registry
 from poolbench.core.case import AXES, Case, case_label, input_nbytes, label_shape
+from poolbench.core.errors import StoreError
 from poolbench.core.records import (
-    Capability,
     Clock,
+    MatrixCell,
     Measurement,
     Samples,
     Status,
@@ -29,34 +30,34 @@ from poolbench.core.records import (
 )
 from poolbench.machine.nvml import is_gpu
 from poolbench.stats import estimate
-from poolbench.store.journal import JOURNAL, Run, StoreError, read_run
+from poolbench.store.journal import JOURNAL, StoredRun, read_run
 
 AXIS_NAMES = tuple(AXES)
 MARGIN = 0.05
 WITHHELD = "WITHHELD"
 EFFICIENCY_FROM_NBYTES = 1 << 20  # below it the call's own cost decides, not the memory
-PROBE_KINDS = {"ceiling-read": "read_nbytes", "ceiling-write": "written_nbytes"}
+PROBE_KINDS = {"bandwidth-read": "read_nbytes", "bandwidth-write": "written_nbytes"}
 CASE_COLUMNS = ("op", *AXIS_NAMES)
 Indices = np.ndarray[Any, np.dtype[np.intp]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Loaded:
+class RunFrame:
     """A run, laid out.
 
     Attributes:
         run: the records.
         table: one row a candidate's measurement; see `COLUMNS` for what each holds.
         samples: by row of `table`, the raw samples.
-        ceilings: by row, the ceiling's time for that row's bytes, block by block; {} below 1 MiB.
-        probes: one row a ceiling probe: case columns, probe, bandwidth in bytes a second.
+        bandwidth limits: by row, the bandwidth limit's time for that row's bytes, block by block; {} below 1 MiB.
+        probes: one row a bandwidth limit probe: case columns, probe, bandwidth in bytes a second.
         margin: the equivalence margin of the verdicts.
     """
 
-    run: Run
+    run: StoredRun
     table: pd.DataFrame
     samples: Sequence[Samples]
-    ceilings: Mapping[int, Samples] = field(default_factory=dict)
+    bandwidth_limits: Mapping[int, Samples] = field(default_factory=dict)
     probes: pd.DataFrame = field(default_factory=pd.DataFrame)
     margin: float = MARGIN
 
@@ -84,39 +85,39 @@ COLUMNS: dict[str, str] = {
     "right": "ok, and its error within the bound: may be ranked",
     "baseline": "candidate that the ratio is taken to",
     "clock": "wall: a call from Python; device: of it the time in which the GPU was at work",
-    "seconds": "median of the replicas' medians, seconds a call by that clock",
-    "seconds_low": "fastest replica's median",
-    "seconds_high": "slowest replica's median",
+    "seconds": "median of the processes' medians, seconds a call by that clock",
+    "seconds_low": "fastest process's median",
+    "seconds_high": "slowest process's median",
     "wall_seconds": "the same by the wall's clock",
     "samples": "number of samples",
-    "replicas": "number of replicas",
+    "processes": "number of processes",
     "first_seconds": "median first call: trace and compile",
     "ratio": "time over the baseline's time",
     "ratio_low": "lower end of its 95% interval",
     "ratio_high": "upper end",
     "verdict": "FASTER, SLOWER, SAME, UNDECIDED, WITHHELD; empty where it is not ranked",
-    "replicas_needed": "more replicas that would decide an UNDECIDED",
+    "processes_needed": "more processes that would decide an UNDECIDED",
     "recipe_ratio": "time over the time of the book's recipe",
     "recipe_low": "lower end of its 95% interval",
     "recipe_high": "upper end",
     "recipe_reason": "why there is no ratio to the recipe",
-    "ceiling_seconds": "what the memory allows: bytes read and written over the bandwidths",
-    "efficiency": "ceiling time over time, from 1 MiB up",
+    "bandwidth_limit_seconds": "what the memory allows: bytes read and written over the bandwidths",
+    "efficiency": "bandwidth limit time over time, from 1 MiB up",
     "efficiency_low": "lower end of its 95% interval",
     "efficiency_high": "upper end",
     "worst": "largest error over its bound; 1 is at the bound",
     "max_relative": "largest relative error of y",
     "tie": "where a tie's gradient goes",
     "peak_nbytes": "peak of the device's memory above the inputs",
-    "settled": "stopped after the first replica at ten times the baseline: no interval",
-    "disagree": "its replicas disagree by more than the rest of the run's do",
+    "stopped_early": "stopped after the first process at ten times the baseline: no interval",
+    "disagree": "its processes disagree by more than the rest of the run's do",
     "flags": "what the race said of it",
     "steal": "share of the processors' time that the hypervisor took during the race",
     "others": "share that other processes used",
     "blocks_marked": "blocks under contention",
     "blocks_redone": "of these, done again",
-    "apart": "share of the race's blocks while the host had the two processors far from each other",
-    "siblings": "share of looks at which another guest of the host was at work on a processor's other hardware thread",
+    "cores_distant": "share of the race's blocks while the host had the two processors far from each other",
+    "smt_sibling_busy": "share of probes at which another guest of the host kept a core's other hardware thread busy",
     "node": "machine",
 }
 
@@ -166,7 +167,7 @@ def find_run(root: Path, given: str | None) -> Path:
     raise StoreError(f"no run under {root.name}/ yet: measure one with `nox -s bench-cpu`")
 
 
-def load(folder: Path, *, margin: float = MARGIN, registry: Registry | None = None) -> Loaded:
+def load(folder: Path, *, margin: float = MARGIN, registry: Registry | None = None) -> RunFrame:
     """The run in a folder, laid out.
 
     Raises:
@@ -175,7 +176,9 @@ def load(folder: Path, *, margin: float = MARGIN, registry: Registry | None = No
     return lay_out(read_run(folder), margin=margin, registry=registry)
 
 
-def lay_out(run: Run, *, margin: float = MARGIN, registry: Registry | None = None) -> Loaded:
+def lay_out(
+    run: StoredRun, *, margin: float = MARGIN, registry: Registry | None = None
+) -> RunFrame:
     """A run's measurements with every statistic in columns."""
     registry = registry or register_builtin()
     lines: list[int] = []
@@ -196,22 +199,22 @@ def lay_out(run: Run, *, margin: float = MARGIN, registry: Registry | None = Non
     table.insert(0, "race", numbers)
     table.insert(0, "line", lines)
     samples = [m.samples for m in found]
-    ceilings = _ceilings(found, numbers, probes, races)
+    bandwidth_limits = _bandwidth_limits(found, numbers, probes, races)
     confidence = _confidence(run.header.options)
-    columns = _statistics(table, found, ceilings, margin, registry, confidence)
+    columns = _statistics(table, found, bandwidth_limits, margin, registry, confidence)
     columns["verdict"] = withheld(columns, noise_floor(run), margin)
     table = pd.concat([table, columns], axis=1)
-    return Loaded(
+    return RunFrame(
         run=run,
         table=table[list(COLUMNS)],
         samples=samples,
-        ceilings=ceilings,
+        bandwidth_limits=bandwidth_limits,
         probes=_probe_table(probes),
         margin=margin,
     )
 
 
-def noise_floor(run: Run) -> float:
+def noise_floor(run: StoredRun) -> float:
     """The size of log ratio that an op against itself reaches on this machine; 0 without a selftest."""
     return max((s.noise_floor for s in run.selftests if s.injected == 0), default=0.0)
 
@@ -235,10 +238,10 @@ def withheld(columns: pd.DataFrame, floor: float, margin: float) -> list[str]:
 
 def _confidence(options: Mapping[str, Any]) -> float:
     """Of the interval that is reported: higher where races looked whether they could stop."""
-    least, most = (options.get(name) for name in ("replicas", "max_replicas"))
+    least, most = (options.get(name) for name in ("processes", "max_processes"))
     if not isinstance(least, int) or not isinstance(most, int):
         return 0.95
-    return estimate.StopRule(min_replicas=least, max_replicas=most).reported_confidence
+    return estimate.StopRule(min_processes=least, max_processes=most).reported_confidence
 
 
 def paired(one: Measurement, other: Measurement) -> tuple[Samples, Samples]:
@@ -263,28 +266,28 @@ def middle_of(values: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.float
     return np.asarray((ordered[..., (count - 1) // 2] + ordered[..., count // 2]) / 2)
 
 
-def replica_medians(samples: Samples) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """One median a replica, seconds a call; shape (replicas,)."""
+def process_medians(samples: Samples) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """One median a process, seconds a call; shape (processes,)."""
     seconds = np.array(samples.seconds, dtype=float)
     if not len(seconds):
         return seconds
-    parts = _replica_parts(samples.replica)
+    parts = _process_parts(samples.process)
     if len({len(part) for part in parts}) == 1:
         return middle_of(seconds[np.array(parts)])
     return np.array([middle_of(seconds[part]) for part in parts])
 
 
 @functools.lru_cache(maxsize=256)
-def _replica_parts(replica: tuple[int, ...]) -> list[Indices]:
-    """Where each replica's blocks stand; the same for all that raced alike, so that it is worth keeping."""
-    numbers = np.array(replica)
+def _process_parts(process: tuple[int, ...]) -> list[Indices]:
+    """Where each process's blocks stand; the same for all that raced alike, so that it is worth keeping."""
+    numbers = np.array(process)
     return [np.flatnonzero(numbers == number) for number in np.unique(numbers)]
 
 
 def _row(m: Measurement) -> tuple[Any, ...]:
     case = m.case
-    medians = replica_medians(m.samples)
-    wall = medians if m.clock == "wall" else replica_medians(m.wall_samples)
+    medians = process_medians(m.samples)
+    wall = medians if m.clock == "wall" else process_medians(m.wall_samples)
     accuracy, contention = m.accuracy, m.contention
     return (
         case.op,
@@ -312,21 +315,25 @@ def _row(m: Measurement) -> tuple[Any, ...]:
         accuracy.max_relative if accuracy else math.nan,
         (accuracy.tie or "") if accuracy else "",
         m.peak_nbytes if m.peak_nbytes is not None else math.nan,
-        m.settled,
+        m.stopped_early,
         " ".join(m.flags),
         contention.steal if contention and contention.steal is not None else math.nan,
         contention.others if contention and contention.others is not None else math.nan,
         contention.blocks_marked if contention else 0,
         contention.blocks_redone if contention else 0,
-        contention.apart if contention and contention.apart is not None else math.nan,
-        contention.siblings if contention and contention.siblings is not None else math.nan,
+        contention.cores_distant
+        if contention and contention.cores_distant is not None
+        else math.nan,
+        contention.smt_sibling_busy
+        if contention and contention.smt_sibling_busy is not None
+        else math.nan,
         m.node,
     )
 
 
 _DERIVED = (
-    "line race ratio ratio_low ratio_high verdict replicas_needed recipe_ratio recipe_low recipe_high "
-    "recipe_reason ceiling_seconds efficiency efficiency_low efficiency_high disagree"
+    "line race ratio ratio_low ratio_high verdict processes_needed recipe_ratio recipe_low recipe_high "
+    "recipe_reason bandwidth_limit_seconds efficiency efficiency_low efficiency_high disagree"
 ).split()  # fmt: skip
 
 
@@ -334,13 +341,13 @@ def _row_columns() -> list[str]:
     return [name for name in COLUMNS if name not in _DERIVED]
 
 
-def _ceilings(
+def _bandwidth_limits(
     found: Sequence[Measurement],
     numbers: Sequence[int],
     probes: Iterable[Measurement],
     races: Mapping[tuple[Case, str], int],
 ) -> dict[int, Samples]:
-    """By row, the ceiling's time for its bytes in each (replica, allocation, round).
+    """By row, the bandwidth limit's time for its bytes in each (process, allocation, round).
 
     Rows of one race that move the same bytes share one Samples object.
     """
@@ -350,7 +357,7 @@ def _ceilings(
         if race is not None and probe.status == "ok" and len(probe.samples):
             by_race.setdefault(race, {})[probe.candidate] = probe
     cache: dict[tuple[int, str, int, int], Samples | None] = {}
-    ceilings: dict[int, Samples] = {}
+    bandwidth_limits: dict[int, Samples] = {}
     for row, (m, race) in enumerate(zip(found, numbers, strict=True)):
         if m.read_nbytes + m.written_nbytes < EFFICIENCY_FROM_NBYTES or race not in by_race:
             continue
@@ -358,16 +365,16 @@ def _ceilings(
             continue  # a probe that is launched for longer than it runs tells nothing of the memory
         key = (race, m.clock, m.read_nbytes, m.written_nbytes)
         if key not in cache:
-            cache[key] = ceiling_samples(
+            cache[key] = bandwidth_limit_samples(
                 by_race[race], m.read_nbytes, m.written_nbytes, clock=m.clock
             )
-        ceiling = cache[key]
-        if ceiling is not None:
-            ceilings[row] = ceiling
-    return ceilings
+        bandwidth_limit = cache[key]
+        if bandwidth_limit is not None:
+            bandwidth_limits[row] = bandwidth_limit
+    return bandwidth_limits
 
 
-def ceiling_samples(
+def bandwidth_limit_samples(
     probes: Mapping[str, Measurement],
     read_nbytes: int,
     written_nbytes: int,
@@ -386,13 +393,13 @@ def ceiling_samples(
         clock: by which the probes are read.
 
     Returns:
-        Seconds a call for each (replica, allocation, round) that both probes have; None without them.
+        Seconds a call for each (process, allocation, round) that both probes have; None without them.
     """
-    read, write = probes.get("ceiling-read"), probes.get("ceiling-write")
+    read, write = probes.get("bandwidth-read"), probes.get("bandwidth-write")
     if read is None or write is None or not read.read_nbytes or not write.written_nbytes:
         return None
     source, written = samples_by(read, clock), samples_by(write, clock)
-    copy = probes.get("ceiling-copy")
+    copy = probes.get("bandwidth-copy")
     left, right = _common_places(_columns_of(source), _columns_of(written))
     if not len(left):
         return None
@@ -408,7 +415,7 @@ def ceiling_samples(
     if len(left) == len(source):
         return msgspec.structs.replace(source, seconds=tuple(seconds.tolist()))
     return Samples(
-        replica=tuple(source.replica[i] for i in left),
+        process=tuple(source.process[i] for i in left),
         allocation=tuple(source.allocation[i] for i in left),
         round=tuple(source.round[i] for i in left),
         calls=tuple(source.calls[i] for i in left),
@@ -421,7 +428,7 @@ Columns = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 
 
 def _columns_of(samples: Samples) -> Columns:
-    return samples.replica, samples.allocation, samples.round
+    return samples.process, samples.allocation, samples.round
 
 
 def _common_places(one: Columns, other: Columns) -> tuple[Sequence[int], Sequence[int]]:
@@ -439,14 +446,14 @@ def _common_places(one: Columns, other: Columns) -> tuple[Sequence[int], Sequenc
 def _statistics(
     table: pd.DataFrame,
     found: Sequence[Measurement],
-    ceilings: Mapping[int, Samples],
+    bandwidth_limits: Mapping[int, Samples],
     margin: float,
     registry: Registry,
     confidence: float,
 ) -> pd.DataFrame:
     """Ratios, verdicts and efficiencies, one row a row of `table`, each made of `found` there."""
     right = table["right"].tolist()
-    settled = table["settled"].tolist()
+    stopped_early = table["stopped_early"].tolist()
     baselines = _partners(table, table["baseline"].tolist())
     recipes_of = {name: op.recipe for name, op in registry.ops.items()}
     recipe_names = [recipes_of.get(op, "") for op in table["op"]]
@@ -462,31 +469,39 @@ def _statistics(
             pairs["baseline", row] = paired(found[row], found[baseline])
         if recipe is not None and recipe != baseline and pair(row, recipe):
             pairs["recipe", row] = paired(found[row], found[recipe])
-        if row in ceilings and right[row]:
-            pairs["ceiling", row] = (ceilings[row], found[row].samples)
+        if row in bandwidth_limits and right[row]:
+            pairs["bandwidth_limit", row] = (bandwidth_limits[row], found[row].samples)
     estimates = dict(
         zip(pairs, estimate.estimate_all(pairs.values(), confidence=confidence), strict=True)
     )
     to_baseline, to_recipe, efficiency = (
         {row: estimate for (kind, row), estimate in estimates.items() if kind == wanted}
-        for wanted in ("baseline", "recipe", "ceiling")
+        for wanted in ("baseline", "recipe", "bandwidth_limit")
     )
     to_recipe |= {
         row: estimate for row, estimate in to_baseline.items() if recipes[row] == baselines[row]
     }
-    judged = {row: estimate for row, estimate in to_baseline.items() if not settled[row]}
+    judged = {row: estimate for row, estimate in to_baseline.items() if not stopped_early[row]}
     verdicts = estimate.compare_run(judged, margin, 1 - confidence) if judged else {}
     disagree = set(estimate.flag_disagreeing(judged)) if judged else set()
     columns: dict[str, list[Any]] = {name: [] for name in _DERIVED if name not in ("line", "race")}
     statuses, reasons = table["status"].tolist(), table["reason"].tolist()
     for row in rows:
         own = row == baselines[row] and right[row]
-        _put(columns, "ratio", "ratio_low", "ratio_high", to_baseline.get(row), settled[row], own)
+        _put(
+            columns,
+            "ratio",
+            "ratio_low",
+            "ratio_high",
+            to_baseline.get(row),
+            stopped_early[row],
+            own,
+        )
         verdict = verdicts.get(row)
         columns["verdict"].append(str(verdict.verdict) if verdict else "")
-        columns["replicas_needed"].append(
-            verdict.replicas_needed
-            if verdict and verdict.replicas_needed is not None and verdict.verdict == "UNDECIDED"
+        columns["processes_needed"].append(
+            verdict.processes_needed
+            if verdict and verdict.processes_needed is not None and verdict.verdict == "UNDECIDED"
             else math.nan
         )
         partner = recipes[row]
@@ -497,24 +512,28 @@ def _statistics(
             "recipe_low",
             "recipe_high",
             to_recipe.get(row),
-            settled[row],
+            stopped_early[row],
             same,
         )
         columns["recipe_reason"].append(
             _recipe_reason(recipe_names[row], partner, right, statuses, reasons)
         )
-        ceiling = ceilings.get(row)
-        columns["ceiling_seconds"].append(_ceiling_seconds(ceiling))
+        bandwidth_limit = bandwidth_limits.get(row)
+        columns["bandwidth_limit_seconds"].append(_bandwidth_limit_seconds(bandwidth_limit))
         _put(
             columns, "efficiency", "efficiency_low", "efficiency_high",
-            efficiency.get(row), settled[row], False,
+            efficiency.get(row), stopped_early[row], False,
         )  # fmt: skip
         columns["disagree"].append(row in disagree)
     return pd.DataFrame(columns)
 
 
-def _ceiling_seconds(ceiling: Samples | None) -> float:
-    return float(middle_of(replica_medians(ceiling))) if ceiling is not None else math.nan
+def _bandwidth_limit_seconds(bandwidth_limit: Samples | None) -> float:
+    return (
+        float(middle_of(process_medians(bandwidth_limit)))
+        if bandwidth_limit is not None
+        else math.nan
+    )
 
 
 def _put(
@@ -523,15 +542,15 @@ def _put(
     low: str,
     high: str,
     estimate: Any,
-    settled: bool,
+    stopped_early: bool,
     one: bool,
 ) -> None:
-    """An estimate's three figures; no interval where the race settled it; 1 against itself."""
+    """An estimate's three figures; no interval where the race stopped early it; 1 against itself."""
     if one:
         values = (1.0, math.nan, math.nan)
     elif estimate is None:
         values = (math.nan, math.nan, math.nan)
-    elif settled:
+    elif stopped_early:
         values = (estimate.ratio, math.nan, math.nan)
     else:
         values = (estimate.ratio, estimate.ratio_low, estimate.ratio_high)
@@ -562,10 +581,10 @@ def _recipe_reason(
 
 
 def _probe_table(probes: Iterable[Measurement]) -> pd.DataFrame:
-    """One row a probe: its case, and bytes a second, the median of the replicas' medians."""
+    """One row a probe: its case, and bytes a second, the median of the processes' medians."""
     rows = []
     for probe in probes:
-        medians = replica_medians(probe.samples)
+        medians = process_medians(probe.samples)
         if probe.status != "ok" or not len(medians):
             continue
         moved = probe.read_nbytes + probe.written_nbytes
@@ -587,7 +606,7 @@ def _probe_table(probes: Iterable[Measurement]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=names)
 
 
-def red_cells(capabilities: Iterable[Capability]) -> dict[tuple[str, str], int]:
+def red_cells(capabilities: Iterable[MatrixCell]) -> dict[tuple[str, str], int]:
     """(op, candidate) to the number of cells of the support matrix that are not 'pass'."""
     counts: dict[tuple[str, str], int] = {}
     for cell in capabilities:

@@ -25,7 +25,7 @@ import pandas as pd
 from markupsafe import Markup, escape
 
 from poolbench.core.case import AXES
-from poolbench.core.records import Capability, Samples
+from poolbench.core.records import MatrixCell, Samples
 from poolbench.core.text import (
     format_nbytes,
     format_seconds,
@@ -35,7 +35,7 @@ from poolbench.core.text import (
     significant,
 )
 from poolbench.report import tables
-from poolbench.report.frame import Loaded
+from poolbench.report.frame import RunFrame
 from poolbench.report.recommend import (
     CHOSEN_BY,
     Choice,
@@ -56,14 +56,14 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Written:
+class RenderedReport:
     """What was written: the page, and the headline for the terminal."""
 
     page: Path
     headline: str
 
 
-def render(loaded: Loaded, out: Path) -> Written:
+def render(loaded: RunFrame, out: Path) -> RenderedReport:
     """Write the page, figures, tables and samples of a run under `out`.
 
     Returns:
@@ -82,7 +82,7 @@ def render(loaded: Loaded, out: Path) -> Written:
         "networks": tables.network_table(run.networks),
         "selftest": tables.selftest_table(run.selftests),
         "environment": tables.environment_table(run.header.environment),
-        "ceilings": tables.ceiling_table(loaded.probes),
+        "bandwidth_limits": tables.bandwidth_limit_table(loaded.probes),
         "devices": tables.device_table(loaded),
     }
     _write_tables(out / "tables", written)
@@ -97,12 +97,12 @@ def render(loaded: Loaded, out: Path) -> Written:
         "headline": _for_page(summary),
         "figures": figures,
         "supports": _supports(run.capabilities),
-        "accounts": _accounts(loaded),
+        "trace_summaries": _accounts(loaded),
         "network_table": written["networks"],
         "selftest_table": written["selftest"],
         "selftest_sentence": selftest_sentence(loaded),
         "contention_table": tables.contention_table(loaded),
-        "ceiling_table": written["ceilings"],
+        "bandwidth_limit_table": written["bandwidth_limits"],
         "device_table": written["devices"],
         "shares_table": tables.shares_table(loaded),
         "environment_tables": [("local", written["environment"])]
@@ -115,7 +115,7 @@ def render(loaded: Loaded, out: Path) -> Written:
     }
     page = out / "index.html"
     page.write_text(fill_template("page.html", context), encoding="utf-8")
-    return Written(page=page, headline=headline_text(loaded, picked))
+    return RenderedReport(page=page, headline=headline_text(loaded, picked))
 
 
 def beside(work: Callable[[], Result], rows: int) -> Callable[[], Result]:
@@ -198,7 +198,7 @@ def _for_page(summary: pd.DataFrame) -> pd.DataFrame:
     return shown.map(lambda cell: one_line(str(cell), 90))
 
 
-def leading_sentences(loaded: Loaded, picked: Sequence[Choice]) -> list[tuple[str, str]]:
+def leading_sentences(loaded: RunFrame, picked: Sequence[Choice]) -> list[tuple[str, str]]:
     """(op, sentence) of the quickest mode for each op, device and direction; the table has them all."""
     quickest: dict[tuple[str, str, str], Choice] = {}
     seconds = loaded.table["seconds"].tolist()
@@ -211,7 +211,7 @@ def leading_sentences(loaded: Loaded, picked: Sequence[Choice]) -> list[tuple[st
     return [(key[0], sentence(loaded, choice)) for key, choice in quickest.items()]
 
 
-def headline_text(loaded: Loaded, picked: Sequence[Choice]) -> str:
+def headline_text(loaded: RunFrame, picked: Sequence[Choice]) -> str:
     """One sentence a line of the headline, for the terminal."""
     lines = [f"{loaded.row(choice.row)['op']}: {sentence(loaded, choice)}" for choice in picked]
     opening = tables.network_sentence(loaded.run.networks)
@@ -220,7 +220,7 @@ def headline_text(loaded: Loaded, picked: Sequence[Choice]) -> str:
     return "\n".join(one_line(line, 2000) for line in ([opening] if opening else []) + lines)
 
 
-def page_data(loaded: Loaded, found: Sequence[Choice]) -> dict[str, Any]:
+def page_data(loaded: RunFrame, found: Sequence[Choice]) -> dict[str, Any]:
     """What the page's script reads: the choices and the rows of the table."""
     answers = []
     used: set[tuple[str, str]] = set()
@@ -263,7 +263,7 @@ PAGE_COLUMNS = (  # heading, kind
     ("95% interval", "text"),
     ("verdict", "text"),
     ("speed over recipe", "times"),
-    ("of the ceiling", "share"),
+    ("of the bandwidth limit", "share"),
     ("error / bound", "number"),
     ("samples", "samples"),
 )
@@ -287,9 +287,9 @@ def _rows(table: pd.DataFrame) -> dict[str, Any]:
         for low, high in zip(table["ratio_low"], table["ratio_high"], strict=True)
     ]
     verdicts = [
-        f"UNDECIDED, {int(n)} more replicas" if v == "UNDECIDED" and math.isfinite(n)
-        else ("settled" if settled and not v else v)
-        for v, n, settled in zip(table["verdict"], table["replicas_needed"], table["settled"], strict=True)
+        f"UNDECIDED, {int(n)} more processes" if v == "UNDECIDED" and math.isfinite(n)
+        else ("stopped_early" if stopped_early and not v else v)
+        for v, n, stopped_early in zip(table["verdict"], table["processes_needed"], table["stopped_early"], strict=True)
     ]  # fmt: skip
     rows = [
         [
@@ -315,7 +315,7 @@ def _invert(ratio: float) -> float | None:
 
 
 def _write_samples(samples: Sequence[Samples], folder: Path) -> None:
-    """Raw samples in files that the page loads when a row is opened: [float32 seconds, replicas' lengths]."""
+    """Raw samples in files that the page loads when a row is opened: [float32 seconds, processes' lengths]."""
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("*.js"):
         old.unlink()
@@ -323,7 +323,7 @@ def _write_samples(samples: Sequence[Samples], folder: Path) -> None:
         rows = []
         for one in samples[start : start + CHUNK]:
             seconds = np.asarray(one.seconds, dtype="<f4")
-            cuts = np.flatnonzero(np.diff(np.asarray(one.replica))) + 1
+            cuts = np.flatnonzero(np.diff(np.asarray(one.process))) + 1
             lengths = np.diff([0, *cuts, len(seconds)]).tolist()
             rows.append([base64.b64encode(seconds.tobytes()).decode(), lengths])
         number = start // CHUNK
@@ -331,7 +331,7 @@ def _write_samples(samples: Sequence[Samples], folder: Path) -> None:
         (folder / f"{number}.js").write_text(text, encoding="ascii")
 
 
-def write_figures(loaded: Loaded, folder: Path) -> list[dict[str, Any]]:
+def write_figures(loaded: RunFrame, folder: Path) -> list[dict[str, Any]]:
     """Every figure that the run has the data for, as SVG and PNG; what the page needs of each."""
     from poolbench.report import figures
 
@@ -375,8 +375,8 @@ def write_figures(loaded: Loaded, folder: Path) -> list[dict[str, Any]]:
     return groups
 
 
-def _direction_note(loaded: Loaded, op: str) -> str:
-    """Says so where an op was raced in one direction: for want of an oracle for its gradient, or by choice."""
+def _direction_note(loaded: RunFrame, op: str) -> str:
+    """Says so where an op was raced in one direction: for want of an reference for its gradient, or by choice."""
     directions = set(loaded.table.loc[loaded.table["op"] == op, "direction"])
     return (
         "Raced forward only: no training case of this op is in the run."
@@ -385,7 +385,7 @@ def _direction_note(loaded: Loaded, op: str) -> str:
     )
 
 
-def _clock_note(loaded: Loaded, op: str, device: str) -> str:
+def _clock_note(loaded: RunFrame, op: str, device: str) -> str:
     """Which clock the times on a GPU are by; '' on a CPU."""
     table = loaded.table
     rows = table[(table["op"] == op) & (table["device"] == device) & table["right"]]
@@ -434,7 +434,7 @@ def _write_tables(folder: Path, frames: Mapping[str, pd.DataFrame]) -> None:
         (folder / f"{name}.md").write_text(tables.as_markdown(shown), encoding="utf-8")
 
 
-def _supports(capabilities: Sequence[Capability]) -> list[dict[str, Any]]:
+def _supports(capabilities: Sequence[MatrixCell]) -> list[dict[str, Any]]:
     """One matrix an op and device: probes, and rows of cells with their evidence."""
     found = []
     for op, device in dict.fromkeys((c.op, c.device) for c in capabilities):
@@ -447,13 +447,13 @@ def _supports(capabilities: Sequence[Capability]) -> list[dict[str, Any]]:
     return found
 
 
-def _accounts(loaded: Loaded) -> list[dict[str, Any]]:
+def _accounts(loaded: RunFrame) -> list[dict[str, Any]]:
     """Traced steps as text: where the time and memory went."""
     from poolbench.core.case import case_label
 
     found = []
-    for account in loaded.run.accounts:
-        parts = sorted(account.parts, key=lambda part: -_number(part.get("seconds", 0)))
+    for trace_summary in loaded.run.trace_summaries:
+        parts = sorted(trace_summary.parts, key=lambda part: -_number(part.get("seconds", 0)))
         rows = [
             (
                 str(part.get("kind", "")),
@@ -461,29 +461,31 @@ def _accounts(loaded: Loaded) -> list[dict[str, Any]]:
                 format_seconds(_number(part.get("seconds", math.nan))),
                 significant(_number(part.get("count", 0))),
                 format_nbytes(_number(part.get("nbytes", math.nan))),
-                format_share(_number(part.get("seconds", 0)) / account.step_seconds)
-                if account.step_seconds
+                format_share(_number(part.get("seconds", 0)) / trace_summary.step_seconds)
+                if trace_summary.step_seconds
                 else "",
             )
             for part in parts[:TOP_PARTS]
         ]
         facts = {
-            "a traced step": format_seconds(account.step_seconds) if account.steps else "",
-            "peak memory": _nbytes(account.peak_nbytes),
-            "allocated": _nbytes(account.allocated_nbytes),
-            "freed": _nbytes(account.freed_nbytes),
-            "the compiler's peak": _nbytes(account.compiler_nbytes),
-            "threads busy": significant(account.threads_busy)
-            if account.threads_busy is not None
+            "a traced step": format_seconds(trace_summary.step_seconds)
+            if trace_summary.steps
+            else "",
+            "peak memory": _nbytes(trace_summary.peak_nbytes),
+            "allocated": _nbytes(trace_summary.allocated_nbytes),
+            "freed": _nbytes(trace_summary.freed_nbytes),
+            "the compiler's peak": _nbytes(trace_summary.compiler_nbytes),
+            "threads busy": significant(trace_summary.threads_busy)
+            if trace_summary.threads_busy is not None
             else "",
         }
         found.append(
             {
-                "op": account.case.op,
-                "title": f"{account.case.op}: {account.candidate}, {case_label(account.case)}",
-                "status": account.status,
-                "reason": account.reason,
-                "trace": account.trace,
+                "op": trace_summary.case.op,
+                "title": f"{trace_summary.case.op}: {trace_summary.candidate}, {case_label(trace_summary.case)}",
+                "status": trace_summary.status,
+                "reason": trace_summary.reason,
+                "trace": trace_summary.trace,
                 "facts": {name: value for name, value in facts.items() if value},
                 "rows": rows,
                 "hidden": max(0, len(parts) - TOP_PARTS),
@@ -500,13 +502,13 @@ def _nbytes(value: int | None) -> str:
     return format_nbytes(float(value)) if value is not None else ""
 
 
-def _nodes(loaded: Loaded) -> list[Any]:
+def _nodes(loaded: RunFrame) -> list[Any]:
     from poolbench.core.records import Node
 
     return loaded.run.of(Node)
 
 
-def selftest_sentence(loaded: Loaded) -> str:
+def selftest_sentence(loaded: RunFrame) -> str:
     """What the audit says, and which verdicts it withholds."""
     same = [s for s in loaded.run.selftests if s.injected == 0]
     if not same:
@@ -521,7 +523,7 @@ def selftest_sentence(loaded: Loaded) -> str:
     )
 
 
-def _disagreeing(loaded: Loaded) -> list[str]:
+def _disagreeing(loaded: RunFrame) -> list[str]:
     rows = loaded.table[loaded.table["disagree"]]
     names = [f"{r.candidate} ({r.op}-{r.label})" for r in rows.head(20).itertuples(index=False)]
     rest = len(rows) - len(names)

@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 
 from poolbench.core.text import format_seconds
-from poolbench.report.frame import Loaded
+from poolbench.report.frame import RunFrame
 from poolbench.report.tables import as_markdown
 
 VERSUS = Path("results") / "reference-versus" / "versus.json"
@@ -56,12 +56,12 @@ def machine_text(machine: Mapping[str, Any]) -> str:
 
 def _told_from(
     stored: Path, otherwise: str
-) -> Callable[[Callable[[Found], str]], Callable[[Loaded, Path], str]]:
+) -> Callable[[Callable[[Found], str]], Callable[[RunFrame, Path], str]]:
     """A block that tells of a stored result; `otherwise` where there is none."""
 
-    def decorate(tell: Callable[[Found], str]) -> Callable[[Loaded, Path], str]:
+    def decorate(tell: Callable[[Found], str]) -> Callable[[RunFrame, Path], str]:
         @functools.wraps(tell)
-        def block(_: Loaded, root: Path) -> str:
+        def block(_: RunFrame, root: Path) -> str:
             path = root / stored
             return tell(json.loads(path.read_bytes())) if path.exists() else otherwise
 

@@ -17,18 +17,23 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from poolbench.core.case import Case, case_label, input_nbytes, make_case
-from poolbench.core.records import Capability, Measurement
+from poolbench.core.records import MatrixCell, Measurement
 from poolbench.core.text import format_nbytes, format_seconds, one_line, significant
-from poolbench.engine.race import CEILING_FROM_NBYTES, Plan
-from poolbench.report.devices import gpu_block, gpu_ceilings_block, gpu_means_block, gpu_runs
-from poolbench.report.frame import Loaded, is_right, load, register_builtin
+from poolbench.engine.race import BANDWIDTH_LIMIT_FROM_NBYTES, Plan
+from poolbench.report.devices import (
+    gpu_bandwidth_limits_block,
+    gpu_block,
+    gpu_means_block,
+    gpu_runs,
+)
+from poolbench.report.frame import RunFrame, is_right, load, register_builtin
 from poolbench.report.page import selftest_sentence
 from poolbench.report.proofs import acceptance_block, machine_text, scale_block, versus_block
 from poolbench.report.recommend import choices, headline
 from poolbench.report.tables import as_markdown, headline_table, network_sentence, selftest_table
 from poolbench.stats import estimate
 from poolbench.stats.planning import START_SECONDS, predict_seconds
-from poolbench.store.journal import MAX_NBYTES, Run, encode_line
+from poolbench.store.journal import MAX_NBYTES, StoredRun, encode_line
 
 if TYPE_CHECKING:
     from poolbench.report.figures import Plot
@@ -47,7 +52,7 @@ _BLOCK = re.compile(r"(<!-- generated:([a-z-]+) -->\n)(.*?)(<!-- end:\2 -->)", r
 ASKED: tuple[tuple[str, str, str], ...] = (
     ("sweep, store, report: one command", "nox -s bench-cpu", "tests/test_readme.py"),
     ("sizes, depth divisors, padding, devices", "nox -s bench-cpu -- --axis pool_size=2,3", "tests/test_case.py"),
-    ("every candidate right before it is timed", "pytest suites --benchmark-disable", "tests/test_oracle.py"),
+    ("every candidate right before it is timed", "pytest suites --benchmark-disable", "tests/test_check.py"),
     ("mutants of candidates are caught", "nox -s tests -- tests/test_mutants.py", "tests/test_mutants.py"),
     ("timings in results/, in our format and pytest-benchmark's", "nox -s bench-quick", "tests/test_store.py"),
     ("comparison plots and tables", "python report.py", "tests/test_readme.py"),
@@ -101,13 +106,13 @@ def _filled(path: Path, blocks: Mapping[str, str]) -> str:
     )
 
 
-def headline_block(loaded: Loaded, root: Path) -> str:
+def headline_block(loaded: RunFrame, root: Path) -> str:
     """The headline table, and what it was measured on."""
     del root
     table = headline_table(loaded, headline(loaded, choices(loaded)))
     columns = [
         "op", "mode", "direction", "use", "time a call", "speed over the baseline",
-        "speed over the recipe", "of the memory's ceiling",
+        "speed over the recipe", "of the memory's bandwidth limit",
     ]  # fmt: skip
     environment = loaded.run.header.environment
     machine, versions = environment.machine, environment.versions
@@ -120,7 +125,7 @@ def headline_block(loaded: Loaded, root: Path) -> str:
     return f"{as_markdown(small).strip()}\n\nOn {where}; each at its op's base case (`python report.py reference`)."
 
 
-def figure_block(loaded: Loaded, root: Path) -> str:
+def figure_block(loaded: RunFrame, root: Path) -> str:
     """The picture's link."""
     del root
     plot = _picture(loaded)
@@ -128,15 +133,15 @@ def figure_block(loaded: Loaded, root: Path) -> str:
     return f"![{title}]({PICTURE.as_posix()})"
 
 
-def _picture(loaded: Loaded) -> Plot | None:
-    """The README's figure: time by spelling, mode and direction."""
+def _picture(loaded: RunFrame) -> Plot | None:
+    """The README's figure: time by implementation, mode and direction."""
     from poolbench.report import figures
 
     with figures.styled():
         return figures.plot_mode_direction(loaded, OP, "cpu:0")
 
 
-def draw_picture(loaded: Loaded, path: Path) -> None:
+def draw_picture(loaded: RunFrame, path: Path) -> None:
     """Write the README's figure."""
     from poolbench.report import figures
 
@@ -149,7 +154,7 @@ def draw_picture(loaded: Loaded, path: Path) -> None:
         plot.figure.savefig(path, dpi=110, bbox_inches="tight")
 
 
-def selftest_block(loaded: Loaded, root: Path) -> str:
+def selftest_block(loaded: RunFrame, root: Path) -> str:
     """What the harness found of itself on the machine of the reference run."""
     del root
     if not loaded.run.selftests:
@@ -158,13 +163,13 @@ def selftest_block(loaded: Loaded, root: Path) -> str:
     return f"On the reference machine (`nox -s selftest`): {selftest_sentence(loaded)}\n\n{table}"
 
 
-def network_block(loaded: Loaded, root: Path) -> str:
+def network_block(loaded: RunFrame, root: Path) -> str:
     """Pooling's share of a step in whole networks."""
     del root
     return network_sentence(loaded.run.networks) or "The reference run holds no networks."
 
 
-def layers_block(loaded: Loaded, root: Path) -> str:
+def layers_block(loaded: RunFrame, root: Path) -> str:
     """The layer to take away over the recipe and over the fastest other right layer, by mode."""
     del root
     rows = [row for mode in ("eager", "graph", "xla") for row in _layer_rows(loaded, mode)]
@@ -176,12 +181,12 @@ def layers_block(loaded: Loaded, root: Path) -> str:
     return (
         "`DepthMaxPool2D` in the reference run, geometric means of speed over the cells of the default sweep, "
         "with 95% intervals; worst is the slowest cell. The limit is the speed over the Lambda of a layer that takes "
-        "what the memory allows (the ceiling of the same rounds) and what a call costs, which the Lambda on "
+        "what the memory allows (the bandwidth limit of the same rounds) and what a call costs, which the Lambda on "
         f"the smallest arrays shows ({', '.join(calls)}): no layer can be much faster.\n\n{text}"
     )
 
 
-def _races(loaded: Loaded, op: str, mode: str) -> dict[Case, dict[str, Measurement]]:
+def _races(loaded: RunFrame, op: str, mode: str) -> dict[Case, dict[str, Measurement]]:
     """The candidates of each race of an op in a mode, by name."""
     races: dict[Case, dict[str, Measurement]] = {}
     for m in loaded.run.measurements:
@@ -190,8 +195,8 @@ def _races(loaded: Loaded, op: str, mode: str) -> dict[Case, dict[str, Measureme
     return races
 
 
-def means_block(loaded: Loaded, root: Path) -> str:
-    """Each spelling of the global mean over Keras's layer, by mode and direction; the misses beside it."""
+def means_block(loaded: RunFrame, root: Path) -> str:
+    """Each implementation of the global mean over Keras's layer, by mode and direction; the misses beside it."""
     del root
     rows = []
     for mode, direction in itertools.product(("eager", "graph", "xla"), ("forward", "training")):
@@ -208,35 +213,42 @@ def means_block(loaded: Loaded, root: Path) -> str:
             if not rivals:
                 continue
             counts = {"cells": str(len(rivals)), "right": str(len(right))}
-            about = {"mode": mode, "direction": direction, "spelling": name}
+            about = {"mode": mode, "direction": direction, "candidate": name}
             rows.append({**about, **counts, **_speeds(right)})
     text = as_markdown(pd.DataFrame(rows)).strip()
     return (
-        "Speed over `GlobalAvgPool2D` in the reference run, geometric means over the cells where the spelling is "
+        "Speed over `GlobalAvgPool2D` in the reference run, geometric means over the cells where the implementation is "
         f"right, with 95% intervals:\n\n{text}"
     )
 
 
-def account_block(loaded: Loaded, root: Path) -> str:
-    """What the traces of the reference run say of each spelling's step, in graph mode, forward."""
+def account_block(loaded: RunFrame, root: Path) -> str:
+    """What the traces of the reference run say of each implementation's step, in graph mode, forward."""
     del root
     rows = []
-    for account in loaded.run.accounts:
-        case = account.case
-        if (case.op, case.mode, case.direction, account.status) != (OP, "graph", "forward", "ok"):
+    for trace_summary in loaded.run.trace_summaries:
+        case = trace_summary.case
+        if (case.op, case.mode, case.direction, trace_summary.status) != (
+            OP,
+            "graph",
+            "forward",
+            "ok",
+        ):
             continue
-        parts = [part for part in account.parts if part["kind"] in ("tf_op", "hlo")]
+        parts = [part for part in trace_summary.parts if part["kind"] in ("tf_op", "hlo")]
         # Of an operation and the compiled code within it the inner one says more.
         largest = max(parts, key=lambda part: (float(part["seconds"]), part["kind"] == "hlo"))
         rows.append(
             {
-                "spelling": account.candidate,
-                "a step": format_seconds(account.step_seconds),
+                "candidate": trace_summary.candidate,
+                "a step": format_seconds(trace_summary.step_seconds),
                 "largest operation": str(largest["name"]),
-                "of the step": f"{float(largest['seconds']) / account.step_seconds:.0%}",
-                "threads busy": f"{account.threads_busy:.1f}" if account.threads_busy else "",
-                "peak memory": f"{account.peak_nbytes / 2**20:.1f} MiB"
-                if account.peak_nbytes
+                "of the step": f"{float(largest['seconds']) / trace_summary.step_seconds:.0%}",
+                "threads busy": f"{trace_summary.threads_busy:.1f}"
+                if trace_summary.threads_busy
+                else "",
+                "peak memory": f"{trace_summary.peak_nbytes / 2**20:.1f} MiB"
+                if trace_summary.peak_nbytes
                 else "",
             }
         )
@@ -245,13 +257,13 @@ def account_block(loaded: Loaded, root: Path) -> str:
     return as_markdown(pd.DataFrame(rows)).strip()
 
 
-def reckoned_block(loaded: Loaded, root: Path) -> str:
+def reckoned_block(loaded: RunFrame, root: Path) -> str:
     """What runs of many cases take, by the formula of `--plan` and the journal of the reference run."""
     del root
     plan = Plan()
     case = make_case(op=OP, shape=(1, 8, 8, 96), pool_size=3)
     names = tuple(str(number) for number in range(RECKONED_CANDIDATES))
-    starts = plan.replicas * START_SECONDS
+    starts = plan.processes * START_SECONDS
     race = predict_seconds({case: names}, plan) - starts
     measurements = loaded.run.measurements
     nbytes = sum(len(encode_line(m)) for m in measurements) / len({m.case for m in measurements})
@@ -265,7 +277,7 @@ def reckoned_block(loaded: Loaded, root: Path) -> str:
         for count in (50, 1_000, 10_000)
     ]
     return (
-        f"For K = {RECKONED_CANDIDATES}, R = {plan.replicas}, B = {plan.budget_seconds:g} s and small inputs a race "
+        f"For K = {RECKONED_CANDIDATES}, R = {plan.processes}, B = {plan.budget_seconds:g} s and small inputs a race "
         f"takes {race:.0f} s. A journal is read up to {format_nbytes(MAX_NBYTES)}, which is about "
         f"{significant(MAX_NBYTES / nbytes, 2)} races like those of the reference run:\n\n"
         f"{as_markdown(pd.DataFrame(rows)).strip()}"
@@ -276,10 +288,10 @@ def _span(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{significant(seconds / 3600, 2)} h"
 
 
-def _layer_rows(loaded: Loaded, mode: str) -> list[dict[str, str]]:
+def _layer_rows(loaded: RunFrame, mode: str) -> list[dict[str, str]]:
     races = _races(loaded, OP, mode)
     call = _call_seconds(races)
-    ceilings = _ceilings(loaded)
+    bandwidth_limits = _bandwidth_limits(loaded)
     rivals: dict[str, list[estimate.Estimate]] = {}
     limits: list[float] = []
     for race in races.values():
@@ -297,7 +309,7 @@ def _layer_rows(loaded: Loaded, mode: str) -> list[dict[str, str]]:
             rivals.setdefault(OVER, []).append(found)
             if input_nbytes(layer.case) >= LARGE_NBYTES:
                 rivals.setdefault(OVER_LARGE, []).append(found)
-                limits.append(_seconds(recipe) / (ceilings[case_label(layer.case)] + call))
+                limits.append(_seconds(recipe) / (bandwidth_limits[case_label(layer.case)] + call))
         if others:
             best = min(others, key=_seconds)
             rivals.setdefault("the fastest other right layer", []).append(
@@ -318,22 +330,22 @@ def _seconds(measurement: Measurement) -> float:
 
 
 def _call_seconds(races: Mapping[Case, Mapping[str, Measurement]]) -> float:
-    """The recipe's seconds a call where the arrays are smaller than any that has a ceiling; 0 unknown."""
+    """The recipe's seconds a call where the arrays are smaller than any that has a bandwidth limit; 0 unknown."""
     small = [
         _seconds(race[RECIPE])
         for case, race in races.items()
         if RECIPE in race
         and is_right(race[RECIPE])
-        and input_nbytes(case) < CEILING_FROM_NBYTES
+        and input_nbytes(case) < BANDWIDTH_LIMIT_FROM_NBYTES
         and case.direction == "forward"
     ]
     return min(small, default=0.0)
 
 
-def _ceilings(loaded: Loaded) -> dict[str, float]:
+def _bandwidth_limits(loaded: RunFrame) -> dict[str, float]:
     """Seconds in which the memory reads and writes what the layer must, by the label of the case."""
     rows = loaded.table[(loaded.table["op"] == OP) & (loaded.table["candidate"] == LAYER)]
-    return dict(zip(rows["label"], rows["ceiling_seconds"], strict=True))
+    return dict(zip(rows["label"], rows["bandwidth_limit_seconds"], strict=True))
 
 
 def _speeds(found: Sequence[estimate.Estimate]) -> dict[str, str]:
@@ -348,7 +360,7 @@ def _speeds(found: Sequence[estimate.Estimate]) -> dict[str, str]:
     }
 
 
-def asked_block(loaded: Loaded, root: Path) -> str:
+def asked_block(loaded: RunFrame, root: Path) -> str:
     """What was asked, what shows it, what holds it.
 
     Raises:
@@ -365,21 +377,21 @@ def asked_block(loaded: Loaded, root: Path) -> str:
     return as_markdown(frame, markup=["shown by", "held by"]).strip()
 
 
-BLOCKS: dict[str, Callable[[Loaded, Path], str]] = {
+BLOCKS: dict[str, Callable[[RunFrame, Path], str]] = {
     "headline": headline_block,
     "figure": figure_block,
     "selftest": selftest_block,
     "network": network_block,
     "layers": layers_block,
     "means": means_block,
-    "account": account_block,
+    "trace_summary": account_block,
     "asked": asked_block,
     "versus": versus_block,
     "scale": scale_block,
     "reckoned": reckoned_block,
     "acceptance": acceptance_block,
     "gpu": gpu_block,
-    "gpu-ceilings": gpu_ceilings_block,
+    "gpu-bandwidth_limits": gpu_bandwidth_limits_block,
     "gpu-means": gpu_means_block,
 }
 
@@ -389,7 +401,7 @@ MARKS = {
 }  # fmt: skip
 
 
-def support_page(runs: Sequence[Run]) -> str:
+def support_page(runs: Sequence[StoredRun]) -> str:
     """docs/support.md: the support matrices of the runs, and the evidence of each cell that is no pass."""
     register_builtin()
     lines = [
@@ -421,7 +433,7 @@ def support_page(runs: Sequence[Run]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _matrix(cells: Sequence[Capability]) -> str:
+def _matrix(cells: Sequence[MatrixCell]) -> str:
     """Probes down, candidates across: a page is longer than it is wide."""
     names = list(dict.fromkeys(c.candidate for c in cells))
     state = {(c.probe, c.candidate): MARKS[c.state] for c in cells}

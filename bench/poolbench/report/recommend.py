@@ -1,4 +1,4 @@
-"""Which spelling to use: for each race the set not shown slower, and the one recommended of it."""
+"""Which implementation to use: for each race the set not shown slower, and the one recommended of it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from poolbench.core.text import (
     with_interval,
 )
 from poolbench.machine.nvml import is_gpu
-from poolbench.report.frame import AXIS_NAMES, Loaded, red_cells
+from poolbench.report.frame import AXIS_NAMES, RunFrame, red_cells
 from poolbench.stats import estimate
 
 GROUP = ("op", "device", "mode", "direction")  # one line of the headline each
@@ -149,7 +149,7 @@ def _code(entry: Candidate) -> str:
     return entry.code
 
 
-def choices(loaded: Loaded, registry: Registry = REGISTRY) -> list[Choice]:
+def choices(loaded: RunFrame, registry: Registry = REGISTRY) -> list[Choice]:
     """One choice a race that has a right candidate, in the order of the races."""
     red = red_cells(loaded.run.capabilities)
     table = loaded.table
@@ -188,9 +188,11 @@ def _by_one_clock(table: pd.DataFrame, rows: Sequence[int]) -> list[int]:
 
 
 def _in_order(table: pd.DataFrame, rows: Sequence[int]) -> list[int]:
-    """The rows that may be the best, the fastest first: a settled one is not among them."""
-    settled, ratio, seconds = (table[name].to_numpy() for name in ("settled", "ratio", "seconds"))
-    open_rows = [row for row in rows if not settled[row]] or list(rows)
+    """The rows that may be the best, the fastest first: a stopped early one is not among them."""
+    stopped_early, ratio, seconds = (
+        table[name].to_numpy() for name in ("stopped_early", "ratio", "seconds")
+    )
+    open_rows = [row for row in rows if not stopped_early[row]] or list(rows)
     # Over the baseline where there is one, for that is paired; else by the time itself.
     return sorted(
         open_rows, key=lambda row: ratio[row] if math.isfinite(ratio[row]) else seconds[row]
@@ -198,7 +200,7 @@ def _in_order(table: pd.DataFrame, rows: Sequence[int]) -> list[int]:
 
 
 def _estimates(
-    loaded: Loaded, races: Iterable[Sequence[int]]
+    loaded: RunFrame, races: Iterable[Sequence[int]]
 ) -> dict[tuple[int, int], estimate.Estimate]:
     """Every pair of every race, estimated at once; keys are the identities of the two Samples."""
     pairs = [
@@ -211,7 +213,7 @@ def _estimates(
 
 
 def _best_rows(
-    loaded: Loaded, order: Sequence[int], estimates: Mapping[tuple[int, int], estimate.Estimate]
+    loaded: RunFrame, order: Sequence[int], estimates: Mapping[tuple[int, int], estimate.Estimate]
 ) -> list[int]:
     """Rows not shown slower than the best, the fastest first."""
     if len(order) == 1:
@@ -257,7 +259,7 @@ def at_base(
     return table[keep]
 
 
-def headline(loaded: Loaded, found: Sequence[Choice]) -> list[Choice]:
+def headline(loaded: RunFrame, found: Sequence[Choice]) -> list[Choice]:
     """One choice for each op, device, mode and direction: at the base case, else the largest measured."""
     table = loaded.table
     by_race = {choice.race: choice for choice in found}
@@ -290,10 +292,10 @@ def others_label(at: Mapping[str, Any]) -> str:
     return ", ".join(parts) or "as usual"
 
 
-def sentence(loaded: Loaded, choice: Choice, registry: Registry = REGISTRY) -> str:
+def sentence(loaded: RunFrame, choice: Choice, registry: Registry = REGISTRY) -> str:
     """'on cpu:0, under xla, forward, use X: 5.2 times as fast as the recipe [4.9, 5.5], 91% of what the memory allows'.
 
-    Says no more than the data: no interval where the race was settled, no rank where only one was right.
+    Says no more than the data: no interval where the race was stopped early, no rank where only one was right.
     """
     at = loaded.row(choice.row)
     op = registry.ops.get(at["op"])
@@ -338,7 +340,7 @@ def _speed_up(at: Mapping[str, Any], middle: str, low: str, high: str) -> str:
     return f"{significant(value)} times"
 
 
-def caveats(loaded: Loaded, op: str, name: str) -> list[str]:
+def caveats(loaded: RunFrame, op: str, name: str) -> list[str]:
     """What the support matrix says against a candidate, one line a cell that is not 'pass'."""
     return [
         f"{cell.probe}: {cell.state}" + (f" ({cell.evidence})" if cell.evidence else "")

@@ -15,9 +15,9 @@ from poolbench.core.case import case_label
 from poolbench.core.records import (
     ALL_POOLING,
     HEAD,
-    Capability,
     Environment,
-    Network,
+    MatrixCell,
+    ModelResult,
     Selftest,
     samples_by,
 )
@@ -34,23 +34,23 @@ from poolbench.core.text import (
     with_interval,
 )
 from poolbench.machine.nvml import is_gpu
-from poolbench.report.frame import Loaded, middle_of, replica_medians
+from poolbench.report.frame import RunFrame, middle_of, process_medians
 from poolbench.report.recommend import Choice, speed_up_text
 
-SMALL_SHARE = 0.02  # of a step: what a spelling could win there is lost in its noise
+SMALL_SHARE = 0.02  # of a step: what a implementation could win there is lost in its noise
 BASELINE = ("ratio", "ratio_low", "ratio_high")
 RECIPE = ("recipe_ratio", "recipe_low", "recipe_high")
 MISSING = {
-    "capability": "No support matrix in this run: record one with `nox -s capabilities`.",
-    "account": "No traces in this run: record them with `nox -s trace`.",
+    "matrix_cell": "No support matrix in this run: record one with `nox -s capabilities`.",
+    "trace_summary": "No traces in this run: record them with `nox -s trace`.",
     "selftest": "The harness was not audited in this run: do so with `nox -s selftest`.",
-    "network": "No network was raced in this run, so that the share of pooling in a step is unknown here: "
+    "model": "No network was raced in this run, so that the share of pooling in a step is unknown here: "
     "`nox -s networks` measures the book's, `nox -s which -- model.keras` your own.",
     "shares": "The run did not end by itself, or is an import: where its wall time went is not recorded.",
 }
 
 
-def headline_table(loaded: Loaded, picked: Sequence[Choice]) -> pd.DataFrame:
+def headline_table(loaded: RunFrame, picked: Sequence[Choice]) -> pd.DataFrame:
     """One row for each op, device, mode and direction: who to use, how fast, over whom."""
     rows = []
     for choice in picked:
@@ -70,7 +70,7 @@ def headline_table(loaded: Loaded, picked: Sequence[Choice]) -> pd.DataFrame:
                 else speed_up_text(at, BASELINE),
                 "baseline": at["baseline"],
                 "speed over the recipe": speed_up_text(at, RECIPE) or at["recipe_reason"],
-                "of the memory's ceiling": format_share(at["efficiency"]),
+                "of the memory's bandwidth limit": format_share(at["efficiency"]),
                 "fastest": f"{choice.fastest} ({format_seconds(fastest['seconds'])})",
                 "not shown slower": ", ".join(rest)
                 or ("nothing else was right" if choice.alone else "none"),
@@ -116,13 +116,13 @@ def measurement_table(table: pd.DataFrame) -> pd.DataFrame:
                 for status, reason in zip(table["status"], table["reason"], strict=True)
             ],
             "time a call": [
-                format_seconds(v) + (" (settled)" if s else "")
-                for v, s in zip(table["seconds"], table["settled"], strict=True)
+                format_seconds(v) + (" (stopped early)" if s else "")
+                for v, s in zip(table["seconds"], table["stopped_early"], strict=True)
             ],
             "speed over baseline": speed,
             "verdict": [
-                f"UNDECIDED (+{int(n)} replicas)" if v == "UNDECIDED" and math.isfinite(n) else v
-                for v, n in zip(table["verdict"], table["replicas_needed"], strict=True)
+                f"UNDECIDED (+{int(n)} processes)" if v == "UNDECIDED" and math.isfinite(n) else v
+                for v, n in zip(table["verdict"], table["processes_needed"], strict=True)
             ],
             "speed over recipe": recipe,
             "efficiency": efficiency,
@@ -135,7 +135,7 @@ def measurement_table(table: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def support_table(capabilities: Sequence[Capability], op: str, device: str) -> pd.DataFrame:
+def support_table(capabilities: Sequence[MatrixCell], op: str, device: str) -> pd.DataFrame:
     """Candidates down, probes across, states in the cells."""
     cells = [c for c in capabilities if c.op == op and c.device == device]
     probes = list(dict.fromkeys(c.probe for c in cells))
@@ -148,8 +148,8 @@ def support_table(capabilities: Sequence[Capability], op: str, device: str) -> p
     return frame
 
 
-def network_table(networks: Sequence[Network]) -> pd.DataFrame:
-    """One row a network, spelling, direction and mode: pooling's share of the step."""
+def network_table(networks: Sequence[ModelResult]) -> pd.DataFrame:
+    """One row a network, implementation, direction and mode: pooling's share of the step."""
     rows = []
     for record in networks:
         seconds = pd.Series(record.samples.seconds, dtype=float).median()
@@ -160,12 +160,12 @@ def network_table(networks: Sequence[Network]) -> pd.DataFrame:
         )
         rows.append(
             {
-                "network": record.network,
+                "model": record.model,
                 "direction": record.direction,
                 "mode": record.mode,
                 "batch": record.batch,
                 "op": record.op,
-                "spelling": record.spelling,
+                "candidate": record.candidate,
                 "status": record.status
                 if record.status == "ok"
                 else f"{record.status}: {one_line(record.reason)}",
@@ -182,7 +182,7 @@ def share_text(share: tuple[float, float, float] | None) -> str:
     return with_interval(share[1], share[0], share[2], "%") if share else ""
 
 
-def network_sentence(networks: Sequence[Network]) -> str:
+def network_sentence(networks: Sequence[ModelResult]) -> str:
     """What the page opens with: whether the choice matters in whole networks; '' without records.
 
     The share of each network is that of all its pooling as it was built, what a user has before choosing, in
@@ -190,10 +190,10 @@ def network_sentence(networks: Sequence[Network]) -> str:
     only where no whole network was raced.
     """
     shown = [r for r in networks if r.status == "ok" and r.share is not None]
-    shown = [r for r in shown if not r.network.endswith(HEAD)] or shown
-    chosen: dict[tuple[str, str], Network] = {}
+    shown = [r for r in shown if not r.model.endswith(HEAD)] or shown
+    chosen: dict[tuple[str, str], ModelResult] = {}
     for record in shown:
-        key = (record.network, record.direction)
+        key = (record.model, record.direction)
         chosen[key] = max(chosen.get(key, record), record, key=_stands_for_its_network)
     if not chosen:
         return ""
@@ -222,8 +222,8 @@ def network_sentence(networks: Sequence[Network]) -> str:
     return f"Pooling takes {'; '.join(parts)}. {advice}."
 
 
-def _stands_for_its_network(record: Network) -> tuple[bool, bool, bool, int]:
-    own = record.spelling == record.baseline
+def _stands_for_its_network(record: ModelResult) -> tuple[bool, bool, bool, int]:
+    own = record.candidate == record.baseline
     return record.op == ALL_POOLING, own, record.mode == "graph", record.batch
 
 
@@ -276,13 +276,13 @@ def _environment_value(name: str, value: object) -> str:
     return one_line(str(value), 600)
 
 
-def contention_table(loaded: Loaded) -> pd.DataFrame:
+def contention_table(loaded: RunFrame) -> pd.DataFrame:
     """What else the machine did, by op and mode: the worst race and the blocks marked and redone."""
     races = loaded.table.drop_duplicates("race")
     rows = []
     for (op, mode), group in races.groupby(["op", "mode"], sort=False):
         steal, others, apart, siblings = (
-            group[name].max() for name in ("steal", "others", "apart", "siblings")
+            group[name].max() for name in ("steal", "others", "cores_distant", "smt_sibling_busy")
         )
         rows.append(
             {
@@ -302,13 +302,13 @@ def contention_table(loaded: Loaded) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def device_table(loaded: Loaded) -> pd.DataFrame:
+def device_table(loaded: RunFrame) -> pd.DataFrame:
     """What GPUs said of each candidate's call, and of themselves during its race; empty without a GPU."""
     rows = []
     for m in loaded.run.measurements:
         if m.kind != "candidate" or m.status != "ok" or not is_gpu(m.case.device):
             continue
-        called = replica_medians(samples_by(m, "wall"))
+        called = process_medians(samples_by(m, "wall"))
         seen = m.contention
         if seen is None:
             continue
@@ -322,7 +322,9 @@ def device_table(loaded: Loaded) -> pd.DataFrame:
                     math.nan if m.device_seconds is None else m.device_seconds
                 ),
                 "called": format_seconds(float(middle_of(called))) if len(called) else "",
-                "energy a call": "" if m.joules is None else f"{significant(1e3 * m.joules)} mJ",
+                "energy a call": ""
+                if m.energy_joules is None
+                else f"{significant(1e3 * m.energy_joules)} mJ",
                 "peak memory": "" if m.peak_nbytes is None else format_nbytes(m.peak_nbytes),
                 "clock": " to ".join(dict.fromkeys((f"{low:.0f}", f"{high:.0f}"))) + " MHz"
                 if math.isfinite(low)
@@ -334,7 +336,7 @@ def device_table(loaded: Loaded) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def ceiling_table(probes: pd.DataFrame) -> pd.DataFrame:
+def bandwidth_limit_table(probes: pd.DataFrame) -> pd.DataFrame:
     """Memory bandwidths by device, dtype, threads and cache, at the largest array probed."""
     if probes.empty:
         return pd.DataFrame()
@@ -358,12 +360,12 @@ def ceiling_table(probes: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def shares_table(loaded: Loaded) -> pd.DataFrame:
+def shares_table(loaded: RunFrame) -> pd.DataFrame:
     """Where the wall time went, by kind."""
-    from poolbench.core.records import Shares
+    from poolbench.core.records import TimeBreakdown
 
     rows = []
-    for record in loaded.run.of(Shares):
+    for record in loaded.run.of(TimeBreakdown):
         for kind, seconds in sorted(record.seconds.items(), key=lambda item: -item[1]):
             share = seconds / record.wall_seconds if record.wall_seconds else math.nan
             rows.append(
@@ -373,7 +375,7 @@ def shares_table(loaded: Loaded) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def break_even_table(loaded: Loaded) -> pd.DataFrame:
+def break_even_table(loaded: RunFrame) -> pd.DataFrame:
     """After how many calls a compiled function has paid for its first call, against the same candidate eager.
 
     Calls = (first call - steady call, compiled, minus the same eager) / (eager steady - compiled steady).

@@ -23,7 +23,7 @@ from scipy import special
 from poolbench.core.records import Samples
 
 Array = npt.NDArray[Any]
-Level = Literal["replica", "allocation"]
+Level = Literal["process", "allocation"]
 Verdict = Literal["FASTER", "SLOWER", "SAME", "UNDECIDED"]
 Key = TypeVar("Key", bound=Hashable)
 
@@ -32,11 +32,12 @@ SLOWER: Verdict = "SLOWER"
 SAME: Verdict = "SAME"
 UNDECIDED: Verdict = "UNDECIDED"
 
-MOST_REPLICAS = 200  # a prediction beyond this says only that it is hopeless
+MOST_PROCESSES = 200  # a prediction beyond this says only that it is hopeless
 MOST_LOG = 709.0  # beyond it math.exp overflows
 MIDMEAN_VARIANCE = 1.2  # of an interquartile mean over that of a mean, normal noise
 # Of so many rounds that follow each other the quickest counts, for either side: what slows a round, a guest
-# of the host on a processor's other thread, slows one spelling more than another, and comes and goes by the minute.
+# of the host on a processor's other thread, slows one implementation more than
+# another, and comes and goes by the minute.
 NEIGHBOURS = 3
 
 
@@ -44,10 +45,10 @@ NEIGHBOURS = 3
 class Paired:
     """Log ratios of the rounds that both sides have, or of neighbouring ones' quickest, as columns of equal length.
 
-    `contended_used`: contended blocks were kept, because too few replicas have others.
+    `contended_used`: contended blocks were kept, because too few processes have others.
     """
 
-    replica: Array
+    process: Array
     allocation: Array
     round: Array
     value: Array
@@ -62,7 +63,7 @@ class Estimate:
         log_ratio: log(candidate seconds / baseline seconds); nan where nothing pairs.
         standard_error: of log_ratio; nan for fewer than two units.
         degrees: of freedom of the t distribution; 0 without an interval.
-        replicas: units at the level of the interval (replicas unless another level was asked).
+        processes: units at the level of the interval (processes unless another level was asked).
         low, high: of log_ratio at `confidence`; None without an interval.
         contended_used: see Paired.
     """
@@ -70,12 +71,12 @@ class Estimate:
     log_ratio: float
     standard_error: float
     degrees: float
-    replicas: int
+    processes: int
     low: float | None
     high: float | None
     confidence: float = 0.95
     contended_used: bool = False
-    replicas_disagree: bool = False
+    processes_disagree: bool = False
 
     @property
     def ratio(self) -> float:
@@ -98,8 +99,8 @@ class Estimate:
 
     @property
     def spread(self) -> float:
-        """Standard deviation between replicas, of the log."""
-        return self.standard_error * math.sqrt(self.replicas)
+        """Standard deviation between processes, of the log."""
+        return self.standard_error * math.sqrt(self.processes)
 
     def p_faster(self, margin: float) -> float:
         """One-sided p against 'not faster than 1/(1 + margin)'."""
@@ -119,18 +120,18 @@ class Estimate:
 class Components:
     """Standard deviations of the log ratio at the three levels; `rounds`: in an allocation."""
 
-    replica: float
+    process: float
     allocation: float
     round: float
     rounds: float
 
-    def half_width(self, *, replicas: int, allocations: int, rounds: float) -> float:
-        """Relative half width to expect of so many replicas, allocations in each and rounds in each of these."""
+    def half_width(self, *, processes: int, allocations: int, rounds: float) -> float:
+        """Relative half width to expect of so many processes, allocations in each and rounds in each of these."""
         return resolution(
-            replica=self.replica,
+            process=self.process,
             allocation=self.allocation,
             round=self.round,
-            replicas=replicas,
+            processes=processes,
             allocations=allocations,
             rounds=rounds,
         )
@@ -140,14 +141,14 @@ class Components:
 class Comparison:
     """A verdict within a run; `adjusted_p` is its p after false-discovery control.
 
-    `replicas_needed`: further replicas predicted to settle an UNDECIDED one; None if not UNDECIDED
+    `processes_needed`: further processes predicted to settle an UNDECIDED one; None if not UNDECIDED
     or hopeless.
     """
 
     estimate: Estimate
     verdict: Verdict
     adjusted_p: float
-    replicas_needed: int | None = None
+    processes_needed: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,12 +224,12 @@ def quickest(logs: Array, neighbours: int = NEIGHBOURS) -> Array:
 
 
 def allocation_values(cube: Array) -> Array:
-    """(..., replica, allocation, round), nan: missing -> one value each (..., replica, allocation)."""
+    """(..., process, allocation, round), nan: missing -> one value each (..., process, allocation)."""
     return interquartile_mean(cube)
 
 
-def replica_values(cube: Array) -> Array:
-    """(..., replica, allocation, round), nan: missing -> one value each (..., replica)."""
+def process_values(cube: Array) -> Array:
+    """(..., process, allocation, round), nan: missing -> one value each (..., process)."""
     return interquartile_mean(cube.reshape(*cube.shape[:-2], -1))
 
 
@@ -244,12 +245,12 @@ def mean_and_error(units: Array) -> tuple[Array, Array, int]:
 
 
 def log_ratios(candidate: Samples, baseline: Samples, *, neighbours: int = NEIGHBOURS) -> Paired:
-    """Blocks of the two sides paired by (replica, allocation, round), in that order.
+    """Blocks of the two sides paired by (process, allocation, round), in that order.
 
     Of each `neighbours` pairs of an allocation that follow each other, the quickest of either side is taken
     (`quickest`), and entered with the first one's round.
 
-    Contended blocks are left out, unless more than a third of the replicas (or all but two of three
+    Contended blocks are left out, unless more than a third of the processes (or all but two of three
     and more) would have less than half of their blocks left: a few clean ones say less than all of them,
     as pairs share what slows them.
     """
@@ -257,7 +258,7 @@ def log_ratios(candidate: Samples, baseline: Samples, *, neighbours: int = NEIGH
     places = sorted(left.keys() & right.keys())
     clean = [place for place in places if not (left[place][1] or right[place][1])]
     before, after = (Counter(place[0] for place in some) for some in (places, clean))
-    whole = sum(after[replica] >= count / 2 for replica, count in before.items())
+    whole = sum(after[process] >= count / 2 for process, count in before.items())
     enough = whole >= max(2 * len(before) / 3, min(3, len(before)))
     kept = clean if enough else places
     columns, values = [], []
@@ -271,7 +272,7 @@ def log_ratios(candidate: Samples, baseline: Samples, *, neighbours: int = NEIGH
         columns += group[: len(above)]
     where = np.array(columns, dtype=np.int64).reshape(-1, 3)
     return Paired(
-        replica=where[:, 0],
+        process=where[:, 0],
         allocation=where[:, 1],
         round=where[:, 2],
         value=np.concatenate(values) if values else np.empty(0),
@@ -280,7 +281,7 @@ def log_ratios(candidate: Samples, baseline: Samples, *, neighbours: int = NEIGH
 
 
 def _by_place(samples: Samples) -> dict[tuple[int, int, int], tuple[float, int]]:
-    places = zip(samples.replica, samples.allocation, samples.round, strict=True)
+    places = zip(samples.process, samples.allocation, samples.round, strict=True)
     contended = samples.contended or (0,) * len(samples)
     blocks = zip(samples.seconds, contended, strict=True)
     return {
@@ -291,31 +292,31 @@ def _by_place(samples: Samples) -> dict[tuple[int, int, int], tuple[float, int]]
 
 
 def to_cube(paired: Paired) -> Array:
-    """(replica, allocation, round), nan where there is no block."""
+    """(process, allocation, round), nan where there is no block."""
     axes = [
         np.unique(axis, return_inverse=True)
-        for axis in (paired.replica, paired.allocation, paired.round)
+        for axis in (paired.process, paired.allocation, paired.round)
     ]
     cube = np.full([len(labels) for labels, _ in axes], np.nan)
     cube[tuple(index for _, index in axes)] = paired.value
     return cube
 
 
-def units_of(paired: Paired, level: Level = "replica") -> Array:
+def units_of(paired: Paired, level: Level = "process") -> Array:
     """(n,) independent units at a level."""
     if not len(paired.value):
         return np.empty(0)
     cube = to_cube(paired)
-    units = replica_values(cube) if level == "replica" else allocation_values(cube).ravel()
+    units = process_values(cube) if level == "process" else allocation_values(cube).ravel()
     return units[~np.isnan(units)]
 
 
 def estimate(
-    candidate: Samples, baseline: Samples, *, confidence: float = 0.95, level: Level = "replica"
+    candidate: Samples, baseline: Samples, *, confidence: float = 0.95, level: Level = "process"
 ) -> Estimate:
     """The log ratio, with a t interval over the units at `level`; none for fewer than two units.
 
-    Below 'replica' the interval speaks only of the one process (or allocation) that was sampled.
+    Below 'process' the interval speaks only of the one process (or allocation) that was sampled.
     """
     paired = log_ratios(candidate, baseline)
     units = units_of(paired, level)
@@ -359,7 +360,7 @@ def estimate_all(
         for start in range(0, len(places), _AT_ONCE):
             some = places[start : start + _AT_ONCE]
             left, right = (np.stack([logs[id(pairs[at][side])] for at in some]) for side in (0, 1))
-            mean, error, degrees = mean_and_error(replica_values(quickest(left) - quickest(right)))
+            mean, error, degrees = mean_and_error(process_values(quickest(left) - quickest(right)))
             for at, value, width in zip(some, mean.tolist(), error.tolist(), strict=True):
                 found[at] = from_error(value, width, degrees, degrees + 1, confidence)
     return [one for one in found if one is not None]
@@ -372,14 +373,14 @@ _AT_ONCE = 1024  # pairs in an array: some megabytes
 def _log_cube(
     samples: Samples, known: dict[_Place, tuple[tuple[int, ...], Array] | None]
 ) -> tuple[_Place, Array] | None:
-    """Where the blocks are, and the logs of their seconds as (replica, allocation, round).
+    """Where the blocks are, and the logs of their seconds as (process, allocation, round).
 
     None for blocks that are contended, not finite, or no complete cube; `known` remembers, by place,
     the cube's shape and the blocks' order in it.
     """
     if not len(samples) or any(samples.contended):
         return None
-    where = (samples.replica, samples.allocation, samples.round)
+    where = (samples.process, samples.allocation, samples.round)
     if where not in known:
         axes = [np.unique(np.array(axis), return_inverse=True) for axis in where]
         shape = tuple(len(labels) for labels, _ in axes)
@@ -399,7 +400,7 @@ def from_error(
     log_ratio: float,
     error: float,
     degrees: float,
-    replicas: int,
+    processes: int,
     confidence: float = 0.95,
     *,
     contended_used: bool = False,
@@ -410,7 +411,7 @@ def from_error(
         log_ratio=log_ratio,
         standard_error=error,
         degrees=degrees,
-        replicas=replicas,
+        processes=processes,
         low=None if reach is None else log_ratio - reach,
         high=None if reach is None else log_ratio + reach,
         confidence=confidence,
@@ -423,13 +424,13 @@ def _combine(estimates: Sequence[Estimate], weights: Sequence[float]) -> Estimat
     value = sum(w * e.log_ratio for w, e in zip(weights, estimates, strict=True))
     parts = [(w * e.standard_error) ** 2 for w, e in zip(weights, estimates, strict=True)]
     variance = sum(parts)
-    replicas = min(e.replicas for e in estimates)
+    processes = min(e.processes for e in estimates)
     confidence = estimates[0].confidence
     if not all(e.degrees > 0 for e in estimates):
-        return from_error(value, math.nan, 0, replicas, confidence)
+        return from_error(value, math.nan, 0, processes, confidence)
     below = sum(p**2 / e.degrees for p, e in zip(parts, estimates, strict=True))
     degrees = variance**2 / below if below else float(sum(e.degrees for e in estimates))
-    return from_error(value, math.sqrt(variance), degrees, replicas, confidence)
+    return from_error(value, math.sqrt(variance), degrees, processes, confidence)
 
 
 def difference(a: Estimate, b: Estimate) -> Estimate:
@@ -503,20 +504,20 @@ def compare_run(
             estimate=pairs[key],
             verdict=name if clear else UNDECIDED,
             adjusted_p=p,
-            replicas_needed=None if clear else replicas_needed(pairs[key], margin),
+            processes_needed=None if clear else processes_needed(pairs[key], margin),
         )
     return comparisons
 
 
-def replicas_needed(found: Estimate, margin: float) -> int | None:
-    """Further replicas until the interval, as spread as now, leaves the edge; None: hopeless."""
+def processes_needed(found: Estimate, margin: float) -> int | None:
+    """Further processes until the interval, as spread as now, leaves the edge; None: hopeless."""
     distance = abs(abs(found.log_ratio) - _log(margin))
     if not (found.degrees > 0 and distance > 0):
         return None
-    totals = np.arange(found.replicas + 1, MOST_REPLICAS + 1)
+    totals = np.arange(found.processes + 1, MOST_PROCESSES + 1)
     reach = quantile(found.confidence, totals - 1) * found.spread / np.sqrt(totals)
     fits = totals[reach <= distance]
-    return int(fits[0]) - found.replicas if len(fits) else None
+    return int(fits[0]) - found.processes if len(fits) else None
 
 
 def best_set(
@@ -560,21 +561,21 @@ def best_set(
 
 @dataclass(frozen=True, kw_only=True)
 class StopRule:
-    """When a race has replicas enough.
+    """When a race has processes enough.
 
     Attributes:
         precision: relative half width that is narrow enough.
         margin: of the verdict; an interval wholly on one side of an edge is clear.
-        min_replicas, max_replicas: of the race.
-        looks: replica counts at which to look; other counts go on.
+        min_processes, max_processes: of the race.
+        looks: process counts at which to look; other counts go on.
         confidence: of the interval that stops. Stricter than what is reported, so that a
             spread that is small by luck seldom stops a race.
     """
 
     precision: float = 0.02
     margin: float = 0.05
-    min_replicas: int = 5
-    max_replicas: int = 10
+    min_processes: int = 5
+    max_processes: int = 10
     looks: tuple[int, ...] = (5, 7, 10)
     confidence: float = 0.995
 
@@ -584,9 +585,9 @@ class StopRule:
 
         Calibrated by simulation: tests/test_stats.py.
         """
-        if self.max_replicas <= self.min_replicas:
+        if self.max_processes <= self.min_processes:
             return 0.95
-        return 0.97 if self.min_replicas >= 5 else 0.975
+        return 0.97 if self.min_processes >= 5 else 0.975
 
     def satisfied(self, log_ratio: Any, error: Any, degrees: Any) -> Array:
         """Elementwise: narrow enough, or the verdict is clear."""
@@ -595,60 +596,60 @@ class StopRule:
         return np.asarray((np.expm1(reach) <= self.precision) | clear)
 
     def decide(
-        self, estimates: Iterable[Estimate], replicas_done: int
-    ) -> Literal["stop", "replicate"]:
-        """Whether to visit a further replica; a budget that is spent stops outside of this."""
-        if replicas_done >= self.max_replicas:
+        self, estimates: Iterable[Estimate], processes_done: int
+    ) -> Literal["stop", "processte"]:
+        """Whether to block a further process; a budget that is spent stops outside of this."""
+        if processes_done >= self.max_processes:
             return "stop"
-        if replicas_done < self.min_replicas or replicas_done not in {
+        if processes_done < self.min_processes or processes_done not in {
             *self.looks,
-            self.min_replicas,
+            self.min_processes,
         }:
-            return "replicate"
+            return "processte"
         done = all(
             found.degrees > 0
             and bool(self.satisfied(found.log_ratio, found.standard_error, found.degrees))
             for found in estimates
         )
-        return "stop" if done else "replicate"
+        return "stop" if done else "processte"
 
-    def enough(self, pairs: Iterable[tuple[Samples, Samples]], *, replicas: int) -> bool:
+    def enough(self, pairs: Iterable[tuple[Samples, Samples]], *, processes: int) -> bool:
         """`decide` from (candidate, baseline) samples."""
-        return self.decide((estimate(*pair) for pair in pairs), replicas) == "stop"
+        return self.decide((estimate(*pair) for pair in pairs), processes) == "stop"
 
 
 def resolution(
     *,
-    replica: float,
+    process: float,
     allocation: float,
     round: float,  # noqa: A002 - the level's name
-    replicas: int,
+    processes: int,
     allocations: int,
     rounds: float,
     confidence: float = 0.95,
 ) -> float:
     """Relative half width to expect from the standard deviations of the log at the three levels."""
-    if replicas < 2:
+    if processes < 2:
         return math.inf
-    per_replica = replica**2 + MIDMEAN_VARIANCE * (allocation**2 + round**2 / rounds) / allocations
-    reach = float(quantile(confidence, replicas - 1)) * math.sqrt(per_replica / replicas)
+    per_process = process**2 + MIDMEAN_VARIANCE * (allocation**2 + round**2 / rounds) / allocations
+    reach = float(quantile(confidence, processes - 1)) * math.sqrt(per_process / processes)
     return math.expm1(reach)
 
 
-def pace(half_width: float, precision: float, *, done: int, replicas: int) -> float:
-    """Rounds that each replica to come needs, over those of the `done`, to end at `precision`; inf: hopeless.
+def pace(half_width: float, precision: float, *, done: int, processes: int) -> float:
+    """Rounds that each process to come needs, over those of the `done`, to end at `precision`; inf: hopeless.
 
     Args:
-        half_width: to expect of all `replicas` if they go on as they did; it goes with the root of the rounds.
+        half_width: to expect of all `processes` if they go on as they did; it goes with the root of the rounds.
         precision: the half-width that is asked for.
-        done: replicas that have run.
-        replicas: that will have run in the end.
+        done: processes that have run.
+        processes: that will have run in the end.
     """
     if half_width <= 0:
         return 0.0
-    # In variances of a replica as it was: what all of them may add up to, less what the done ones have.
-    left = replicas * (precision / half_width) ** 2 - done
-    return (replicas - done) / left if left > 0 else math.inf
+    # In variances of a process as it was: what all of them may add up to, less what the done ones have.
+    left = processes * (precision / half_width) ** 2 - done
+    return (processes - done) / left if left > 0 else math.inf
 
 
 def components(candidate: Samples, baseline: Samples) -> Components | None:
@@ -667,22 +668,22 @@ def components(candidate: Samples, baseline: Samples) -> Components | None:
         warnings.simplefilter("ignore", RuntimeWarning)
         round_variance = float(np.nanmean(np.nanvar(cube, axis=-1, ddof=1)))
         within = float(np.nanmean(np.nanvar(values, axis=-1, ddof=1)))
-        between = float(np.nanvar(replica_values(cube), ddof=1))
+        between = float(np.nanvar(process_values(cube), ddof=1))
     # What a level shows of itself is what it varies by beyond the levels below it.
     allocation_variance = max(0.0, within - MIDMEAN_VARIANCE * round_variance / rounds)
     below = MIDMEAN_VARIANCE * (allocation_variance + round_variance / rounds) / cube.shape[1]
-    replica_variance = max(0.0, between - below)
+    process_variance = max(0.0, between - below)
     found = Components(
-        replica=math.sqrt(replica_variance),
+        process=math.sqrt(process_variance),
         allocation=math.sqrt(allocation_variance),
         round=math.sqrt(round_variance),
         rounds=rounds,
     )
-    return None if math.isnan(sum((found.replica, found.allocation, found.round))) else found
+    return None if math.isnan(sum((found.process, found.allocation, found.round))) else found
 
 
 def flag_disagreeing(pairs: Mapping[Key, Estimate]) -> set[Key]:
-    """Keys whose replicas disagree by more than the rest of the run's do.
+    """Keys whose processes disagree by more than the rest of the run's do.
 
     Robust z of the log spread over 3.5 (median and MAD, which is at least the sampling deviation of
     a log standard deviation, 1 / sqrt(2 degrees)). Needs three comparisons to have a rest.

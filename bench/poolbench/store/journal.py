@@ -27,22 +27,24 @@ from typing import Any, TypeVar
 import filelock
 import msgspec
 
-from poolbench.core.case import Case, UsageError, make_case
+from poolbench.core.case import Case, make_case
+from poolbench.core.errors import StoreError, UsageError
 from poolbench.core.records import (
     MAX_COUNT,
     SCHEMA_VERSION,
-    Account,
     AnyRecord,
-    Capability,
     Header,
+    MatrixCell,
     Measurement,
-    Network,
+    ModelResult,
     Node,
     Record,
     Samples,
     Selftest,
-    Shares,
+    TimeBreakdown,
+    TraceSummary,
 )
+from poolbench.store.schema1 import lift
 
 JOURNAL = "journal.jsonl"
 # A night's run of the whole product writes some tens of MiB. Small values take up to 24 times as
@@ -51,28 +53,25 @@ MAX_NBYTES = 256 << 20  # twenty thousand measurements of two hundred samples ar
 MAX_LINE_NBYTES = 4 << 20
 # Where the schema takes any scalar, a number that was not finite comes back as its text.
 NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
-SHARED_COLUMNS = ("replica", "allocation", "round", "calls", "contended")
+SHARED_COLUMNS = ("process", "allocation", "round", "calls", "contended")
 TRACE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}|")
 R = TypeVar("R", bound=Record)
-
-
-class StoreError(Exception):
-    """A run cannot be read or written; the text is one line that says why and what to do."""
 
 
 class _Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     crc32: str
     record: msgspec.Raw
     more: int = 0
+    schema: int = 1
 
 
 _encoder = msgspec.json.Encoder()
 _line_decoder = msgspec.json.Decoder(_Line)
-_record_decoder = msgspec.json.Decoder(AnyRecord, strict=False)
+_record_decoder: msgspec.json.Decoder[AnyRecord] = msgspec.json.Decoder(AnyRecord, strict=False)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class StoredRun:
     """A run as it was read.
 
     Attributes:
@@ -97,21 +96,24 @@ class Run:
         return list({(m.case, m.candidate, m.node): m for m in self.of(Measurement)}.values())
 
     @property
-    def capabilities(self) -> list[Capability]:
-        return self.of(Capability)
+    def capabilities(self) -> list[MatrixCell]:
+        return self.of(MatrixCell)
 
     @property
-    def accounts(self) -> list[Account]:
+    def trace_summaries(self) -> list[TraceSummary]:
         """The last of each candidate and case: a trace that is recorded again replaces itself."""
-        return list({(a.case, a.candidate): a for a in self.of(Account)}.values())
+        return list({(a.case, a.candidate): a for a in self.of(TraceSummary)}.values())
 
     @property
     def selftests(self) -> list[Selftest]:
         return self.of(Selftest)
 
     @property
-    def networks(self) -> list[Network]:
-        return self.of(Network)
+    def networks(self) -> list[ModelResult]:
+        """The last of each model, its direction, mode and batch, and candidate."""
+        found = self.of(ModelResult)
+        keys = [(r.model, r.direction, r.mode, r.batch, r.op, r.candidate) for r in found]
+        return list(dict(zip(keys, found, strict=True)).values())
 
 
 def encode_line(record: Record, *, more: int = 0) -> bytes:
@@ -122,7 +124,8 @@ def encode_line(record: Record, *, more: int = 0) -> bytes:
     except UnicodeEncodeError:  # a lone surrogate, in an error's text or a name
         body = _encoder.encode(_spell_surrogates(plain))
     follow = b'"more":%d,' % more if more else b""
-    return b'{"crc32":"%08x",%s"record":%s}\n' % (zlib.crc32(body), follow, body)
+    line = b'{"crc32":"%08x","schema":%d,%s"record":%s}\n'
+    return line % (zlib.crc32(body), SCHEMA_VERSION, follow, body)
 
 
 def finite_text(value: Any) -> Any:
@@ -175,11 +178,25 @@ def _decode_batched(line: bytes) -> tuple[AnyRecord, int]:
         body = bytes(outer.record)
         if f"{zlib.crc32(body):08x}" != outer.crc32:
             raise StoreError("its checksum does not match")
-        record = check_record(_record_decoder.decode(body))
+        record = check_record(_decode_record(body, outer.schema))
     # A ValueError of its own comes from msgspec where a number's text is beyond any number.
     except (msgspec.MsgspecError, RecursionError, ValueError) as error:
         raise StoreError(_short(error)) from None
     return record, outer.more
+
+
+def _decode_record(body: bytes, schema: int) -> AnyRecord:
+    if schema == SCHEMA_VERSION:
+        return _record_decoder.decode(body)
+    if schema != 1:
+        raise StoreError(
+            f"its schema is {schema}; this version reads 1 to {SCHEMA_VERSION}: update poolbench"
+        )
+    plain = msgspec.json.decode(body)
+    if not isinstance(plain, dict):
+        raise StoreError("a record is a JSON object")
+    record: AnyRecord = msgspec.convert(lift(plain), AnyRecord, strict=False)
+    return record
 
 
 def _short(error: Exception, limit: int = 300) -> str:
@@ -194,18 +211,18 @@ def check_record(record: AnyRecord) -> AnyRecord:
     Raises:
         StoreError: a case that no axis allows, columns of unequal lengths, a path in a name, ...
     """
-    if isinstance(record, (Measurement, Account)):
+    if isinstance(record, (Measurement, TraceSummary)):
         _check_case(record.case)
-    if isinstance(record, (Measurement, Network)):
+    if isinstance(record, (Measurement, ModelResult)):
         _check_samples(record.samples)
     if isinstance(record, Measurement):
         _check_counts(record)
-    if isinstance(record, Account):
+    if isinstance(record, TraceSummary):
         if not TRACE_NAME.fullmatch(record.trace):
             raise StoreError(f"a trace is named by a folder's name; got {record.trace[:80]!r}")
         parts = tuple(_restore(part) for part in record.parts)
         return msgspec.structs.replace(record, parts=parts)
-    if isinstance(record, (Capability, Network, Selftest)):
+    if isinstance(record, (MatrixCell, ModelResult, Selftest)):
         return msgspec.structs.replace(record, figures=_restore(record.figures))
     return record
 
@@ -229,13 +246,13 @@ def _check_case(case: Case) -> None:
 
 def _check_samples(samples: Samples) -> None:
     columns = (
-        samples.replica, samples.allocation, samples.round, samples.calls, samples.contended,
+        samples.process, samples.allocation, samples.round, samples.calls, samples.contended,
     )  # fmt: skip
     count = len(samples)
     if not {*map(len, columns)} <= {0, count}:
         raise StoreError("its samples' columns have unequal lengths")
     if count and not all(len(column) for column in columns[:3]):
-        raise StoreError("its samples lack replica, allocation or round")
+        raise StoreError("its samples lack process, allocation or round")
     # A finite sum has finite parts, and is quickly found; one by one only where it is not.
     if not math.isfinite(sum(samples.seconds)) and not all(map(math.isfinite, samples.seconds)):
         raise StoreError("its samples are not all finite seconds")
@@ -342,7 +359,7 @@ def split_torn(data: bytes) -> tuple[bytes, str]:
     return data[:end], dropped
 
 
-def read_run(folder: Path) -> Run:
+def read_run(folder: Path) -> StoredRun:
     """The run in a folder.
 
     Raises:
@@ -365,7 +382,7 @@ def read_run(folder: Path) -> Run:
         raise StoreError(f"{path} does not begin with a header line; it is no journal of poolbench")
     if any(isinstance(record, Header) for record in records[1:]):
         raise StoreError(f"{path} has a second header line; two runs were put into one")
-    return Run(path=folder, header=records[0], records=tuple(records[1:]), dropped=dropped)
+    return StoredRun(path=folder, header=records[0], records=tuple(records[1:]), dropped=dropped)
 
 
 def read_header(folder: Path) -> Header:
@@ -418,9 +435,9 @@ def _check_schema(path: Path, line: bytes) -> None:
         peek = msgspec.json.decode(line, type=_LinePeek)
     except (msgspec.MsgspecError, RecursionError, ValueError):
         return  # decode_line will say it better
-    if peek.record.schema != SCHEMA_VERSION:
+    if peek.record.schema not in (1, SCHEMA_VERSION):
         raise StoreError(
-            f"{path} has schema version {peek.record.schema}; this poolbench reads {SCHEMA_VERSION}"
+            f"{path} has schema version {peek.record.schema}; this poolbench reads 1 to {SCHEMA_VERSION}"
         )
 
 
@@ -428,9 +445,8 @@ __all__ = [
     "JOURNAL",
     "Journal",
     "Node",
-    "Run",
-    "Shares",
-    "StoreError",
+    "StoredRun",
+    "TimeBreakdown",
     "decode_line",
     "encode_line",
     "read_header",

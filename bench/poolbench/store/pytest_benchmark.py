@@ -1,7 +1,7 @@
 """A plain pytest-benchmark file of any project, as a run that the report renders.
 
 The file itself is kept beside the journal, byte for byte, so that `pytest-benchmark compare` shows of the run
-what it shows of the file. The journal holds its timings: one replica, one allocation, no baseline.
+what it shows of the file. The journal holds its timings: one process, one allocation, no baseline.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from typing import Any
 import msgspec
 
 from poolbench.core.case import make_case
+from poolbench.core.errors import StoreError
 from poolbench.core.records import Environment, Header, Measurement, Samples
-from poolbench.store.journal import JOURNAL, Journal, StoreError
+from poolbench.store.journal import JOURNAL, Journal
 
 MAX_NBYTES = 64 << 20
 NAME = "benchmark.json"
@@ -148,7 +149,7 @@ def _measurement(op: str, name: str, seconds: list[float], calls: int) -> Measur
         status="ok" if count else "not_run",
         reason="" if count else "the file holds no finite timing of it",
         samples=Samples(
-            replica=zeros, allocation=zeros, round=tuple(range(count)), calls=(calls,) * count,
+            process=zeros, allocation=zeros, round=tuple(range(count)), calls=(calls,) * count,
             seconds=tuple(seconds), contended=zeros,
         ),
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The oracle: inputs to ask with, bounds to judge by, and the judgement of what came back. NumPy only."""
+"""The reference: inputs to ask with, bounds to judge by, and the judgement of what came back. NumPy only."""
 
 from __future__ import annotations
 
@@ -9,25 +9,27 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from poolbench.core.candidate import REGISTRY, Bound, Op
+from poolbench.core.candidate import REGISTRY, Op, Tolerance
 from poolbench.core.case import Case
 from poolbench.core.records import Accuracy, Status
 
 if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
-# Prime, so that a window or a channel count never meets the same stretch of the block again soon.
+# Prime, so that a window or a channel count never meets the same batch of the block again soon.
 BLOCK_LENGTH = 65_537
 # A check whose expected answer is nearly all zeros would pass what returns zeros.
 LEAST_NONZERO = 0.05
 
 BOUNDS = {
-    "float64": Bound(relative=1e-12, absolute=1e-13, reason="a thousand roundings of 1e-16"),
-    "float32": Bound(relative=1e-5, absolute=1e-6, reason="sums of up to 10,000 terms in float32"),
-    "float16": Bound(
+    "float64": Tolerance(relative=1e-12, absolute=1e-13, reason="a thousand roundings of 1e-16"),
+    "float32": Tolerance(
+        relative=1e-5, absolute=1e-6, reason="sums of up to 10,000 terms in float32"
+    ),
+    "float16": Tolerance(
         relative=2e-3, absolute=2e-4, reason="two roundings to half (1e-3); a sum in half is beyond"
     ),
-    "bfloat16": Bound(
+    "bfloat16": Tolerance(
         relative=1.6e-2,
         absolute=2e-3,
         reason="two roundings to 8 bits (8e-3); a sum in them is beyond",
@@ -65,7 +67,7 @@ def make_inputs(case: Case, seed: int) -> tuple[Array, ...]:
     x = _fill(generator, layout(case), dtype, relu=case.distribution == "relu")
     if case.direction == "forward":
         return (x,)
-    expected = REGISTRY.ops[case.op].oracle(np.broadcast_to(np.float64(0), x.shape), case)
+    expected = REGISTRY.ops[case.op].reference(np.broadcast_to(np.float64(0), x.shape), case)
     return x, _fill(generator, expected.shape, dtype)
 
 
@@ -91,19 +93,19 @@ def _fill(
     return np.ascontiguousarray(whole[:count].reshape(shape))
 
 
-def bound_for(op: Op, case: Case) -> Bound:
-    """How far a right value may be from the oracle: the op's own bound, or the default of the dtype."""
+def bound_for(op: Op, case: Case) -> Tolerance:
+    """How far a right value may be from the reference: the op's own bound, or the default of the dtype."""
     return op.bounds(case) if op.bounds is not None else BOUNDS[case.dtype]
 
 
 def check(op: Op, case: Case, inputs: tuple[Array, ...], outputs: tuple[Array, ...]) -> Verdict:
-    """Hold outputs, (y,) or (y, dx), against the float64 oracle."""
+    """Hold outputs, (y,) or (y, dx), against the float64 reference."""
     return judge(Answers(op=op, case=case, inputs=inputs), outputs)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answers:
-    """The oracle's answers for a case's inputs, worked out once for all candidates that are held to them."""
+    """The reference's answers for a case's inputs, worked out once for all candidates that are held to them."""
 
     op: Op
     case: Case
@@ -122,7 +124,7 @@ class Answers:
     @functools.cached_property
     def y(self) -> Array:
         """The right output."""
-        return self.op.oracle(self.x, self.case)
+        return self.op.reference(self.x, self.case)
 
     def spread(self, dy: Array) -> Array:
         """The right gradient of x for this gradient of y."""
@@ -155,7 +157,9 @@ def judge(answers: Answers, outputs: tuple[Array, ...]) -> Verdict:
     if case.direction == "forward" or value.reason:
         return _verdict(accuracy, value.reason)
     if op.gradient is None:
-        return _verdict(accuracy, f"{op.name} has no oracle for its gradient; race it forward only")
+        return _verdict(
+            accuracy, f"{op.name} has no reference for its gradient; race it forward only"
+        )
     slope, tie = _judge_gradient(answers, outputs[1])
     accuracy = Accuracy(
         worst=max(value.worst, slope.worst),
@@ -190,7 +194,7 @@ def _judge(
     name: str,
     actual: Array,
     expected: Array,
-    bound: Bound,
+    bound: Tolerance,
     case: Case,
     least_nonzero: float = LEAST_NONZERO,
 ) -> _Errors:
@@ -212,7 +216,7 @@ def _judge(
     return _errors(name, error, np.abs(expected), bound)
 
 
-def _errors(name: str, error: Array, size: Array, bound: Bound) -> _Errors:
+def _errors(name: str, error: Array, size: Array, bound: Tolerance) -> _Errors:
     absolute = float(error.max())
     if absolute == 0.0:
         return _Errors(worst=0.0, relative=0.0, absolute=0.0)

@@ -1,4 +1,4 @@
-"""What a candidate may not change, for its rivals share the process: read before and after it.
+"""What a candidate may not change, for its other candidates share the process: read before and after it.
 
 Each entry of the tables reads one fact; what differs afterwards is said by its name. TensorFlow and
 Keras are read only where they are loaded already.

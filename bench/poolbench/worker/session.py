@@ -1,7 +1,7 @@
 """Workloads: a candidate bound to a case's inputs on a device. This runs inside a worker.
 
 TensorFlow is imported here and in poolbench.ops, inside functions, and nowhere else. The functions at the
-end (`open_case`, `open_runner`, `allocate`, `time_stretch`, `close_case`) are the tasks that a race sends:
+end (`open_case`, `open_contender`, `allocate`, `time_batch`, `close_case`) are the tasks that a race sends:
 plain data in, plain data out, the state in this module between them.
 """
 
@@ -23,8 +23,9 @@ import numpy as np
 
 from poolbench.core.candidate import REGISTRY, Candidate
 from poolbench.core.case import Case
+from poolbench.core.errors import reason_of, status_of
 from poolbench.core.records import Accuracy, Status
-from poolbench.engine.process import Setting, reason_of, status_of
+from poolbench.engine.process import WorkerSpec
 from poolbench.machine import smt
 from poolbench.machine.idle import kept_awake
 from poolbench.machine.nvml import EVICT_NBYTES
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[Any, Any]
 
-PROBES = ("ceiling-read", "ceiling-write", "ceiling-copy")
+PROBES = ("bandwidth-read", "bandwidth-write", "bandwidth-copy")
 # Below this the call's own cost, not the memory, is what a write probe would measure.
 MIN_WRITE_NBYTES = 1 << 20
 MIN_DEVICE_WRITE_NBYTES = 1 << 24  # a GPU writes a megabyte faster than it begins to
@@ -47,7 +48,7 @@ ENERGY_SECONDS, ENERGY_LIMIT_SECONDS = 0.1, 3.0
 Call = Callable[..., Any]
 
 
-def start_tensorflow(setting: Setting) -> None:
+def start_tensorflow(setting: WorkerSpec) -> None:
     """Import TensorFlow with a process' settings; they hold until the process ends."""
     import tensorflow as tf
 
@@ -59,7 +60,7 @@ def start_tensorflow(setting: Setting) -> None:
             cpu, [tf.config.LogicalDeviceConfiguration()] * setting.logical_cpus
         )
     for gpu in tf.config.list_physical_devices("GPU"):
-        # Replicas share the device: without growth the first takes all of its memory.
+        # Processes share the device: without growth the first takes all of its memory.
         tf.config.experimental.set_memory_growth(gpu, True)
     if setting.deterministic:
         tf.config.experimental.enable_op_determinism()
@@ -148,17 +149,17 @@ class Opened(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
 
 
-class Runner(msgspec.Struct, frozen=True, kw_only=True):
-    """What opening a runner came to.
+class OpenedContender(msgspec.Struct, frozen=True, kw_only=True):
+    """What opening a contender came to.
 
     Attributes:
         status, reason: 'ok', or why it cannot race.
         first_call_seconds: trace and compile and the first run.
         call_seconds: a rough time of one call, to plan blocks by; 0 where it was not checked, for
-            then an earlier replica knows it.
+            then an earlier process knows it.
         read_nbytes, written_nbytes: fewest bytes a call reads and writes.
         check_seconds, calibration_seconds: what else opening took.
-        tainted: it left the process other than it was: its rivals need a fresh one.
+        tainted: it left the process other than it was: its other candidates need a fresh one.
     """
 
     status: Status = "ok"
@@ -174,43 +175,43 @@ class Runner(msgspec.Struct, frozen=True, kw_only=True):
     tainted: bool = False
 
 
-class Visit(msgspec.Struct, frozen=True, kw_only=True):
-    """What one runner is to do in a round: `lead_in` untimed calls, then `calls` timed ones."""
+class BlockRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """What one contender is to do in a round: `warmup` untimed calls, then `calls` timed ones."""
 
     name: str
-    lead_in: int
+    warmup: int
     calls: int
 
 
 class Block(msgspec.Struct, frozen=True, kw_only=True):
-    """What a visit came to.
+    """What a block came to.
 
     Attributes:
         seconds: of one call.
-        lead_in_seconds: the untimed calls before it.
+        warmup_seconds: the untimed calls before it.
         status, reason: 'ok', or what the call raised; the seconds then say nothing.
     """
 
     seconds: float = 0.0
-    lead_in_seconds: float = 0.0
+    warmup_seconds: float = 0.0
     status: Status = "ok"
     reason: str = ""
 
 
-class Stretch(msgspec.Struct, frozen=True, kw_only=True):
+class Batch(msgspec.Struct, frozen=True, kw_only=True):
     """Blocks that were timed in a row, and what the process used of the machine meanwhile.
 
     Attributes:
         cpu_seconds: processor time of this process, all threads.
         switches: involuntary context switches.
-        siblings: share of the looks, before and after, at which a processor's sibling was at work for another
+        smt_sibling_busy: share of the looks, before and after, at which a processor's sibling was at work for another
             guest of the host (poolbench.machine.smt); None where that is not to be seen.
     """
 
     blocks: tuple[Block, ...]
     cpu_seconds: float
     switches: int
-    siblings: float | None = None
+    smt_sibling_busy: float | None = None
 
 
 @dataclass
@@ -279,7 +280,7 @@ def close_case() -> None:
 
 
 def allocate() -> float:
-    """Allocate the inputs anew, for every runner; seconds that it took.
+    """Allocate the inputs anew, for every contender; seconds that it took.
 
     The old ones are let go only afterwards, so that the new ones lie elsewhere: addresses decide by
     up to 20% how fast a call is, and an interval from one allocation is too narrow.
@@ -299,27 +300,27 @@ def allocate() -> float:
     return time.perf_counter() - start
 
 
-def open_runner(name: str, *, check: bool) -> Runner:
-    """Build a candidate or a probe and call it first; `check`: hold it to the oracle, estimate its time.
+def open_contender(name: str, *, check: bool) -> OpenedContender:
+    """Build a candidate or a probe and call it first; `check`: hold it to the reference, estimate its time.
 
     A candidate that raises comes back with status 'error' and its text; so does one that leaves
-    threads or processes behind, or changes what its rivals share with it.
+    threads or processes behind, or changes what its other candidates share with it.
     """
     before = isolation.read()
     try:
         if name in PROBES:
             return _open_probe(name)
-        runner = _open_candidate(name, check=check)
+        contender = _open_candidate(name, check=check)
     except Exception as error:  # noqa: BLE001 (what a candidate raises is a result)
-        runner = Runner(status=status_of(error), reason=reason_of(error))
+        contender = OpenedContender(status=status_of(error), reason=reason_of(error))
     if left := isolation.left_behind(before):
-        reason = left if runner.status == "ok" else f"{runner.reason}; {left}"
-        status = "error" if runner.status == "ok" else runner.status
-        return msgspec.structs.replace(runner, status=status, reason=reason, tainted=True)
-    return runner
+        reason = left if contender.status == "ok" else f"{contender.reason}; {left}"
+        status = "error" if contender.status == "ok" else contender.status
+        return msgspec.structs.replace(contender, status=status, reason=reason, tainted=True)
+    return contender
 
 
-def _open_candidate(name: str, *, check: bool) -> Runner:
+def _open_candidate(name: str, *, check: bool) -> OpenedContender:
     state = _state()
     case = state.case
     candidate = REGISTRY.candidates[case.op, name]
@@ -342,7 +343,7 @@ def _open_candidate(name: str, *, check: bool) -> Runner:
             state.answers = check.Answers(op=REGISTRY.ops[case.op], case=case, inputs=state.host)
         return check.judge(state.answers, outputs)
 
-    runner = open_call(
+    contender = open_call(
         name,
         lambda: bind(candidate, case),
         judge=judge if check else None,
@@ -350,7 +351,7 @@ def _open_candidate(name: str, *, check: bool) -> Runner:
         measure_peak=check and sum(array.nbytes for array in state.host) >= MIN_PEAK_NBYTES,
     )
     return msgspec.structs.replace(
-        runner, calibration_seconds=runner.calibration_seconds + converting
+        contender, calibration_seconds=contender.calibration_seconds + converting
     )
 
 
@@ -362,11 +363,11 @@ def open_call(
     judge: Callable[[tuple[Array, ...]], Verdict] | None = None,
     calibrate: bool = True,
     measure_peak: bool = False,
-) -> Runner:
+) -> OpenedContender:
     """Make a call, call it first, judge what it returned, and estimate its time.
 
     Args:
-        name: of the runner, for a Visit.
+        name: of the contender, for a BlockRequest.
         make: makes the call; its time is part of the first call's.
         places: which of the case's inputs it takes; None: all.
         judge: given the outputs of the first call; None: they are not checked.
@@ -393,7 +394,7 @@ def open_call(
     start = time.perf_counter()
     peak = _peak_nbytes(state, call, arguments) if measure_peak else None
     call_seconds = _estimate(state, name) if calibrate else 0.0
-    return Runner(
+    return OpenedContender(
         status=verdict.status if verdict else "ok",
         reason=verdict.reason if verdict else "",
         accuracy=verdict.accuracy if verdict else None,
@@ -443,11 +444,11 @@ def _peak_nbytes(state: _State, call: Call, arguments: list[Any]) -> int | None:
     return int(max(0, peak - before)) or None
 
 
-def _open_probe(name: str) -> Runner:
+def _open_probe(name: str) -> OpenedContender:
     """The fastest of several ways to read, write or copy as many bytes as the case does; tried once a process."""
     state = _state()
     nbytes = state.host[0].nbytes
-    if name == "ceiling-write":
+    if name == "bandwidth-write":
         least = MIN_WRITE_NBYTES if _on_cpu(state) else MIN_DEVICE_WRITE_NBYTES
         # y, and in training dx, which is as large as x.
         nbytes = nbytes // (state.case.pool_size or nbytes) + nbytes * (len(state.host) > 1)
@@ -464,10 +465,10 @@ def _open_probe(name: str) -> Runner:
         _FASTEST[key] = best, seconds[best]
     best, call_seconds = _FASTEST[key]
     state.calls[name] = (ways[best], (0,))
-    return Runner(
+    return OpenedContender(
         call_seconds=call_seconds,
-        read_nbytes=0 if name == "ceiling-write" else nbytes,
-        written_nbytes=0 if name == "ceiling-read" else nbytes,
+        read_nbytes=0 if name == "bandwidth-write" else nbytes,
+        written_nbytes=0 if name == "bandwidth-read" else nbytes,
         calibration_seconds=time.perf_counter() - start,
     )
 
@@ -540,9 +541,9 @@ def _host_ways(state: _State, work: Call, *arrays: Array) -> dict[str, Call]:
 
 
 PROBE_WAYS: dict[str, Callable[[_State, int], dict[str, Call]]] = {
-    "ceiling-read": _read_ways,
-    "ceiling-write": _write_ways,
-    "ceiling-copy": _copy_ways,
+    "bandwidth-read": _read_ways,
+    "bandwidth-write": _write_ways,
+    "bandwidth-copy": _copy_ways,
 }
 
 
@@ -572,30 +573,30 @@ def synchronise(state: _State) -> None:
         tf.test.experimental.sync_devices()
 
 
-def time_stretch(visits: Sequence[Visit]) -> Stretch:
-    """Every visit in turn; what a call raises ends its own visit only."""
+def time_batch(requests: Sequence[BlockRequest]) -> Batch:
+    """Every block in turn; what a call raises ends its own block only."""
     start = resource.getrusage(resource.RUSAGE_SELF)
     blocks = []
     with kept_awake():
         looks = [smt.busy_share()]
-        for visit in visits:
+        for request in requests:
             try:
-                blocks.append(time_block(visit.name, visit.lead_in, visit.calls))
+                blocks.append(time_block(request.name, request.warmup, request.calls))
             except Exception as error:  # noqa: BLE001, PERF203 (what a candidate raises is a result)
                 blocks.append(Block(status=status_of(error), reason=reason_of(error)))
         looks.append(smt.busy_share())
     seen = [look for look in looks if look is not None]
     end = resource.getrusage(resource.RUSAGE_SELF)
-    return Stretch(
+    return Batch(
         blocks=tuple(blocks),
         cpu_seconds=end.ru_utime + end.ru_stime - start.ru_utime - start.ru_stime,
         switches=end.ru_nivcsw - start.ru_nivcsw,
-        siblings=statistics.fmean(seen) if seen else None,
+        smt_sibling_busy=statistics.fmean(seen) if seen else None,
     )
 
 
-def time_block(name: str, lead_in: int, calls: int) -> Block:
-    """Seconds a call over `calls` calls in a row, after `lead_in` untimed ones.
+def time_block(name: str, warmup: int, calls: int) -> Block:
+    """Seconds a call over `calls` calls in a row, after `warmup` untimed ones.
 
     This is the one timing loop of the project.
     """
@@ -606,7 +607,7 @@ def time_block(name: str, lead_in: int, calls: int) -> Block:
         if state.evict is not None:
             return _time_cold_block(state, call, arguments, calls)
         start = time.perf_counter()
-        for _ in repeat(None, lead_in):
+        for _ in repeat(None, warmup):
             call(*arguments)
         synchronise(state)
         gc.disable()
@@ -618,7 +619,7 @@ def time_block(name: str, lead_in: int, calls: int) -> Block:
             end = time.perf_counter()
         finally:
             gc.enable()
-    return Block(seconds=(end - begin) / calls, lead_in_seconds=begin - start)
+    return Block(seconds=(end - begin) / calls, warmup_seconds=begin - start)
 
 
 def _time_cold_block(state: _State, call: Call, arguments: list[Any], calls: int) -> Block:
@@ -633,11 +634,11 @@ def _time_cold_block(state: _State, call: Call, arguments: list[Any], calls: int
         synchronise(state)
         total += time.perf_counter() - begin
         evicting += begin - start
-    return Block(seconds=total / calls, lead_in_seconds=evicting)
+    return Block(seconds=total / calls, warmup_seconds=evicting)
 
 
 def make_step(name: str) -> Callable[[], None]:
-    """A call of a runner on the case's inputs that returns when the device has finished."""
+    """A call of a contender on the case's inputs that returns when the device has finished."""
     state = _state()
     call, places = state.calls[name]
     arguments = [state.inputs[i] for i in places]
@@ -651,7 +652,7 @@ def make_step(name: str) -> Callable[[], None]:
 
 
 def time_on_device(names: Sequence[str], calls: int) -> list[float | None]:
-    """Seconds a call, over `calls` calls, of each runner in turn by the device's own clock; None where it has none.
+    """Seconds a call, over `calls` calls, of each contender in turn by the device's own clock; None where it has none.
 
     Where the case asks for cold caches they are emptied before every call, and that not timed.
     """

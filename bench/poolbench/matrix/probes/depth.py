@@ -44,7 +44,7 @@ def negative_input(case: Case) -> Array:
 
 
 def describe_remainder(trial: Trial, case: Case, words: str) -> Finding:
-    """Hold y against the oracle; say in words what was done with the tail."""
+    """Hold y against the reference; say in words what was done with the tail."""
     x = negative_input(case)
     (y,) = judge.call(trial, case, x)
     finding = judge.judge_forward(trial, case, x, y)
@@ -60,7 +60,7 @@ def tail_words(trial: Trial, case: Case, x: Array, y: Array) -> str:
     dropped = msgspec.structs.replace(case, padding="valid")
     padded = msgspec.structs.replace(case, padding="same")
     for other, words in ((dropped, "drops the tail"), (padded, "pads with the lowest value")):
-        expected = judge.oracle(trial, other, x)
+        expected = judge.reference(trial, other, x)
         if y.shape == expected.shape and np.array_equal(y.astype(np.float64), expected):
             return words
     if (y == 0).any():
@@ -86,12 +86,12 @@ def remainder_gradient(trial: Trial) -> Finding:
 
 
 def overlap(trial: Trial) -> Finding:
-    """Windows of 3 two apart, where the spelling has a stride of its own."""
+    """Windows of 3 two apart, where the implementation has a stride of its own."""
     make = OVERLAPS.get(trial.candidate.name)
     if make is None or not trial.candidate.builtin:
         return Finding(
             state="not_run",
-            evidence="this spelling takes no stride: its windows lie side by side by construction",
+            evidence="this implementation takes no stride: its windows lie side by side by construction",
         )
 
     def ask(mode: str) -> Finding:
@@ -172,7 +172,7 @@ def _layer() -> Overlap:
     return layer
 
 
-# The spellings that take a stride, with a window of 3 and a stride of 2.
+# The implementations that take a stride, with a window of 3 and a stride of 2.
 OVERLAPS: Mapping[str, Callable[[], Overlap]] = {
     "recipe-verbatim": lambda: _native("valid"),
     "max_pool": _native,

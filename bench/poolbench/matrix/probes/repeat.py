@@ -124,7 +124,7 @@ PROBES = (
         steps=(Step(run=repeat_calls),),
     ),
     Probe(
-        key="repeat-replicas",
+        key="repeat-processes",
         title="same bits, two processes",
         group="repeats",
         question="Do two processes give the same bits, in every mode that runs?",

@@ -33,14 +33,14 @@ def gradient(mode: str) -> Callable[[Trial], Finding]:
 
 
 def second_order(mode: str) -> Callable[[Trial], Finding]:
-    """A probe of d|d|y|^2/dx|^2/dx, along three directions, against differences of the oracle's."""
+    """A probe of d|d|y|^2/dx|^2/dx, along three directions, against differences of the reference's."""
 
     def probe(trial: Trial) -> Finding:
         import tensorflow as tf
 
-        oracle_gradient = trial.op.gradient
-        if oracle_gradient is None:
-            return Finding(state="not_run", evidence="the op has no oracle for its gradient")
+        reference_gradient = trial.op.gradient
+        if reference_gradient is None:
+            return Finding(state="not_run", evidence="the op has no reference for its gradient")
         case = trial.case(mode=mode)
         build = trial.candidate.build(case)
 
@@ -62,7 +62,7 @@ def second_order(mode: str) -> Callable[[Trial], Finding]:
             return Finding(state="wrong", evidence="the second-order gradient is None")
 
         def size_of(values: Array) -> float:
-            first = oracle_gradient(values, 2 * trial.op.oracle(values, case), case)
+            first = reference_gradient(values, 2 * trial.op.reference(values, case), case)
             return float((first**2).sum())
 
         point, step = x.astype(np.float64), 1e-4
@@ -104,10 +104,10 @@ def fit_once(
     import keras
 
     if trial.op.gradient is None:
-        return Finding(state="not_run", evidence="the op has no oracle for its gradient")
+        return Finding(state="not_run", evidence="the op has no reference for its gradient")
     case = trial.case(mode="graph", dtype=dtype)
     x = judge.distinct_input(case)
-    y = judge.oracle(trial, case, x)
+    y = judge.reference(trial, case, x)
     target = np.random.default_rng(3).integers(-64, 64, y.shape) / 64
     rate = 0.5
     with judge.on_device(trial):
@@ -140,7 +140,7 @@ PROBES = (
             key=f"forward-{mode}",
             title=f"forward, {name}",
             group="runs",
-            question=f"Are its values those of the oracle in {name} mode?",
+            question=f"Are its values those of the reference in {name} mode?",
             steps=(Step(run=forward(mode)),),
         )
         for mode, name in MODE_NAMES.items()
@@ -150,7 +150,7 @@ PROBES = (
             key=f"gradient-{mode}",
             title=f"gradient, {name}",
             group="trains",
-            question=f"Is its gradient that of the oracle in {name} mode?",
+            question=f"Is its gradient that of the reference in {name} mode?",
             steps=(Step(run=gradient(mode)),),
         )
         for mode, name in MODE_NAMES.items()

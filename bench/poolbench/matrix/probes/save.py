@@ -34,7 +34,7 @@ def save_keras(trial: Trial) -> Finding:
 
 
 def load_keras(trial: Trial) -> Finding:
-    """Load the model in safe mode and hold its values against the oracle."""
+    """Load the model in safe mode and hold its values against the reference."""
     import keras
 
     note = json.loads((trial.folder / NOTE).read_text(encoding="utf-8"))
@@ -89,7 +89,7 @@ def save_export(trial: Trial) -> Finding:
 
 
 def load_export(trial: Trial) -> Finding:
-    """Load the export and hold its values against the oracle."""
+    """Load the export and hold its values against the reference."""
     import tensorflow as tf
 
     case = trial.case()

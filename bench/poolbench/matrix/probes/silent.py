@@ -69,7 +69,7 @@ NATIVE = (
         right=_groups,
     ),
 )
-# Beside the cases that every candidate is asked: spellings whose own arguments reach further.
+# Beside the cases that every candidate is asked: implementations whose own arguments reach further.
 EXTRA: Mapping[str, tuple[Arguments, ...]] = {
     "max_pool": NATIVE,
     "lambda-max_pool": NATIVE,

@@ -49,7 +49,7 @@ def not_a_number(trial: Trial) -> Finding:
 
 def nan_words(trial: Trial, case: Case, x: Array, y: Array) -> str:
     """'[1,n,3] -> 3, [n,n,n] -> n, ...' or, without windows, how many of the NaN came out."""
-    expected = judge.oracle(trial, case, x)
+    expected = judge.reference(trial, case, x)
     if y.shape != expected.shape:
         return f"y has shape {y.shape}; {expected.shape} is right"
     if not trial.has_window:
@@ -91,7 +91,7 @@ def tie_in_mode(trial: Trial, mode: str) -> Finding:
     dy = judge.output_gradient(trial, case, x)
     _, dx = judge.call(trial, case, x, dy)
     total = trial.op.window_sum(dx.astype(np.float64), case)
-    largest = judge.oracle(trial, case, x)
+    largest = judge.reference(trial, case, x)
     share = dx[0, 0, 0].reshape(len(TIED_GROUPS), -1) / dy[0, 0, 0][:, None].astype(np.float64)
     rule = tie_rule(share)
     figures: dict[str, float | int | str | None] = {"rule": rule}

@@ -29,14 +29,14 @@ from poolbench.report.figures.style import (
     title_of,
     varied,
 )
-from poolbench.report.frame import Loaded
+from poolbench.report.frame import RunFrame
 from poolbench.report.recommend import MODE_WORDS, at_base, base_values
 
 
 def plot_time_by_size(direction: str) -> Maker:
-    """Time against the input's bytes, a panel a mode, with the memory's ceiling."""
+    """Time against the input's bytes, a panel a mode, with the memory's bandwidth limit."""
 
-    def make(loaded: Loaded, op: str, device: str) -> Plot | None:
+    def make(loaded: RunFrame, op: str, device: str) -> Plot | None:
         rows = right_rows(
             at_base(loaded.table, op, ("shape", "mode"), {"device": device, "direction": direction})
         )
@@ -52,12 +52,16 @@ def plot_time_by_size(direction: str) -> Maker:
             panel = rows[rows["mode"] == mode].sort_values("nbytes")
             for name, line in panel.groupby("candidate", sort=False):
                 handles[short(name)] = curve(axis, line, "nbytes", look[name])
-            ceiling = (
-                panel.dropna(subset="ceiling_seconds").groupby("nbytes")["ceiling_seconds"].median()
+            bandwidth_limit = (
+                panel.dropna(subset="bandwidth_limit_seconds")
+                .groupby("nbytes")["bandwidth_limit_seconds"]
+                .median()
             )
-            if len(ceiling):
-                (mark,) = axis.plot(ceiling.index, ceiling.values, "--", color=INK, lw=1.4)
-                handles["memory's ceiling"] = mark
+            if len(bandwidth_limit):
+                (mark,) = axis.plot(
+                    bandwidth_limit.index, bandwidth_limit.values, "--", color=INK, lw=1.4
+                )
+                handles["memory's bandwidth limit"] = mark
             axis.set_title(MODE_WORDS.get(mode, mode))
             axis.set_xlabel("input (bytes)")
             axis.set_xscale("log")
@@ -71,7 +75,7 @@ def plot_time_by_size(direction: str) -> Maker:
         return Plot(
             name=f"time-by-size-{direction}",
             title=title,
-            caption="Median time a call; bars span the replicas' medians. "
+            caption="Median time a call; bars span the processes' medians. "
             + settings(loaded, op, device, ("shape", "mode", "direction")),
             figure=fig,
         )
@@ -93,7 +97,7 @@ def _size_message(rows: pd.DataFrame, modes: Sequence[str]) -> str:
     return f"fastest and slowest differ by {join_names(parts)} at the largest input"
 
 
-def plot_divisor(loaded: Loaded, op: str, device: str) -> Plot | None:
+def plot_divisor(loaded: RunFrame, op: str, device: str) -> Plot | None:
     """Time against the window, at the base case."""
     rows = varied(
         right_rows(at_base(loaded.table, op, ("pool_size",), {"device": device})), "pool_size"
@@ -107,10 +111,14 @@ def plot_divisor(loaded: Loaded, op: str, device: str) -> Plot | None:
     handles = {}
     for name, line in rows.sort_values("pool_size").groupby("candidate", sort=False):
         handles[short(name)] = curve(axis, line, "pool_size", look[name])
-    ceiling = rows.dropna(subset="ceiling_seconds").groupby("pool_size")["ceiling_seconds"].median()
-    if len(ceiling):
-        (handles["memory's ceiling"],) = axis.plot(
-            ceiling.index, ceiling.values, "--", color=INK, lw=1.4
+    bandwidth_limit = (
+        rows.dropna(subset="bandwidth_limit_seconds")
+        .groupby("pool_size")["bandwidth_limit_seconds"]
+        .median()
+    )
+    if len(bandwidth_limit):
+        (handles["memory's bandwidth limit"],) = axis.plot(
+            bandwidth_limit.index, bandwidth_limit.values, "--", color=INK, lw=1.4
         )
     axis.set_xscale("log", base=2)
     axis.set_yscale("log")
@@ -125,13 +133,13 @@ def plot_divisor(loaded: Loaded, op: str, device: str) -> Plot | None:
     most = str(spread.idxmax())
     title = f"{title_of(op)}: the window changes {short(most)} most, by {significant(float(spread.max()), 2)}x"
     finish(fig, title, width)
-    caption = "Median time a call; bars span the replicas' medians. " + settings(
+    caption = "Median time a call; bars span the processes' medians. " + settings(
         loaded, op, device, ("pool_size",)
     )
     return Plot(name="divisor", title=title, caption=caption, figure=fig)
 
 
-def plot_padding(loaded: Loaded, op: str, device: str) -> Plot | None:
+def plot_padding(loaded: RunFrame, op: str, device: str) -> Plot | None:
     """Time with valid and with same padding, for depths that the window divides and does not."""
     table = loaded.table
     rows = right_rows(at_base(table, op, ("padding", "shape"), {"device": device}))
@@ -155,7 +163,7 @@ def plot_padding(loaded: Loaded, op: str, device: str) -> Plot | None:
     title = f"{title_of(op)}: padding costs {short(most)} most, up to {significant(float(counts.max()), 2)}x"
     fig = dots(
         rows, value="seconds", low="seconds_low", high="seconds_high", hue="setting",
-        label="time a call (bars span the replicas' medians)", title=title, log=True, formatter=format_seconds,
+        label="time a call (bars span the processes' medians)", title=title, log=True, formatter=format_seconds,
     )  # fmt: skip
     return Plot(
         name="padding",
@@ -172,7 +180,7 @@ def _within(rows: pd.DataFrame, shape: str) -> tuple[float, float]:
     return 0.9 * middle, 1.1 * middle
 
 
-def _direction_shapes(loaded: Loaded, op: str, device: str) -> dict[str, str]:
+def _direction_shapes(loaded: RunFrame, op: str, device: str) -> dict[str, str]:
     """Direction to the shape at which most of its modes were raced: training's may be a smaller one."""
     table = loaded.table
     rows = table[(table["op"] == op) & (table["device"] == device)]
@@ -188,7 +196,7 @@ def _direction_shapes(loaded: Loaded, op: str, device: str) -> dict[str, str]:
     return found
 
 
-def plot_mode_direction(loaded: Loaded, op: str, device: str) -> Plot | None:
+def plot_mode_direction(loaded: RunFrame, op: str, device: str) -> Plot | None:
     """Time by mode, a panel a direction, at the base case."""
     shapes = _direction_shapes(loaded, op, device)
     rows = pd.concat(
@@ -235,7 +243,7 @@ def plot_mode_direction(loaded: Loaded, op: str, device: str) -> Plot | None:
     return Plot(
         name="mode-direction",
         title=title,
-        caption="Median time a call; bars span the replicas' medians. A missing mark: not right or not supported "
+        caption="Median time a call; bars span the processes' medians. A missing mark: not right or not supported "
         "there. " + settings(loaded, op, device, ("mode", "direction", "shape")),
         figure=fig,
     )
@@ -252,7 +260,7 @@ def _mode_message(rows: pd.DataFrame) -> str:
     return ", ".join(parts)
 
 
-def plot_threads(loaded: Loaded, op: str, device: str) -> Plot | None:
+def plot_threads(loaded: RunFrame, op: str, device: str) -> Plot | None:
     """Time on one thread and on all."""
     rows = varied(
         right_rows(at_base(loaded.table, op, ("threads",), {"device": device})), "threads"
@@ -276,7 +284,7 @@ def plot_threads(loaded: Loaded, op: str, device: str) -> Plot | None:
     title = f"{title_of(op)}: {what}"
     fig = dots(
         rows, value="seconds", low="seconds_low", high="seconds_high", hue="setting",
-        label="time a call (bars span the replicas' medians)", title=title, log=True, formatter=format_seconds,
+        label="time a call (bars span the processes' medians)", title=title, log=True, formatter=format_seconds,
     )  # fmt: skip
     return Plot(
         name="threads", title=title, caption=settings(loaded, op, device, ("threads",)), figure=fig

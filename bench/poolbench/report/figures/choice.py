@@ -1,4 +1,4 @@
-"""What helps to choose: share of the ceiling, speed over the baseline, break-even, support."""
+"""What helps to choose: share of the bandwidth limit, speed over the baseline, break-even, support."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.patches import Patch
 
-from poolbench.core.records import Capability
+from poolbench.core.records import MatrixCell
 from poolbench.core.text import format_share, join_names, significant
 from poolbench.report.figures.style import (
     INK,
@@ -28,13 +28,13 @@ from poolbench.report.figures.style import (
     short,
     title_of,
 )
-from poolbench.report.frame import Loaded
+from poolbench.report.frame import RunFrame
 from poolbench.report.recommend import MODE_WORDS, at_base, base_values
 from poolbench.report.tables import break_even_table
 
 
-def plot_efficiency(loaded: Loaded, op: str, device: str) -> Plot | None:
-    """Share of the memory's ceiling that each candidate reaches, by mode."""
+def plot_efficiency(loaded: RunFrame, op: str, device: str) -> Plot | None:
+    """Share of the memory's bandwidth limit that each candidate reaches, by mode."""
     rows = at_base(loaded.table, op, ("mode",), {"device": device, "direction": "forward"})
     rows = right_rows(rows)
     rows = rows[rows["efficiency"].notna()]
@@ -47,19 +47,19 @@ def plot_efficiency(loaded: Loaded, op: str, device: str) -> Plot | None:
     )
     fig = dots(
         rows, value="efficiency", low="efficiency_low", high="efficiency_high", hue="mode",
-        label="ceiling time / time, 95% interval", title=title, percent=True,
+        label="bandwidth limit time / time, 95% interval", title=title, percent=True,
     )  # fmt: skip
     fig.axes[0].axvline(1, color=INK, ls="--", lw=1)
     return Plot(
         name="efficiency",
         title=title,
-        caption="Ceiling time: bytes read over the read bandwidth plus bytes written over the write bandwidth, "
+        caption="Bandwidth limit time: bytes read over the read bandwidth plus bytes written over the write bandwidth, "
         "both measured in the same rounds. " + settings(loaded, op, device, ("mode", "direction")),
         figure=fig,
     )
 
 
-def plot_heatmap(loaded: Loaded, op: str, device: str) -> Plot | None:
+def plot_heatmap(loaded: RunFrame, op: str, device: str) -> Plot | None:
     """Speed over the baseline, candidates down, mode, direction and size across."""
     table = loaded.table
     rows = at_base(table, op, ("shape", "mode", "direction"), {"device": device})
@@ -158,7 +158,7 @@ def _heat(
     axis.tick_params(length=0)
 
 
-def plot_break_even(loaded: Loaded, op: str, device: str) -> Plot | None:
+def plot_break_even(loaded: RunFrame, op: str, device: str) -> Plot | None:
     """After how many calls compiling has paid for itself."""
     rows = break_even_table(loaded)
     if rows.empty:
@@ -207,7 +207,7 @@ STATE_COLOURS = {  # Okabe and Ito's, told apart without red against green
 }
 
 
-def plot_support(capabilities: Sequence[Capability], op: str, device: str) -> Plot | None:
+def plot_support(capabilities: Sequence[MatrixCell], op: str, device: str) -> Plot | None:
     """The support matrix."""
     cells = [c for c in capabilities if c.op == op and c.device == device]
     if not cells:
@@ -254,7 +254,7 @@ def plot_support(capabilities: Sequence[Capability], op: str, device: str) -> Pl
     title = f"{title_of(op)} on {device}: " + (
         f"{join_names([short(n) for n in clean[:3]])} {'pass' if len(clean) > 1 else 'passes'} every probe"
         if clean and len(clean) <= 3
-        else f"{len(clean) or 'no'} of {len(names)} spellings pass every probe"
+        else f"{len(clean) or 'no'} of {len(names)} implementations pass every probe"
     )
     finish(fig, title, max(width, 5.5))
     return Plot(

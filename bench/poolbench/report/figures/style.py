@@ -23,7 +23,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocat
 
 from poolbench.core.candidate import REGISTRY
 from poolbench.core.text import format_nbytes, format_seconds, one_line, significant
-from poolbench.report.frame import Loaded
+from poolbench.report.frame import RunFrame
 from poolbench.report.recommend import base_values
 
 INK = "#1a1a1b"  # becomes currentColor on the page, so that figures follow light and dark
@@ -74,7 +74,7 @@ class Plot:
     figure: Figure
 
 
-Maker = Callable[[Loaded, str, str], "Plot | None"]
+Maker = Callable[[RunFrame, str, str], "Plot | None"]
 
 
 def styled() -> Any:
@@ -104,13 +104,13 @@ def palette(names: Sequence[str]) -> dict[str, tuple[Any, str]]:
     return {name: (colours[i % 10], MARKERS[i % len(MARKERS)]) for i, name in enumerate(names)}
 
 
-def names_of(loaded: Loaded, op: str) -> list[str]:
+def names_of(loaded: RunFrame, op: str) -> list[str]:
     """The op's candidates in the order of the run: their colours are the same in every figure."""
     table = loaded.table
     return list(dict.fromkeys(table.loc[table["op"] == op, "candidate"]))
 
 
-def settings(loaded: Loaded, op: str, device: str, free: Sequence[str]) -> str:
+def settings(loaded: RunFrame, op: str, device: str, free: Sequence[str]) -> str:
     """The base values that a figure holds still, in words."""
     base = {**base_values(loaded.table, op), "device": device}
     words = []
@@ -196,7 +196,7 @@ def right_rows(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def curve(axis: Axes, rows: pd.DataFrame, x: str, look: tuple[Any, str]) -> Any:
-    """Time over a column of one candidate's rows, with bars that span the replicas' medians."""
+    """Time over a column of one candidate's rows, with bars that span the processes' medians."""
     colour, marker = look
     low = (rows["seconds"] - rows["seconds_low"]).clip(lower=0)
     high = (rows["seconds_high"] - rows["seconds"]).clip(lower=0)

@@ -1,4 +1,4 @@
-"""How far the figures are to be trusted: accuracy, the spread of replicas, the selftest."""
+"""How far the figures are to be trusted: accuracy, the spread of processes, the selftest."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from poolbench.report.figures.style import (
     time_axis,
     title_of,
 )
-from poolbench.report.frame import Loaded, replica_medians
+from poolbench.report.frame import RunFrame, process_medians
 from poolbench.report.recommend import at_base
 
 
-def plot_accuracy(loaded: Loaded, op: str, device: str) -> Plot | None:
+def plot_accuracy(loaded: RunFrame, op: str, device: str) -> Plot | None:
     """Error against spatial size beside speed, for ops whose error grows with the window (global average)."""
     table = loaded.table
     rows = table[(table["op"] == op) & (table["device"] == device) & table["worst"].notna()]
@@ -85,16 +85,16 @@ def plot_accuracy(loaded: Loaded, op: str, device: str) -> Plot | None:
     return Plot(
         name="accuracy",
         title=title,
-        caption=f"Against the float64 oracle; on {device}, mode {rows['mode'].iloc[0]}. Right: the same errors "
+        caption=f"Against the float64 reference; on {device}, mode {rows['mode'].iloc[0]}. Right: the same errors "
         "beside the time. What is above the bound is never ranked.",
         figure=fig,
     )
 
 
-def plot_spread(loaded: Loaded, op: str, device: str) -> Plot | None:
-    """Every sample of the base case over its candidate's median, a row a candidate, replicas apart."""
+def plot_spread(loaded: RunFrame, op: str, device: str) -> Plot | None:
+    """Every sample of the base case over its candidate's median, a row a candidate, processes apart."""
     rows = right_rows(at_base(loaded.table, op, (), {"device": device}))
-    rows = rows[~rows["settled"]]
+    rows = rows[~rows["stopped_early"]]
     if rows.empty:
         return None
     names = rows.sort_values("seconds", ascending=False)["candidate"].tolist()
@@ -107,12 +107,12 @@ def plot_spread(loaded: Loaded, op: str, device: str) -> Plot | None:
         samples = loaded.samples[int(index)]
         y = names.index(row["candidate"])
         relative = np.asarray(samples.seconds) / row["seconds"]
-        replica = np.asarray(samples.replica)
-        kinds = np.unique(replica)
-        medians = replica_medians(samples) / row["seconds"]
+        process = np.asarray(samples.process)
+        kinds = np.unique(process)
+        medians = process_medians(samples) / row["seconds"]
         spreads[row["candidate"]] = float(medians.max() / medians.min() - 1)
         for i, kind in enumerate(kinds):
-            points = np.clip(relative[replica == kind], 0.5, 2.0)
+            points = np.clip(relative[process == kind], 0.5, 2.0)
             offset = (i - (len(kinds) - 1) / 2) * 0.6 / max(1, len(kinds))
             axis.plot(
                 points,
@@ -130,13 +130,13 @@ def plot_spread(loaded: Loaded, op: str, device: str) -> Plot | None:
     axis.set_xlabel("sample / the candidate's median")
     worst = max(spreads, key=lambda name: spreads[name])
     title = (
-        f"{title_of(op)}: {short(worst)}'s replicas differ most, by {format_share(spreads[worst])}"
+        f"{title_of(op)}: {short(worst)}'s processes differ most, by {format_share(spreads[worst])}"
     )
     finish(fig, title, width)
     return Plot(
         name="spread",
         title=title,
-        caption="A dot is a block, a bar a replica's median, a colour a replica (a fresh process); drawn at 0.5 or "
+        caption="A dot is a block, a bar a process's median, a colour a process (a fresh process); drawn at 0.5 or "
         "2.0 if beyond. " + settings(loaded, op, device, ()),
         figure=fig,
     )

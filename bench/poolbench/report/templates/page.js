@@ -155,7 +155,7 @@ function show() {
     list.append(...caveats.map((text) => element("li", text)));
     parts.push(list);
   }
-  if (found.disagree) parts.push(element("p", "Its replicas disagree by more than the rest of the run's do.", "warn"));
+  if (found.disagree) parts.push(element("p", "Its processes disagree by more than the rest of the run's do.", "warn"));
   const why = element("p");
   const link = element("a", "Its row and samples");
   link.href = "#all";
@@ -193,7 +193,7 @@ async function openSamples(row) {
     const values = [...new Float32Array(bytes.buffer)];
     if (!values.length) { note.textContent += ": no samples"; return; }
     const sorted = [...values].sort((a, b) => a - b);
-    note.textContent = values.length + " samples in " + lengths.length + " runs of a replica, seconds a call in each block: least " +
+    note.textContent = values.length + " samples in " + lengths.length + " runs of a process, seconds a call in each block: least " +
       seconds(sorted[0]) + ", median " + seconds(sorted[sorted.length >> 1]) + ", most " + seconds(sorted[sorted.length - 1]) + ".";
     plot.append(strip(values, lengths, sorted));
   } catch (error) { note.textContent = String(error.message); }
@@ -206,7 +206,7 @@ function strip(values, lengths, sorted) {
     if (content !== undefined) made.textContent = content;
     return made;
   };
-  const root = svg("svg", { viewBox: `0 0 ${W} ${H}`, role: "img", "aria-label": "samples in the order of measuring, a colour a replica" });
+  const root = svg("svg", { viewBox: `0 0 ${W} ${H}`, role: "img", "aria-label": "samples in the order of measuring, a colour a process" });
   const low = sorted[0], high = sorted[sorted.length - 1] > low ? sorted[sorted.length - 1] : low * 1.01 + 1e-12;
   const x = (i) => L + ((i + 0.5) / values.length) * (W - L - 10);
   const y = (v) => 10 + (1 - (v - low) / (high - low)) * (H - B - 20);
@@ -214,12 +214,12 @@ function strip(values, lengths, sorted) {
     root.append(svg("line", { x1: L, x2: W - 10, y1: y(v), y2: y(v), stroke: "#80808055" }));
     root.append(svg("text", { x: L - 8, y: y(v) + 4, "text-anchor": "end", "font-size": 13, fill: "currentColor" }, seconds(v)));
   }
-  root.append(svg("text", { x: (W + L) / 2, y: H - 8, "text-anchor": "middle", "font-size": 13, fill: "currentColor" }, "blocks in the order of measuring; a colour a replica"));
+  root.append(svg("text", { x: (W + L) / 2, y: H - 8, "text-anchor": "middle", "font-size": 13, fill: "currentColor" }, "blocks in the order of measuring; a colour a process"));
   const colours = ["#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#ca9161", "#949494", "#56b4e9"];
   let at = 0;
-  lengths.forEach((length, replica) => {
+  lengths.forEach((length, process) => {
     for (let i = 0; i < length; i++, at++)
-      root.append(svg("circle", { cx: x(at), cy: y(values[at]), r: 3, fill: colours[replica % colours.length] }));
+      root.append(svg("circle", { cx: x(at), cy: y(values[at]), r: 3, fill: colours[process % colours.length] }));
   });
   return root;
 }

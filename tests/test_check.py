@@ -30,7 +30,7 @@ def rows(values, **fields):
 
 def test_valid_drops_the_tail():
     x, case = rows([1, 5, 2, 9, 8, 7, 99])
-    assert DEPTH.oracle(x, case).ravel().tolist() == [5, 9]
+    assert DEPTH.reference(x, case).ravel().tolist() == [5, 9]
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_valid_drops_the_tail():
 )
 def test_same_pads_both_ends_with_the_lowest_value(values, expected):
     x, case = rows(values, padding="same")
-    assert DEPTH.oracle(x, case).ravel().tolist() == expected
+    assert DEPTH.reference(x, case).ravel().tolist() == expected
 
 
 def test_a_maximum_s_gradient_goes_to_the_maximum_and_is_split_at_a_tie():
@@ -58,7 +58,7 @@ def test_a_gradient_given_out_adds_up_to_dy_over_each_window(padding, channels):
     rng = np.random.default_rng(0)
     case = depth_case(shape=(2, 3, 4, channels), padding=padding)
     x = rng.integers(0, 3, (2, 3, 4, channels)).astype(float)
-    dy = rng.standard_normal(DEPTH.oracle(x, case).shape)
+    dy = rng.standard_normal(DEPTH.reference(x, case).shape)
     dx = DEPTH.gradient(x, dy, case)
     assert dx.shape == x.shape
     np.testing.assert_allclose(DEPTH.window_sum(dx, case), dy)
@@ -68,8 +68,8 @@ def test_channels_first_is_channels_last_transposed():
     rng = np.random.default_rng(0)
     x = rng.standard_normal((2, 3, 4, 10))
     for padding in ("valid", "same"):
-        last = DEPTH.oracle(x, depth_case(shape=x.shape, padding=padding))
-        first = DEPTH.oracle(
+        last = DEPTH.reference(x, depth_case(shape=x.shape, padding=padding))
+        first = DEPTH.reference(
             x.transpose(0, 3, 1, 2),
             depth_case(shape=x.shape, padding=padding, data_format="channels_first"),
         )
@@ -81,7 +81,9 @@ def test_the_mean_s_gradient_is_numerically_its_slope():
     case = mean_case()
     x, dy, step = rng.standard_normal(case.shape), rng.standard_normal((2, 6)), 1e-6
     direction = rng.standard_normal(case.shape)
-    slope = ((MEAN.oracle(x + step * direction, case) - MEAN.oracle(x, case)) / step * dy).sum()
+    slope = (
+        (MEAN.reference(x + step * direction, case) - MEAN.reference(x, case)) / step * dy
+    ).sum()
     assert (MEAN.gradient(x, dy, case) * direction).sum() == pytest.approx(slope, rel=1e-4)
 
 
@@ -94,7 +96,7 @@ def test_inputs_have_the_case_s_layout_and_dtype(dtype, data_format):
     x, dy = make_inputs(case, seed=1)
     assert x.shape == layout(case)
     assert {x.dtype, dy.dtype} == {numpy_dtype(dtype)}
-    assert dy.shape == DEPTH.oracle(x.astype(float), case).shape
+    assert dy.shape == DEPTH.reference(x.astype(float), case).shape
 
 
 def test_inputs_are_the_same_for_a_seed_and_others_for_another():
@@ -115,14 +117,14 @@ def test_no_two_images_of_a_large_input_are_the_same():
 
 @pytest.mark.parametrize("op", [DEPTH, MEAN], ids=lambda op: op.name)
 @pytest.mark.parametrize("direction", ["forward", "training"])
-def test_the_oracle_s_own_answer_in_the_case_s_dtype_passes(op, direction):
+def test_the_reference_s_own_answer_in_the_case_s_dtype_passes(op, direction):
     for dtype in BOUNDS:
         case = (depth_case if op is DEPTH else mean_case)(
             dtype=dtype, direction=direction, distribution="relu"
         )
         inputs = make_inputs(case, 0)
         wide = [array.astype(np.float64) for array in inputs]
-        outputs = [op.oracle(wide[0], case)]
+        outputs = [op.reference(wide[0], case)]
         if direction == "training":
             outputs.append(op.gradient(*wide, case))
         verdict = check(
@@ -139,7 +141,7 @@ def judged(outputs, case=None):
 def right():
     case = depth_case()
     (x,) = make_inputs(case, 0)
-    return DEPTH.oracle(x, case)
+    return DEPTH.reference(x, case)
 
 
 def test_a_wrong_shape_says_which_was_expected():
@@ -168,7 +170,7 @@ def test_an_error_is_told_with_its_size_and_the_bound():
 def test_a_check_whose_answer_is_almost_all_zeros_is_mistrusted():
     op = Op(
         name="zero",
-        oracle=lambda x, case: x * 0,
+        reference=lambda x, case: x * 0,
         baseline="",
         sweeps={"default": Sweep(base=depth_case())},
     )
@@ -184,7 +186,7 @@ def gradient_at_ties(give):
     x = np.tile(np.array([7, 7, 0], np.float32), 16).reshape(1, 2, 2, 12)
     dy = np.random.default_rng(0).standard_normal((1, 2, 2, 4)).astype(np.float32)
     dx = (dy[..., None] * np.array(give, np.float32)).reshape(x.shape).astype(np.float32)
-    return check(DEPTH, case, (x, dy), (DEPTH.oracle(x, case).astype(np.float32), dx))
+    return check(DEPTH, case, (x, dy), (DEPTH.reference(x, case).astype(np.float32), dx))
 
 
 @pytest.mark.parametrize(
@@ -205,5 +207,5 @@ def test_a_right_gradient_of_a_large_window_is_not_mistrusted():
     x, dy = make_inputs(case, 0)
     wide = x.astype(np.float64)
     dx = DEPTH.gradient(wide, dy.astype(np.float64), case).astype(np.float32)
-    verdict = check(DEPTH, case, (x, dy), (DEPTH.oracle(wide, case).astype(np.float32), dx))
+    verdict = check(DEPTH, case, (x, dy), (DEPTH.reference(wide, case).astype(np.float32), dx))
     assert (verdict.status, verdict.reason) == ("ok", "")

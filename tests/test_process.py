@@ -11,19 +11,11 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from poolbench.core.errors import WorkerFailure, one_line, printable, reason_of, status_of
 from poolbench.engine import cleanup, process
-from poolbench.engine.process import (
-    Setting,
-    Worker,
-    WorkerFailure,
-    one_line,
-    printable,
-    reason_of,
-    status_of,
-    system_killings,
-)
+from poolbench.engine.process import Worker, WorkerSpec, system_killings
 
-NUMPY = Setting(tensorflow=False)
+NUMPY = WorkerSpec(tensorflow=False)
 MEMORY_NBYTES = 400 << 20
 
 
@@ -208,10 +200,10 @@ def test_a_user_file_that_cannot_be_imported_is_said(tmp_path):
 
 RUN = """
 import signal, sys, time, threading
-from poolbench.engine.process import Setting, Worker
-from tests import test_replica as there
+from poolbench.engine.process import WorkerSpec, Worker
+from tests import test_process as there
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # who starts the tests by nohup has it ignored
-workers = [Worker(Setting(tensorflow=False)) for _ in range(2)]
+workers = [Worker(WorkerSpec(tensorflow=False)) for _ in range(2)]
 pids = [worker.call(there.say, "", timeout=30) for worker in workers]
 pids += [worker.call(there.run_program, 600, timeout=30) for worker in workers]
 pids += [workers[0].call(there.run_daemon, 600, timeout=30)]

@@ -1,0 +1,57 @@
+"""Lift records of schema 1 to today's: the names of fields and of kinds have changed, not what they hold."""
+
+from __future__ import annotations
+
+from typing import Any
+
+KINDS = {
+    "capability": "matrix_cell",
+    "account": "trace_summary",
+    "network": "model",
+    "shares": "time",
+}
+FIELDS = {
+    "settled": "stopped_early",
+    "joules": "energy_joules",
+    "network": "model",
+    "spelling": "candidate",
+}
+CONTENTION = {"apart": "cores_distant", "siblings": "smt_sibling_busy"}
+OPTIONS = {"replicas": "processes", "max_replicas": "max_processes"}
+WORDS = {
+    "ceiling-read": "bandwidth-read",
+    "ceiling-write": "bandwidth-write",
+    "ceiling-copy": "bandwidth-copy",
+    "faster-than-ceiling": "faster-than-limit",
+    "settled": "stopped-early",
+    "lead_in": "warmup",
+}
+
+
+def lift(record: dict[str, Any]) -> dict[str, Any]:
+    """Return a record as schema 2 writes it, from its JSON object of schema 1."""
+    kind = record.get("type")
+    lifted = {FIELDS.get(name, name): value for name, value in record.items()}
+    lifted["type"] = KINDS.get(str(kind), kind)
+    for name in ("samples", "wall_samples"):
+        _rename(lifted, name, {"replica": "process"})
+    _rename(lifted, "contention", CONTENTION)
+    if kind == "header":
+        lifted["schema"] = 2
+        _rename(lifted, "options", OPTIONS)
+    if kind == "measurement":
+        lifted["candidate"] = WORDS.get(lifted["candidate"], lifted["candidate"])
+        lifted["flags"] = [WORDS.get(flag, flag) for flag in lifted.get("flags", ())]
+    if kind == "network" and lifted.get("direction") == "inference":
+        lifted["direction"] = "forward"
+    if kind == "shares":
+        _rename(lifted, "seconds", WORDS)
+    if kind == "selftest":
+        _rename(lifted, "figures", OPTIONS)
+    return lifted
+
+
+def _rename(record: dict[str, Any], field: str, names: dict[str, str]) -> None:
+    value = record.get(field)
+    if isinstance(value, dict):
+        record[field] = {names.get(name, name): item for name, item in value.items()}

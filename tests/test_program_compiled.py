@@ -1,0 +1,159 @@
+"""The compiled program, from the compilers themselves: TensorFlow with XLA, and JAX."""
+
+import msgspec
+import numpy as np
+import poolbench.ops  # noqa: F401 (registers the ops)
+import pytest
+from poolbench.core.candidate import REGISTRY
+from poolbench.worker.hlo import count_cost
+from poolbench.worker.program import jax_program, tensorflow_program
+from poolbench.worker.session import bind
+
+GROUPS = {
+    "depth_max_pool": [
+        {"lambda-max_pool", "layer-max_pool", "max_pool", "nested-jit-max_pool", "cpu-pinned-max_pool"},
+        {"reshape-reduce_max", "layer-reshape-reduce_max", "keras-ops"},
+        {"max_pool2d-view", "keras-stock"},
+        {"slices-maximum"}, {"max_pool3d"}, {"transpose-reduce_max"}, {"layer-depth_max_pool"},
+    ],
+    "global_avg_pool": [
+        {"layer-global_avg_pool", "lambda-reduce_mean", "reduce_mean", "reduce_mean-float32", "einsum",
+         "keras-ops"},
+        {"avg_pool2d"}, {"mean-of-means"}, {"matmul-ones"},
+    ],
+}  # fmt: skip
+RESULTS = {"depth_max_pool": (8, 56, 56, 32), "global_avg_pool": (8, 96)}
+
+
+@pytest.mark.parametrize(
+    ("op", "direction"),
+    [
+        ("depth_max_pool", "forward"),
+        pytest.param("depth_max_pool", "training", marks=pytest.mark.slow),  # 28 compilations
+        ("global_avg_pool", "forward"),
+        ("global_avg_pool", "training"),
+    ],
+)
+def test_tensorflow_program_of_each_candidate_groups_them(op, direction):
+    tf = pytest.importorskip("tensorflow")
+    case = msgspec.structs.replace(
+        REGISTRY.ops[op].sweeps["default"].base, mode="xla", direction=direction
+    )
+    x, dy = tf.zeros(case.shape), tf.zeros(RESULTS[op])
+    inputs = [x] if direction == "forward" else [x, dy]
+    programs = {
+        name: tensorflow_program(bind(candidate, case), *inputs)
+        for name, candidate in REGISTRY.of(op).items()
+        if name != "recipe-verbatim"  # refused by TensorFlow
+    }
+    groups = {}
+    for name, program in programs.items():
+        groups.setdefault(program, set()).add(name)
+    assert sorted(map(sorted, groups.values())) == sorted(map(sorted, GROUPS[op]))
+    assert len({program.hash for program in groups}) == len(GROUPS[op])
+    if (op, direction) == ("depth_max_pool", "training"):
+        # Most traffic and most temporaries: the gradient of the native operation.
+        native, slices = programs["max_pool"], programs["slices-maximum"]
+        results = 4 * (x.shape.num_elements() + dy.shape.num_elements()) + 16
+        assert (slices.kernels, slices.bytes_accessed) == (2, 35_323_920)
+        assert (native.kernels, native.bytes_accessed) == (10, 192_675_872)
+        assert slices.peak_buffer_nbytes == results
+        assert native.peak_buffer_nbytes - results == pytest.approx(57.8e6, rel=1e-2)
+
+
+def test_tensorflow_program_renamed_is_equal_and_changed_differs():
+    tf = pytest.importorskip("tensorflow")
+
+    def average(values):
+        doubled = values * 2.0
+        return tf.reduce_max(doubled, axis=1)
+
+    def renamed(x):
+        with tf.name_scope("elsewhere"):
+            y = x * 2.0
+            return tf.reduce_max(y, axis=1, name="largest")
+
+    def changed(values):
+        doubled = values * 3.0
+        return tf.reduce_max(doubled, axis=1)
+
+    def weighted(weights):
+        return lambda x: x * tf.constant(weights, tf.float32)
+
+    x = tf.zeros([4, 20])
+    weights = np.arange(20)
+    one, again, other, first, second = (
+        tensorflow_program(function, x)
+        for function in (average, renamed, changed, weighted(weights), weighted(weights[::-1]))
+    )
+    assert one == again
+    assert one.hash != other.hash
+    assert (one.flops, one.bytes_accessed) == (other.flops, other.bytes_accessed)
+    assert first.hash != second.hash, "XLA elides constants of more than 10 elements"
+    assert one.key.startswith(f"tensorflow {tf.__version__}, ")
+
+
+def jax_functions():
+    import jax
+    import jax.numpy as jnp
+    from jax import lax
+
+    def pool(x):
+        return lax.reduce_window(x, -jnp.inf, lax.max, (1, 1, 1, 3), (1, 1, 1, 3), "VALID")
+
+    return {
+        "reshape": lambda x: jnp.max(x.reshape(*x.shape[:-1], -1, 3), -1),
+        "slices": lambda x: jnp.maximum(x[..., ::3], x[..., 1::3]),
+        "pool": pool,
+        "mean": lambda x: x.mean((1, 2)),
+        "matmul": lambda x: jnp.einsum("nhwc,hw->nc", x, jnp.ones(x.shape[1:3])),
+        "softmax": jax.nn.softmax,
+        "sort": jnp.sort,
+        "scan": lambda x: lax.scan(lambda carry, row: (carry + row, carry * row), x[0], x),
+        "bfloat16": lambda x: x.astype(jnp.bfloat16).sum(-1),
+    }
+
+
+def gradient_of(function):
+    import jax
+
+    def gradient(x):
+        y, pull_back = jax.vjp(function, x)
+        return pull_back(y)
+
+    return gradient
+
+
+@pytest.mark.parametrize("direction", ["forward", "training"])
+def test_count_cost_equals_the_analysis_of_xla(direction):
+    jax = pytest.importorskip("jax")
+    x = np.zeros((2, 8, 8, 12), np.float32)
+    for name, function in jax_functions().items():
+        step = function if direction == "forward" else gradient_of(function)
+        compiled = jax.jit(step).lower(x).compile()
+        cost, theirs = count_cost(compiled.as_text()), compiled.cost_analysis()
+        assert cost.flops == theirs.get("flops", 0), name
+        # XLA adds up in float32: an odd byte may be lost.
+        assert cost.bytes_accessed == pytest.approx(theirs["bytes accessed"], rel=2**-22), name
+
+
+def test_jax_program_renamed_is_equal_and_changed_differs():
+    pytest.importorskip("jax")
+    x = np.zeros((2, 8, 8, 12), np.float32)
+    weights = np.arange(12, dtype=np.float32)
+
+    def weighted(weights):
+        def scale(x):
+            return x * weights
+
+        return scale
+
+    def rescaled(values):
+        return values * weights
+
+    pool = jax_functions()["pool"]
+    one, again, other = (
+        jax_program(f, x) for f in (weighted(weights), rescaled, weighted(weights[::-1]))
+    )
+    assert one.hash == again.hash != other.hash
+    assert jax_program(pool, x).peak_buffer_nbytes == x.nbytes // 3
