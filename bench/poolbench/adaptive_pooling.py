@@ -187,6 +187,7 @@ def _pool_unequal(
 
 
 def _pool_tensorflow(x: Any, output: tuple[int, int], kind: str, first_axis: int) -> Any:
+    """Return pool_windows of a TensorFlow tensor by the fastest right implementation for its size."""
     import tensorflow as tf
 
     sizes = tuple(x.shape[first_axis : first_axis + 2])
