@@ -133,11 +133,16 @@ data = np.load("cases.npz")
 out = {}
 for i, (kind, keepdims, data_format, dtype, mask_dtype) in enumerate(json.load(open("cases.json"))):
     layer = masked_pooling.MaskedGlobalPooling1D(kind, keepdims, data_format, dtype=dtype)
-    x = jax.numpy.asarray(data[f"x{i}"], dtype)
+    x, dy = (data[f"{name}{i}"].astype(jax.numpy.dtype(dtype)) for name in ("x", "dy"))
     mask = data[f"mask{i}"].astype(mask_dtype)
-    y, pull = jax.vjp(jax.jit(lambda v: layer(v, mask=mask)), x)
-    (dx,) = pull(jax.numpy.asarray(data[f"dy{i}"], dtype).reshape(y.shape))
-    out[f"y{i}"], out[f"dx{i}"] = np.asarray(y, "float32"), np.asarray(dx, "float32")
+
+    @jax.jit
+    def both(x, dy):
+        y, pull = jax.vjp(lambda x: layer(x, mask=mask), x)
+        return y, pull(dy.reshape(y.shape))[0]
+
+    y, dx = both(x, dy)
+    out[f"y{i}"], out[f"dx{i}"] = np.asarray(y).astype("float32"), np.asarray(dx).astype("float32")
 np.savez("out.npz", **out)
 print(json.dumps(None))
 """
