@@ -28,8 +28,9 @@ import msgspec
 import psutil
 
 from poolbench.core.errors import UsageError
+from poolbench.core.plan import WorkerSpec
 from poolbench.core.records import Environment, Node
-from poolbench.engine.process import WorkerSpec, load_registry
+from poolbench.engine.process import load_registry
 from poolbench.engine.race import Result, Seconds
 from poolbench.engine.run import differing_fields, source_digests
 from poolbench.engine.scheduler import Done, RaceSpec, Scheduler, WorkerPool, device_names, refuse
@@ -127,7 +128,7 @@ class NodeActor:
 
     def race(self, job: RaceSpec) -> Result:
         """Run the whole race here; the measurements name the device as this node does."""
-        here = msgspec.structs.replace(job.case, device=local_device(job.case.device))
+        here = job.case.replace(device=local_device(job.case.device))
         self._races.submit(replace(job, case=here))
         done = self._races.next_done()
         if done.error is not None:

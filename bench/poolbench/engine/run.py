@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
-from poolbench.core.candidate import REGISTRY, Candidate
+from poolbench.core.candidate import Candidate
 from poolbench.core.case import Case, case_label
 from poolbench.core.errors import UsageError
+from poolbench.core.plan import WorkerSpec
 from poolbench.core.records import (
     Environment,
     Header,
@@ -24,7 +25,8 @@ from poolbench.core.records import (
     Record,
     TimeBreakdown,
 )
-from poolbench.engine.process import Worker, WorkerSpec
+from poolbench.core.registry import REGISTRY
+from poolbench.engine.process import Worker
 from poolbench.engine.race import Plan, Seconds
 from poolbench.engine.scheduler import (
     Done,
@@ -298,6 +300,7 @@ class Run:
                 environment=msgspec.structs.replace(self.environment(), devices=devices),
                 options=dict(self.options.asked) | {"order_of_rounds": ORDER_OF_ROUNDS},
                 seed=self.options.plan.seed,
+                axes=REGISTRY.axis_infos(REGISTRY.ops),
             )
         )
 
