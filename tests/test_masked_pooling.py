@@ -17,7 +17,7 @@ from poolbench.masked_pooling import MaskedGlobalPooling1D  # noqa: E402
 # The acceptance run sets 500; fewer keep the slow tests within minutes.
 MANY = pytest.param(int(os.environ.get("POOLBENCH_EXAMPLES", "50")), marks=pytest.mark.slow)
 EXAMPLES = [6, MANY]
-JAX_EXAMPLES = [4, MANY]
+JAX_EXAMPLES = [MANY]
 RTOL = {"float64": 1e-12, "float32": 1e-6, "float16": 1e-3, "bfloat16": 1e-2, "int32": 1e-6}
 
 
@@ -151,6 +151,7 @@ print(json.dumps(None))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("examples", JAX_EXAMPLES)
 def test_masked_pooling_on_jax_equals_the_reference(examples, tmp_path):
     pytest.importorskip("jax")
@@ -170,6 +171,7 @@ def test_masked_pooling_on_jax_equals_the_reference(examples, tmp_path):
         check(case, out[f"y{i}"], out[f"dx{i}"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["eager", "graph", "xla"])
 @pytest.mark.parametrize("kind", ["average", "max"])
 def test_masked_pooling_of_compiled_size_equals_the_reference(mode, kind):
@@ -258,6 +260,7 @@ def test_masked_pooling_without_a_mask_pools_every_step():
     np.testing.assert_array_equal(MaskedGlobalPooling1D("max")(x), x.max(1))
 
 
+@pytest.mark.slow
 def test_masked_pooling_length_may_be_unknown_and_change():
     inputs = keras.Input((None, 700))
     outputs = MaskedGlobalPooling1D("max")(keras.layers.Masking()(inputs))
@@ -268,6 +271,7 @@ def test_masked_pooling_length_may_be_unknown_and_change():
         np.testing.assert_array_equal(model.predict(x, verbose=0), x[:, : steps // 2].max(1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jit_compile", [False, True])
 @pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
 def test_masked_pooling_trains_with_an_empty_row(jit_compile, policy):
@@ -328,6 +332,7 @@ def test_masked_pooling_output_shape_is_that_of_the_call(data_format, keepdims):
     assert layer(np.ones((2, 5, 3), "float32")).shape == layer.compute_output_shape((2, 5, 3))
 
 
+@pytest.mark.slow
 def test_masked_pooling_copied_alone_reloads_a_saved_model_in_safe_mode(tmp_path):
     inputs = keras.Input((4, 3))
     model = keras.Model(
