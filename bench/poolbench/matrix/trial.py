@@ -14,14 +14,8 @@ from poolbench.core.candidate import Candidate
 from poolbench.core.case import Case, make_case
 from poolbench.core.op import Op, TensorSpec, Tolerance
 from poolbench.matrix.probe import Finding, features
-from poolbench.worker.check import (
-    BOUNDS,
-    bound_for,
-    differences,
-    in_float64,
-    largest_errors,
-    numpy_dtype,
-)
+from poolbench.worker.check import BOUNDS, bound_for, differences, in_float64, largest_errors
+from poolbench.worker.inputs import numpy_dtype
 
 if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
@@ -57,13 +51,17 @@ class Trial:
         images, (N, H, W, C), and left out for other ops.
         """
         small = min(self.op.sweep("quick").cases(), key=self._nbytes)
-        own: dict[str, Any] = {axis.name: small.get(axis.name) for axis in self.op.axes if not axis.quiet}
+        own: dict[str, Any] = {
+            axis.name: small.get(axis.name) for axis in self.op.axes if not axis.quiet
+        }
         if "image" in self.features:
             values = {"shape": SHAPE} | values
         else:
             values.pop("shape", None)
         values = {"pool_size": 3, "padding": "valid", "mode": "eager", **values}
-        known: dict[str, Any] = {name: value for name, value in values.items() if name in self.op.axis_names}
+        known: dict[str, Any] = {
+            name: value for name, value in values.items() if name in self.op.axis_names
+        }
         return make_case(op=self.op.name, **own).replace(**known, device=self.device)
 
     def _nbytes(self, case: Case) -> int:
@@ -118,8 +116,14 @@ def negative_inputs(trial: Trial, case: Case) -> Arrays:
 
 def reference(trial: Trial, case: Case, inputs: Sequence[Array]) -> Array:
     """Return the correct output in float64."""
-    y: Array = trial.op.reference(case, *map(in_float64, inputs))
+    y: Array = trial.op.reference(case, *_in_float64(case, inputs))
     return y
+
+
+def _in_float64(case: Case, inputs: Sequence[Array]) -> list[Array]:
+    """Return data in float64, also that of an integer case; indices as they are."""
+    data = numpy_dtype(case.dtype)
+    return [x.astype(np.float64) if x.dtype == data else in_float64(x) for x in inputs]
 
 
 def output_gradient(trial: Trial, case: Case, inputs: Sequence[Array], seed: int = 1) -> Array:
@@ -132,7 +136,8 @@ def output_gradient(trial: Trial, case: Case, inputs: Sequence[Array], seed: int
 
 def call(trial: Trial, case: Case, *host: Array) -> Arrays:
     """Return the candidate's outputs for the case, on the host: (y,) or, in training, (y, gradients)."""
-    from poolbench.worker.session import bind, to_numpy
+    from poolbench.worker.backends import to_numpy
+    from poolbench.worker.session import bind
 
     with on_device(trial):
         bound = bind(trial.candidate, case)
@@ -182,7 +187,7 @@ def try_gradient(trial: Trial, case: Case) -> Finding:
     finding = compare_output(trial, case, inputs, y)
     specs = trial.op.inputs(case).items()
     names = [f"d{name}" for name, spec in specs if spec.differentiable]
-    correct = trial.op.vjp(case, in_float64(dy), *map(in_float64, inputs))
+    correct = trial.op.vjp(case, *_in_float64(case, [dy, *inputs]))
     if len(gradients) != len(names):
         words = f"it returned {len(gradients)} gradients; {', '.join(names)} is right"
         return Finding(state="wrong", evidence=words)

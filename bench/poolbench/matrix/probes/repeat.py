@@ -20,7 +20,7 @@ from poolbench.matrix.probe import (
     in_modes,
 )
 from poolbench.matrix.trial import Trial
-from poolbench.worker.check import numpy_dtype
+from poolbench.worker.inputs import numpy_dtype
 
 if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
@@ -53,7 +53,8 @@ def repeat_mode(trial: Trial, mode: str) -> Finding:
 
 def repeat_case(trial: Trial, case: Case) -> Finding:
     """Check repetition in one case."""
-    from poolbench.worker.session import bind, to_numpy
+    from poolbench.worker.backends import to_numpy
+    from poolbench.worker.session import bind
 
     inputs = random_inputs(trial, case)
     host = list(inputs)
