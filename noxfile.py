@@ -124,11 +124,11 @@ def bench_gpu(session: nox.Session) -> None:
 
 
 @nox.session(venv_backend="none")
-def capabilities(session: nox.Session) -> None:
+def matrix(session: nox.Session) -> None:
     """What works where: every probe of every candidate, then the report. `-- --exports` for all."""
     exports = ["export"] if "--exports" in session.posargs else []
     python = _cpu(session, *exports)
-    run = _run_name(session.posargs, "capabilities")
+    run = _run_name(session.posargs, "matrix")
     named = (
         []
         if any(word.startswith(("--run", "--resume")) for word in session.posargs)
@@ -183,9 +183,8 @@ def acceptance(session: nox.Session) -> None:
     """Hold the promises of real timings against this machine: about an hour; one by -- --only NAME."""
     session.run(
         _cpu(session),
-        "-m",
-        "poolbench",
-        "acceptance",
+        str(ROOT / "tests" / "acceptance"),
+        "checks",
         *session.posargs,
         external=True,
         env=_environment(),
@@ -197,8 +196,9 @@ def versus(session: nox.Session) -> None:
     """The same callables by pytest-benchmark, pyperf, timeit, torch's Timer (if installed) and us."""
     python = _cpu(session, "versus")
     session.run(
-        python, "-m", "poolbench", "versus", *session.posargs, external=True, env=_environment()
-    )
+        python, str(ROOT / "tests" / "acceptance"), "tools", *session.posargs,
+        external=True, env=_environment(),
+    )  # fmt: skip
 
 
 @nox.session(venv_backend="none")
@@ -283,7 +283,7 @@ def reference(session: nox.Session) -> None:
         [*suite, "suites/test_capabilities.py", "--exports", *again],
         [python, "-m", "poolbench", "trace", "--run", "reference"],
         [python, str(ROOT / "report.py"), "reference"],
-        [python, str(ROOT / "report.py"), "readme"],
+        [python, str(ROOT / "docs" / "_generate.py")],
     ]
     for step in steps:
         session.run(*step, external=True, success_codes=[0, 1], env=_environment())

@@ -5,11 +5,11 @@ from collections.abc import Callable
 import poolbench.ops  # noqa: F401 (registers what ships)
 import pytest
 from poolbench.core.candidate import REGISTRY
-from poolbench.core.case import UsageError, parse_axis
+from poolbench.core.case import parse_axis
+from poolbench.core.errors import StoreError, UsageError
 from poolbench.core.records import MatrixCell
 from poolbench.engine.run import Run
 from poolbench.matrix.runner import Key, all_keys, run_matrix
-from poolbench.store.journal import StoreError
 
 Matrix = dict[Key, list[MatrixCell]]
 
@@ -27,7 +27,7 @@ def matrix(
 ) -> Matrix:
     """The cells of the selected tests, filled once."""
     if checks_only:
-        pytest.skip("the matrix is no part of a check (--benchmark-disable): nox -s capabilities")
+        pytest.skip("the matrix is no part of a check (--benchmark-disable): nox -s matrix")
     run_in_progress: Run = request.getfixturevalue("run_in_progress")
     keys = [
         item.callspec.params["key"] for item in request.session.items if hasattr(item, "callspec")

@@ -9,7 +9,6 @@ from poolbench.core.case import (
     DTYPES,
     Case,
     Sweep,
-    UsageError,
     case_label,
     case_slug,
     make_case,
@@ -17,6 +16,7 @@ from poolbench.core.case import (
     product,
     zipped,
 )
+from poolbench.core.errors import UsageError
 
 BASE = make_case(op="pool", shape=(8, 28, 28, 96), pool_size=3, padding="valid")
 

@@ -3,7 +3,7 @@
 import msgspec
 from poolbench.core.candidate import Candidate
 from poolbench.core.case import make_case
-from poolbench.engine.process import WorkerFailure
+from poolbench.core.errors import WorkerFailure
 from poolbench.engine.race import MAX_DEATHS, Plan, Race
 from poolbench.machine.info import Usage
 from poolbench.worker import session

@@ -13,8 +13,9 @@ import pytest
 from fakes import ANSWERS, FakeWorker, fake_candidate
 from poolbench.core.candidate import REGISTRY
 from poolbench.core.case import make_case
+from poolbench.core.errors import WorkerFailure
+from poolbench.core.plan import WorkerSpec
 from poolbench.engine import scheduler as fleet_module
-from poolbench.engine.process import WorkerFailure, WorkerSpec
 from poolbench.engine.race import Plan
 from poolbench.engine.scheduler import LANES, TURNS_BETWEEN, RaceSpec, Scheduler, WorkerPool
 from poolbench.machine.info import Usage

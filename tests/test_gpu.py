@@ -15,9 +15,11 @@ from types import SimpleNamespace
 
 import pytest
 from fakes import FakeFleet, fake_candidate
-from poolbench.core.case import UsageError, make_case
+from poolbench.core.case import make_case
+from poolbench.core.errors import UsageError
+from poolbench.core.plan import WorkerSpec
 from poolbench.core.records import common_clock, samples_by
-from poolbench.engine.process import Worker, WorkerSpec, import_file
+from poolbench.engine.process import Worker, import_file
 from poolbench.engine.race import DEVICE_ROUNDS, Plan, Race, device_contention
 from poolbench.engine.run import Run, RunOptions
 from poolbench.machine.info import Seen, Usage, read_usage, seen_between, usage_reader

@@ -5,9 +5,11 @@ import math
 import numpy as np
 import poolbench.ops  # noqa: F401 (registers the ops)
 import pytest
+from fakes import FakeFleet
 from poolbench.core.candidate import REGISTRY
-from poolbench.core.case import UsageError
+from poolbench.core.errors import UsageError
 from poolbench.core.records import Measurement, Samples
+from poolbench.engine.run import Run, RunOptions
 from poolbench.models import study
 from poolbench.models.study import (
     ALL_POOLING,
@@ -28,6 +30,7 @@ from poolbench.models.study import (
     scaled,
 )
 from poolbench.models.zoo import DEPTH, GLOBAL, Pool, Source, fix_shape, keep_shape
+from poolbench.store.journal import read_run
 
 DEPTH_POOL = Pool(
     layer="d", kind="DepthMaxPool2D", op=DEPTH, shape=(8, 4, 4, 12), pool_size=3, padding="valid"
@@ -136,6 +139,23 @@ def test_the_network_as_built_is_recorded_last_as_its_own_baseline():
     assert [(r.op, r.candidate) for r in found] == [(DEPTH, "keras-stock"), (ALL_POOLING, AS_BUILT)]
     assert found[-1].baseline == AS_BUILT
     assert found[0].figures["throughput_images_per_second"] == pytest.approx(8 / 1.01, rel=1e-3)
+
+
+def test_run_entry_in_a_resumed_run_reads_its_records_back(tmp_path, monkeypatch):
+    raced = []
+
+    def race_once(entry, fleet, plan):
+        raced.append(entry)
+        return stepped({AS_BUILT: 1.0, f"{GLOBAL}=mean-of-means": 0.9})
+
+    monkeypatch.setattr(study, "race_network", race_once)
+    found = []
+    for resume in (False, True):
+        options = RunOptions(folder=tmp_path / "run", resume=resume)
+        with Run(options, progress=lambda _: None, pool=FakeFleet()) as run:
+            found.append(study.run_entry(ENTRY, run))
+    assert len(raced) == 1
+    assert found[0] == found[1] == read_run(tmp_path / "run").networks
 
 
 def test_latencies_are_told_by_percentile():

@@ -5,8 +5,8 @@ import msgspec
 import pytest
 from poolbench.core.candidate import Candidate, KnownFailure
 from poolbench.core.case import make_case
+from poolbench.core.errors import WorkerFailure
 from poolbench.engine import recorder
-from poolbench.engine.process import WorkerFailure
 from poolbench.engine.race import PROBE_TURN, Plan, Race
 from poolbench.engine.rounds import block_calls
 from poolbench.machine.info import Usage

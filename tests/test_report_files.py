@@ -5,8 +5,9 @@ import subprocess
 import sys
 
 import pytest
+from poolbench.core.errors import StoreError
 from poolbench.report.frame import load
-from poolbench.store.journal import StoreError, read_run
+from poolbench.store.journal import read_run
 from poolbench.store.pytest_benchmark import import_file
 
 TIMES = [0.001, 0.0012, 0.0011]

@@ -43,8 +43,8 @@ def fake_cases(count):
 def drive(folder, count, plan=ONE_ROUND):
     """Seconds of processor time that each of `count` races took, after the journal was begun."""
     moments = []
-    with Run(RunOptions(folder=folder, plan=plan), progress=lambda _: None) as bench:
-        bench._local.fleet = FakeFleet()
+    options = RunOptions(folder=folder, plan=plan)
+    with Run(options, progress=lambda _: None, pool=FakeFleet()) as bench:
         bench.journal()
         moments.append(time.process_time())
         for case in fake_cases(count):
@@ -82,8 +82,9 @@ def test_a_race_takes_as_many_bytes_of_the_journal_at_the_end_as_at_the_beginnin
 
 
 def test_a_measured_race_asks_no_worker_again(tmp_path):
-    with Run(RunOptions(folder=tmp_path / "run", plan=ONE_ROUND), progress=lambda _: None) as bench:
-        bench._local.fleet = fleet = FakeFleet()
+    fleet = FakeFleet()
+    options = RunOptions(folder=tmp_path / "run", plan=ONE_ROUND)
+    with Run(options, progress=lambda _: None, pool=fleet) as bench:
         (case,) = fake_cases(1)
         bench.race(case, CANDIDATES, baseline="one")
         before = fleet.tasks.total()

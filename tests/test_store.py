@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from poolbench.core.case import make_case
+from poolbench.core.errors import StoreError
 from poolbench.core.records import (
     Accuracy,
     Environment,
@@ -19,7 +20,7 @@ from poolbench.core.records import (
     TraceSummary,
 )
 from poolbench.store import journal
-from poolbench.store.journal import JOURNAL, Journal, StoreError, decode_line, encode_line, read_run
+from poolbench.store.journal import JOURNAL, Journal, decode_line, encode_line, read_run
 
 HEADER = Header(
     run="r",
@@ -208,7 +209,8 @@ LIMITED = """
 import resource, sys
 from pathlib import Path
 from tests.test_store import HEADER, measurement
-from poolbench.store.journal import Journal, StoreError
+from poolbench.store.journal import Journal
+from poolbench.core.errors import StoreError
 folder, limit = Path(sys.argv[1]), int(sys.argv[2])
 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 with Journal(folder) as journal:
@@ -260,3 +262,17 @@ def test_any_bytes_are_a_record_or_a_store_error(data):
         decode_line(data)
     except StoreError as error:
         assert "\n" not in str(error)
+
+
+def test_networks_of_a_model_measured_twice_are_the_last(tmp_path):
+    first, second = (
+        ModelResult(
+            model="m", op="pool", candidate="a", direction="forward", mode="graph", batch=batch,
+            figures={"peak_nbytes": nbytes},
+        )
+        for batch, nbytes in ((1, 1), (2, 2))
+    )  # fmt: skip
+    again = msgspec.structs.replace(first, figures={"peak_nbytes": 3})
+    with Journal(tmp_path / "run") as journal_:
+        journal_.append(HEADER, first, second, again)
+    assert read_run(tmp_path / "run").networks == [again, second]

@@ -25,10 +25,10 @@ from poolbench.core.case import (
     Case,
     Planned,
     Sweep,
-    UsageError,
     case_label,
     parse_axis,
 )
+from poolbench.core.errors import UsageError
 
 if TYPE_CHECKING:
     from poolbench.core.records import Measurement
@@ -332,7 +332,7 @@ def _open_benchmark_json(config: pytest.Config) -> None:
 
 def _prepare(bench: Run) -> None:
     """Open the run's journal before anything is run: what is wrong with it is found out now."""
-    from poolbench.store.journal import StoreError
+    from poolbench.core.errors import StoreError
 
     try:
         bench.prepare()
@@ -515,7 +515,7 @@ def race(case: Case, request: pytest.FixtureRequest) -> Raced:
     bench = _bench(config)
     if _checks_only(config):
         return Raced(case=case, measurements=bench.check(case, entries))
-    from poolbench.store.journal import StoreError
+    from poolbench.core.errors import StoreError
 
     start = time.monotonic()
     try:
@@ -659,7 +659,7 @@ def pytest_benchmark_update_json(
 
 def pytest_exception_interact(call: pytest.CallInfo[Any]) -> None:
     """Stop where the disk refuses: what is not written down need not be measured."""
-    from poolbench.store.journal import StoreError
+    from poolbench.core.errors import StoreError
 
     if call.excinfo is not None and isinstance(call.excinfo.value, StoreError):
         pytest.exit(str(call.excinfo.value), returncode=EXIT_STOPPED)
@@ -674,7 +674,7 @@ def pytest_keyboard_interrupt(excinfo: pytest.ExceptionInfo[BaseException]) -> N
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """End the run: workers, journal, and its last line."""
-    from poolbench.store.journal import StoreError
+    from poolbench.core.errors import StoreError
 
     setup = session.config.stash.get(_SETUP, None)
     if setup is None or setup.bench is None:

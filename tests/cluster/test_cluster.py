@@ -12,7 +12,8 @@ from pathlib import Path
 import msgspec
 import pytest
 from poolbench.core.candidate import REGISTRY
-from poolbench.core.case import UsageError, make_case
+from poolbench.core.case import make_case
+from poolbench.core.errors import UsageError
 from poolbench.core.records import Environment, Node
 from poolbench.engine import ray_cluster
 from poolbench.engine.process import import_file

@@ -9,7 +9,8 @@ import time
 import uuid
 from pathlib import Path
 
-from poolbench.store.journal import StoreError, read_run
+from poolbench.core.errors import StoreError
+from poolbench.store.journal import read_run
 
 ROOT = Path(__file__).parent.parent.parent
 CANDIDATES = ROOT / "tests" / "candidates"

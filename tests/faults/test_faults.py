@@ -181,7 +181,7 @@ def test_a_bad_value_names_its_option(name, text, said):
     from types import SimpleNamespace
 
     from poolbench import pytest_plugin
-    from poolbench.core.case import UsageError
+    from poolbench.core.errors import UsageError
 
     config = SimpleNamespace(option=SimpleNamespace(**{name: text}))
     with pytest.raises(UsageError, match=re.escape(said)):

@@ -17,9 +17,9 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import synthetic
-from poolbench.core.case import UsageError
+from poolbench.core.errors import StoreError, UsageError
 from poolbench.report.frame import load
-from poolbench.store.journal import JOURNAL, StoreError
+from poolbench.store.journal import JOURNAL
 
 LIMIT_SECONDS = 2.0
 LIMIT_NBYTES = 1 << 30

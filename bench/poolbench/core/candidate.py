@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from poolbench.core.case import COMMON_AXES, OPTIONAL_AXES, Case, Sweep, UsageError
+from poolbench.core.case import COMMON_AXES, OPTIONAL_AXES, Case, Sweep
+from poolbench.core.errors import UsageError
 
 if TYPE_CHECKING:
     import numpy as np

@@ -13,13 +13,11 @@ from typing import Any
 
 import msgspec
 
+from poolbench.core.errors import UsageError
+
 Shape = tuple[int, ...]
 Value = str | int | Shape | None
 Rule = Callable[["Case"], bool]
-
-
-class UsageError(ValueError):
-    """The user asked for something that cannot be; the text is one line that says what to type."""
 
 
 class Case(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

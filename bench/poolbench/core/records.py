@@ -6,18 +6,17 @@ tagged union; statistics are derived from the records (poolbench.stats.estimate)
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import msgspec
 
+from poolbench.core import errors
 from poolbench.core.case import Case
 
 SCHEMA_VERSION = 2
 
-Status = Literal[
-    "ok", "unsupported", "wrong", "error", "crashed", "out_of_memory", "timeout", "not_run"
-]
-STATUSES: tuple[Status, ...] = get_args(Status)
+Status = errors.Status
+STATUSES = errors.STATUSES
 
 
 class Record(

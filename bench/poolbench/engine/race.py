@@ -18,13 +18,14 @@ from typing import Any, Protocol
 
 from poolbench.core.candidate import Candidate
 from poolbench.core.case import Case, input_nbytes
+from poolbench.core.errors import WorkerFailure
 from poolbench.core.records import (
     Contention,
     Measurement,
     Samples,
     common_clock,
 )
-from poolbench.engine.process import WorkerFailure, WorkerLike
+from poolbench.engine.process import WorkerLike
 from poolbench.engine.recorder import ContenderRecord, middle
 from poolbench.engine.rounds import affordable, balanced_orders, block_calls
 from poolbench.machine import core_distance

@@ -27,9 +27,10 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import psutil
 
-from poolbench.core.case import UsageError
+from poolbench.core.errors import UsageError
+from poolbench.core.plan import WorkerSpec
 from poolbench.core.records import Environment, Node
-from poolbench.engine.process import WorkerSpec, load_registry
+from poolbench.engine.process import load_registry
 from poolbench.engine.race import Result, Seconds
 from poolbench.engine.run import differing_fields, source_digests
 from poolbench.engine.scheduler import Done, RaceSpec, Scheduler, WorkerPool, device_names, refuse

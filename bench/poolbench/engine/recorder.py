@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 from poolbench.core.candidate import Candidate
 from poolbench.core.case import Case
+from poolbench.core.errors import WorkerFailure
 from poolbench.core.records import Accuracy, Clock, Samples, Status
-from poolbench.engine.process import WorkerFailure
 
 FLAGS = {
     "stopped_early": "ten times slower than the baseline in the first process: stopped there, no interval",

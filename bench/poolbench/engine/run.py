@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 
 from poolbench.core.candidate import REGISTRY, Candidate
-from poolbench.core.case import Case, UsageError, case_label
+from poolbench.core.case import Case, case_label
+from poolbench.core.errors import UsageError
+from poolbench.core.plan import WorkerSpec
 from poolbench.core.records import (
     Environment,
     Header,
@@ -23,7 +25,7 @@ from poolbench.core.records import (
     Record,
     TimeBreakdown,
 )
-from poolbench.engine.process import Worker, WorkerSpec
+from poolbench.engine.process import Worker
 from poolbench.engine.race import Plan, Seconds
 from poolbench.engine.scheduler import (
     Done,
@@ -79,6 +81,7 @@ class Run:
         *,
         progress: Callable[[str], None] = print,
         remote: RayScheduler | None = None,
+        pool: WorkerPool | None = None,
     ) -> None:
         self.options = options
         self._remote = remote
@@ -94,9 +97,8 @@ class Run:
         self._journal: Journal | None = None
         self._begun = False
         self._environment: Environment | None = None
-        self._local = Scheduler(
-            WorkerPool(options.files, options.memory_nbytes), options.memory_nbytes, self.journal
-        )
+        pool = pool or WorkerPool(options.files, options.memory_nbytes)
+        self._local = Scheduler(pool, options.memory_nbytes, self.journal)
         self._started = time.monotonic()
 
     def __enter__(self) -> Run:
@@ -327,6 +329,7 @@ class Run:
         self._refuse_different(old, here, name, options)
         self.resumed = run
         self.done = {(m.case, m.candidate): m for m in run.measurements}
+        self.networks = run.networks
         if self._remote is not None:
             self._remote.adopt(run)
         dropped = f"; {journal.dropped}" if journal.dropped else ""

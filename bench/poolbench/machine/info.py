@@ -8,7 +8,6 @@ import importlib.metadata
 import os
 import platform
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -71,11 +70,6 @@ def collect_environment(devices: dict[str, str]) -> Environment:
         settings=relevant_settings(),
         source=source_state(Path(__file__).parent),
     )
-
-
-def own_folders() -> list[str]:
-    """Where the libraries and this project lie on this machine, the innermost first."""
-    return sorted({sys.prefix, str(Path(__file__).parent.parent.parent)}, key=len, reverse=True)
 
 
 def usable_threads() -> int:

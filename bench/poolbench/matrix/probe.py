@@ -15,8 +15,9 @@ import msgspec
 
 from poolbench.core.candidate import Candidate, Op
 from poolbench.core.case import Case
+from poolbench.core.errors import printable
+from poolbench.core.plan import WorkerSpec
 from poolbench.core.records import CellState
-from poolbench.engine.process import WorkerSpec, printable
 
 MODES = ("eager", "graph", "xla")
 Figures = dict[str, float | int | str | None]

@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from poolbench.core.candidate import REGISTRY
+from poolbench.core.errors import WorkerFailure
 from poolbench.core.records import CellState, MatrixCell, Status
-from poolbench.engine.process import Worker, WorkerFailure, WorkerLike
+from poolbench.engine.process import Worker, WorkerLike
 from poolbench.matrix import PROBES
 from poolbench.matrix.probe import PROCESSES, Finding, Probe, Trial, attempt
 from poolbench.store.journal import read_run

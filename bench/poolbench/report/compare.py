@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from poolbench.core.case import Case, UsageError, case_label, label_shape
+from poolbench.core.case import Case, case_label, label_shape
+from poolbench.core.errors import StoreError, UsageError
 from poolbench.core.records import (
     Clock,
     Environment,
@@ -40,7 +41,7 @@ from poolbench.report.frame import (
 )
 from poolbench.report.tables import WRITERS, as_markdown
 from poolbench.stats import estimate
-from poolbench.store.journal import StoredRun, StoreError
+from poolbench.store.journal import StoredRun
 
 # One process says nothing of how processes differ: a candidate that was stopped early in its first process must
 # move by this much to count. Between processes a true ratio moves by a few percent (docs/method.md).

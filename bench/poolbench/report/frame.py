@@ -18,6 +18,7 @@ import pandas as pd
 
 from poolbench.core.candidate import REGISTRY, Registry
 from poolbench.core.case import AXES, Case, case_label, input_nbytes, label_shape
+from poolbench.core.errors import StoreError
 from poolbench.core.records import (
     Clock,
     MatrixCell,
@@ -29,7 +30,7 @@ from poolbench.core.records import (
 )
 from poolbench.machine.nvml import is_gpu
 from poolbench.stats import estimate
-from poolbench.store.journal import JOURNAL, StoredRun, StoreError, read_run
+from poolbench.store.journal import JOURNAL, StoredRun, read_run
 
 AXIS_NAMES = tuple(AXES)
 MARGIN = 0.05

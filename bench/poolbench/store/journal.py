@@ -27,7 +27,8 @@ from typing import Any, TypeVar
 import filelock
 import msgspec
 
-from poolbench.core.case import Case, UsageError, make_case
+from poolbench.core.case import Case, make_case
+from poolbench.core.errors import StoreError, UsageError
 from poolbench.core.records import (
     MAX_COUNT,
     SCHEMA_VERSION,
@@ -55,10 +56,6 @@ NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 SHARED_COLUMNS = ("process", "allocation", "round", "calls", "contended")
 TRACE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}|")
 R = TypeVar("R", bound=Record)
-
-
-class StoreError(Exception):
-    """A run cannot be read or written; the text is one line that says why and what to do."""
 
 
 class _Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -113,7 +110,10 @@ class StoredRun:
 
     @property
     def networks(self) -> list[ModelResult]:
-        return self.of(ModelResult)
+        """The last of each model, its direction, mode and batch, and candidate."""
+        found = self.of(ModelResult)
+        keys = [(r.model, r.direction, r.mode, r.batch, r.op, r.candidate) for r in found]
+        return list(dict(zip(keys, found, strict=True)).values())
 
 
 def encode_line(record: Record, *, more: int = 0) -> bytes:
@@ -445,7 +445,6 @@ __all__ = [
     "JOURNAL",
     "Journal",
     "Node",
-    "StoreError",
     "StoredRun",
     "TimeBreakdown",
     "decode_line",

@@ -15,8 +15,9 @@ from typing import Any
 import msgspec
 
 from poolbench.core.case import make_case
+from poolbench.core.errors import StoreError
 from poolbench.core.records import Environment, Header, Measurement, Samples
-from poolbench.store.journal import JOURNAL, Journal, StoreError
+from poolbench.store.journal import JOURNAL, Journal
 
 MAX_NBYTES = 64 << 20
 NAME = "benchmark.json"

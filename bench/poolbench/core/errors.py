@@ -1,0 +1,115 @@
+"""Errors: what the user asked wrongly, what the disk refuses, what a worker died of; an exception as text.
+
+The one place that turns an exception into a status and into one line.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Literal, get_args
+
+Status = Literal[
+    "ok", "unsupported", "wrong", "error", "crashed", "out_of_memory", "timeout", "not_run"
+]
+STATUSES: tuple[Status, ...] = get_args(Status)
+
+
+class UsageError(ValueError):
+    """An invalid request; the text is one line that says what to type."""
+
+
+class StoreError(Exception):
+    """A run that cannot be read or written; the text is one line that says why and what to do."""
+
+
+class WorkerFailure(Exception):  # noqa: N818 (a result, not a programming error)
+    """A task that did not return.
+
+    Attributes:
+        status: error, crashed, out_of_memory or timeout.
+        reason: one line.
+        tail: the end of what the worker printed.
+        lost: whether the worker's state is gone with it.
+        blameless: whether it was lost before the task began, so that the task is not the cause.
+    """
+
+    def __init__(
+        self,
+        status: Status,
+        reason: str,
+        *,
+        tail: str = "",
+        lost: bool = False,
+        blameless: bool = False,
+    ) -> None:
+        super().__init__(reason)
+        self.status: Status = status
+        self.reason = reason
+        self.tail = tail
+        self.lost = lost
+        self.blameless = blameless
+
+
+_HOST_ALLOCATOR = re.compile(r"device:CPU|allocator.{0,3}cpu|host memory", re.IGNORECASE)
+_FULL = re.compile(r"RESOURCE_EXHAUSTED|CUDA_ERROR_OUT_OF_MEMORY|out of memory", re.IGNORECASE)
+
+
+def status_of(error: BaseException) -> Status:
+    """Return out_of_memory for what Python and TensorFlow raise when memory is full, else error."""
+    return "out_of_memory" if _memory_of(error) else "error"
+
+
+def reason_of(error: BaseException) -> str:
+    """Return the exception in one line; for a full memory, preceded by which one: host or device."""
+    memory = _memory_of(error)
+    return f"{memory} memory: {one_line(error)}" if memory else one_line(error)
+
+
+def _memory_of(error: BaseException) -> str:
+    """Return the memory that is full, 'host' or 'device'; '' for any other error."""
+    if isinstance(error, MemoryError):
+        return "host"
+    name = type(error).__name__
+    text = one_line(error, 4000) if name in ("ResourceExhaustedError", "InternalError") else ""
+    if name == "ResourceExhaustedError" or _FULL.search(text):
+        return "host" if _HOST_ALLOCATOR.search(text) else "device"
+    return ""
+
+
+# A graph's error puts the Python stack before what went wrong, which a limited line would cut off.
+_STACK_LINE = re.compile(
+    r"\s*File \"|Graph execution error:|in user code:|Detected at node .* defined at|\s*\[\[\{\{node"
+)
+
+
+def one_line(error: BaseException, limit: int = 400) -> str:
+    """Return an exception's type and text in one line of at most `limit` characters."""
+    try:
+        said = str(error)
+    except Exception:  # noqa: BLE001 (a candidate's own exception may not even have a text)
+        said = "(its text cannot be made)"
+    said = "\n".join(line for line in said.splitlines() if not _STACK_LINE.match(line))
+    text = printable(" ".join(f"{type(error).__name__}: {said[: 10 * limit]}".split()))
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def printable(text: str) -> str:
+    """Return the text as it may be stored and shown.
+
+    Control characters and lone surrogates are escaped, because the text reaches terminals. Paths of
+    the project and of its libraries are shortened, because results are published.
+    """
+    for folder in own_folders():
+        text = text.replace(folder + os.sep, "")
+    return "".join(
+        char if char.isprintable() or char in "\n\t" else char.encode("unicode_escape").decode()
+        for char in text
+    )
+
+
+def own_folders() -> list[str]:
+    """Return the folders of the libraries and of this project, the innermost first."""
+    return sorted({sys.prefix, str(Path(__file__).parent.parent.parent)}, key=len, reverse=True)
