@@ -15,7 +15,8 @@ from typing import Any
 
 import msgspec
 
-from poolbench.core.case import Shape, UsageError
+from poolbench.core.axes import Shape
+from poolbench.core.errors import UsageError
 
 MAX_CONFIG_NBYTES = 64 << 20
 MAX_CONFIG_DEPTH = 200

@@ -15,8 +15,9 @@ from typing import Any
 
 import msgspec
 
-from poolbench.core.candidate import REGISTRY
-from poolbench.core.case import Case, Shape
+from poolbench.core.registry import REGISTRY
+from poolbench.core.axes import Shape
+from poolbench.core.case import Case
 from poolbench.models.probe import Finding, Form, identify
 from poolbench.models.zoo import Loaded, flatten
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from poolbench.core.case import UsageError
+from poolbench.core.errors import UsageError
 from poolbench.models import config as files
 from poolbench.models.config import OpenShape
 

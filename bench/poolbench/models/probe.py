@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
-from poolbench.core.candidate import REGISTRY, Op
-from poolbench.core.case import AXES, DTYPES, OPTIONAL_AXES, Case, Shape, make_case
-from poolbench.worker.check import Answers, bound_for, judge, numpy_dtype
+from poolbench.core.axes import Shape
+from poolbench.core.case import Case, make_case
+from poolbench.core.op import Op
+from poolbench.core.registry import REGISTRY
+from poolbench.worker.check import BOUNDS, Answers, bound_for, judge, numpy_dtype
 
 if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 Function = Callable[[Any, bool], Any]
 # Of an axis of sizes, so many values nearest to the ratio of input to output are tried.
 MAX_VALUES = 64
+# The axes that say how an image lies in memory, and its values: a form gives the first two.
+IMAGE = ("shape", "data_format", "distribution")
 
 
 class Form(msgspec.Struct, frozen=True, kw_only=True):
@@ -118,11 +122,10 @@ def forms(shape: Shape, size: int) -> Iterator[Form]:
         rest = len(shape) - 1 - merged
         views += [(merged, i, j) for i in range(rest + 1) for j in range(i, rest + 1)]
     for op in REGISTRY.ops.values():
-        if not op.builtin:
-            continue
-        for (merged, first, second), data_format in itertools.product(
-            views, AXES["data_format"].choices
-        ):
+        formats = {axis.name: axis for axis in op.axes}.get("data_format")
+        if not op.builtin or formats is None:
+            continue  # not on images
+        for (merged, first, second), data_format in itertools.product(views, formats.choices):
             form = Form(op=op.name, merged=merged, first=first, second=second, data_format=data_format)  # fmt: skip
             key = (op.name, form.layout(shape), data_format)
             if key not in seen:
@@ -131,16 +134,16 @@ def forms(shape: Shape, size: int) -> Iterator[Form]:
 
 
 def _with_parameters(op: Op, form: Form, shape: Shape, size: int) -> Iterator[Form]:
-    own = [name for name in OPTIONAL_AXES if name in op.axes]
+    own = [axis for axis in op.axes if axis.name not in IMAGE]
     n, h, w, channels = form.case(shape, "float32").shape
     if own and channels not in shape[1:]:
         return  # windows over several axes at once: hundreds of slices, which no layer is made for
     wanted = channels * size / math.prod(shape)
     sizes = sorted(range(2, channels + 1), key=lambda k: abs(channels / k - wanted))
     fitting = [k for k in sizes[:MAX_VALUES] if abs(channels / k - wanted) <= 1]
-    values = [AXES[name].choices or fitting for name in own]
+    values = [axis.choices or fitting for axis in own]
     for chosen in itertools.product(*values):
-        parameters = dict(zip(own, chosen, strict=True))
+        parameters = {axis.name: value for axis, value in zip(own, chosen, strict=True)}
         if size == n * _size(op, channels, h * w, parameters):
             yield msgspec.structs.replace(form, parameters=parameters)
 
@@ -153,7 +156,7 @@ def _size(op: Op, channels: int, pixels: int, parameters: dict[str, Any]) -> int
     sizes = []
     for height in (1, 2):
         case = make_case(op=op.name, shape=(1, height, 1, channels), **parameters)
-        sizes.append(op.reference(np.zeros(case.shape), case).size)
+        sizes.append(op.output_size(case))
     return sizes[0] * pixels if sizes[1] > sizes[0] else sizes[0]
 
 
@@ -215,7 +218,7 @@ def identify(function: Function, shape: Shape, dtype: str, *, eager: bool = True
         dtype: of its input.
         eager: whether it may run outside a graph where it does not run in one.
     """
-    if dtype not in DTYPES or len(shape) < 3 or math.prod(shape) < 2:
+    if dtype not in BOUNDS or len(shape) < 3 or math.prod(shape) < 2:
         return Finding()
     runner = Runner(function, eager=eager)
     inputs = probe_inputs(shape, dtype)
@@ -236,7 +239,7 @@ def equals(form: Form, x: Array, y: Array) -> bool:
     op = REGISTRY.ops[form.op]
     case = form.case(x.shape, str(x.dtype))
     seen = x.astype(np.float64).reshape(form.layout(x.shape))
-    expected = op.reference(seen, case)
+    expected = op.reference(case, seen)
     if expected.size != y.size:
         return False
     expected, actual = expected.ravel(), y.astype(np.float64).ravel()
@@ -245,7 +248,7 @@ def equals(form: Form, x: Array, y: Array) -> bool:
         return False
     bound = bound_for(op, case)
     # A sum's error grows with its terms, not with what is left of them when they cancel.
-    scale = op.reference(np.where(np.isfinite(seen), np.abs(seen), 0.0), case).ravel()
+    scale = op.reference(case, np.where(np.isfinite(seen), np.abs(seen), 0.0)).ravel()
     allowed = bound.absolute + bound.relative * np.maximum(np.abs(expected), scale)
     with np.errstate(invalid="ignore"):
         return bool((np.abs(actual - expected) <= allowed)[finite].all())
@@ -253,10 +256,10 @@ def equals(form: Form, x: Array, y: Array) -> bool:
 
 def _with_gradients(runner: Runner, form: Form, inputs: list[Array]) -> Finding:
     op, agreed, note = REGISTRY.ops[form.op], 0, ""
-    for i, x in enumerate(inputs[:4] if op.gradient else ()):
+    for i, x in enumerate(inputs[:4] if op.vjp else ()):
         case = form.case(x.shape, str(x.dtype), direction="training")
         seen = x.reshape(form.layout(x.shape))
-        shape = op.reference(np.broadcast_to(np.float64(0), seen.shape), case).shape
+        shape = op.output_shape(case)
         dy = np.random.default_rng(i).standard_normal(shape).astype(x.dtype)
         try:
             found = runner.slopes(x, dy)

@@ -11,8 +11,11 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from poolbench.core.candidate import REGISTRY, Candidate
-from poolbench.core.case import Case, Shape, UsageError
+from poolbench.core.candidate import Candidate
+from poolbench.core.axes import Shape
+from poolbench.core.case import Case
+from poolbench.core.errors import UsageError
+from poolbench.core.registry import REGISTRY
 from poolbench.models import config as files
 from poolbench.models.find import Model, Pool, call_model, run_parts
 from poolbench.models.probe import identify
@@ -219,9 +222,7 @@ def write(
         if layer is None:
             continue
         proof = identify(partial(run_parts, [layer]), pool.given, pool.dtype)
-        if proof.form != pool.form or not (
-            proof.gradients or REGISTRY.ops[pool.op].gradient is None
-        ):
+        if proof.form != pool.form or not (proof.gradients or REGISTRY.ops[pool.op].vjp is None):
             raise UsageError(f"the replacement of `{files.clean(pool.layer)}` is not equal to it: {proof.note}")  # fmt: skip
         entry = keras.saving.serialize_keras_object(layer)
         if _swap(saved, [part.name for part in parts], entry):

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from poolbench.core.case import Case, Shape
+from poolbench.core.axes import Shape
+from poolbench.core.case import Case
 from poolbench.core.errors import UsageError, one_line, status_of
 from poolbench.core.records import Accuracy
 from poolbench.core.registry import REGISTRY
@@ -284,9 +285,7 @@ def _judge(key: str, values: int | None, outputs: tuple[Array, ...]) -> Verdict:
     )
     if accuracy.worst <= 1:
         return Verdict(accuracy=accuracy, status="ok", reason="")
-    reason = (
-        f"it differs from the step as built by {accuracy.worst:.3g} times the bound ({accuracy.bound})"
-    )
+    reason = f"it differs from the step as built by {accuracy.worst:.3g} times the bound ({accuracy.bound})"
     return Verdict(accuracy=accuracy, status="wrong", reason=reason)
 
 

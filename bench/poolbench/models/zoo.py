@@ -14,7 +14,8 @@ from typing import Any
 
 import msgspec
 
-from poolbench.core.case import Shape, UsageError
+from poolbench.core.axes import Shape
+from poolbench.core.errors import UsageError
 from poolbench.models import config as files
 from poolbench.models.config import InputOption, InputSpec, OpenShape, Unknown
 from poolbench.models.foreign import TrustedLambda, custom_classes, make_stand_in
