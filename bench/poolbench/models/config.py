@@ -314,8 +314,8 @@ def fill_shapes(
             chosen[places[0]] = option
     if len(unnamed) == 1:
         open_places = [i for i, s in enumerate(specs) if None in s.shape[1:] and i not in chosen]
-        places = open_places or range(len(specs))
-        fitting = [i for i in places if _fits(specs[i], unnamed[0])] or list(places)[:1]
+        places = open_places or list(range(len(specs)))
+        fitting = [i for i in places if _fits(specs[i], unnamed[0])] or places[:1]
         chosen.update((i, unnamed[0]) for i in fitting)
     else:
         if len(unnamed) > len(specs):

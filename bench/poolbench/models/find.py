@@ -9,15 +9,15 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import msgspec
 
-from poolbench.core.registry import REGISTRY
 from poolbench.core.axes import Shape
-from poolbench.core.case import Case
+from poolbench.models.config import fixed_batch
+from poolbench.models.pools import Pool, other_pool, pool_key, title_of
 from poolbench.models.probe import Finding, Form, identify
 from poolbench.models.zoo import Loaded, flatten
 
@@ -25,49 +25,6 @@ Call = Callable[..., Any]
 MAX_STRETCH = 4
 # A model of many weightless layers: so many stretches are tried.
 MAX_STRETCHES = 24
-# Keras's own pooling layers that no shipped op may cover, by class: how a reader calls them.
-OTHER_POOLING = {
-    "MaxPooling": "max pooling", "AveragePooling": "average pooling",
-    "GlobalMaxPooling": "global max pooling", "GlobalAveragePooling": "global average pooling",
-    "AdaptiveMaxPooling": "adaptive max pooling",
-    "AdaptiveAveragePooling": "adaptive average pooling",
-}  # fmt: skip
-
-
-class Pool(msgspec.Struct, frozen=True, kw_only=True):
-    """One call of a model's pooling.
-
-    Attributes:
-        layer: name of the layer or operation; of a stretch, of its last one.
-        kind: its class, or those of the stretch.
-        title: what it computes, for the reader.
-        given, made: shapes of its input and output, with N.
-        dtype: of its input.
-        form: the op that it equals; None where no shipped op covers it.
-        inputs, gradients: on how many inputs its values and its gradients were compared with the op's.
-        note: why its gradient was not compared.
-    """
-
-    layer: str
-    kind: str
-    title: str
-    given: Shape
-    made: Shape
-    dtype: str = "float32"
-    form: Form | None = None
-    inputs: int = 0
-    gradients: int = 0
-    note: str = ""
-
-    @property
-    def op(self) -> str:
-        """Name of the op, '' where no shipped op covers the pool."""
-        return self.form.op if self.form else ""
-
-    def case(self, **fields: Any) -> Case:
-        """Return the op's case that this call is."""
-        assert self.form is not None
-        return self.form.case(self.given, self.dtype, **fields)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,10 +104,18 @@ def call_model(model: Any, *inputs: Any, training: bool) -> tuple[Any, ...]:
     return tuple(keras.tree.flatten(model(given, training=training)))
 
 
-def find_pools(loaded: Loaded, shapes: tuple[Shape, ...]) -> Model:
-    """Return the model with its pools, as a trace of it on inputs of these shapes calls them."""
+def find_pools(
+    loaded: Loaded, shapes: tuple[Shape, ...], forms: Mapping[str, Form] | None = None
+) -> Model:
+    """Return the model with its pools, as a trace of it on inputs of these shapes calls them.
+
+    Args:
+        loaded: the model.
+        shapes: of its inputs.
+        forms: what its pools are, by `Pool.key`, if that has been established; nothing is run then.
+    """
     parts, macs = trace_parts(loaded, shapes)
-    findings = _Findings(loaded)
+    findings = _Findings(loaded, forms)
     found: list[tuple[int, Pool, tuple[Any, ...]]] = []
     covered: set[int] = set()
     for place, part in enumerate(parts):
@@ -164,7 +129,9 @@ def find_pools(loaded: Loaded, shapes: tuple[Shape, ...]) -> Model:
             for place in places:
                 covered.update(range(place, parts[place].last + 1))
     for place, part in enumerate(parts):
-        if place not in covered and (pool := other_pool(part)):
+        if place not in covered and (
+            pool := other_pool(part.operation, part.given, part.made, part.dtype)
+        ):
             found.append((place, pool, (part.operation,)))
     found.sort(key=lambda item: item[0])
     return Model(
@@ -175,6 +142,22 @@ def find_pools(loaded: Loaded, shapes: tuple[Shape, ...]) -> Model:
         macs=macs,
         notes=findings.notes,
     )
+
+
+def hold_elsewhere(model: Model, shapes: tuple[Shape, ...]) -> Model:
+    """Return the model without the pools that are another function on inputs of other shapes."""
+    try:
+        others = find_pools(model.loaded, shapes).pools
+    except Exception:  # noqa: BLE001 (the model does not take these sizes, whatever it raises)
+        return model
+    elsewhere = {pool.names: pool.form for pool in others}
+    pools = tuple(
+        pool
+        if pool.form is None or elsewhere.get(pool.names) == pool.form
+        else msgspec.structs.replace(pool, form=None, note="at other sizes it is another function")
+        for pool in model.pools
+    )
+    return replace(model, pools=pools)
 
 
 def trace_parts(loaded: Loaded, shapes: tuple[Shape, ...]) -> tuple[list[Part], float]:
@@ -276,7 +259,9 @@ def stretches(parts: Sequence[Part], covered: set[int]) -> Iterator[tuple[int, .
 class _Findings:
     """Runs each part once for each shape of its input, and keeps what it showed."""
 
-    def __init__(self, loaded: Loaded) -> None:
+    def __init__(self, loaded: Loaded, forms: Mapping[str, Form] | None) -> None:
+        self._forms = forms
+        self._batch_is_open = fixed_batch(loaded.specs) is None
         self._code = frozenset(loaded.code)
         self._known: dict[tuple[Any, ...], Finding] = {}
         self.notes: dict[str, str] = {}
@@ -289,19 +274,17 @@ class _Findings:
         own = len(parts) == 1 and first.operation.name in self._code
         if not own and (math.prod(last.made) >= math.prod(first.given) or len(first.given) < 3):
             return None
-        key = (*(id(part.operation) for part in parts), first.given, first.dtype)
+        names = tuple(part.operation.name for part in parts)
+        key = (*(id(part.operation) for part in parts), first.given[1:], first.dtype)
         if key not in self._known:
-            function = partial(run_parts, [part.operation for part in parts])
-            # oneDNN kills the process on an eager maximum over more than the image (tensorflow#125509).
-            eager = not any("Max" in type(part.operation).__name__ for part in parts)
-            self._known[key] = identify(function, first.given, first.dtype, eager=eager)
+            self._known[key] = self._establish(names, parts)
         found = self._known[key]
         if found.form is None or found.note.startswith("its gradient differs"):
             if own:
                 self.notes[first.operation.name] = found.note or "no pooling"
             return None
         return Pool(
-            layer=last.operation.name,
+            names=names,
             kind=", ".join(type(part.operation).__name__ for part in parts),
             title=title_of(found.form, first.given, last.made),
             given=first.given,
@@ -312,6 +295,17 @@ class _Findings:
             gradients=found.gradients,
             note=found.note,
         )
+
+    def _establish(self, names: tuple[str, ...], parts: Sequence[Part]) -> Finding:
+        first = parts[0]
+        if self._forms is not None:
+            return Finding(form=self._forms.get(pool_key(names, first.given)))
+        # Two instances: what mixes a batch shows, and a large batch takes long to run.
+        given = (2, *first.given[1:]) if self._batch_is_open else first.given
+        # oneDNN kills the process on an eager maximum over more than the image (tensorflow#125509).
+        eager = not any("Max" in type(part.operation).__name__ for part in parts)
+        function = partial(run_parts, [part.operation for part in parts])
+        return identify(function, given, first.dtype, eager=eager)
 
 
 def _is_stand_in(operation: Any) -> bool:
@@ -326,51 +320,3 @@ def run_parts(operations: Sequence[Any], x: Any, training: bool) -> Any:
         layer = isinstance(operation, keras.layers.Layer)
         x = operation(x, training=training) if layer else operation(x)
     return x
-
-
-def other_pool(part: Part) -> Pool | None:
-    """Return a pooling layer of Keras that no shipped op covers; None if the part is none."""
-    import keras
-
-    kind = type(part.operation)
-    title = OTHER_POOLING.get(kind.__name__.rstrip("123D"))
-    if title is None or not part.given or getattr(keras.layers, kind.__name__, None) is not kind:
-        return None
-    window = getattr(part.operation, "pool_size", None)
-    return Pool(
-        layer=part.operation.name,
-        kind=kind.__name__,
-        title=title
-        + (f" of {'x'.join(map(str, window))}" if isinstance(window, (tuple, list)) else ""),
-        given=part.given,
-        made=part.made,
-        dtype=part.dtype,
-    )
-
-
-def title_of(form: Form, given: Shape, made: Shape) -> str:
-    """Say what a form computes: 'depthwise max pooling of 3, same'."""
-    words = REGISTRY.ops[form.op].title.lower() or form.op
-    parameters = dict(form.parameters)
-    size = parameters.pop("pool_size", None)
-    text = words + (f" of {size}" if size else "")
-    pooled = [
-        i for i in range(1, len(given)) if len(given) == len(made) and made[i] == 1 < given[i]
-    ]
-    if not parameters and (pooled == [len(given) - 1] or _lost(given, made) == [len(given) - 1]):
-        text += " over all channels"
-    elif _lost(given, made) == [1] and len(given) == 3:
-        text += " over time"
-    notes = [value for value in parameters.values() if value != "valid"]
-    if form.data_format == "channels_first" and not form.is_view(given):
-        notes.append("channels_first")
-    if pooled:
-        notes.append("dimensions kept")
-    return ", ".join([text, *map(str, notes)])
-
-
-def _lost(given: Shape, made: Shape) -> list[int]:
-    """Return the axis that `made` lacks, in a list; [] if not exactly one."""
-    if len(made) != len(given) - 1:
-        return []
-    return [i for i in range(1, len(given)) if (*given[:i], *given[i + 1 :]) == made][-1:]

@@ -89,7 +89,9 @@ class TrustedLambda:
     def from_config(cls, config: dict[str, Any], **_: Any) -> Any:
         import keras
 
-        own = {key: config[key] for key in ("name", "dtype", "arguments") if key in config}
+        own: dict[str, Any] = {
+            key: config[key] for key in ("name", "dtype", "arguments") if key in config
+        }
         function = _function_of(config["function"])
         policy = own.get("dtype")
         if isinstance(policy, dict):

@@ -11,15 +11,17 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from poolbench.core.candidate import Candidate
 from poolbench.core.axes import Shape
+from poolbench.core.candidate import Candidate
 from poolbench.core.case import Case
 from poolbench.core.errors import UsageError
 from poolbench.core.registry import REGISTRY
 from poolbench.models import config as files
-from poolbench.models.find import Model, Pool, call_model, run_parts
+from poolbench.models.find import Model, call_model, run_parts
+from poolbench.models.foreign import custom_classes
+from poolbench.models.pools import Pool
 from poolbench.models.probe import identify
-from poolbench.models.zoo import Source, custom_classes, revive, substitutes
+from poolbench.models.zoo import Source, revive, substitutes
 
 Call = Callable[..., Any]
 
@@ -102,32 +104,43 @@ def layer_of(candidate: Candidate, pool: Pool, original: Any, *, open_sizes: boo
     built = candidate.build(pool.case())
     if not isinstance(built, keras.layers.Layer):
         return None
-    several = isinstance(built, keras.Sequential)
     entries = list(files.layer_entries(keras.saving.serialize_keras_object(built)))
     if not all(files.is_known(e, legacy=False, classes=frozenset()) for e in entries):
         return None
-    config = dict(built.get_config())
-    policy = getattr(original, "dtype_policy", None)
-    if not several:
-        config["name"] = pool.layer
-        if policy is not None:
-            config["dtype"] = policy
-        if "keepdims" in config and len(pool.made) == len(pool.given):
-            config["keepdims"] = True
-        built = type(built).from_config(config)
-    view = pool.form.is_view(pool.given)
-    if not view and not several:
-        try:
-            if tuple(built.compute_output_shape(pool.given)) == pool.made:
-                return built
-        except ValueError:
-            return None
+    if not isinstance(built, keras.Sequential):
+        built = _fitted(built, pool, original)
+        if not pool.form.is_view(pool.given):
+            try:
+                if tuple(built.compute_output_shape(pool.given)) == pool.made:
+                    return built
+            except ValueError:
+                return None
     if open_sizes or pool.form.merged:
         return None
+    return _wrapped(built, pool)
+
+
+def _fitted(layer: Any, pool: Pool, original: Any) -> Any:
+    """Return the layer with the name, the dtype policy and the kept dimensions of the original."""
+    config = dict(layer.get_config())
+    config["name"] = pool.layer
+    policy = getattr(original, "dtype_policy", None)
+    if policy is not None:
+        config["dtype"] = policy
+    if "keepdims" in config and len(pool.made) == len(pool.given):
+        config["keepdims"] = True
+    return type(layer).from_config(config)
+
+
+def _wrapped(layer: Any, pool: Pool) -> Any:
+    """Return the layer, or those of a Sequential model, between the reshapes that its form needs."""
+    import keras
+
+    assert pool.form is not None
     layers = [keras.Input(pool.given[1:], dtype=pool.dtype)]
-    if view:
+    if pool.form.is_view(pool.given):
         layers.append(keras.layers.Reshape(pool.form.layout(pool.given)[1:], dtype=pool.dtype))
-    layers += built.layers if several else [built]
+    layers += layer.layers if isinstance(layer, keras.Sequential) else [layer]
     wrapped = keras.Sequential(layers, name=pool.layer)
     if tuple(wrapped.output_shape[1:]) != pool.made[1:]:
         wrapped.add(keras.layers.Reshape(pool.made[1:], dtype=pool.dtype))
@@ -223,7 +236,9 @@ def write(
             continue
         proof = identify(partial(run_parts, [layer]), pool.given, pool.dtype)
         if proof.form != pool.form or not (proof.gradients or REGISTRY.ops[pool.op].vjp is None):
-            raise UsageError(f"the replacement of `{files.clean(pool.layer)}` is not equal to it: {proof.note}")  # fmt: skip
+            raise UsageError(
+                f"the replacement of `{files.clean(pool.layer)}` is not equal to it: {proof.note}"
+            )
         entry = keras.saving.serialize_keras_object(layer)
         if _swap(saved, [part.name for part in parts], entry):
             done[pool.layer] = (
@@ -239,7 +254,10 @@ def write(
     new.set_weights(model.model.get_weights())
     difference = compare(predict(model.model, inputs), predict(new, inputs))
     if not difference <= _allowed(model):
-        raise UsageError(f"the model with the replacement predicts otherwise, by {difference:.2g} of the largest value; it is not written")  # fmt: skip
+        raise UsageError(
+            f"the model with the replacement predicts otherwise, by {difference:.2g} of the largest "
+            "value; it is not written"
+        )
     new.save(target)
     code = [layer.name for layer in left] + [name for name in model.loaded.code if name not in done]
     return Written(

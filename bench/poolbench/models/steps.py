@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from poolbench.core.axes import Shape
 from poolbench.core.case import Case
 from poolbench.core.errors import UsageError, one_line, status_of
 from poolbench.core.records import Accuracy
 from poolbench.core.registry import REGISTRY
 from poolbench.models import zoo
 from poolbench.models.config import fill_shapes
-from poolbench.models.find import Model, Pool, call_model, find_pools, replaced, run_parts
+from poolbench.models.find import Model, call_model, find_pools, replaced, run_parts
+from poolbench.models.pools import Pool
 from poolbench.models.replace import compare, replacements, spell
 from poolbench.models.zoo import Source
 from poolbench.worker import session
@@ -64,7 +64,7 @@ def load(source: Source, batch: int) -> Model:
     """Return the source's model with its sizes fixed and its pooling found."""
     loaded = zoo.load(source)
     # A head's image is its whole network's, of which it sees the last feature map.
-    return find_pools(loaded, fill_shapes(loaded.specs, source.inputs, batch))
+    return find_pools(loaded, fill_shapes(loaded.specs, source.inputs, batch), source.forms)
 
 
 def make_inputs(model: Model, seed: int) -> tuple[Array, ...]:

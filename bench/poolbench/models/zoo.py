@@ -19,6 +19,7 @@ from poolbench.core.errors import UsageError
 from poolbench.models import config as files
 from poolbench.models.config import InputOption, InputSpec, OpenShape, Unknown
 from poolbench.models.foreign import TrustedLambda, custom_classes, make_stand_in
+from poolbench.models.probe import Form
 
 APPLICATIONS = {
     "resnet50": "ResNet50",
@@ -39,6 +40,7 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
         inputs: sizes that the file leaves open.
         trust: whether Lambdas of the file may run.
         custom: Python files with the classes that the file needs.
+        forms: what its pools are, by `Pool.key`, where that has been established; None: it has not.
     """
 
     kind: str
@@ -47,6 +49,7 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
     inputs: tuple[InputOption, ...] = ()
     trust: bool = False
     custom: tuple[str, ...] = ()
+    forms: dict[str, Form] | None = None
 
 
 class Loaded(msgspec.Struct, frozen=True, kw_only=True):
