@@ -182,14 +182,14 @@ class _Answer:
         """Race pooling alone, then in place where that can matter; the answer and what to write."""
         half = replace(self.entry, budget_seconds=self.entry.budget_seconds / 2)
         first = race_model(half, self.workers, self.plan, found)
-        if is_wide(first.share(ALONE + AS_BUILT, AS_BUILT)):
+        fails = first.measurements[AS_BUILT].status != "ok"
+        if not fails and is_wide(first.share(ALONE + AS_BUILT, AS_BUILT)):
             longer = replace(half, budget_seconds=half.budget_seconds * LONGER)
             first = race_model(longer, self.workers, self.plan, found)
         share = first.share(ALONE + AS_BUILT, AS_BUILT)
         needed = dict.fromkeys(
             pool.op for pool in found.pools if pool.op and needs_code(pool, found)
         )
-        fails = first.measurements[AS_BUILT].status != "ok"
         small = share is not None and share[2] < SMALL_SHARE
         placed = {
             op: (best,)
@@ -199,7 +199,8 @@ class _Answer:
         }
         second = None
         if placed:
-            entry = replace(self.entry, in_place=True, candidates=placed)
+            others = {pool.op: () for pool in found.pools if pool.op not in placed}
+            entry = replace(self.entry, in_place=True, alone=False, candidates={**others, **placed})
             second = race_model(entry, self.workers, self.plan, found)
         return conclude(first, second)
 
@@ -218,10 +219,13 @@ class _Answer:
                 write_model, source, self.entry.batch, chosen, str(target.resolve()), predictions,
                 timeout=TASK_SECONDS,
             )  # fmt: skip
+            pools = [pool for pool in found.pools if pool.layer in written.layers]
+            inputs = min(written.inputs, *(pool.inputs for pool in pools))
+            gradients = min(written.gradients, *(pool.gradients for pool in pools))
             replaced = ", ".join(f"`{clean(layer)}`" for layer in written.layers)
             self.say(
-                f"Wrote {clean(target.name)} with {replaced} replaced: values equal on {written.inputs} inputs, "
-                f"gradients on {written.gradients}."
+                f"Wrote {clean(target.name)} with {replaced} replaced: values equal on {inputs} inputs, "
+                f"gradients on {gradients}."
             )
             if written.code:
                 left = ", ".join(f"`{clean(layer)}`" for layer in written.code)

@@ -59,17 +59,18 @@ class Described(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One race of a suite of networks.
+    """One race of a model's step.
 
     Attributes:
-        name: of the network.
+        name: of the model.
         source: how a worker gets it.
         direction: 'forward' or 'training'.
         batch: its batch size.
         mode: as in Case.
         in_place: whether each implementation is put in place; otherwise only its pooling alone is raced,
-            for a network that takes long to trace and whose step a pool cannot move.
-        implementations: op to the candidates that race; an op that is not named races all of its own.
+            for a model that takes long to trace and whose step a pool cannot move.
+        alone: whether pooling alone is raced too.
+        candidates: op to the candidates that race; an op that is not named races all of its own.
         latency_calls: single calls to time of each implementation; 0: none.
         processes: fresh processes.
         budget_seconds: of rounds.
@@ -83,6 +84,7 @@ class Entry:
     device: str = "cpu:0"
     threads: int = 0
     in_place: bool = True
+    alone: bool = True
     candidates: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     latency_calls: int = 0
     processes: int = 3

@@ -1,22 +1,20 @@
-"""Whole networks: races of a step with each implementation in place, and pooling's share of it.
+"""Races of a model's step: each implementation in place, and pooling's share of the step.
 
-A network's step is raced by `poolbench.engine.race.Race` like any op: the same rounds, processes and timing loop. What
-differs is what a worker opens (`open_case`, `open_contender`), and that the contenders' names say what is put in place:
+A step is raced by `poolbench.engine.race.Race` like any op: the same rounds, processes and timing loop. What differs is
+what a worker opens (`poolbench.models.steps`), and that the contenders' names say what is put in place:
 
-- `as-built`: the step of the network as it is;
-- `OP=SPELLING`: the step with every pool of the op in this implementation;
-- `alone:as-built`, `alone:OP=SPELLING`: the pooling alone.
+- `as-built`: the step of the model as it is;
+- `OP=CANDIDATE`: the step with every pool of the op computed by this candidate;
+- `alone:as-built`, `alone:OP=CANDIDATE`: the pooling alone.
 
-The share. Pooling alone runs, in the same rounds as the step, every pooling call of the network at its own
-shapes, on the activations that the network itself makes, in the step's mode and direction (forward, or forward
-and backward), one after another; its time over the step's is the share, paired by round. Two other
-ways were left. Putting a cheap stand-in (a slice) in the pool's place and taking the difference seems closer
-to what could be won, but a stand-in has a backward pass that writes as much as the pool's own, so that it
-hides a part of the cost, and a share of 1% would be the difference of two times that are each known to 1%.
-A profiler's self time counts neither dispatch nor the cache misses that pooling leaves to its neighbours.
-What is left in this way: the cost of a call into TensorFlow, 0.1 to 0.2 ms, is divided by the number of copies
-that one call runs; and in a compiled step the compiler may merge a pool with what is before it. Both make the
-share too large, never too small: read it as "at most".
+The share. Pooling alone runs, in the same rounds as the step, every pooling call of the model at its own shapes, on the
+activations that the model itself makes, in the step's mode and direction, one after another. Its time over the step's is
+the share, paired by round. Two other ways were rejected. A cheap stand-in (a slice) in the pool's place has a backward
+pass that writes as much as the pool's own, so that the difference hides a part of the cost, and a share of 1% would be the
+difference of two times that are each known to 1%. A profiler's self time counts neither dispatch nor the cache misses that
+pooling leaves to its neighbours. Two errors remain: the cost of a call into TensorFlow, 0.1 to 0.2 ms, is divided by the
+number of copies that one call runs; and in a compiled step the compiler may merge a pool with what is before it. Both make
+the share too large, never too small: read it as "at most".
 """
 
 from __future__ import annotations
@@ -74,7 +72,7 @@ def contenders(entry: Entry, described: Described) -> list[Candidate]:
         builtin=True,
     )
     found = [] if described.unknown else [built]
-    found += [replace(built, name=ALONE + AS_BUILT)] if pools else []
+    found += [replace(built, name=ALONE + AS_BUILT)] if pools and entry.alone else []
     for op in dict.fromkeys(pool.op for pool in pools if pool.op):
         entries = REGISTRY.of(op)
         for name in entry.candidates.get(op, tuple(entries)):
@@ -86,7 +84,7 @@ def contenders(entry: Entry, described: Described) -> list[Candidate]:
                 candidate, op=case.op, name=f"{op}={name}", failures=_failures(own, case)
             )
             found += [step] if entry.in_place and not described.unknown else []
-            found.append(replace(step, name=f"{ALONE}{op}={name}"))
+            found += [replace(step, name=f"{ALONE}{op}={name}")] if entry.alone else []
     return found
 
 
