@@ -1,7 +1,8 @@
 """Say which implementation the pooling of a saved model should have on this machine: `poolbench which`.
 
-The model is loaded in safe mode, its pooling is found and compared with the shipped ops by values, and its step is raced
-as it is and with what could be written in the pooling's place. The answer is a sentence and a snippet.
+The model is loaded in safe mode, its pooling is found and compared with the shipped ops by values, and its
+step is raced as it is and with what could be written in the pooling's place. The answer is a sentence and a
+snippet.
 """
 
 from __future__ import annotations
@@ -136,6 +137,8 @@ class _Answer:
             self.say(f"This model has no pooling{known}: there is nothing to choose.")
             return
         self._settle(found)
+        # Side by side: a process takes seconds to start. The last one loads what is written.
+        self.workers.use(WorkerSpec(), self.entry.processes + (target is not None))
         for line in describe_pools(found, self.entry.batch):
             self.say(line)
         self.entry = replace(

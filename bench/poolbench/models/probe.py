@@ -18,7 +18,8 @@ from poolbench.core.axes import Shape
 from poolbench.core.case import Case, make_case
 from poolbench.core.op import Op
 from poolbench.core.registry import REGISTRY
-from poolbench.worker.check import BOUNDS, Answers, bound_for, judge, numpy_dtype
+from poolbench.worker.check import BOUNDS, Answers, bound_for, judge
+from poolbench.worker.inputs import numpy_dtype
 
 if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]

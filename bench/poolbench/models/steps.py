@@ -12,7 +12,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -26,11 +26,11 @@ from poolbench.models.find import Model, call_model, find_pools, replaced, run_p
 from poolbench.models.pools import Pool
 from poolbench.models.replace import compare, replacements, spell
 from poolbench.models.zoo import Source
-from poolbench.worker import session
-from poolbench.worker.check import BOUNDS, bound_for, numpy_dtype
-
-if TYPE_CHECKING:
-    from poolbench.worker.check import Verdict
+from poolbench.worker.check import BOUNDS, Verdict, bound_for
+from poolbench.worker.contender import OpenedContender, open_call
+from poolbench.worker.inputs import numpy_dtype
+from poolbench.worker.session import Opened, Session, close_case, hold
+from poolbench.worker.timing import time_block
 
 Array = np.ndarray[Any, Any]
 Call = Callable[..., Any]
@@ -55,9 +55,6 @@ class _Opened:
     copies: int
     seeds: list[tuple[Any, Array]]
     reference: dict[str, tuple[Array, ...]] = field(default_factory=dict)
-
-
-_OPEN: list[_Opened] = []
 
 
 def load(source: Source, batch: int) -> Model:
@@ -145,10 +142,11 @@ def alone_copies(pools: Sequence[Pool]) -> int:
     return max(1, min(-(-ALONE_CALLS // len(pools)), ALONE_NBYTES // max(1, nbytes)))
 
 
-def open_case(source: Source, case: Case, seed: int, tensorflow: bool) -> session.Opened:
+def open_case(
+    session: Session, case: Case, seed: int, tensorflow: bool, *, source: Source
+) -> Opened:
     """Load the model and hold its inputs, and those of its pools for pooling alone."""
-    _OPEN.clear()
-    session.close_case()
+    close_case(session)
     model = load(source, case.batch)
     inputs = make_inputs(model, seed)
     copies = alone_copies(model.pools)
@@ -164,10 +162,10 @@ def open_case(source: Source, case: Case, seed: int, tensorflow: bool) -> sessio
         ]
     # The same dropout for the first step of every implementation.
     seeds = [(v, v.numpy()) for v in model.model.variables if "seed_generator" in v.path]
-    _OPEN.append(
-        _Opened(model=model, case=case, inputs=len(inputs), copies=copies, seeds=seeds)
-    )  # fmt: skip
-    return session.hold(case, (*inputs, *xs, *dys), tensorflow=tensorflow)
+    session.extras["model"] = _Opened(
+        model=model, case=case, inputs=len(inputs), copies=copies, seeds=seeds
+    )
+    return hold(session, case, (*inputs, *xs, *dys), tensorflow=tensorflow)
 
 
 def parse_contender(name: str) -> dict[str, str]:
@@ -176,14 +174,14 @@ def parse_contender(name: str) -> dict[str, str]:
     return {op: candidate} if equals else {}
 
 
-def open_contender(name: str, check: bool) -> session.OpenedContender:
+def open_contender(session: Session, name: str, check: bool) -> OpenedContender:
     """Build a contender, call it first, and compare what it returns with what the others return."""
     try:
         if name.startswith(ALONE):
-            return _open_alone(name, check=check)
-        return _open_step(name, check=check)
+            return _open_alone(session, name, check=check)
+        return _open_step(session, name, check=check)
     except Exception as error:  # noqa: BLE001 (what an implementation raises is a result)
-        return session.OpenedContender(status=status_of(error), reason=one_line(error))
+        return OpenedContender(status=status_of(error), reason=one_line(error))
 
 
 def call_fields(case: Case) -> dict[str, Any]:
@@ -200,8 +198,8 @@ def _in_mode(function: Call, mode: str) -> Call:
     return compiled
 
 
-def _open_step(name: str, *, check: bool) -> session.OpenedContender:
-    opened = _OPEN[0]
+def _open_step(session: Session, name: str, *, check: bool) -> OpenedContender:
+    opened: _Opened = session.extras["model"]
     model, case = opened.model, opened.case
     calls = replacements(model, parse_contender(name), **call_fields(case))
     for variable, value in opened.seeds:
@@ -217,18 +215,19 @@ def _open_step(name: str, *, check: bool) -> session.OpenedContender:
         return _in_mode(replaced_step, case.mode)
 
     outputs = 1 if case.direction == "training" else 0  # the last is the gradient
-    return session.open_call(
+    return open_call(
+        session,
         name,
         make,
         places=tuple(range(opened.inputs)),
-        judge=partial(_judge, "step", -outputs or None) if check else None,
+        judge=partial(_judge, opened, "step", -outputs or None) if check else None,
         calibrate=check,
         measure_peak=check,
     )
 
 
-def _open_alone(name: str, *, check: bool) -> session.OpenedContender:
-    opened = _OPEN[0]
+def _open_alone(session: Session, name: str, *, check: bool) -> OpenedContender:
+    opened: _Opened = session.extras["model"]
     case, model = opened.case, opened.model
     wanted = parse_contender(name)
     chosen = [i for i, pool in enumerate(model.pools) if not wanted or pool.op in wanted]
@@ -244,28 +243,27 @@ def _open_alone(name: str, *, check: bool) -> session.OpenedContender:
     xs = [base + i * opened.copies + copy for i in chosen for copy in range(opened.copies)]
     dys = [place + total for place in xs] if case.direction == "training" else []
     alone = make_alone([model.pools[i].layer for i in chosen], calls, opened.copies, case.direction)
-    return session.open_call(
+    return open_call(
+        session,
         name,
         lambda: _in_mode(alone, case.mode),
         places=(*xs, *dys),
         # Values only: where a tie's gradient goes differs by right, and `find` has compared it.
-        judge=partial(_judge, ",".join(map(str, chosen)), len(xs)) if check else None,
+        judge=partial(_judge, opened, ",".join(map(str, chosen)), len(xs)) if check else None,
         calibrate=check,
     )
 
 
-def _judge(key: str, values: int | None, outputs: tuple[Array, ...]) -> Verdict:
+def _judge(opened: _Opened, key: str, values: int | None, outputs: tuple[Array, ...]) -> Verdict:
     """Compare a contender's outputs with those of the first of its kind that ran here.
 
     Args:
+        opened: the model that is open.
         key: what may be compared with each other.
         values: how many of the outputs are values; what follows is the gradient, or for pooling
             alone not compared.
         outputs: of the first call.
     """
-    from poolbench.worker.check import Verdict
-
-    opened = _OPEN[0]
     compared = outputs if key == "step" else outputs[:values]
     reference = opened.reference.setdefault(key, compared)
     bounds = [step_bound(opened.model, direction) for direction in ("forward", "training")]
@@ -302,23 +300,23 @@ def step_bound(model: Model, direction: str) -> float:
 
 
 def time_calls(
-    source: Source, case: Case, seed: int, names: Sequence[str], calls: int
+    session: Session, source: Source, case: Case, seed: int, names: list[str], calls: int
 ) -> dict[str, list[float]]:
     """Return the seconds of each of `calls` single calls of each contender, in shuffled chunks.
 
     A call is timed from its start until the device has finished, one at a time, as a server with one
     client sees it.
     """
-    open_case(source, case, seed, True)
-    ready = [name for name in names if open_contender(name, False).status == "ok"]
+    open_case(session, case, seed, True, source=source)
+    ready = [name for name in names if open_contender(session, name, False).status == "ok"]
     generator = random.Random(seed)
     seconds: dict[str, list[float]] = {name: [] for name in ready}
     for _ in range(-(-calls // LATENCY_CHUNK)):
         for name in generator.sample(ready, len(ready)):
             # The other candidate's caches are not this one's latency.
-            session.time_block(name, 3, 1)
-            seconds[name] += [session.time_block(name, 0, 1).seconds for _ in range(LATENCY_CHUNK)]
-    session.close_case()
+            time_block(session, name, 3, 1)
+            seconds[name] += [time_block(session, name, 0, 1).seconds for _ in range(LATENCY_CHUNK)]
+    close_case(session)
     return seconds
 
 

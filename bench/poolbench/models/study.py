@@ -1,20 +1,22 @@
 """Races of a model's step: each implementation in place, and pooling's share of the step.
 
-A step is raced by `poolbench.engine.race.Race` like any op: the same rounds, processes and timing loop. What differs is
-what a worker opens (`poolbench.models.steps`), and that the contenders' names say what is put in place:
+A step is raced by `poolbench.engine.race.Race` like any op: the same rounds, processes and timing loop. What
+differs is what a worker opens (`poolbench.models.steps`), and that the contenders' names say what is put in
+place:
 
 - `as-built`: the step of the model as it is;
 - `OP=CANDIDATE`: the step with every pool of the op computed by this candidate;
 - `alone:as-built`, `alone:OP=CANDIDATE`: the pooling alone.
 
-The share. Pooling alone runs, in the same rounds as the step, every pooling call of the model at its own shapes, on the
-activations that the model itself makes, in the step's mode and direction, one after another. Its time over the step's is
-the share, paired by round. Two other ways were rejected. A cheap stand-in (a slice) in the pool's place has a backward
-pass that writes as much as the pool's own, so that the difference hides a part of the cost, and a share of 1% would be the
-difference of two times that are each known to 1%. A profiler's self time counts neither dispatch nor the cache misses that
-pooling leaves to its neighbours. Two errors remain: the cost of a call into TensorFlow, 0.1 to 0.2 ms, is divided by the
-number of copies that one call runs; and in a compiled step the compiler may merge a pool with what is before it. Both make
-the share too large, never too small: read it as "at most".
+The share. Pooling alone runs, in the same rounds as the step, every pooling call of the model at its own
+shapes, on the activations that the model itself makes, in the step's mode and direction, one after another.
+Its time over the step's is the share, paired by round. Two other ways were rejected. A cheap stand-in (a
+slice) in the pool's place has a backward pass that writes as much as the pool's own, so that the difference
+hides a part of the cost, and a share of 1% would be the difference of two times that are each known to 1%. A
+profiler's self time counts neither dispatch nor the cache misses that pooling leaves to its neighbours. Two
+errors remain: the cost of a call into TensorFlow, 0.1 to 0.2 ms, is divided by the number of copies that one
+call runs; and in a compiled step the compiler may merge a pool with what is before it. Both make the share
+too large, never too small: read it as "at most".
 """
 
 from __future__ import annotations
@@ -48,7 +50,7 @@ from poolbench.models.replace import Written, has_open_sizes, pastable, predict,
 from poolbench.models.results import Described, Entry, Stepped, model_records
 from poolbench.models.steps import ALONE, AS_BUILT, call_fields
 from poolbench.models.zoo import Source
-from poolbench.worker import session
+from poolbench.worker.session import Session, close_case
 
 if TYPE_CHECKING:
     from poolbench.engine.run import Run
@@ -106,14 +108,15 @@ def _failures(uses: Sequence[tuple[Pool, Candidate]], case: Case) -> tuple[Known
     )
 
 
-def describe(source: Source, batch: int | None) -> Described:
+def describe(session: Session, source: Source, batch: int | None) -> Described:
     """Read or build the model and say what is in it.
 
     Args:
+        session: of this worker.
         source: of the model.
         batch: its batch size; None: the one that the file fixes, or 2.
     """
-    session.close_case()
+    close_case(session)
     loaded = zoo.load(source)
     fixed = fixed_batch(loaded.specs)
     if batch is not None and fixed not in (None, batch):
@@ -144,18 +147,24 @@ def describe(source: Source, batch: int | None) -> Described:
 
 
 def write_model(
-    source: Source, batch: int, chosen: dict[str, str], target: str, predictions: str
+    session: Session,
+    source: Source,
+    batch: int,
+    chosen: dict[str, str],
+    target: str,
+    predictions: str,
 ) -> Written:
     """Write the model with the chosen candidates in place, and what the original predicts.
 
     Args:
+        session: of this worker.
         source: of the model.
         batch: its batch size.
         chosen: op to candidate.
         target: the .keras file to write.
         predictions: the .npz file to write inputs x0, x1, ... and predictions y0, y1, ... to.
     """
-    session.close_case()
+    close_case(session)
     model = steps.load(source, batch)
     inputs = steps.make_inputs(model, 0)
     written = write(model, source, chosen, Path(target), inputs)
@@ -186,7 +195,7 @@ def _race(entry: Entry, described: Described, plan: Plan) -> tuple[Race, Source]
         baseline=ALONE + AS_BUILT if described.unknown else AS_BUILT,
         plan=plan,
         tasks=Tasks(
-            open_case=partial(steps.open_case, source),
+            open_case=partial(steps.open_case, source=source),
             open_contender=steps.open_contender,
             probes=(),
         ),
