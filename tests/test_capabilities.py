@@ -14,7 +14,8 @@ from capability_candidates import OP
 from poolbench.core.candidate import REGISTRY, Candidate, KnownFailure
 from poolbench.core.case import Case
 from poolbench.core.errors import WorkerFailure, own_folders
-from poolbench.engine.process import Worker, WorkerSpec
+from poolbench.core.plan import WorkerSpec
+from poolbench.engine.process import Worker
 from poolbench.matrix import GROUPS, PROBES, judge
 from poolbench.matrix.probe import (
     Finding,

@@ -4,7 +4,8 @@ import msgspec
 from poolbench.core.candidate import Candidate
 from poolbench.core.case import make_case
 from poolbench.core.errors import WorkerFailure
-from poolbench.engine.race import MAX_DEATHS, Plan, Race
+from poolbench.core.plan import Plan
+from poolbench.engine.race import MAX_DEATHS, Race
 from poolbench.machine.info import Usage
 from poolbench.worker import session
 
@@ -66,7 +67,7 @@ def run(faults):
     quiet = Usage(clock=0.0, busy_seconds=0.0, steal_seconds=0.0, own_seconds=0.0)
     race = Race(
         CASE, [entry("base"), entry("rival")], baseline="base", plan=Plan(processes=2),
-        read_usage=lambda: quiet, enough=lambda race, processes: True,
+        read_usage=lambda: quiet,
     )  # fmt: skip
     return {m.candidate: m for m in race.run(worker).measurements}, worker
 

@@ -14,16 +14,15 @@ from fakes import ANSWERS, FakeWorker, fake_candidate
 from poolbench.core.candidate import REGISTRY
 from poolbench.core.case import make_case
 from poolbench.core.errors import WorkerFailure
+from poolbench.core.plan import Plan, WorkerSpec
 from poolbench.engine import scheduler as fleet_module
-from poolbench.engine.process import WorkerSpec
-from poolbench.engine.race import Plan
 from poolbench.engine.scheduler import LANES, TURNS_BETWEEN, RaceSpec, Scheduler, WorkerPool
 from poolbench.machine.info import Usage
 from poolbench.stats.estimate import estimate
 from poolbench.worker import session
 
 ROOT = Path(__file__).parents[1]
-PLAN = Plan(processes=3, max_processes=3, allocations=1, rounds=1)
+PLAN = Plan(processes=3, allocations=1, rounds=1)
 
 
 class Fleet:
@@ -127,7 +126,7 @@ class LegsFleet(Fleet):
         return ANSWERS["time_batch"](requests)
 
 
-LEGS = Plan(processes=10, max_processes=10, allocations=2, rounds=999, budget_seconds=12.0)
+LEGS = Plan(processes=10, allocations=2, rounds=999, budget_seconds=12.0)
 
 
 def test_a_leg_of_one_race_follows_a_leg_of_another(job):
@@ -159,7 +158,7 @@ def test_lanes_hold_no_more_than_the_memory_that_is_free(job, monkeypatch, avail
 
 def test_a_gpu_has_one_race_at_a_time(job):
     fleet = LegsFleet()
-    plan = replace(LEGS, processes=3, max_processes=3, rounds=72)
+    plan = replace(LEGS, processes=3, rounds=72)
     jobs = [replace(one, case=msgspec.structs.replace(one.case, device="gpu:0"))
             for one in (job(number, plan=plan) for number in range(1, 6))]  # fmt: skip
     races = races_of(fleet, jobs)
@@ -336,7 +335,7 @@ def share_that_covers(jobs, at_once):
 
 
 def test_where_the_machine_drifts_races_in_turns_say_the_truth_and_at_a_stretch_do_not(job):
-    plan = Plan(processes=10, max_processes=10, allocations=1, rounds=4)
+    plan = Plan(processes=10, allocations=1, rounds=4)
     jobs = [job(number, plan=plan) for number in range(1, 201)]
     assert share_that_covers(jobs, at_once=200) > 0.93
     assert share_that_covers(jobs, at_once=1) < 0.6

@@ -17,9 +17,10 @@ import pytest
 from fakes import FakeFleet, fake_candidate
 from poolbench.core.case import make_case
 from poolbench.core.errors import UsageError
+from poolbench.core.plan import Plan, WorkerSpec
 from poolbench.core.records import common_clock, samples_by
-from poolbench.engine.process import Worker, WorkerSpec, import_file
-from poolbench.engine.race import DEVICE_ROUNDS, Plan, Race, device_contention
+from poolbench.engine.process import Worker, import_file
+from poolbench.engine.race import DEVICE_ROUNDS, Race, device_contention
 from poolbench.engine.run import Run, RunOptions
 from poolbench.machine.info import Seen, Usage, read_usage, seen_between, usage_reader
 from poolbench.machine.nvml import (
@@ -216,7 +217,7 @@ def test_a_race_keeps_the_extremes_of_its_device():
 def race_on(device, *, cache="warm", device_seconds=1e-4, shape=(1, 8, 8, 3)):
     fleet = FakeFleet(energy_joules=0.002, device_seconds=device_seconds)
     case = make_case(op="fake", shape=shape, device=device, cache=cache)
-    plan = Plan(processes=2, max_processes=2, allocations=1, rounds=1)
+    plan = Plan(processes=2, allocations=1, rounds=1)
     race = Race(case, [fake_candidate("one"), fake_candidate("two")], baseline="one", plan=plan)
     return {m.candidate: m for m in race.run(fleet).measurements}, fleet.tasks
 
@@ -363,7 +364,7 @@ def test_two_devices_are_both_raced_and_told_apart_in_journal_and_report(tmp_pat
     file.write_text(TWO_DEVICES)
     import_file(file)
     cases = [make_case(op="tripling", shape=(1, 8, 8, 3), mode="eager", device=d) for d in DEVICES]
-    plan = Plan(processes=1, max_processes=1, allocations=2, rounds=2, budget_seconds=0.2)
+    plan = Plan(processes=1, allocations=2, rounds=2, budget_seconds=0.2)
     options = RunOptions(folder=tmp_path / "run", plan=plan, files=(file,))
     entries = list(REGISTRY.of("tripling").values())
     with Run(options, progress=lambda _: None) as bench:
@@ -414,7 +415,7 @@ def evict_there(device):
 
 @pytest.mark.slow
 def test_cold_caches_are_those_of_the_case_s_own_device():
-    worker = Worker(WorkerSpec(logical_cpus=2))
+    worker = Worker(WorkerSpec(logical_devices=2))
     try:
         device, times, nbytes = worker.call(evict_there, "cpu:1", timeout=60)
     finally:

@@ -204,7 +204,7 @@ def test_open_sizes_are_taken_from_the_option():
 
 @pytest.mark.slow
 def test_a_head_is_raced_whole():
-    from poolbench.engine.race import Plan
+    from poolbench.core.plan import Plan
     from poolbench.models.advise import _Fleet
 
     entry = Entry(

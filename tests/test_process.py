@@ -12,10 +12,11 @@ import numpy as np
 import psutil
 import pytest
 from poolbench.core.errors import WorkerFailure, one_line, printable, reason_of, status_of
+from poolbench.core.plan import WorkerSpec
 from poolbench.engine import cleanup, process
-from poolbench.engine.process import Worker, WorkerSpec, system_killings
+from poolbench.engine.process import Worker, system_killings
 
-NUMPY = WorkerSpec(tensorflow=False)
+NUMPY = WorkerSpec(backend="numpy")
 MEMORY_NBYTES = 400 << 20
 
 
@@ -200,10 +201,11 @@ def test_a_user_file_that_cannot_be_imported_is_said(tmp_path):
 
 RUN = """
 import signal, sys, time, threading
-from poolbench.engine.process import WorkerSpec, Worker
+from poolbench.core.plan import WorkerSpec
+from poolbench.engine.process import Worker
 from tests import test_process as there
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # who starts the tests by nohup has it ignored
-workers = [Worker(WorkerSpec(tensorflow=False)) for _ in range(2)]
+workers = [Worker(WorkerSpec(backend="numpy")) for _ in range(2)]
 pids = [worker.call(there.say, "", timeout=30) for worker in workers]
 pids += [worker.call(there.run_program, 600, timeout=30) for worker in workers]
 pids += [workers[0].call(there.run_daemon, 600, timeout=30)]

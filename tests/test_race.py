@@ -6,8 +6,9 @@ import pytest
 from poolbench.core.candidate import Candidate, KnownFailure
 from poolbench.core.case import make_case
 from poolbench.core.errors import WorkerFailure
+from poolbench.core.plan import Plan
 from poolbench.engine import recorder
-from poolbench.engine.race import PROBE_TURN, Plan, Race
+from poolbench.engine.race import PROBE_TURN, Race
 from poolbench.engine.rounds import block_calls
 from poolbench.machine.info import Usage
 from poolbench.worker import session
@@ -101,7 +102,7 @@ class FakeFleet:
         )
 
 
-def run(seconds, *, plan=None, busy=0.0, failures=(), enough=lambda race, processes: True):
+def run(seconds, *, plan=None, busy=0.0, failures=()):
     fleet = FakeFleet(seconds)
     race = Race(
         CASE,
@@ -109,7 +110,6 @@ def run(seconds, *, plan=None, busy=0.0, failures=(), enough=lambda race, proces
         baseline="base",
         plan=plan or Plan(),
         read_usage=fleet.usage(busy),
-        enough=enough,
     )
     result = race.run(fleet)
     return {m.candidate: m for m in result.measurements}, fleet, result
@@ -289,20 +289,6 @@ def test_blocks_of_processors_that_are_far_apart_are_marked(monkeypatch, apart):
     assert found["rival"].contention.cores_distant == (None if apart is None else float(apart))
 
 
-def test_more_processes_are_added_until_it_is_precise_enough():
-    plan = Plan(processes=3, max_processes=8)
-    found, _, _ = run({"base": MS}, plan=plan, enough=lambda race, processes: processes >= 6)
-    assert set(found["base"].samples.process) == set(range(6))
-
-
-def test_a_race_that_is_clear_runs_a_third_of_the_rounds_after_the_first_process():
-    found, _, _ = run({"base": MS, "fast": MS / 3, "slow": 3 * MS}, plan=Plan(budget_seconds=60))
-    samples = found["base"].samples
-    whole = ALLOCATIONS * Plan().rounds
-    counts = [samples.process.count(process) for process in range(PROCESSES)]
-    assert counts == [whole, *[whole / 3] * (PROCESSES - 1)]
-
-
 def test_a_slow_runner_sits_out_rounds_and_the_baseline_never_does():
     plan = Plan(budget_seconds=120)
     found, _, _ = run({"base": 3 * MS, "b": 3 * MS, "c": 3 * MS, "slow": 27 * MS}, plan=plan)
@@ -348,7 +334,7 @@ def test_untimed_calls_that_are_not_whole_are_rounded_by_chance():
 
 
 def test_who_looked_slow_when_the_case_was_opened_has_as_many_untimed_calls_as_its_equal():
-    plan = Plan(processes=1, max_processes=1, budget_seconds=60, rounds=200)
+    plan = Plan(processes=1, budget_seconds=60, rounds=200)
     fleet = FakeFleet({"base": MS / 5, "a": MS / 5})
     worker = FakeWorker(fleet.probes | {"base": MS / 5, "a": MS / 5}, fleet.clock)
     honest = worker.open_contender

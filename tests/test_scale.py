@@ -20,11 +20,11 @@ import synthetic
 from fakes import FakeFleet, fake_candidate
 from poolbench.core.candidate import REGISTRY
 from poolbench.core.case import make_case
-from poolbench.engine.race import Plan
+from poolbench.core.plan import Plan
 from poolbench.engine.run import Run, RunOptions
 from poolbench.store.journal import read_run
 
-ONE_ROUND = Plan(processes=1, max_processes=1, allocations=1, rounds=1)
+ONE_ROUND = Plan(processes=1, allocations=1, rounds=1)
 CANDIDATES = [fake_candidate(name) for name in ("one", "two")]
 LIMIT_SECONDS = 5e-3
 ROOT = Path(__file__).parents[1]

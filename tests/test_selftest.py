@@ -7,10 +7,9 @@ import msgspec
 import numpy as np
 import pytest
 from poolbench.core.errors import UsageError
+from poolbench.core.plan import Plan, WorkerSpec
 from poolbench.core.records import Contention, Measurement, Samples, Selftest, TimeBreakdown
 from poolbench.engine import aa, selftest
-from poolbench.engine.process import WorkerSpec
-from poolbench.engine.race import Plan
 from poolbench.engine.rounds import block_calls
 from poolbench.engine.scheduler import WorkerPool
 from poolbench.proof import acceptance, evidence, judges, peers, versus
@@ -415,7 +414,7 @@ def test_log_ratios_are_to_the_baseline():
 
 def test_a_real_race_of_copies_knows_its_own_truth():
     """A call made twice as long is seen on any machine; of a busy one no finer figure is asserted."""
-    plan = Plan(processes=1, max_processes=1, allocations=2, rounds=3, block_seconds=0.003)
+    plan = Plan(processes=1, allocations=2, rounds=3, block_seconds=0.003)
     design = aa.Design(plain=1, slowdowns=(1.0,), plan=plan)
     fleet = WorkerPool((), None)
     try:

@@ -311,7 +311,7 @@ def test_a_model_not_made_here_is_answered(saved):
 @pytest.mark.slow
 def test_the_promised_gain_is_kept(saved):
     """The step with the replacement, raced anew against the original, is where the promise said."""
-    from poolbench.engine.race import Plan
+    from poolbench.core.plan import Plan
     from poolbench.models.advise import ADVISED, _Fleet
     from poolbench.models.study import race_network
     from poolbench.stats.estimate import estimate

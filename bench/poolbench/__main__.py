@@ -18,7 +18,7 @@ def main(words: list[str]) -> int:
 def print_devices(words: list[str]) -> int:
     """Print the devices' names, one a line."""
     del words
-    from poolbench.engine.process import WorkerSpec
+    from poolbench.core.plan import WorkerSpec
     from poolbench.worker.session import list_devices, start_tensorflow
 
     start_tensorflow(WorkerSpec())

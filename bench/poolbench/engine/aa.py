@@ -18,8 +18,9 @@ import numpy as np
 
 from poolbench.core.candidate import REGISTRY
 from poolbench.core.case import Case, make_case
+from poolbench.core.plan import Plan
 from poolbench.core.records import Contention, Measurement, Samples
-from poolbench.engine.race import Fleet, Plan, Race, Tasks
+from poolbench.engine.race import Fleet, Race, Tasks
 from poolbench.stats.estimate import Estimate, Verdict, estimate, verdict
 from poolbench.worker import session
 

@@ -27,12 +27,12 @@ from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any, Protocol
 
-import msgspec
 import pebble
 import psutil
 from pebble.common.types import CONSTS
 
 from poolbench.core.errors import Status, WorkerFailure, printable, reason_of, status_of
+from poolbench.core.plan import WorkerSpec
 from poolbench.engine import cleanup
 
 # pebble waits this long after SIGTERM before SIGKILL, for each worker in turn; a hung op never
@@ -43,24 +43,6 @@ LOG_NBYTES = 1 << 20
 # What a call may print before its log is emptied under way: a flood must not fill the disk.
 FLOOD_NBYTES = 64 << 20
 START_TIMEOUT_SECONDS = 180.0
-
-
-class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """What a process fixes for its whole life, because TensorFlow cannot change it once started.
-
-    Attributes:
-        threads: intra-op threads; 0 leaves TensorFlow's own choice, every core.
-        logical_cpus: logical CPU devices that the machine's CPU is split into.
-        deterministic: op determinism.
-        tensorflow: import TensorFlow at the start; False for NumPy candidates alone.
-        environment: environment variables set before anything is imported.
-    """
-
-    threads: int = 0
-    logical_cpus: int = 1
-    deterministic: bool = False
-    tensorflow: bool = True
-    environment: tuple[tuple[str, str], ...] = ()
 
 
 class WorkerLike(Protocol):
@@ -388,7 +370,7 @@ def _die_with(parent: int) -> None:
 
 def _start(setting: WorkerSpec) -> int:
     """Import what the setting asks for and load the user's files; the process id."""
-    if setting.tensorflow:
+    if setting.backend == "tensorflow":
         from poolbench.worker.session import start_tensorflow
 
         start_tensorflow(setting)

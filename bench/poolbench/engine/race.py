@@ -19,6 +19,7 @@ from typing import Any, Protocol
 from poolbench.core.candidate import Candidate
 from poolbench.core.case import Case, input_nbytes
 from poolbench.core.errors import WorkerFailure
+from poolbench.core.plan import Plan
 from poolbench.core.records import (
     Contention,
     Measurement,
@@ -58,44 +59,6 @@ GPU_BLOCK_SECONDS = 0.002
 DEVICE_ROUNDS, DEVICE_CALLS = 2, 10
 # How often in one race a worker may die of nobody knows what before the race is given up.
 MAX_DEATHS = 3
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """How long and how often a race runs.
-
-    Attributes:
-        processes, max_processes: fresh processes to start with, and at most.
-        allocations: times that inputs are allocated in each.
-        rounds: at most in one allocation; many short rounds, whose median stands, ride out a machine that
-            changes its speed from one hundredth of a second to the next.
-        block_seconds: timed calls of one contender in one round, at least one call; on a GPU no less than
-            GPU_BLOCK_SECONDS.
-        budget_seconds: of rounds in the first `processes` processes.
-        precision: half-width of the 95% interval of the ratio at which it is enough.
-        margin: equivalence margin of the verdict.
-        timeout_seconds: for each task of a worker.
-        early-stop ratio: a contender this many times slower than the baseline stops after one process.
-        clear_ratio: with every other candidate this far from the baseline in the whole first process, the other
-            processes run a third of the rounds.
-        bandwidth_limit_slack: how far below the time of the bandwidth limit a contender may be before it is
-            flagged: a folded op is many times faster, while a probe may see a third less than the memory has.
-        seed: of inputs and orders.
-    """
-
-    processes: int = 10
-    max_processes: int = 10
-    allocations: int = 2
-    rounds: int = 72
-    block_seconds: float = 0.0005
-    budget_seconds: float = 10.8
-    precision: float = 0.03
-    margin: float = 0.05
-    timeout_seconds: float = 60.0
-    early_stop_ratio: float = 10.0
-    clear_ratio: float = 1.5
-    bandwidth_limit_slack: float = 0.5
-    seed: int = 0
 
 
 class Fleet(Protocol):
@@ -156,7 +119,6 @@ class Race:
         plan: Plan,
         tasks: Tasks | None = None,
         read_usage: Callable[[], Usage] | None = None,
-        enough: Callable[[Race, int], bool] | None = None,
     ) -> None:
         self.case = case
         self.baseline = baseline
@@ -170,7 +132,6 @@ class Race:
         self._read_usage = read_usage or usage_reader(case.device)
         self._device_usages: list[DeviceUsage] = []
         self._smt_sibling_busy: list[float] = []
-        self._enough = enough or precise_enough
         self._random = random.Random(f"{plan.seed} {case!r}")
         self._orders = balanced_orders([entry.name for entry in candidates], self._random)
         self._probe_orders = balanced_orders(list(self.tasks.probes), self._random)
@@ -179,7 +140,6 @@ class Race:
         self._cold = True  # what ran last were probes, or nothing on these inputs
         self._last = ""  # who ran last
         self._visible = False
-        self._clear = False
         self._pace = 1.0
         self._round_seconds = 0.0
         self._node = "local"
@@ -265,10 +225,7 @@ class Race:
         self._processes += 1
         if process == 0:
             self._stop_slow_candidates()
-            self._clear = self._is_clear()
-        if not self._candidates_running() or self._processes >= self.plan.max_processes:
-            return False
-        return self._processes < self.plan.processes or not self._enough(self, self._processes)
+        return bool(self._candidates_running()) and self._processes < self.plan.processes
 
     def result(self) -> Result:
         """What the processes that were run came to."""
@@ -491,7 +448,7 @@ class Race:
         Contended ones are kept, marked, and done again within the seconds: at most half as many, since
         under contention without end more of it would not be quieter.
         """
-        most = math.ceil(self.plan.rounds / 3) if self._clear else self.plan.rounds
+        most = self.plan.rounds
         batch, leg = (
             max(1, int(length / max(self._round_seconds, 1e-9)))
             for length in (BATCH_SECONDS, leg_seconds)
@@ -635,26 +592,6 @@ class Race:
         self._contention["steal_us"] += int((seen.steal_seconds or 0.0) * 1e6)
         self._contention["others_us"] += int((seen.others_seconds or 0.0) * 1e6)
 
-    def _is_clear(self) -> bool:
-        """Whether every other candidate stands far beyond the margin from the baseline: a short race will do.
-
-        Then one round an allocation is enough; processes and allocations, from which the interval
-        comes, stay as many as they were.
-        """
-        baseline = self.records.get(self.baseline)
-        if baseline is None or not baseline.runs:
-            return False
-        base = {row[:3]: row[4] for row in baseline.columns}
-        rivals = [record for record in self._candidates_running() if record is not baseline]
-        ratios = [
-            [row[4] / base[row[:3]] for row in record.columns if row[:3] in base]
-            for record in rivals
-        ]
-        far = self.plan.clear_ratio
-        return bool(ratios) and all(
-            row and (min(row) > far or max(row) < 1 / far) for row in ratios
-        )
-
     def _stop_slow_candidates(self) -> None:
         """Stop whoever is so slow in the first process that more of it would teach nothing."""
         baseline = self.records.get(self.baseline)
@@ -764,16 +701,3 @@ def device_contention(usages: Sequence[DeviceUsage]) -> dict[str, Any]:
         "device_slowdowns": tuple(dict.fromkeys(w for usage in usages for w in usage.slowdowns)),
         "device_others": max(others, default=None),
     }
-
-
-def precise_enough(race: Race, processes: int) -> bool:
-    """Whether every interval is as narrow as the plan asks, or its verdict is clear already."""
-    from poolbench.stats.estimate import StopRule
-
-    rule = StopRule(
-        precision=race.plan.precision,
-        margin=race.plan.margin,
-        min_processes=race.plan.processes,
-        max_processes=race.plan.max_processes,
-    )
-    return rule.enough(race.pairs(), processes=processes)

@@ -28,8 +28,9 @@ import msgspec
 import psutil
 
 from poolbench.core.errors import UsageError
+from poolbench.core.plan import WorkerSpec
 from poolbench.core.records import Environment, Node
-from poolbench.engine.process import WorkerSpec, load_registry
+from poolbench.engine.process import load_registry
 from poolbench.engine.race import Result, Seconds
 from poolbench.engine.run import differing_fields, source_digests
 from poolbench.engine.scheduler import Done, RaceSpec, Scheduler, WorkerPool, device_names, refuse

@@ -16,6 +16,7 @@ import msgspec
 from poolbench.core.candidate import REGISTRY, Candidate
 from poolbench.core.case import Case, case_label
 from poolbench.core.errors import UsageError
+from poolbench.core.plan import Plan, WorkerSpec
 from poolbench.core.records import (
     Environment,
     Header,
@@ -24,8 +25,8 @@ from poolbench.core.records import (
     Record,
     TimeBreakdown,
 )
-from poolbench.engine.process import Worker, WorkerSpec
-from poolbench.engine.race import Plan, Seconds
+from poolbench.engine.process import Worker
+from poolbench.engine.race import Seconds
 from poolbench.engine.scheduler import (
     Done,
     RaceSpec,
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 R = TypeVar("R", bound=Record)
 Key = tuple[Case, str]
 # What a resumed run must be asked alike, for its measurements to be those of one run.
-COMPARED_OPTIONS = ("seed", "processes", "max_processes", "budget_seconds", "precision", "margin")
+COMPARED_OPTIONS = ("seed", "processes", "budget_seconds", "precision", "margin")
 ORDER_OF_ROUNDS = "random Latin squares of the contenders by random.Random(f'{seed} {case!r}')"
 
 
@@ -262,8 +263,8 @@ class Run:
         logical = int(index) + 1 if kind == "cpu" and index.isdigit() else 1
         return WorkerSpec(
             threads=case.threads,
-            logical_cpus=max(logical, self._logical_cpus),
-            tensorflow=any(entry.framework != "numpy" for entry in candidates),
+            logical_devices=max(logical, self._logical_cpus),
+            backend=backend_of(candidates),
         )
 
     _logical_cpus = 1
@@ -380,6 +381,11 @@ def new_run_folder(results: Path, label: str) -> Path:
         number += 1
         folder = results / f"{stamp}-{label}-{number}"
     return folder
+
+
+def backend_of(candidates: Sequence[Candidate]) -> str:
+    """Return the backend of a worker that runs all of these candidates."""
+    return "tensorflow" if any(entry.framework != "numpy" for entry in candidates) else "numpy"
 
 
 def describe_case(case: Case) -> str:

@@ -34,8 +34,9 @@ from poolbench.core.case import (
     product,
 )
 from poolbench.core.errors import StoreError, UsageError, WorkerFailure, own_folders
+from poolbench.core.plan import WorkerSpec
 from poolbench.core.records import Header, TraceSummary
-from poolbench.engine.process import Worker, WorkerSpec
+from poolbench.engine.process import Worker
 from poolbench.report import tensorboard
 from poolbench.store.journal import JOURNAL, Journal, decode_line
 
@@ -341,7 +342,7 @@ class Recorder:
         kind, _, index = case.device.partition(":")
         logical = int(index) + 1 if kind == "cpu" and index.isdigit() else 1
         worker = Worker(
-            WorkerSpec(threads=case.threads, logical_cpus=logical, environment=MEMORY_EVENTS),
+            WorkerSpec(threads=case.threads, logical_devices=logical, environment=MEMORY_EVENTS),
             files=self.files,
             memory_nbytes=self.memory_nbytes,
         )

@@ -16,8 +16,8 @@ import msgspec
 from poolbench.core.candidate import Candidate, Op
 from poolbench.core.case import Case
 from poolbench.core.errors import printable
+from poolbench.core.plan import WorkerSpec
 from poolbench.core.records import CellState
-from poolbench.engine.process import WorkerSpec
 
 MODES = ("eager", "graph", "xla")
 Figures = dict[str, float | int | str | None]
@@ -74,7 +74,7 @@ Judge = Callable[[Sequence[Finding]], Finding]
 PROCESSES: Mapping[str, WorkerSpec] = {
     "shared": WorkerSpec(),
     "deterministic": WorkerSpec(deterministic=True),
-    "fresh": WorkerSpec(tensorflow=False),
+    "fresh": WorkerSpec(backend="numpy"),
     "other": WorkerSpec(),
     "one-thread": WorkerSpec(threads=1),
 }

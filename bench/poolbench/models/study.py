@@ -38,9 +38,10 @@ import poolbench.ops  # noqa: F401 (registers the ops)
 from poolbench.core.candidate import REGISTRY, Candidate, KnownFailure
 from poolbench.core.case import Case, Shape, make_case
 from poolbench.core.errors import UsageError, WorkerFailure
+from poolbench.core.plan import Plan, WorkerSpec
 from poolbench.core.records import ALL_POOLING, HEAD, Accuracy, Measurement, ModelResult, Samples
-from poolbench.engine.process import WorkerLike, WorkerSpec
-from poolbench.engine.race import Fleet, Plan, Race, Tasks
+from poolbench.engine.process import WorkerLike
+from poolbench.engine.race import Fleet, Race, Tasks
 from poolbench.models import zoo
 from poolbench.models.zoo import Model, Pool, Source
 from poolbench.worker import session
@@ -479,7 +480,6 @@ def race_network(entry: Entry, fleet: Fleet, plan: Plan) -> Stepped:
     plan = replace(
         plan,
         processes=entry.processes,
-        max_processes=entry.processes,
         budget_seconds=entry.budget_seconds,
         allocations=2,
     )

@@ -21,6 +21,7 @@ from typing import Any
 from poolbench.core.candidate import REGISTRY
 from poolbench.core.case import Case, make_case
 from poolbench.core.errors import StoreError
+from poolbench.core.plan import Plan, WorkerSpec
 from poolbench.core.records import Measurement, TimeBreakdown
 from poolbench.engine.aa import (
     MARGIN,
@@ -30,8 +31,8 @@ from poolbench.engine.aa import (
     race_copies,
     race_series,
 )
-from poolbench.engine.process import Worker, WorkerSpec
-from poolbench.engine.race import PROBE_TURN, Plan
+from poolbench.engine.process import Worker
+from poolbench.engine.race import PROBE_TURN
 from poolbench.engine.rounds import block_calls
 from poolbench.engine.scheduler import WorkerPool
 from poolbench.machine import idle
@@ -54,7 +55,7 @@ TEN = Design(plain=9)
 PAIR = Design(
     plain=0,
     slowdowns=(0.01,),
-    plan=Plan(processes=12, max_processes=12, allocations=1, rounds=4000, budget_seconds=7.6),
+    plan=Plan(processes=12, allocations=1, rounds=4000, budget_seconds=7.6),
 )
 # Beside a busy neighbour three times the time is allowed.
 BUSY_PAIR = replace(PAIR, plan=replace(PAIR.plan, budget_seconds=26.0))

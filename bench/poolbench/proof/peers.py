@@ -24,9 +24,9 @@ from typing import Any
 
 from poolbench.core.candidate import REGISTRY
 from poolbench.core.case import Case, make_case
+from poolbench.core.plan import Plan, WorkerSpec
 from poolbench.engine.aa import delay_call
-from poolbench.engine.process import WorkerSpec
-from poolbench.engine.race import Plan, Race, Tasks
+from poolbench.engine.race import Race, Tasks
 from poolbench.engine.rounds import block_calls
 from poolbench.engine.scheduler import WorkerPool
 from poolbench.stats.estimate import estimate
@@ -97,8 +97,8 @@ def our_plan(
     _, calls = block_calls(call.call_seconds, plan.block_seconds, nbytes=nbytes)
     rounds = max(1, round(seconds / (calls * call.call_seconds) / processes / allocations))
     return replace(
-        plan, processes=processes, max_processes=processes, allocations=allocations, rounds=rounds,
-        budget_seconds=1e6, clear_ratio=math.inf,
+        plan, processes=processes, allocations=allocations, rounds=rounds,
+        budget_seconds=1e6,
     )  # fmt: skip
 
 

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from poolbench.core.case import Case, case_label, input_nbytes, make_case
+from poolbench.core.plan import Plan
 from poolbench.core.records import MatrixCell, Measurement
 from poolbench.core.text import format_nbytes, format_seconds, one_line, significant
-from poolbench.engine.race import BANDWIDTH_LIMIT_FROM_NBYTES, Plan
+from poolbench.engine.race import BANDWIDTH_LIMIT_FROM_NBYTES
 from poolbench.report.devices import (
     gpu_bandwidth_limits_block,
     gpu_block,

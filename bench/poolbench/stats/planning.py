@@ -8,8 +8,8 @@ from pathlib import Path
 
 from poolbench.core.case import Case, input_nbytes
 from poolbench.core.errors import StoreError
+from poolbench.core.plan import Plan
 from poolbench.core.records import Measurement
-from poolbench.engine.race import Plan
 from poolbench.machine.info import machine_facts
 from poolbench.machine.nvml import is_gpu
 from poolbench.store.journal import JOURNAL, StoredRun, read_header, read_run

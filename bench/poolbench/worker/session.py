@@ -24,8 +24,8 @@ import numpy as np
 from poolbench.core.candidate import REGISTRY, Candidate
 from poolbench.core.case import Case
 from poolbench.core.errors import reason_of, status_of
+from poolbench.core.plan import WorkerSpec
 from poolbench.core.records import Accuracy, Status
-from poolbench.engine.process import WorkerSpec
 from poolbench.machine import smt
 from poolbench.machine.idle import kept_awake
 from poolbench.machine.nvml import EVICT_NBYTES
@@ -54,10 +54,10 @@ def start_tensorflow(setting: WorkerSpec) -> None:
 
     if setting.threads:
         tf.config.threading.set_intra_op_parallelism_threads(setting.threads)
-    if setting.logical_cpus > 1:
+    if setting.logical_devices > 1:
         cpu = tf.config.list_physical_devices("CPU")[0]
         tf.config.set_logical_device_configuration(
-            cpu, [tf.config.LogicalDeviceConfiguration()] * setting.logical_cpus
+            cpu, [tf.config.LogicalDeviceConfiguration()] * setting.logical_devices
         )
     for gpu in tf.config.list_physical_devices("GPU"):
         # Processes share the device: without growth the first takes all of its memory.
