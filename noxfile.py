@@ -183,9 +183,8 @@ def acceptance(session: nox.Session) -> None:
     """Hold the promises of real timings against this machine: about an hour; one by -- --only NAME."""
     session.run(
         _cpu(session),
-        "-m",
-        "poolbench",
-        "acceptance",
+        str(ROOT / "tests" / "acceptance"),
+        "checks",
         *session.posargs,
         external=True,
         env=_environment(),
@@ -197,8 +196,9 @@ def versus(session: nox.Session) -> None:
     """The same callables by pytest-benchmark, pyperf, timeit, torch's Timer (if installed) and us."""
     python = _cpu(session, "versus")
     session.run(
-        python, "-m", "poolbench", "versus", *session.posargs, external=True, env=_environment()
-    )
+        python, str(ROOT / "tests" / "acceptance"), "tools", *session.posargs,
+        external=True, env=_environment(),
+    )  # fmt: skip
 
 
 @nox.session(venv_backend="none")

@@ -19,7 +19,7 @@ DOORS = {
     "python report.py": ["report.py", "--help"],
     "nox -s which --": ["-m", "poolbench", "which", "--help"],
     "python -m poolbench which": ["-m", "poolbench", "which", "--help"],
-    "nox -s acceptance --": ["-m", "poolbench", "acceptance", "--help"],
+    "nox -s acceptance --": ["tests/acceptance", "checks", "--help"],
     "nox -s selftest --": ["-m", "poolbench", "selftest", "--help"],
     "pytest suites": [*SUITES, "--help"],
     "python -m pytest suites": [*SUITES, "--help"],

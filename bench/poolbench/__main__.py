@@ -55,8 +55,6 @@ DOORS = {
     "trace": record_traces,
     "which": choose_for_model,
     "selftest": _open("poolbench.engine.selftest"),
-    "acceptance": _open("poolbench.proof.acceptance"),
-    "versus": _open("poolbench.proof.versus"),
 }
 
 if __name__ == "__main__":

@@ -101,17 +101,17 @@ def acceptance_block(found: Found) -> str:
     """The promises of real timings, and what the last acceptance found of each."""
     rows = [
         {
-            "bar": bar["requirement"],
-            "holds": "yes" if bar["passed"] else "**no**",
-            "found": bar["found"],
-            "on": bar["created"][:10],
+            "check": check["requirement"],
+            "holds": "yes" if check["passed"] else "**no**",
+            "found": check["found"],
+            "on": check["created"][:10],
         }
-        for bar in found["bars"]
+        for check in found["checks"]
     ]
-    held = sum(bar["passed"] for bar in found["bars"])
+    held = sum(check["passed"] for check in found["checks"])
     table = as_markdown(pd.DataFrame(rows), markup=["holds"]).strip()
     where = machine_text(found["environment"]["machine"])
-    return f"{held} of {len(rows)} bars hold on {where} (`nox -s acceptance`):\n\n{table}"
+    return f"{held} of {len(rows)} checks hold on {where} (`nox -s acceptance`):\n\n{table}"
 
 
 @_told_from(SCALE, "Not measured on the reference machine.")

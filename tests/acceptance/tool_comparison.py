@@ -1,8 +1,8 @@
-"""`nox -s versus`: the same callables timed by other tools and by us, again and again from nothing.
+"""Compare poolbench with other timing tools on the same callables (`nox -s versus`).
 
-A figure is worth what it is when somebody measures it again. So every tool is invoked many times, each
-time in a fresh process, all tools in turn in random order, and what is shown is how far its figures
-spread: of a real ratio, of the ratio of an op to itself, and what of an injected slowdown stands out.
+A tool is judged by what happens when the same measurement is repeated. Each tool is therefore invoked
+many times, each time in a fresh process, all tools in random order. The table shows the spread of a
+real ratio, the spread of the ratio of an op to itself, and how often an injected slowdown is detected.
 """
 
 from __future__ import annotations
@@ -22,33 +22,34 @@ from typing import Any
 
 import msgspec
 import numpy as np
-
 from poolbench.core.case import case_label
 from poolbench.core.errors import UsageError
 from poolbench.core.records import Environment
 from poolbench.machine.info import collect_environment
-from poolbench.proof.peers import CALLABLES, CASE, NEEDS, TOOLS
+
+from acceptance.tools import CALLABLES, CASE, NEEDS, TOOLS
 
 STORED = Path("results") / "reference-versus" / "versus.json"
 PICTURE = Path("docs") / "images" / "versus"
 OURS = "ours"
 ABLATION = "ours, one process"
 INVOCATIONS = 20
-# Timed calls of each callable in one invocation, whatever the tool does besides.
+# Timed calls per callable and invocation; what the tool does besides comes on top.
 SECONDS = 0.5
 TIMEOUT_SECONDS = 300.0
-SPREAD_BAR = 1 / 2
-FLOOR_BAR = 1 / 5
+SPREAD_LIMIT = 1 / 2
+FLOOR_LIMIT = 1 / 5
 
 
 class Invocation(msgspec.Struct, frozen=True, kw_only=True):
-    """One invocation of one tool.
+    """Record one invocation of one tool.
 
     Attributes:
-        tool: a key of TOOLS; turn: which repetition.
-        log_ratios: by statistic, then by callable, of seconds a call over the baseline's.
-        seconds: wall time, process start included.
-        reason: why there are no figures; '' if there are.
+        tool: a key of TOOLS.
+        turn: the number of the repetition.
+        log_ratios: by statistic, then by callable: log of seconds per call over the baseline's.
+        seconds: wall time, including the start of the process.
+        reason: why the invocation produced no figures; '' if it did.
     """
 
     tool: str
@@ -59,14 +60,13 @@ class Invocation(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
-    """What the invocations of one tool came to by one of its statistics.
+    """Summarise the invocations of one tool by one of its statistics.
 
     Attributes:
-        spread: standard deviation of the real log ratio.
-        median_ratio: of the real ratio.
-        noise_floor: 95th percentile of the size of the A/A log ratio.
-        power: injected share to the share of invocations in which it stood out from the tool's own
-            noise floor.
+        spread: standard deviation of the log ratio of two different ops.
+        median_ratio: median ratio of two different ops.
+        noise_floor: 95th percentile of the absolute log ratio of an op to itself.
+        power: injected slowdown to the share of invocations that exceed the tool's own noise floor.
         seconds: median wall time of an invocation.
     """
 
@@ -80,12 +80,12 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
 
 
-class Versus(msgspec.Struct, frozen=True, kw_only=True):
-    """The file that is committed.
+class ToolComparison(msgspec.Struct, frozen=True, kw_only=True):
+    """Hold the committed result.
 
     Attributes:
-        timed_seconds: of each callable in each invocation.
-        missing: tools that are not installed.
+        timed_seconds: timed calls per callable and invocation, in seconds.
+        missing: tools that were not installed.
     """
 
     environment: Environment
@@ -99,7 +99,7 @@ class Versus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def installed_tools() -> list[str]:
-    """The tools that can take part here."""
+    """Return the tools that are installed here."""
     return [tool for tool in TOOLS if tool not in NEEDS or importlib.util.find_spec(NEEDS[tool])]
 
 
@@ -107,8 +107,8 @@ def invoke(tool: str, turn: int, seconds: float) -> Invocation:
     """Run a tool once in a fresh process."""
     start = time.perf_counter()
     try:
-        done = subprocess.run(  # noqa: S603
-            [sys.executable, "-m", "poolbench.proof.peers", tool, str(seconds)],
+        done = subprocess.run(
+            [sys.executable, "-m", "acceptance.tools", tool, str(seconds)],
             capture_output=True, text=True, check=False, timeout=TIMEOUT_SECONDS,
             env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "2"},
         )  # fmt: skip
@@ -130,7 +130,7 @@ def run_all(
     run: Callable[[str, int], Invocation],
     progress: Callable[[str], None],
 ) -> Iterator[list[Invocation]]:
-    """Every tool once in each turn, in random order: no tool has the quiet hour to itself.
+    """Invoke every tool once per turn, in random order, so that background load affects all alike.
 
     Yields all invocations so far, after each turn.
     """
@@ -148,7 +148,7 @@ def run_all(
 
 
 def summarise(invocations: Sequence[Invocation]) -> list[Summary]:
-    """One summary for each tool and statistic with at least two invocations."""
+    """Return one summary per tool and statistic that has at least two invocations."""
     groups: dict[tuple[str, str], list[Invocation]] = {}
     for one in invocations:
         for statistic in one.log_ratios:
@@ -182,35 +182,35 @@ def _summarise(tool: str, statistic: str, group: Sequence[Invocation]) -> Summar
     )
 
 
-def best_peer(summaries: Sequence[Summary], figure: str) -> Summary | None:
-    """The peer, by whichever of its statistics, that does best in a figure; None without peers."""
-    peers = [one for one in summaries if one.tool not in (OURS, ABLATION)]
-    return min(peers, key=lambda one: float(getattr(one, figure)), default=None)
+def best_other_tool(summaries: Sequence[Summary], figure: str) -> Summary | None:
+    """Return the summary of the other tool that has the smallest `figure`; None without one."""
+    tools = [one for one in summaries if one.tool not in (OURS, ABLATION)]
+    return min(tools, key=lambda one: float(getattr(one, figure)), default=None)
 
 
 def judge(summaries: Sequence[Summary]) -> list[tuple[str, bool]]:
-    """Each bar in words with what was found, and whether it holds."""
+    """Return each criterion as text with the figures found, and whether it holds."""
     ours = next((one for one in summaries if one.tool == OURS), None)
     verdicts = []
-    for figure, bar, what in (
-        ("spread", SPREAD_BAR, "spread of a real ratio"),
-        ("noise_floor", FLOOR_BAR, "95th percentile of the A/A log ratio"),
+    for figure, limit, what in (
+        ("spread", SPREAD_LIMIT, "spread of a real ratio"),
+        ("noise_floor", FLOOR_LIMIT, "95th percentile of the A/A log ratio"),
     ):
-        peer = best_peer(summaries, figure)
-        if ours is None or peer is None:
+        tool = best_other_tool(summaries, figure)
+        if ours is None or tool is None:
             verdicts.append((f"{what}: nothing to compare", False))
             continue
-        mine, other = float(getattr(ours, figure)), float(getattr(peer, figure))
+        mine, other = float(getattr(ours, figure)), float(getattr(tool, figure))
         text = (
-            f"{what}: {mine:.2%}, best peer {other:.2%} ({peer.tool}, {peer.statistic}): "
-            f"{mine / other:.2f} of it, at most {bar:g} is required"
+            f"{what}: {mine:.2%}, best other tool {other:.2%} ({tool.tool}, {tool.statistic}): "
+            f"{mine / other:.2f} of it, at most {limit:g} is required"
         )
-        verdicts.append((text, mine <= bar * other))
+        verdicts.append((text, mine <= limit * other))
     return verdicts
 
 
 def describe(summaries: Sequence[Summary]) -> str:
-    """The table, ours first, then by spread."""
+    """Format the summaries as a table: poolbench first, then by spread."""
     rows = [("tool", "statistic", "real ratio", "spread", "A/A p95", "1%", "5%", "seconds")]
     order = sorted(summaries, key=lambda one: (one.tool not in (OURS, ABLATION), one.spread))
     rows += [
@@ -229,12 +229,12 @@ def describe(summaries: Sequence[Summary]) -> str:
 
 
 def label_of(one: Summary) -> str:
-    """The tool with the statistic where it offers several."""
+    """Return the tool's name, with the statistic if it offers several."""
     return one.tool if one.tool in (OURS, ABLATION) else f"{one.tool} ({one.statistic})"
 
 
-def plot(versus: Versus) -> Any:
-    """Each invocation's real ratio, and its A/A ratio, off the tool's own median; by tool."""
+def plot(comparison: ToolComparison) -> Any:
+    """Plot the deviation of each invocation's ratios from the tool's own median, by tool."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -242,7 +242,7 @@ def plot(versus: Versus) -> Any:
     import pandas as pd
     import seaborn as sns
 
-    order = sorted(versus.summaries, key=lambda s: (s.tool not in (OURS, ABLATION), s.spread))
+    order = sorted(comparison.summaries, key=lambda s: (s.tool not in (OURS, ABLATION), s.spread))
     rows = [
         {
             "tool": label_of(one),
@@ -255,14 +255,14 @@ def plot(versus: Versus) -> Any:
             ("real", "view", np.log(one.median_ratio)),
             ("itself", "copy", 0.0),
         )
-        for i in versus.invocations
+        for i in comparison.invocations
         if i.tool == one.tool and one.statistic in i.log_ratios
     ]
     frame = pd.DataFrame(rows)
     figure, axes = plt.subplots(1, 2, figsize=(9.0, 1.6 + 0.42 * len(order)), sharey=True)
     titles = {
-        "real": "a real ratio, off its median",
-        "itself": "an op over itself, off 1",
+        "real": "two different ops: deviation from the median",
+        "itself": "an op and itself: deviation from 1",
     }
     for axis, (kind, title) in zip(axes, titles.items(), strict=True):
         sns.stripplot(
@@ -278,43 +278,43 @@ def plot(versus: Versus) -> Any:
         axis.set_ylabel("")
         axis.grid(axis="x", alpha=0.3)
     ours = next((s for s in order if s.tool == OURS), None)
-    peer = best_peer(order, "spread")
-    if ours and peer:
+    tool = best_other_tool(order, "spread")
+    if ours and tool:
         figure.suptitle(
-            f"Measured again from nothing, a ratio moves by {ours.spread:.1%} here, "
-            f"by {peer.spread:.1%} with the steadiest peer",
+            f"A repeated measurement moves a ratio by {ours.spread:.1%} with poolbench, "
+            f"by {tool.spread:.1%} with the next best tool",
             fontsize=11,
         )
     figure.tight_layout()
     return figure
 
 
-def draw(versus: Versus, picture: Path) -> None:
+def draw(comparison: ToolComparison, picture: Path) -> None:
     """Write the figure as SVG and PNG."""
-    figure = plot(versus)
+    figure = plot(comparison)
     picture.parent.mkdir(parents=True, exist_ok=True)
     for suffix in (".svg", ".png"):
         metadata: Mapping[str, None] = {"Date": None} if suffix == ".svg" else {}
         figure.savefig(picture.with_suffix(suffix), dpi=160, metadata=metadata)
 
 
-def read_stored(path: Path = STORED) -> Versus:
-    """The stored result.
+def read_stored(path: Path = STORED) -> ToolComparison:
+    """Return the stored result.
 
     Raises:
         UsageError: there is none.
     """
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Versus)
+        return msgspec.json.decode(path.read_bytes(), type=ToolComparison)
     except (OSError, msgspec.MsgspecError) as error:
         raise UsageError(f"{path} cannot be read ({error}): run nox -s versus first") from None
 
 
 def main(words: list[str]) -> int:
-    """The door: 0 if both bars hold, 1 if one does not, 2 if it was asked wrongly."""
-    parser = argparse.ArgumentParser(prog="versus", description=__doc__)
-    parser.add_argument("--invocations", type=int, default=INVOCATIONS, help="of each tool")
-    parser.add_argument("--seconds", type=float, default=SECONDS, help="timed, of each callable")
+    """Run the comparison: exit code 0 if both criteria hold, 1 if one fails, 2 for a usage error."""
+    parser = argparse.ArgumentParser(prog="tests/acceptance tools", description=__doc__)
+    parser.add_argument("--invocations", type=int, default=INVOCATIONS, help="invocations per tool")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="timed seconds per callable")
     parser.add_argument("--tool", action="append", default=[], help="only these tools")
     parser.add_argument("--trial", action="store_true", help="store nothing")
     parser.add_argument("--plot", action="store_true", help="draw the stored result again")
@@ -325,28 +325,30 @@ def main(words: list[str]) -> int:
             return 0
         tools = pick(given.tool, given.invocations)
     except UsageError as error:
-        print(f"versus: {error}", file=sys.stderr)  # noqa: T201
+        print(f"tool comparison: {error}", file=sys.stderr)
         return 2
-    for versus in measure(tools, given.invocations, given.seconds):
-        if not given.trial:  # after each turn: all together take most of an hour
+    for comparison in measure(tools, given.invocations, given.seconds):
+        if not given.trial:  # after each turn: the whole comparison takes most of an hour
             STORED.parent.mkdir(parents=True, exist_ok=True)
-            STORED.write_bytes(msgspec.json.format(msgspec.json.encode(versus), indent=1) + b"\n")
-    print(describe(versus.summaries))  # noqa: T201
-    verdicts = judge(versus.summaries)
+            STORED.write_bytes(
+                msgspec.json.format(msgspec.json.encode(comparison), indent=1) + b"\n"
+            )
+    print(describe(comparison.summaries))
+    verdicts = judge(comparison.summaries)
     for text, holds in verdicts:
-        print(f"{'pass' if holds else 'FAIL'}  {text}")  # noqa: T201
-    for tool in versus.missing:
-        print(f"not installed, left out: {tool}")  # noqa: T201
+        print(f"{'pass' if holds else 'FAIL'}  {text}")
+    for tool in comparison.missing:
+        print(f"not installed, left out: {tool}")
     if not given.trial:
-        draw(versus, PICTURE)
+        draw(comparison, PICTURE)
     return 0 if all(holds for _, holds in verdicts) else 1
 
 
 def pick(words: Sequence[str], turns: int) -> list[str]:
-    """The tools that the words name; all that are installed without words.
+    """Return the named tools, or all installed tools if none is named.
 
     Raises:
-        UsageError: one is unknown or not installed, or the turns are too few to have a spread.
+        UsageError: a tool is unknown or not installed, or fewer than two turns are asked for.
     """
     if turns < 2:
         raise UsageError(f"--invocations must be a whole number from 2, for a spread; got {turns}")
@@ -357,17 +359,17 @@ def pick(words: Sequence[str], turns: int) -> list[str]:
     return [tool for tool in installed if not words or tool in words]
 
 
-def measure(tools: Sequence[str], turns: int, seconds: float) -> Iterator[Versus]:
-    """Run all invocations; yields what they come to, after each turn."""
+def measure(tools: Sequence[str], turns: int, seconds: float) -> Iterator[ToolComparison]:
+    """Run all invocations; yield the result so far after each turn."""
     start = time.monotonic()
     environment = collect_environment({"cpu:0": "CPU"})
     for invocations in run_all(
         tools,
         turns,
         lambda tool, turn: invoke(tool, turn, seconds),
-        lambda line: print(line, flush=True),  # noqa: T201
+        lambda line: print(line, flush=True),
     ):
-        yield Versus(
+        yield ToolComparison(
             environment=environment,
             created=dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds"),
             case=f"{CASE.op} {case_label(CASE)}",

@@ -1,8 +1,7 @@
-"""One invocation of one tool, in a process of its own: `python -m poolbench.proof.peers TOOL SECONDS`.
+"""Invoke one tool in a process of its own: `python -m acceptance.tools TOOL SECONDS`.
 
-It prints one JSON line: for each statistic that the tool offers the log ratio of each callable to
-the first. All tools get the same callables, made in the same way, and about the same seconds of
-timed calls for each.
+The process prints one JSON line: for each statistic of the tool, the log ratio of each callable to
+the first one. All tools get the same callables and about the same seconds of timed calls for each.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ from poolbench.worker import session
 CASE = make_case(
     op="depth_max_pool", shape=(8, 28, 28, 96), pool_size=3, padding="valid", mode="graph"
 )
-# Name: (candidate, share of a call that is injected). The first is what ratios are taken to.
+# Name: (candidate, injected slowdown as a share of a call). Ratios are taken to the first.
 CALLABLES: dict[str, tuple[str, float]] = {
     "native": ("max_pool", 0.0),
     "copy": ("max_pool", 0.0),
@@ -46,16 +45,16 @@ CALLABLES: dict[str, tuple[str, float]] = {
 BASELINE = "native"
 CALIBRATION_CALLS = 10
 CALIBRATION_BLOCKS = 7
-# pyperf starts processes for every callable; two are the fewest that show what processes differ by.
+# pyperf starts processes for every callable; two are the fewest that show differences between processes.
 PYPERF_PROCESSES = 2
 PYPERF_VALUES = 5
 TIMEIT_REPEATS = 5
 OPEN_TIMEOUT_SECONDS = 60.0
-Times = dict[str, dict[str, float]]  # statistic -> callable -> seconds a call
+Times = dict[str, dict[str, float]]  # statistic -> callable -> seconds per call
 
 
 def make_calls(names: tuple[str, ...] = tuple(CALLABLES)) -> dict[str, Callable[[], Any]]:
-    """The callables in this process, each called a few times already: traced, and warm."""
+    """Return the callables of this process, traced and warmed up by a few calls."""
     import poolbench.ops  # noqa: F401 (registers the ops that ship)
     from poolbench.worker.check import make_inputs
 
@@ -75,8 +74,8 @@ def make_calls(names: tuple[str, ...] = tuple(CALLABLES)) -> dict[str, Callable[
     return calls
 
 
-def open_callable(case: Case, name: str, check: bool) -> session.OpenedContender:  # noqa: ARG001
-    """The same callable as a contender of a race; in a worker."""
+def open_callable(case: Case, name: str, check: bool) -> session.OpenedContender:
+    """Open the same callable as a contender of a race, in a worker."""
     candidate, slowdown = CALLABLES[name]
     call = session.bind(REGISTRY.candidates[case.op, candidate], case)
     contender = session.open_call(name, lambda: delay_call(call, 0.0))
@@ -91,7 +90,7 @@ def open_callable(case: Case, name: str, check: bool) -> session.OpenedContender
 def our_plan(
     seconds: float, processes: int, allocations: int, call: session.OpenedContender
 ) -> Plan:
-    """Rounds such that each callable is timed for about `seconds`, if it takes as long as this one."""
+    """Return a plan whose rounds time each callable for about `seconds`, if all take as long as `call`."""
     plan = Plan()
     nbytes = call.read_nbytes + call.written_nbytes
     _, calls = block_calls(call.call_seconds, plan.block_seconds, nbytes=nbytes)
@@ -103,7 +102,7 @@ def our_plan(
 
 
 def race(seconds: float, *, processes: int, allocations: int) -> dict[str, dict[str, float]]:
-    """Our own: all callables in the same rounds."""
+    """Time all callables with poolbench, in the same rounds."""
     import poolbench.ops  # noqa: F401 (registers the ops that ship)
 
     original = REGISTRY.candidates[CASE.op, CALLABLES[BASELINE][0]]
@@ -130,7 +129,7 @@ def race(seconds: float, *, processes: int, allocations: int) -> dict[str, dict[
 
 
 def to_log_ratios(times: Times) -> dict[str, dict[str, float]]:
-    """For each statistic the log ratios to the baseline."""
+    """Return the log ratios to the baseline, by statistic."""
     return {
         statistic: {
             name: math.log(value / of[BASELINE]) for name, value in of.items() if name != BASELINE
@@ -140,7 +139,7 @@ def to_log_ratios(times: Times) -> dict[str, dict[str, float]]:
 
 
 def time_timeit(seconds: float) -> Times:
-    """As `python -m timeit` does: the best of five repeats, of as many loops as fill the time."""
+    """Time as `python -m timeit` does: the minimum of five repeats."""
     found = {}
     for name, call in make_calls().items():
         timer = timeit.Timer(call)
@@ -151,7 +150,7 @@ def time_timeit(seconds: float) -> Times:
 
 
 def time_torch(seconds: float) -> Times:
-    """torch.utils.benchmark's Timer, blocked_autorange, on as many threads as TensorFlow takes."""
+    """Time with `torch.utils.benchmark.Timer.blocked_autorange`."""
     timer_of = importlib.import_module("torch.utils.benchmark").Timer
 
     found = {}
@@ -163,41 +162,41 @@ def time_torch(seconds: float) -> Times:
 
 PYTEST_FILE = """
 import pytest
-from poolbench.proof.peers import CALLABLES, make_calls
+from acceptance.tools import CALLABLES, make_calls
 
 CALLS = make_calls()
 
 @pytest.mark.parametrize("name", CALLABLES)
-def test_peer(benchmark, name):
+def test_tool(benchmark, name):
     benchmark(CALLS[name])
 """
 
 
 def time_pytest_benchmark(seconds: float) -> Times:
-    """pytest-benchmark's defaults, but for the time that it may take."""
+    """Time with pytest-benchmark's defaults and this much time per callable."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "pytest.ini").write_text("[pytest]\n")
-        (folder / "test_peer.py").write_text(PYTEST_FILE)
-        subprocess.run(  # noqa: S603
+        (folder / "test_tool.py").write_text(PYTEST_FILE)
+        subprocess.run(
             [
-                sys.executable, "-m", "pytest", "-q", "-p", "no:poolbench", "-p", "no:cacheprovider",
+                sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider",
                 "--benchmark-json", "found.json", "--benchmark-max-time", str(seconds),
             ],
             cwd=folder, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         found = json.loads((folder / "found.json").read_text())
     times: Times = {"min": {}, "median": {}, "mean": {}}
-    for entry in found["benchmarks"]:
+    for result in found["benchmarks"]:
         for statistic, of in times.items():
-            of[entry["params"]["name"]] = entry["stats"][statistic]
+            of[result["params"]["name"]] = result["stats"][statistic]
     return times
 
 
 PYPERF_FILE = """
 import time
 import pyperf
-from poolbench.proof.peers import CALLABLES, make_calls
+from acceptance.tools import CALLABLES, make_calls
 
 CALLS = {}
 
@@ -210,25 +209,25 @@ def timed(loops, name):
         call()
     return time.perf_counter() - start
 
-contender = pyperf.OpenedContender()
+runner = pyperf.Runner()
 for name in CALLABLES:
-    contender.bench_time_func(name, timed, name)
+    runner.bench_time_func(name, timed, name)
 """
 
 
 def time_pyperf(seconds: float) -> Times:
-    """pyperf: fresh processes for each callable, one warm-up value in each, as is its default."""
+    """Time with pyperf: fresh processes per callable, one warm-up value in each, as by default."""
     pyperf: Any = importlib.import_module("pyperf")
-    # One guess for all: left alone it spends a further process a callable on finding it.
+    # One loop count for all callables: pyperf's calibration would start one more process per callable.
     call = make_calls((BASELINE,))[BASELINE]
     call_seconds = min(timeit.repeat(call, number=CALIBRATION_CALLS, repeat=CALIBRATION_BLOCKS))
     loops = seconds / PYPERF_PROCESSES / PYPERF_VALUES / (call_seconds / CALIBRATION_CALLS)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        (folder / "peer.py").write_text(PYPERF_FILE)
-        subprocess.run(  # noqa: S603
+        (folder / "tool.py").write_text(PYPERF_FILE)
+        subprocess.run(
             [
-                sys.executable, "peer.py", "--output", "found.json", "--quiet",
+                sys.executable, "tool.py", "--output", "found.json", "--quiet",
                 "--processes", str(PYPERF_PROCESSES), "--values", str(PYPERF_VALUES),
                 "--loops", str(max(1, round(loops))), "--warmups", "1",
                 "--inherit-environ", "TF_CPP_MIN_LOG_LEVEL",
@@ -243,28 +242,28 @@ def time_pyperf(seconds: float) -> Times:
     }
 
 
-def _peer(measure: Callable[[float], Times]) -> Callable[[float], dict[str, dict[str, float]]]:
+def _tool(measure: Callable[[float], Times]) -> Callable[[float], dict[str, dict[str, float]]]:
     return lambda seconds: to_log_ratios(measure(seconds))
 
 
 TOOLS: Mapping[str, Callable[[float], dict[str, dict[str, float]]]] = {
     "ours": functools.partial(race, processes=10, allocations=2),
     "ours, one process": functools.partial(race, processes=1, allocations=1),
-    "pytest-benchmark": _peer(time_pytest_benchmark),
-    "timeit": _peer(time_timeit),
-    "pyperf": _peer(time_pyperf),
-    "torch Timer": _peer(time_torch),
+    "pytest-benchmark": _tool(time_pytest_benchmark),
+    "timeit": _tool(time_timeit),
+    "pyperf": _tool(time_pyperf),
+    "torch Timer": _tool(time_torch),
 }
-# What must be importable for a tool to take part.
+# The module that a tool needs.
 NEEDS = {"pytest-benchmark": "pytest_benchmark", "pyperf": "pyperf", "torch Timer": "torch"}
 
 
 def main(words: list[str]) -> int:
-    """One invocation: its log ratios and its seconds, as a JSON line."""
+    """Print the log ratios and the seconds of one invocation as a JSON line."""
     tool, seconds = words
     start = time.perf_counter()
     found = TOOLS[tool](float(seconds))
-    print(json.dumps({"log_ratios": found, "seconds": time.perf_counter() - start}))  # noqa: T201
+    print(json.dumps({"log_ratios": found, "seconds": time.perf_counter() - start}))
     return 0
 
 

@@ -1,0 +1,1 @@
+"""Maintainers' checks of the timings: the acceptance test and the comparison with other tools."""

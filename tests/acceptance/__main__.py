@@ -1,0 +1,25 @@
+"""Run `python tests/acceptance checks` or `python tests/acceptance tools`; nox calls both."""
+
+import os
+import sys
+from pathlib import Path
+
+TESTS = str(Path(__file__).resolve().parents[1])
+sys.path[0] = TESTS
+# Worker processes import these modules too.
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [TESTS, os.environ.get("PYTHONPATH")]))
+
+
+def main(arguments: list[str]) -> int:
+    """Run one of the two commands; return its exit code."""
+    from acceptance import checks, tool_comparison
+
+    commands = {"checks": checks.main, "tools": tool_comparison.main}
+    if not arguments or arguments[0] not in commands:
+        print(f"usage: python tests/acceptance {{{','.join(commands)}}} ...", file=sys.stderr)
+        return 2
+    return commands[arguments[0]](arguments[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

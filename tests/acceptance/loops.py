@@ -1,0 +1,163 @@
+"""Compare a race's warm blocks with an uninterrupted loop, and loops with and without CPU idle states."""
+
+from __future__ import annotations
+
+import functools
+import math
+import random
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from poolbench.core.case import Case, make_case
+from poolbench.engine.aa import ProofError
+from poolbench.engine.process import Worker
+from poolbench.engine.race import PROBE_TURN
+from poolbench.engine.rounds import block_calls
+from poolbench.machine import idle
+from poolbench.worker import session
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bias:
+    """Name the candidate whose warm blocks are compared with a loop, and the other candidates of its race."""
+
+    case: Case
+    subject: str
+    rivals: tuple[str, ...]
+
+
+def _bias(subject: str, rivals: tuple[str, ...], **fields: Any) -> Bias:
+    case = make_case(op="depth_max_pool", pool_size=3, padding="valid", **fields)
+    return Bias(case=case, subject=subject, rivals=rivals)
+
+
+BIASES = {
+    "cache-resident": _bias("max_pool", ("max_pool2d-view",), shape=(8, 28, 28, 96), mode="graph"),
+    "cache-resident, xla": _bias(
+        "reshape-reduce_max", ("max_pool",), shape=(8, 28, 28, 96), mode="xla"
+    ),
+    "base case": _bias(
+        "layer-depth_max_pool",
+        ("lambda-max_pool", "reshape-reduce_max", "transpose-reduce_max", "max_pool2d-view"),
+        shape=(8, 56, 56, 96),
+        mode="graph",
+    ),
+    "large": _bias("max_pool", ("max_pool2d-view",), shape=(32, 112, 112, 96), mode="graph"),
+    "two threads": _bias(
+        "max_pool2d-view",
+        ("max_pool", "lambda-max_pool", "layer-max_pool"),
+        shape=(8, 28, 28, 96),
+        mode="graph",
+    ),
+}
+# The median of few blocks is dominated by the machine's noise.
+BIAS_ROUNDS = 400
+BIAS_TURN_SECONDS = 15.0
+# Long enough for slow effects too, such as waking a second CPU.
+LOOP_WARMUP_SECONDS = 0.05
+# Few blocks for a large op: the warm blocks, one per round, need most of the time.
+LOOP_SECONDS, MOST_LOOP_BLOCKS = 0.1, 10
+SLEEP_LOOPS = 20
+PROBE = "bandwidth-copy"
+
+
+def time_loop(name: str, warmup: int, calls: int, blocks: int) -> list[float]:
+    """Return seconds per call of each of `blocks` consecutive blocks, in a worker."""
+    return [
+        session.time_block(name, warmup if number == 0 else 0, calls).seconds
+        for number in range(blocks)
+    ]
+
+
+def measure_bias(bias: Bias, turns: int, worker: Worker, block_seconds: float) -> list[float]:
+    """Return per turn the median ratio of a warm block to the uninterrupted loop that follows it.
+
+    Raises:
+        ProofError: a contender cannot be opened.
+    """
+    limit = 120.0
+    worker.call(session.open_case, bias.case, 0, timeout=limit)
+    names = (bias.subject, *bias.rivals)
+    blocks: dict[str, Callable[..., tuple[int, int]]] = {}
+    for name in (*names, PROBE):
+        contender = worker.call(
+            functools.partial(session.open_contender, check=True), name, timeout=limit
+        )
+        if contender.status != "ok":
+            raise ProofError(f"{name}: {contender.status}: {contender.reason}")
+        nbytes = contender.read_nbytes + contender.written_nbytes
+        blocks[name] = functools.partial(
+            block_calls, contender.call_seconds, block_seconds, nbytes=nbytes
+        )
+        if name == bias.subject:
+            before_loop = math.ceil(LOOP_WARMUP_SECONDS / contender.call_seconds)
+            loop_calls = math.ceil(LOOP_SECONDS / contender.call_seconds)
+    generator = random.Random(0)
+    ratios = []
+    for _ in range(turns):
+        rounds: list[float] = []
+        end = time.perf_counter() + BIAS_TURN_SECONDS
+        for number in range(BIAS_ROUNDS):
+            if rounds and time.perf_counter() > end:
+                break
+            # As in a race: probes run last, in every fifth round, followed by a longer warm-up. A rival goes first,
+            # so that the candidate does not profit from the loop before.
+            shuffled = generator.sample(names, len(names))
+            order = [bias.rivals[0], *shuffled, *[PROBE] * (number % PROBE_TURN == 0)]
+            requests = []
+            for place, name in enumerate(order):
+                cold = place == 0 and number % PROBE_TURN == 1
+                warmup, calls = blocks[name](cold=cold)
+                requests.append(session.BlockRequest(name=name, warmup=warmup, calls=calls))
+            batch = worker.call(session.time_batch, requests, timeout=limit)
+            warm = batch.blocks[1 + shuffled.index(bias.subject)].seconds
+            _, calls = blocks[bias.subject]()
+            some = min(MOST_LOOP_BLOCKS, math.ceil(loop_calls / calls))
+            loop = worker.call(
+                time_loop_without_idle, bias.subject, before_loop, calls, some, timeout=limit
+            )
+            # Per round: the machine's speed drifts within seconds and affects both alike.
+            rounds.append(warm / statistics.median(loop))
+        ratios.append(statistics.median(rounds))
+    worker.call(session.close_case, timeout=limit)
+    return ratios
+
+
+def time_loop_without_idle(name: str, warmup: int, calls: int, blocks: int) -> list[float]:
+    """Time as `time_loop` does, with CPU idle states disabled as in a race."""
+    with idle.kept_awake():
+        return time_loop(name, warmup, calls, blocks)
+
+
+def measure_sleep(bias: Bias, turns: int, worker: Worker) -> list[float]:
+    """Return per turn the median of loops with CPU idle states over that of loops without.
+
+    Raises:
+        ProofError: idle states cannot be disabled, or the candidate cannot be opened.
+    """
+    if not idle.can_keep_awake():
+        raise ProofError("the system does not let this user disable CPU idle states")
+    limit = 120.0
+    worker.call(session.open_case, bias.case, 0, timeout=limit)
+    contender = worker.call(
+        functools.partial(session.open_contender, check=True), bias.subject, timeout=limit
+    )
+    if contender.status != "ok":
+        raise ProofError(f"{bias.subject}: {contender.status}: {contender.reason}")
+    warmup = math.ceil(LOOP_WARMUP_SECONDS / contender.call_seconds)
+    ratios = []
+    for _ in range(turns):
+        seconds: dict[Callable[..., list[float]], list[float]] = {}
+        for loop in (time_loop_without_idle, time_loop) * SLEEP_LOOPS:
+            seconds.setdefault(loop, []).extend(
+                worker.call(loop, bias.subject, warmup, 2, MOST_LOOP_BLOCKS, timeout=limit)
+            )
+        ratios.append(
+            statistics.median(seconds[time_loop])
+            / statistics.median(seconds[time_loop_without_idle])
+        )
+    worker.call(session.close_case, timeout=limit)
+    return ratios
