@@ -9,9 +9,10 @@ import msgspec
 import numpy as np
 import pandas as pd
 import pytest
+from click.testing import CliRunner
+from poolbench.cli import main
 from poolbench.core.records import MatrixCell, TimeBreakdown
 from poolbench.report import compare
-from poolbench.report.cli import main
 from poolbench.store.journal import JOURNAL, encode_line, read_run
 
 from tests import synthetic
@@ -44,29 +45,28 @@ def base(tmp_path_factory):
     return write(tmp_path_factory.mktemp("runs") / "base", records(1))
 
 
-def call(capsys, *words):
-    code = main(["compare", *map(str, words)], ROOT)
-    out, err = capsys.readouterr()
-    return code, out, err
+def call(*words):
+    done = CliRunner().invoke(main, ["compare", *map(str, words)])
+    return done.exit_code, done.stdout, done.stderr
 
 
-def refusal(capsys, *words):
+def refusal(*words):
     """The one line that a comparison which cannot be made prints."""
-    code, out, err = call(capsys, *words)
+    code, out, err = call(*words)
     assert code == 2 and out == ""
     assert err.count("\n") == 1 and "Traceback" not in err
     return err
 
 
-def test_a_run_against_itself_has_nothing_slower(capsys, base):
-    code, out, _ = call(capsys, base, base)
+def test_a_run_against_itself_has_nothing_slower(base):
+    code, out, _ = call(base, base)
     assert code == 0
     assert "Nothing became slower" in out and "Slower: 0. Faster: 0." in out
 
 
-def test_a_candidate_slowed_by_a_tenth_is_named_and_no_other(capsys, base, tmp_path):
+def test_a_candidate_slowed_by_a_tenth_is_named_and_no_other(base, tmp_path):
     slowed = write(tmp_path / "slowed", records(2, slowed={VICTIM: 1.1}))
-    code, out, err = call(capsys, base, slowed)
+    code, out, err = call(base, slowed)
     assert code == 1
     assert VICTIM in out.splitlines()[2] and VICTIM in err
     found = compare.compare_runs(read_run(base), read_run(slowed))
@@ -157,7 +157,7 @@ def test_a_settled_candidate_must_move_by_much(base, tmp_path, factor, verdicts)
     assert rows["note"].str.contains("25%").all()
 
 
-def test_statuses_that_changed_are_listed_and_a_timeout_is_slower(capsys, base, tmp_path):
+def test_statuses_that_changed_are_listed_and_a_timeout_is_slower(base, tmp_path):
     def change(record):
         name, mode = getattr(record, "candidate", ""), getattr(record, "case", None)
         if not name or mode.mode != "graph":
@@ -170,7 +170,7 @@ def test_statuses_that_changed_are_listed_and_a_timeout_is_slower(capsys, base, 
         return msgspec.structs.replace(record, **new)
 
     other = write(tmp_path / "other", map(change, records(1)))
-    code, out, err = call(capsys, base, other)
+    code, out, err = call(base, other)
     assert code == 1
     assert "slices-maximum" in err and "timeout" in err and "reshape" not in err
     lines = [line for line in out.splitlines() if line.startswith(("| broke", "| works now"))]
@@ -219,29 +219,29 @@ def test_support_matrices_alone_can_be_compared(tmp_path):
 
 
 @pytest.mark.parametrize("cut", [1, 200])
-def test_a_truncated_journal_is_refused(capsys, base, tmp_path, cut):
+def test_a_truncated_journal_is_refused(base, tmp_path, cut):
     torn = write(tmp_path / "torn", records(1))
     data = (torn / JOURNAL).read_bytes()
     (torn / JOURNAL).write_bytes(data[:-cut])
-    assert "torn" in refusal(capsys, base, torn)
-    assert "torn" in refusal(capsys, torn, base)
+    assert "torn" in refusal(base, torn)
+    assert "torn" in refusal(torn, base)
 
 
-def test_another_schema_version_is_refused(capsys, base, tmp_path):
+def test_another_schema_version_is_refused(base, tmp_path):
     other = write(tmp_path / "other", [])
     head = msgspec.structs.replace(synthetic.header("other"), schema=99)
     (other / JOURNAL).write_bytes(encode_line(head))
-    assert "schema version 99" in refusal(capsys, base, other)
+    assert "schema version 99" in refusal(base, other)
 
 
-def test_no_common_case_is_refused(capsys, base, tmp_path):
+def test_no_common_case_is_refused(base, tmp_path):
     elsewhere = [synthetic.op_case("depth_max_pool", pool_size=16)]
     found = synthetic.records(1, cases=elsewhere, plan=synthetic.Plan(processes=2))
-    assert "in common" in refusal(capsys, base, write(tmp_path / "other", found))
+    assert "in common" in refusal(base, write(tmp_path / "other", found))
 
 
-def test_a_run_that_is_not_there_is_refused(capsys, base):
-    assert "no journal.jsonl" in refusal(capsys, base, "no-such-run")
+def test_a_run_that_is_not_there_is_refused(base):
+    assert "no journal.jsonl" in refusal(base, "no-such-run")
 
 
 UNLIKE = {
@@ -253,24 +253,24 @@ UNLIKE = {
 
 
 @pytest.mark.parametrize("name", UNLIKE)
-def test_unlike_environments_are_named_and_may_be_allowed(capsys, base, tmp_path, name):
+def test_unlike_environments_are_named_and_may_be_allowed(base, tmp_path, name):
     other = write(tmp_path / "other", records(1), **UNLIKE[name])
-    line = refusal(capsys, base, other)
+    line = refusal(base, other)
     assert f"--allow-different {name}" in line
-    code, out, _ = call(capsys, base, other, "--allow-different", name)
+    code, out, _ = call(base, other, "--allow-different", name)
     assert code == 0 and f"Unlike, and allowed: {compare.markdown_cell(name)}" in out
 
 
-def test_only_what_was_allowed_may_differ(capsys, base, tmp_path):
+def test_only_what_was_allowed_may_differ(base, tmp_path):
     both = {**UNLIKE["tensorflow"], **UNLIKE["cores"]}
     other = write(tmp_path / "other", records(1), **both)
-    line = refusal(capsys, base, other, "--allow-different", "cores")
+    line = refusal(base, other, "--allow-different", "cores")
     assert "tensorflow (2.21.0 | 2.20.0)" in line and "cores (" not in line
 
 
-def test_another_commit_is_what_the_command_is_for(capsys, base, tmp_path):
+def test_another_commit_is_what_the_command_is_for(base, tmp_path):
     other = write(tmp_path / "other", records(1), source={"commit": "1111111", "dirty": True})
-    assert call(capsys, base, other)[0] == 0
+    assert call(base, other)[0] == 0
 
 
 # Notes and text.
@@ -285,15 +285,15 @@ def test_a_run_cut_off_between_two_races_is_said_to_be_unfinished(base, tmp_path
     assert "measurements are only in base" in notes[1]
 
 
-def test_select_and_every_format(capsys, base, tmp_path):
+def test_select_and_every_format(base, tmp_path):
     slowed = write(tmp_path / "slowed", records(2, slowed={VICTIM: 1.1}))
     pick = ("--select", "op=global_avg_pool")
-    code, out, _ = call(capsys, base, slowed, *pick, "--format", "csv")
+    code, out, _ = call(base, slowed, *pick, "--format", "csv")
     table = pd.read_csv(io.StringIO(out))
     assert code == 0  # what is slower is another op's
     assert set(table["op"]) == {"global_avg_pool"}
     for name in compare.FORMATS:
-        code, out, _ = call(capsys, base, slowed, "--format", name)
+        code, out, _ = call(base, slowed, "--format", name)
         assert code == 1 and VICTIM in out
 
 
@@ -333,15 +333,13 @@ def test_hostile_names_reach_neither_the_comment_nor_the_page_as_markup(base, tm
     assert np.isfinite(found.table["ratio"][0]) and hostile in found.slower[0]
 
 
-def test_the_options_in_the_ci_page_exist(capsys):
+def test_the_options_in_the_ci_page_exist():
     """A workflow is not run here: at least it calls what there is."""
     page = (ROOT / "docs" / "ci.md").read_text()
     plugin = (ROOT / "bench" / "poolbench" / "pytest_plugin.py").read_text()
     for option in re.findall(r"bench-quick -- (.*)", page):
         assert all(f'"{word}"' in plugin for word in option.split() if word.startswith("--"))
-    with pytest.raises(SystemExit):
-        main(["compare", "--help"], ROOT)
-    usage = capsys.readouterr().out
+    usage = CliRunner().invoke(main, ["compare", "--help"]).stdout
     calls = re.findall(r"report\.py compare (?:[^\n]|\\\n)*", page)
     assert len(calls) == 2
     options = re.findall(r"--[a-z-]+", "".join(calls))

@@ -14,9 +14,9 @@ PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 SWEEPS = {"bench-cpu": "default", "bench-quick": "quick", "bench-full": "full", "bench-gpu": "gpu"}
 SUITES = ["-m", "pytest", "suites"]
 DOORS = {
-    "python report.py compare": ["report.py", "compare", "--help"],
-    "python report.py import": ["report.py", "import", "--help"],
-    "python report.py": ["report.py", "--help"],
+    "python report.py compare": ["-m", "poolbench", "compare", "--help"],
+    "python report.py import": ["-m", "poolbench", "import", "--help"],
+    "python report.py": ["-m", "poolbench", "report", "--help"],
     "nox -s which --": ["-m", "poolbench", "which", "--help"],
     "python -m poolbench which": ["-m", "poolbench", "which", "--help"],
     "nox -s acceptance --": ["tests/acceptance", "checks", "--help"],

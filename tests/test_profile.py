@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import traced
+from click.testing import CliRunner
+from poolbench.cli import main
 from poolbench.core.candidate import REGISTRY, Registry
 from poolbench.core.case import make_case
 from poolbench.core.errors import UsageError, WorkerFailure
@@ -214,14 +216,15 @@ def test_axes_replace_the_telling_cases_values(ops):
     assert [case.pool_size for case in cases] == [2, 4, None]
 
 
-# The viewer's door
+# The command tensorboard
 
 
-def test_without_a_trace_it_says_what_to_type(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    assert tensorboard.main([]) == 1
-    assert "nox -s trace" in capsys.readouterr().err
-    assert tensorboard.main(["../elsewhere"]) == 1
+@pytest.mark.parametrize(("words", "says"), [((), "poolbench trace"), (("../up",), "a run's name")])
+def test_tensorboard_command_without_traces_is_one_line_and_exit_2(tmp_path, words, says):
+    done = CliRunner().invoke(main, ["tensorboard", *words, "--results", str(tmp_path)])
+    assert done.exit_code == 2
+    assert says in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def test_the_deep_link_opens_the_trace_viewer_on_the_run():

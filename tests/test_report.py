@@ -9,6 +9,8 @@ import msgspec
 import numpy as np
 import pandas as pd
 import pytest
+from click.testing import CliRunner
+from poolbench.cli import main
 
 sys.path.insert(0, str(Path(__file__).parent))
 import synthetic
@@ -16,8 +18,8 @@ from poolbench.core.errors import StoreError
 from poolbench.core.records import Accuracy, ModelResult
 from poolbench.core.text import format_value, inverse, markdown_cell, with_interval
 from poolbench.report import page, recommend, tables
-from poolbench.report.cli import main, parse_margin, select
 from poolbench.report.frame import COLUMNS, find_run, lay_out, load, register_builtin
+from poolbench.report.select import select
 from poolbench.stats import estimate
 from poolbench.store.journal import StoredRun
 
@@ -260,41 +262,38 @@ def test_select_names_the_columns_there_are(loaded):
         select(loaded.table, [("nope", ("1",))])
 
 
-def test_a_margin_is_a_share():
-    assert parse_margin("5%") == parse_margin("0.05") == 0.05
-    with pytest.raises(Exception, match="like 5%"):
-        parse_margin("five")
-
-
 @pytest.mark.parametrize(
-    "arguments", [["nowhere"], ["compare", "a", "b"], ["import", "nowhere.json"]]
+    "arguments",
+    [["report", "nowhere"], ["compare", "a", "b"], ["import", "nowhere.json"]],
+    ids=lambda words: words[0],
 )
-def test_what_cannot_be_read_is_one_line_and_exit_2(arguments, tmp_path, capsys):
-    assert main(arguments, tmp_path) == 2
-    assert capsys.readouterr().err.count("\n") == 1
+def test_cli_unreadable_input_is_one_line_and_exit_2(arguments, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 2
+    assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("kind", ["markdown", "csv", "json", "html"])
-def test_the_table_in_each_format(kind, tmp_path, capsys):
-    synthetic.write(tmp_path / "results" / "one", synthetic.records(cases=[CASE]))
-    assert main(["one", "--format", kind, "--select", "status=ok"], tmp_path) == 0
-    out = capsys.readouterr().out
-    assert "slices-maximum" in out
-    assert "recipe-verbatim" not in out
+def test_report_format_prints_the_selected_table(kind, tmp_path):
+    synthetic.write(tmp_path / "one", synthetic.records(cases=[CASE]))
+    words = ["report", "one", "--format", kind, "--select", "status=ok", "--results", str(tmp_path)]
+    done = CliRunner().invoke(main, words)
+    assert done.exit_code == 0, done.output
+    assert "slices-maximum" in done.stdout
+    assert "recipe-verbatim" not in done.stdout
 
 
-def test_help_is_quick_and_neither_it_nor_a_page_loads_tensorflow(tmp_path):
+def test_report_command_renders_a_page_without_tensorflow(tmp_path):
     code = (
-        "import sys; sys.path.insert(0, %r); from pathlib import Path\n"
-        "from poolbench.report.cli import main\n"
-        "try: main(['--help'], Path('.'))\n"
-        "except SystemExit: pass\n"
+        "import sys; from poolbench.cli import main\n"
+        "main(['--help'], standalone_mode=False)\n"
         "assert 'pandas' not in sys.modules\n"
-        "main([%r, '--out', %r], Path('.'))\n"
+        "assert main(['report', %r, '--out', %r], standalone_mode=False) == 0\n"
         "assert not {'tensorflow.python', 'keras.src'} & set(sys.modules)\n"
     )
     folder = synthetic.write(tmp_path / "one", synthetic.records(cases=[CASE]))
-    script = code % (str(ROOT), str(folder), str(tmp_path / "out"))
+    script = code % (str(folder), str(tmp_path / "out"))
     found = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=False
     )
@@ -318,7 +317,7 @@ def test_it_goes_on_in_noxs_environment_and_says_so(tmp_path):
     copy.write_text((ROOT / "report.py").read_text())
     home = tmp_path / ".nox" / "cpu"
     place = home / "lib" / "python3.11" / "site-packages"
-    for name in ("msgspec", "pandas", "seaborn", "jinja2", "itables"):
+    for name in ("click", "msgspec", "pandas", "seaborn", "jinja2", "itables"):
         (place / name).mkdir(parents=True)
     (home / "bin").mkdir()
     python = home / "bin" / "python"

@@ -9,13 +9,14 @@ import zipfile
 
 import poolbench.ops  # noqa: F401 (registers the ops)
 import pytest
+from click.testing import CliRunner
+from poolbench.cli import main
 from poolbench.core.errors import UsageError
 from poolbench.core.records import Measurement, Samples
 from poolbench.models.advise import (
     conclude,
     default_batch,
     inspect,
-    main,
     parse_input,
     percent,
     read_config,
@@ -134,18 +135,20 @@ def test_layers_of_keras_and_ours_load():
 
 
 @pytest.mark.parametrize("content", [b"", b"import keras", b"PK\x03\x04 broken", b"\x89HDF\r\n"])
-def test_a_file_that_is_no_model_gets_one_line_and_2(content, tmp_path, capsys):
+def test_a_file_that_is_no_model_gets_one_line_and_2(content, tmp_path):
     path = tmp_path / "x.keras"
     path.write_bytes(content)
-    assert main([str(path)]) == 2
-    said = capsys.readouterr().err
+    done = CliRunner().invoke(main, ["which", str(path)])
+    assert done.exit_code == 2
+    said = done.stderr
     assert said.count("\n") == 1
     assert "is no Keras model; expected a file that model.save" in said
 
 
-def test_a_missing_file_gets_one_line_and_2(tmp_path, capsys):
-    assert main([str(tmp_path / "none.keras")]) == 2
-    assert "cannot read none.keras" in capsys.readouterr().err
+def test_a_missing_file_gets_one_line_and_2(tmp_path):
+    done = CliRunner().invoke(main, ["which", str(tmp_path / "none.keras")])
+    assert done.exit_code == 2
+    assert "cannot read none.keras" in done.stderr
 
 
 @pytest.mark.parametrize("config", [[], 3, {}, {"config": 4}, None])
@@ -336,13 +339,3 @@ def test_the_promised_gain_is_kept(saved):
     promise, kept = found
     assert promise.ratio_low <= kept.ratio_high
     assert kept.ratio_low <= promise.ratio_high
-
-
-def test_the_door_names_its_options():
-    done = subprocess.run(
-        [sys.executable, "-m", "poolbench", "which", "--help"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert "--input HxWxC" in done.stdout

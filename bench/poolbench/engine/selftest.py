@@ -7,8 +7,6 @@ than the noise floor.
 
 from __future__ import annotations
 
-import argparse
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,7 +33,6 @@ from poolbench.engine.process import Worker
 from poolbench.engine.run import COMPARED_OPTIONS, Run, RunOptions, new_run_folder
 from poolbench.store.journal import JOURNAL
 
-RESULTS = Path("results")
 SECONDS = 110.0
 # As many as fit: one A/A comparison in twenty lies beyond the floor, and few tell little of it.
 RACES = 20
@@ -169,25 +166,27 @@ def _start(bench: Run) -> None:
     bench.journal()
 
 
-def main(words: list[str]) -> int:
-    """The door; the exit code."""
-    parser = argparse.ArgumentParser(prog="selftest", description=__doc__)
-    parser.add_argument("--run", help="add the result to this run (the newest)")
-    parser.add_argument("--seconds", type=float, default=SECONDS, help="at most (%(default)g)")
-    given = parser.parse_args(words)
+def run_selftest(results: Path, name: str | None, *, seconds: float = SECONDS) -> str:
+    """Race copies for at most so many seconds, add the records to a run, and describe them.
+
+    Args:
+        results: folder that holds the runs.
+        name: of the run to add to; None for the newest.
+        seconds: longest time to take.
+
+    Raises:
+        UsageError, StoreError: the copies cannot be raced, or the run cannot be gone on with.
+    """
     start = time.monotonic()
     try:
         source_of(DESIGN)
-        with open_run(RESULTS, given.run) as bench:
-            records = run(bench, until=start + given.seconds, start=start)
+        with open_run(results, name) as bench:
+            records = run(bench, until=start + seconds, start=start)
             for record in records:
                 bench.append(record)
-    except (UsageError, StoreError, ProofError, WorkerFailure) as error:
-        print(f"selftest: {error}", file=sys.stderr)  # noqa: T201
-        return 2
-    print(describe(records))  # noqa: T201
-    print(f"written to {bench.options.folder.name}")  # noqa: T201
-    return 0
+    except (ProofError, WorkerFailure) as error:
+        raise UsageError(f"selftest: {error}") from None
+    return f"{describe(records)}\nwritten to {bench.options.folder.name}"
 
 
 def run(bench: Run, *, until: float, start: float) -> list[Selftest]:

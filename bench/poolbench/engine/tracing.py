@@ -6,13 +6,11 @@ traced time is ever reported as a benchmark. What runs in the worker comes first
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import os
 import re
 import shutil
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -33,7 +31,7 @@ from poolbench.core.case import (
     parse_axis,
     product,
 )
-from poolbench.core.errors import StoreError, UsageError, WorkerFailure, own_folders
+from poolbench.core.errors import UsageError, WorkerFailure, own_folders
 from poolbench.core.plan import WorkerSpec
 from poolbench.core.records import Header, TraceSummary
 from poolbench.engine.process import Worker
@@ -400,58 +398,37 @@ def describe_account(trace_summary: TraceSummary) -> str:
     return text
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="nox -s trace --", description="Record traces.")
-    add = parser.add_argument
-    add(
-        "words",
-        nargs="*",
-        metavar="NAME",
-        help="ops, modes, candidates",
-    )
-    add("--axis", action="append", default=[], metavar="NAME=V1,V2", help="an axis' values")
-    add(
-        "--run",
-        default="",
-        metavar="NAME",
-        help="results/NAME; default: the newest",
-    )
-    add(
-        "--candidates",
-        action="append",
-        default=[],
-        metavar="FILE",
-        help="it registers some",
-    )
-    return parser
+def record_selection(
+    words: Sequence[str],
+    *,
+    axes: Sequence[str] = (),
+    run: str = "",
+    candidates: Sequence[str] = (),
+    results: Path = Path("results"),
+) -> int:
+    """Record the traces of the selected candidates; return 0, or 1 where none could be recorded.
 
+    Args:
+        words: names of ops, modes and candidates; none selects the cases that tell most.
+        axes: 'NAME=V1,V2', values of axes.
+        run: name of the run that holds the traces; '' for the newest.
+        candidates: files that register candidates.
+        results: folder that holds the runs.
 
-def main(words: list[str]) -> int:
-    """`python -m poolbench trace [NAME ...] [--axis NAME=VALUES] [--run NAME] [--candidates FILE]`."""
-    arguments = _parser().parse_args(words)
-    try:
-        return _record_selection(arguments)
-    except (UsageError, StoreError) as error:
-        print(error, file=sys.stderr)  # noqa: T201
-        return 1
-    except KeyboardInterrupt:
-        return 130
-
-
-def _record_selection(arguments: argparse.Namespace) -> int:
+    Raises:
+        UsageError: nothing fits the selection, or the run is another machine's.
+    """
     from poolbench.engine.process import load_registry
     from poolbench.pytest_plugin import user_files
 
-    for file in arguments.candidates:
+    for file in candidates:
         if not Path(file).is_file():
             raise UsageError(f"--candidates takes a Python file; there is no {file}")
-    load_registry(arguments.candidates)
-    selection = Selection(
-        words=tuple(arguments.words), axes=tuple(parse_axis(text) for text in arguments.axis)
-    )
+    load_registry(candidates)
+    selection = Selection(words=tuple(words), axes=tuple(parse_axis(text) for text in axes))
     chosen = select(selection, REGISTRY.ops, REGISTRY.candidates.values())
-    files = user_files([Path(file).resolve() for file in arguments.candidates])
-    folder = run_folder(Path("results"), arguments.run)
+    files = user_files([Path(file).resolve() for file in candidates])
+    folder = run_folder(results, run)
     count = sum(map(len, chosen.values()))
     recorder = Recorder(
         logdir=folder / "traces",
@@ -459,7 +436,7 @@ def _record_selection(arguments: argparse.Namespace) -> int:
         memory_nbytes=psutil.virtual_memory().total * 3 // 4 // WORKERS,
     )
     kept = 0
-    with open_journal(folder, {"trace": arguments.words, "axes": arguments.axis}, files) as journal:
+    with open_journal(folder, {"trace": list(words), "axes": list(axes)}, files) as journal:
         seconds = count * SECONDS_A_TRACE / WORKERS
         where = recorder.logdir.as_posix()
         print(f"{count} traces into {where}, about {seconds:.0f} s", flush=True)  # noqa: T201
@@ -469,7 +446,7 @@ def _record_selection(arguments: argparse.Namespace) -> int:
             print(describe_account(trace_summary), flush=True)  # noqa: T201
         for case in chosen:
             recorder.compare(case, REGISTRY.of(case.op))
-    print(f"{kept} of {count} recorded; open them with: nox -s tensorboard -- {folder.name}")  # noqa: T201
+    print(f"{kept} of {count} recorded; open them with: poolbench tensorboard {folder.name}")  # noqa: T201
     return 0 if kept else 1
 
 

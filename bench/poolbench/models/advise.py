@@ -7,12 +7,10 @@ of a Lambda or an unknown layer is told from its config.json, without running an
 
 from __future__ import annotations
 
-import argparse
 import base64
 import binascii
 import json
 import re
-import sys
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -96,36 +94,35 @@ class Shapes:
     channels: int | None = None
 
 
-def main(words: list[str]) -> int:
-    """The door: 0 where the model is answered, 2 where it cannot be used."""
-    parser = argparse.ArgumentParser(prog="python -m poolbench which", description=__doc__)
-    parser.add_argument("model", help="a file that model.save('model.keras') wrote")
-    parser.add_argument(
-        "--input", metavar="HxWxC", help="sizes that the model leaves open: 224x224x3"
-    )
-    parser.add_argument(
-        "--batch", type=int, help=f"batch size; {DEFAULT_BATCH}, or less for a large model"
-    )
-    parser.add_argument("--direction", choices=("training", "forward"), default="training")
-    parser.add_argument("--mode", choices=("graph", "xla", "eager"), default="graph")
-    parser.add_argument("--processes", type=int, default=3, help="fresh processes (at least 2)")
-    parser.add_argument("--budget", type=float, default=12.0, help="seconds of rounds in each race")
-    asked = parser.parse_args(words)
-    try:
-        answer(asked, say=lambda line: print(line, flush=True))  # noqa: T201
-    except UsageError as error:
-        print(f"which: {error}", file=sys.stderr)  # noqa: T201
-        return 2
-    return 0
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """A model and how it is to be raced.
+
+    Attributes:
+        model: a file that `model.save` wrote.
+        image: 'HxWxC' for a model that leaves its sizes open.
+        batch: batch size; None for the default, or less for a large model.
+        direction, mode: of the step.
+        processes: fresh processes, at least 2.
+        budget: seconds of rounds in each race.
+    """
+
+    model: Path
+    image: str | None = None
+    batch: int | None = None
+    direction: str = "training"
+    mode: str = "graph"
+    processes: int = 3
+    budget: float = 12.0
 
 
-def answer(asked: argparse.Namespace, say: Callable[[str], None]) -> None:
+def answer(asked: Question, say: Callable[[str], None]) -> None:
     """Inspect, race where there is something to race, and say what was found.
 
     Raises:
         UsageError: the file or an option cannot be used.
     """
-    path = Path(asked.model)
+    path = asked.model
     if asked.processes < 2 or (asked.batch is not None and asked.batch < 1):
         raise UsageError("--processes takes at least 2 and --batch at least 1")
     refused = inspect(read_config(path))
@@ -140,7 +137,7 @@ def answer(asked: argparse.Namespace, say: Callable[[str], None]) -> None:
     source = Source(
         kind="file",
         name=str(path.resolve()),
-        image=parse_input(asked.input),
+        image=parse_input(asked.image),
         mends=tuple(layer.mend for layer in refused if layer.mend),
     )
     fleet = _Fleet()
@@ -365,7 +362,7 @@ class _Fleet:
 
 
 def race_and_say(
-    asked: argparse.Namespace,
+    asked: Question,
     source: Source,
     refused: Sequence[Refused],
     fleet: _Fleet,

@@ -1,0 +1,291 @@
+"""The command `poolbench`. What a command needs is imported when it runs, so that --help stays quick.
+
+Exit codes: 0 fine, 1 found something (slower, failed), 2 asked wrongly or unusable, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from poolbench.options import AXIS, COLUMN, COUNT, DURATION, PERCENT, RUN
+
+EXIT_FOUND, EXIT_UNUSABLE, EXIT_INTERRUPTED = 1, 2, 130
+FORMATS = ("markdown", "csv", "json", "html")
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class Main(click.Group):
+    """A group of commands that print an error in one line and return their exit code."""
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Run a command and end the process with its exit code."""
+        for stream in (sys.stdout, sys.stderr):
+            if reconfigure := getattr(stream, "reconfigure", None):
+                reconfigure(errors="backslashreplace")  # an ASCII terminal shows any name
+        run = super().main
+        code = self._run(lambda: run(args, prog_name, complete_var, standalone_mode=False, **extra))
+        if standalone_mode:
+            sys.exit(code)
+        return code
+
+    @staticmethod
+    def _run(command: Callable[[], Any]) -> int:
+        from poolbench.core.errors import StoreError, UsageError
+
+        try:
+            return int(command() or 0)
+        except (KeyboardInterrupt, click.Abort):
+            return EXIT_INTERRUPTED
+        except click.exceptions.NoArgsIsHelpError as error:
+            emit(error.format_message())
+            return EXIT_UNUSABLE
+        except click.ClickException as error:
+            reason = _describe(error)
+        except (StoreError, UsageError, OSError) as error:
+            reason = str(error)
+        from poolbench.core.text import one_line
+
+        with contextlib.suppress(BrokenPipeError):
+            click.echo(f"poolbench: {one_line(reason, 500)}", err=True)
+        return EXIT_UNUSABLE
+
+
+def _describe(error: click.ClickException) -> str:
+    if isinstance(error, click.BadParameter) and error.param is not None and error.message:
+        return f"{error.param.opts[0]}: {error.message}"
+    return error.format_message()
+
+
+def emit(text: str) -> None:
+    """Print text; a reader that has gone, as in `poolbench compare ... | head`, changes no exit code."""
+    try:
+        click.echo(text)
+    except BrokenPipeError:
+        # What the interpreter flushes at its end goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@click.group(
+    cls=Main, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
+@click.version_option(package_name="poolbench")
+def main() -> None:
+    """Benchmark alternative implementations of the same operation against each other.
+
+    Each is checked for correctness, timed in interleaved rounds beside the others, and compared with
+    a confidence interval. A RUN is a folder, or its name under results/.
+    """
+
+
+def results_option(command: Command) -> Command:
+    """Add --results to a command."""
+    return click.option(
+        "--results", type=click.Path(path_type=Path), default="results", envvar="POOLBENCH_RESULTS",
+        metavar="FOLDER", help="Folder that holds the runs. Default: ./results.",
+    )(command)  # fmt: skip
+
+
+def table_options(command: Command) -> Command:
+    """Add the options that the commands share which print a table or write a page."""
+    for option in (
+        click.option("--open", "show", is_flag=True, help="Open the page in the browser."),
+        click.option("--out", type=click.Path(path_type=Path), help="Write the page into this folder."),
+        click.option("--select", "selected", type=COLUMN, multiple=True,
+                     help="Keep these measurements alone: op=..., mode=xla,graph, status=ok."),
+        click.option("--format", "kind", type=click.Choice(FORMATS), help="Print the table in this format."),
+        click.option("--margin", type=PERCENT, default="5%", help="Equivalence margin of the verdicts."),
+    ):  # fmt: skip
+        command = option(command)
+    return results_option(command)
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """Suspend the garbage collector: a large run is millions of objects that live to the end."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def _show(page: Path) -> None:
+    import webbrowser
+
+    webbrowser.open(page.resolve().as_uri())
+
+
+@main.command()
+@click.argument("runs", nargs=-1, metavar="[RUN]...")
+@table_options
+def report(
+    runs: Sequence[str], margin: float, kind: str | None, selected: Any, out: Path | None,
+    show: bool, results: Path,
+) -> None:  # fmt: skip
+    """Render a run: page, figures, tables. Default: the newest run."""
+    with _no_collection():
+        from poolbench.report.frame import find_run
+
+        for name in runs or (None,):
+            _report(find_run(results, name), margin, kind, selected, out, show=show)
+
+
+def _report(
+    folder: Path, margin: float, kind: str | None, selected: Any, out: Path | None, *, show: bool
+) -> None:
+    from poolbench.report.frame import load
+    from poolbench.report.select import select_frame
+
+    loaded = load(folder, margin=margin)
+    if loaded.run.dropped:
+        click.echo(f"{folder.name}: {loaded.run.dropped}", err=True)
+    loaded = select_frame(loaded, selected)
+    if kind:
+        from poolbench.report.tables import WRITERS, measurement_table
+
+        table = loaded.table if kind in ("csv", "json") else measurement_table(loaded.table)
+        emit(WRITERS[kind](table).rstrip("\n"))
+        return
+    from poolbench.report.page import render
+
+    written = render(loaded, out or folder / "report")
+    emit(f"{written.headline}\npage: {written.page}")
+    if show:
+        _show(written.page)
+
+
+@main.command()
+@click.argument("base")
+@click.argument("run")
+@click.option("--allow-different", multiple=True, metavar="FIELD",
+              help="Compare although this field of the environment differs.")  # fmt: skip
+@table_options
+def compare(
+    base: str, run: str, allow_different: Sequence[str], margin: float, kind: str | None,
+    selected: Any, out: Path | None, show: bool, results: Path,
+) -> int:  # fmt: skip
+    """Say what changed between two runs; exit 1 where something became slower."""
+    with _no_collection():
+        from poolbench.core.text import one_line
+        from poolbench.report import compare as comparing
+        from poolbench.report.frame import find_run
+        from poolbench.report.select import select
+        from poolbench.store.journal import read_run
+
+        before, after = (read_run(find_run(results, name)) for name in (base, run))
+        found = comparing.compare_runs(before, after, margin=margin, allowed=list(allow_different))
+        if selected:
+            found = comparing.keep(found, select(found.table, selected))
+        emit(comparing.FORMATS[kind or "markdown"](found).rstrip("\n"))
+        if out or show:
+            page = comparing.write_page(found, out or after.path / "report")
+            click.echo(f"page: {page}", err=True)
+            if show:
+                _show(page)
+        if not found.slower:
+            return 0
+        click.echo(one_line(comparing.headline(found), 500), err=True)
+        return EXIT_FOUND
+
+
+@main.command(name="import")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--run", type=RUN, help="Name of the run. Default: from the file's name.")
+@results_option
+def import_command(file: Path, run: str | None, results: Path) -> None:
+    """Make a run of a pytest-benchmark JSON file, and render it."""
+    from poolbench.report.frame import load
+    from poolbench.report.page import render
+    from poolbench.store.pytest_benchmark import import_file
+
+    folder = import_file(file, results, run)
+    written = render(load(folder), folder / "report")
+    emit(f"run: {folder}\npage: {written.page}")
+
+
+@main.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option(
+    "--input", "image", metavar="HxWxC", help="Sizes that the model leaves open: 224x224x3."
+)
+@click.option("--batch", type=COUNT, help="Batch size. Default: 32, or less for a large model.")
+@click.option("--direction", type=click.Choice(["training", "forward"]), default="training")
+@click.option("--mode", type=click.Choice(["graph", "xla", "eager"]), default="graph")
+@click.option("--processes", type=COUNT, default=3, help="Fresh processes, at least 2.")
+@click.option("--budget", type=DURATION, default=12.0, help="Seconds of rounds in each race.")
+def which(model: Path, **asked: Any) -> None:
+    """Say which implementation the pooling of a saved Keras model should use here."""
+    from poolbench.models.advise import Question, answer
+
+    answer(Question(model=model, **asked), say=emit)
+
+
+@main.command()
+@click.argument("words", nargs=-1, metavar="[OP|MODE|CANDIDATE]...")
+@click.option("--axis", "axes", type=AXIS, multiple=True, help="Values of an axis.")
+@click.option("--run", type=RUN, help="Run that holds the traces. Default: the newest.")
+@click.option(
+    "--candidates", multiple=True, metavar="FILE", help="A file that registers candidates."
+)
+@results_option
+def trace(
+    words: Sequence[str],
+    axes: Sequence[str],
+    run: str | None,
+    candidates: Sequence[str],
+    results: Path,
+) -> int:
+    """Record a trace of each selected candidate; exit 1 where none could be recorded."""
+    from poolbench.engine.tracing import record_selection
+
+    return record_selection(words, axes=axes, run=run or "", candidates=candidates, results=results)
+
+
+@main.command()
+@click.argument("run", required=False, type=RUN)
+@click.option("--host", default="127.0.0.1", help="Address to serve at.")
+@click.option("--port", type=int, default=0, help="Port to serve at. Default: a free one.")
+@results_option
+def tensorboard(run: str | None, host: str, port: int, results: Path) -> int:
+    """Open the traces of a run in TensorBoard. Default: the newest run that has any."""
+    from poolbench.report.tensorboard import view
+
+    return view(results, run or "", host=host, port=port, say=emit)
+
+
+@main.command()
+@click.option("--run", type=RUN, help="Run that the result is added to. Default: the newest.")
+@click.option("--seconds", type=DURATION, default=110.0, help="Longest time to take.")
+@results_option
+def selftest(run: str | None, seconds: float, results: Path) -> None:
+    """Measure how often the harness errs on this machine, and what it can tell apart."""
+    from poolbench.engine.selftest import run_selftest
+
+    emit(run_selftest(results, run, seconds=seconds))
+
+
+@main.command()
+def devices() -> None:
+    """Print the devices that TensorFlow sees, one per line."""
+    from poolbench.core.plan import WorkerSpec
+    from poolbench.worker.session import list_devices, start_tensorflow
+
+    start_tensorflow(WorkerSpec())
+    emit("\n".join(list_devices()))
