@@ -124,11 +124,11 @@ def bench_gpu(session: nox.Session) -> None:
 
 
 @nox.session(venv_backend="none")
-def capabilities(session: nox.Session) -> None:
+def matrix(session: nox.Session) -> None:
     """What works where: every probe of every candidate, then the report. `-- --exports` for all."""
     exports = ["export"] if "--exports" in session.posargs else []
     python = _cpu(session, *exports)
-    run = _run_name(session.posargs, "capabilities")
+    run = _run_name(session.posargs, "matrix")
     named = (
         []
         if any(word.startswith(("--run", "--resume")) for word in session.posargs)
@@ -283,7 +283,7 @@ def reference(session: nox.Session) -> None:
         [*suite, "suites/test_capabilities.py", "--exports", *again],
         [python, "-m", "poolbench", "trace", "--run", "reference"],
         [python, str(ROOT / "report.py"), "reference"],
-        [python, str(ROOT / "report.py"), "readme"],
+        [python, str(ROOT / "docs" / "_generate.py")],
     ]
     for step in steps:
         session.run(*step, external=True, success_codes=[0, 1], env=_environment())

@@ -27,7 +27,7 @@ def matrix(
 ) -> Matrix:
     """The cells of the selected tests, filled once."""
     if checks_only:
-        pytest.skip("the matrix is no part of a check (--benchmark-disable): nox -s capabilities")
+        pytest.skip("the matrix is no part of a check (--benchmark-disable): nox -s matrix")
     run_in_progress: Run = request.getfixturevalue("run_in_progress")
     keys = [
         item.callspec.params["key"] for item in request.session.items if hasattr(item, "callspec")
