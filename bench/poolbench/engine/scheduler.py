@@ -345,7 +345,7 @@ def too_large(case: Case, memory_nbytes: int | None) -> str:
 
 def device_names(worker: Worker | None) -> dict[str, str]:
     """The devices that a worker sees, by name; without TensorFlow, the CPU alone."""
-    if worker is None or worker.setting.backend == "numpy":
+    if worker is None or worker.spec.backend == "numpy":
         return {"cpu:0": "CPU"}
     devices: dict[str, str] = worker.call(session.list_devices, timeout=60)
     return devices

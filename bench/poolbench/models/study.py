@@ -302,15 +302,15 @@ def step_bound(model: Model, direction: str) -> float:
 
 
 def time_calls(
-    tasks: Tasks, case: Case, seed: int, names: Sequence[str], calls: int
+    source: Source, case: Case, seed: int, names: Sequence[str], calls: int
 ) -> dict[str, list[float]]:
     """A task: seconds of each of `calls` single calls of each contender, in shuffled chunks.
 
     A call is timed from its start until the device has finished, one at a time, as a server with one
     client sees it.
     """
-    tasks.open_case(case, seed, True)
-    ready = [name for name in names if tasks.open_contender(name, False).status == "ok"]
+    open_case(source, case, seed, True)
+    ready = [name for name in names if open_contender(name, False).status == "ok"]
     generator = random.Random(seed)
     seconds: dict[str, list[float]] = {name: [] for name in ready}
     for _ in range(-(-calls // LATENCY_CHUNK)):
@@ -534,7 +534,7 @@ def time_latencies(
     ]
     with contextlib.suppress(WorkerFailure):
         found: dict[str, list[float]] = worker.call(
-            time_calls, tasks_of(entry.source), case, plan.seed, names, entry.latency_calls,
+            time_calls, entry.source, case, plan.seed, names, entry.latency_calls,
             timeout=10 * plan.timeout_seconds,
         )  # fmt: skip
         return found
