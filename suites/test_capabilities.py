@@ -4,10 +4,9 @@ from collections.abc import Callable
 
 import poolbench.ops  # noqa: F401 (registers what ships)
 import pytest
-from poolbench.core.candidate import REGISTRY
-from poolbench.core.case import parse_axis
 from poolbench.core.errors import StoreError, UsageError
 from poolbench.core.records import MatrixCell
+from poolbench.core.registry import REGISTRY, parse_axis
 from poolbench.engine.run import Run
 from poolbench.matrix.runner import Key, all_keys, run_matrix
 

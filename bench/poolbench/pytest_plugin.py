@@ -18,18 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from poolbench.core.candidate import REGISTRY, Candidate, Op
-from poolbench.core.case import (
-    AXES,
-    OPTIONAL_AXES,
-    Case,
-    Planned,
-    Sweep,
-    case_label,
-    parse_axis,
-)
+from poolbench.core.axes import STANDARD
+from poolbench.core.candidate import Candidate
+from poolbench.core.case import Case, case_label
 from poolbench.core.errors import UsageError
+from poolbench.core.op import Op
 from poolbench.core.plan import PRESETS, Plan
+from poolbench.core.registry import REGISTRY, parse_axis
+from poolbench.core.sweep import Sweep, SweepCase
 
 if TYPE_CHECKING:
     from poolbench.core.records import Measurement
@@ -53,7 +49,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     add(
         "--axis", action="append", default=[], metavar="NAME=V1,V2",
-        help=f"replace an axis' values; axes: {', '.join(AXES)}",
+        help=f"replace an axis' values; axes: {', '.join(STANDARD)}",
     )  # fmt: skip
     add("--processes", help="fresh processes to start with (at least 1)")
     add("--precision", default="3%", help="half-width that is enough: 3%%")
@@ -206,15 +202,17 @@ def _read_options(config: pytest.Config) -> _Setup:
     return _Setup(axes=axes, files=tuple(files))
 
 
-def planned_cases(op: Op, sweep: str, axes: Sequence[tuple[str, tuple[Any, ...]]]) -> list[Planned]:
+def planned_cases(
+    op: Op, sweep: str, axes: Sequence[tuple[str, tuple[Any, ...]]]
+) -> list[SweepCase]:
     """An op's cases with the axes replaced, ordered by what a process fixes for its life."""
     chosen: Sweep = op.sweep(sweep)
     for name, values in axes:
-        chosen = chosen.replace(name, values, has=op.axes)
+        chosen = chosen.replace(name, values)
     return sorted(chosen.planned(), key=lambda planned: planned.case.threads)
 
 
-def racing(op: Op, planned: Planned) -> list[str]:
+def racing(op: Op, planned: SweepCase) -> list[str]:
     """Who races in a case: those that the sweep names, and every one of the user's own."""
     entries = REGISTRY.of(op.name)
     names = planned.candidates or tuple(entries)
@@ -241,10 +239,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             f"no op {marker.args[0]!r} is registered; there are {', '.join(REGISTRY.ops)}"
         )
     setup = metafunc.config.stash[_SETUP]
-    has = {axis for known in REGISTRY.ops.values() for axis in known.axes}
-    for name, _ in setup.axes:
-        if name in OPTIONAL_AXES and name not in has:
-            raise pytest.UsageError(f"no op has an axis {name!r} (--axis {name}=...)")
     try:
         planned = planned_cases(op, metafunc.config.getoption("--sweep"), setup.axes)
         plan = {item.case: tuple(racing(op, item)) for item in planned}
