@@ -15,7 +15,7 @@ from poolbench.core.plan import Plan
 from poolbench.core.records import Measurement
 from poolbench.core.registry import input_nbytes
 from poolbench.core.text import format_nbytes, format_seconds, one_line, significant
-from poolbench.engine.race import BANDWIDTH_LIMIT_FROM_NBYTES
+from poolbench.engine.recorder import BANDWIDTH_LIMIT_FROM_NBYTES
 from poolbench.report.frame import RunFrame, is_right
 from poolbench.report.page import selftest_sentence
 from poolbench.report.recommend import choices, headline

@@ -27,8 +27,8 @@ from poolbench.engine.aa import (
     race_copies,
     race_series,
 )
+from poolbench.engine.pool import WorkerPool
 from poolbench.engine.process import Worker
-from poolbench.engine.scheduler import WorkerPool
 from poolbench.stats.estimate import Comparison, compare_run, estimate
 from poolbench.store.journal import StoredRun, read_run
 
@@ -129,9 +129,9 @@ class Measurements:
     def _series(self, design: Design, count: int, label: str) -> list[CopiesRace]:
         races: list[CopiesRace] = []
         while len(races) < count:
-            fleet = WorkerPool((), None)
+            fleet = WorkerPool()
             try:
-                fleet.use(WorkerSpec(), design.plan.processes)
+                fleet.prepare((WorkerSpec(),), design.plan.processes)
                 # A process traces the op's Python on the first race; that is part of its start.
                 race_copies(replace(design, plan=replace(design.plan, rounds=1)), fleet)
                 first = len(races)

@@ -25,9 +25,10 @@ from poolbench.core.case import Case, make_case
 from poolbench.core.plan import Plan, WorkerSpec
 from poolbench.core.registry import REGISTRY
 from poolbench.engine.aa import delay_call
-from poolbench.engine.race import Race, Tasks
+from poolbench.engine.pool import WorkerPool
+from poolbench.engine.race import Race
+from poolbench.engine.recovery import Tasks
 from poolbench.engine.rounds import block_calls
-from poolbench.engine.scheduler import WorkerPool
 from poolbench.stats.estimate import estimate
 from poolbench.worker import session
 
@@ -106,15 +107,15 @@ def race(seconds: float, *, processes: int, allocations: int) -> dict[str, dict[
     import poolbench.ops  # noqa: F401 (registers the ops that ship)
 
     original = REGISTRY.candidates[CASE.op, CALLABLES[BASELINE][0]]
-    fleet = WorkerPool((), None)
+    fleet = WorkerPool()
     try:
-        fleet.use(WorkerSpec(), processes)
-        worker = fleet.worker(0)
+        fleet.prepare((WorkerSpec(),), processes)
+        worker = fleet.worker(WorkerSpec())
         worker.call(session.open_case, CASE, 0, timeout=OPEN_TIMEOUT_SECONDS)
         check = functools.partial(session.open_contender, check=True)
         call = worker.call(check, original.name, timeout=OPEN_TIMEOUT_SECONDS)
         plan = our_plan(seconds, processes, allocations, call)
-        result = Race(
+        result = Race.in_one_worker(
             CASE,
             [replace(original, name=name) for name in CALLABLES],
             baseline=BASELINE,

@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 
 from poolbench.core.case import Case, make_case
-from poolbench.core.plan import Plan
+from poolbench.core.plan import Plan, WorkerSpec
 from poolbench.core.records import Contention, Measurement, Samples
 from poolbench.core.registry import REGISTRY
-from poolbench.engine.race import Fleet, Race, Tasks
+from poolbench.engine.race import Race
+from poolbench.engine.recovery import Tasks, Workers
 from poolbench.stats.estimate import Estimate, Verdict, estimate, verdict
 from poolbench.worker import session
 
@@ -158,7 +159,7 @@ def source_of(design: Design) -> str:
     return name
 
 
-def race_copies(design: Design, fleet: Fleet, number: int = 0) -> CopiesRace:
+def race_copies(design: Design, workers: Workers, number: int = 0) -> CopiesRace:
     """Run one race of copies; `number` varies its inputs and orders.
 
     Raises:
@@ -168,14 +169,15 @@ def race_copies(design: Design, fleet: Fleet, number: int = 0) -> CopiesRace:
     names = copy_names(design)
     original = REGISTRY.candidates[design.case.op, source]
     start = time.perf_counter()
-    race = Race(
+    race = Race.in_one_worker(
         design.case,
         [replace(original, name=name) for name in names],
         baseline=BASELINE,
         plan=replace(design.plan, seed=design.plan.seed + number),
+        worker=WorkerSpec(threads=design.case.threads),
         tasks=Tasks(open_contender=functools.partial(open_copy, design.case, source), probes=()),
     )
-    measurements = {m.candidate: m for m in race.run(fleet).measurements}
+    measurements = {m.candidate: m for m in race.run(workers).measurements}
     return judge_copies(names, measurements, time.perf_counter() - start)
 
 

@@ -24,7 +24,7 @@ from poolbench.core.axes import format_value
 from poolbench.core.errors import UsageError, WorkerFailure
 from poolbench.core.plan import Plan, WorkerSpec
 from poolbench.core.registry import REGISTRY
-from poolbench.engine.process import Worker
+from poolbench.engine.pool import WorkerPool
 from poolbench.models.study import (
     ALONE,
     AS_BUILT,
@@ -140,7 +140,7 @@ def answer(asked: Question, say: Callable[[str], None]) -> None:
         image=parse_input(asked.image),
         mends=tuple(layer.mend for layer in refused if layer.mend),
     )
-    fleet = _Fleet()
+    fleet = WorkerPool(memory_nbytes=psutil.virtual_memory().total * 3 // 4)
     try:
         race_and_say(asked, source, refused, fleet, say)
     except WorkerFailure as failure:
@@ -344,32 +344,15 @@ def _from_flat(layers: Sequence[dict[str, Any]], given: tuple[int | None, ...] |
     return Shapes(given=given) if rest else Shapes(given=given, rank=4, channels=channels)
 
 
-class _Fleet:
-    """Fresh workers by number, all at once ended."""
-
-    def __init__(self) -> None:
-        self._workers: dict[int, Worker] = {}
-
-    def worker(self, process: int) -> Worker:
-        if process not in self._workers:
-            limit = psutil.virtual_memory().total * 3 // 4
-            self._workers[process] = Worker(WorkerSpec(), memory_nbytes=limit)
-        return self._workers[process]
-
-    def close(self) -> None:
-        for worker in self._workers.values():
-            worker.close()
-
-
 def race_and_say(
     asked: Question,
     source: Source,
     refused: Sequence[Refused],
-    fleet: _Fleet,
+    fleet: WorkerPool,
     say: Callable[[str], None],
 ) -> None:
     """Find the pools, race them alone, then in place where that can matter, and say what to do."""
-    found: Described = fleet.worker(0).call(
+    found: Described = fleet.worker(WorkerSpec()).call(
         describe, source, asked.batch or 1, timeout=Plan().timeout_seconds * 3
     )
     if not found.pools:
@@ -426,7 +409,7 @@ def describe_pools(pools: Sequence[Pool], batch: int) -> list[str]:
     ]
 
 
-def race_placed(first: Stepped, fleet: _Fleet, plan: Plan, *, budget: float) -> Stepped | None:
+def race_placed(first: Stepped, fleet: WorkerPool, plan: Plan, *, budget: float) -> Stepped | None:
     """Race the step with the quickest layers in place; None where pooling is too little of it.
 
     No choice of a implementation can win more than the share that pooling has: below 2% of the step

@@ -43,7 +43,8 @@ from poolbench.core.plan import Plan, WorkerSpec
 from poolbench.core.records import ALL_POOLING, HEAD, Accuracy, Measurement, ModelResult, Samples
 from poolbench.core.registry import REGISTRY
 from poolbench.engine.process import WorkerLike
-from poolbench.engine.race import Fleet, Race, Tasks
+from poolbench.engine.race import Race
+from poolbench.engine.recovery import Tasks, Workers
 from poolbench.models import zoo
 from poolbench.models.zoo import Model, Pool, Source
 from poolbench.worker import session
@@ -473,7 +474,7 @@ def tasks_of(source: Source) -> Tasks:
     return Tasks(open_case=partial(open_case, source), open_contender=open_contender, probes=())
 
 
-def race_network(entry: Entry, fleet: Fleet, plan: Plan) -> Stepped:
+def race_network(entry: Entry, workers: Workers, plan: Plan) -> Stepped:
     """Describe the network, race its steps, and time single calls where the entry asks.
 
     Raises:
@@ -485,17 +486,18 @@ def race_network(entry: Entry, fleet: Fleet, plan: Plan) -> Stepped:
         budget_seconds=entry.budget_seconds,
         allocations=2,
     )
-    worker = fleet.worker(0)
+    worker = workers.worker(WorkerSpec(threads=entry.threads), 0)
     described = worker.call(describe, entry.source, entry.batch, timeout=plan.timeout_seconds)
     case = entry.case(described.shapes[0])
-    race = Race(
+    race = Race.in_one_worker(
         case,
         contenders(entry, described.pools, case),
         baseline=AS_BUILT,
         plan=plan,
+        worker=WorkerSpec(threads=entry.threads),
         tasks=tasks_of(entry.source),
     )
-    measurements = {m.candidate: m for m in race.run(fleet).measurements}
+    measurements = {m.candidate: m for m in race.run(workers).measurements}
     latencies = (
         time_latencies(entry, case, measurements, worker, plan) if entry.latency_calls else {}
     )
@@ -508,18 +510,20 @@ def race_network(entry: Entry, fleet: Fleet, plan: Plan) -> Stepped:
     )
 
 
-def check_network(entry: Entry, worker: WorkerLike, plan: Plan) -> Stepped:
+def check_network(entry: Entry, workers: Workers, plan: Plan) -> Stepped:
     """Hold the implementations' outputs against each other once, timing nothing."""
+    worker = workers.worker(WorkerSpec(threads=entry.threads), 0)
     described = worker.call(describe, entry.source, entry.batch, timeout=plan.timeout_seconds)
     case = entry.case(described.shapes[0])
-    race = Race(
+    race = Race.in_one_worker(
         case,
         contenders(entry, described.pools, case),
         baseline=AS_BUILT,
         plan=plan,
+        worker=WorkerSpec(threads=entry.threads),
         tasks=tasks_of(entry.source),
     )
-    measurements = {m.candidate: m for m in race.check(worker).measurements}
+    measurements = {m.candidate: m for m in race.check(workers).measurements}
     return Stepped(entry=entry, case=case, described=described, measurements=measurements)
 
 
@@ -712,32 +716,21 @@ def safe_label(label: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]", ".", label)
 
 
-class _BenchFleet:
-    """The workers of a run, for races that the run does not know."""
-
-    def __init__(self, bench: Run, setting: WorkerSpec) -> None:
-        self._bench = bench
-        self._setting = setting
-
-    def worker(self, process: int) -> WorkerLike:
-        return self._bench.worker(self._setting, process)
-
-
 def run_entry(entry: Entry, bench: Run, *, checks_only: bool = False) -> list[ModelResult]:
     """Race an entry in a run and journal its records; those that a resumed run holds are read back.
 
     A network that cannot be loaded at all is one record with the reason.
     """
-    fleet = _BenchFleet(bench, WorkerSpec(threads=entry.threads))
+    spec = WorkerSpec(threads=entry.threads)
     plan = bench.options.plan
     try:
         if checks_only:
-            return network_records(check_network(entry, fleet.worker(0), plan))
-        fleet.worker(entry.processes - 1)
+            return network_records(check_network(entry, bench, plan))
+        bench.worker(spec, entry.processes - 1)
         bench.journal()
         if done := [record for record in bench.networks if _is_of(record, entry)]:
             return done
-        records = network_records(race_network(entry, fleet, plan))
+        records = network_records(race_network(entry, bench, plan))
     except WorkerFailure as failure:
         records = [_unloaded(entry, failure)]
     for record in records:
