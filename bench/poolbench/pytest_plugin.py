@@ -24,7 +24,7 @@ from poolbench.core.case import Case, case_label
 from poolbench.core.errors import UsageError
 from poolbench.core.op import Op
 from poolbench.core.plan import PRESETS, Plan
-from poolbench.core.registry import REGISTRY, parse_axis
+from poolbench.core.registry import REGISTRY, parse_axis_early
 from poolbench.core.sweep import Sweep, SweepCase
 
 if TYPE_CHECKING:
@@ -178,9 +178,9 @@ _SETUP = pytest.StashKey[_Setup]()
 
 
 def _read_options(config: pytest.Config) -> _Setup:
-    from poolbench.engine.process import import_file
+    from poolbench.core.registry import import_file
 
-    axes = [parse_axis(text) for text in config.getoption("--axis")]
+    axes = [parse_axis_early(text) for text in config.getoption("--axis")]
     if config.getoption("--ray") is None:
         _refuse_kinds(str(v) for name, values in axes if name == "device" for v in values)
     files = []
@@ -264,6 +264,9 @@ def _refuse_kinds(devices: Iterable[str]) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Keep the pairs that the sweep races, and give each the clock that its samples will drive."""
     setup = config.stash[_SETUP]
+    for name, _ in setup.axes:  # the ops of all suites are known now
+        if name not in REGISTRY.axis_names():
+            raise pytest.UsageError(REGISTRY.unknown_axis(name))
     kept = []
     for item in items:
         pair = _pair(item)

@@ -11,6 +11,9 @@ import msgspec
 
 from poolbench.core.case import Case
 
+# The bandwidth probes that race beside the candidates.
+PROBES = ("bandwidth-read", "bandwidth-write", "bandwidth-copy")
+
 
 class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
     """What a worker process fixes for its whole life, because no framework can change it once started.

@@ -13,7 +13,7 @@ from poolbench.engine.process import WorkerLike
 from poolbench.machine import core_distance
 from poolbench.machine.info import Seen, Usage, seen_between, usage_reader
 from poolbench.machine.nvml import DeviceUsage, is_gpu
-from poolbench.worker.session import Batch
+from poolbench.worker.timing import Batch
 
 
 @dataclass(frozen=True, kw_only=True)

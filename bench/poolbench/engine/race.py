@@ -29,7 +29,7 @@ from poolbench.engine.recovery import RaceWorkers, Tasks, Workers
 from poolbench.engine.rounds import PlannedBlock, Rounds, Task, one_by_one
 from poolbench.machine.info import Seen, Usage, seen_together
 from poolbench.machine.nvml import is_gpu
-from poolbench.worker import session
+from poolbench.worker import timing, trace
 
 # Rounds are sent to the worker, and watched for noise, in batches of about this length: the system's counters
 # step by 10 ms, and a task costs a millisecond.
@@ -51,7 +51,7 @@ class Result:
 
 class _Timed(NamedTuple):
     planned: PlannedBlock
-    block: session.Block
+    block: timing.Block
     cores_distant: bool | None
 
 
@@ -251,8 +251,8 @@ class Race:
             expected = self._rounds.expected_seconds(blocks)
             try:
                 self._noise.before(worker)
-                done: session.Batch = worker.call(
-                    session.time_batch, [planned.request for planned in blocks],
+                done: timing.Batch = worker.call(
+                    timing.time_batch, [planned.request for planned in blocks],
                     timeout=self.plan.timeout_seconds + 3 * expected,
                 )  # fmt: skip
             except WorkerFailure as failure:
@@ -299,7 +299,7 @@ class Race:
             start = self._noise.now()
             try:
                 found = self._workers[spec].call(
-                    session.time_on_device, [record.task_name for _, record in order], DEVICE_CALLS,
+                    trace.time_on_device, [record.task_name for _, record in order], DEVICE_CALLS,
                     timeout=self.plan.timeout_seconds,
                 )  # fmt: skip
             except WorkerFailure as failure:
@@ -319,7 +319,7 @@ class Race:
         for record in self._candidates():
             try:
                 record.energy_joules = self._workers[record.worker].call(
-                    session.measure_energy, record.task_name, timeout=self.plan.timeout_seconds
+                    timing.measure_energy, record.task_name, timeout=self.plan.timeout_seconds
                 )
             except WorkerFailure as failure:  # noqa: PERF203 (each candidate's is its own)
                 if failure.lost:  # the next process starts a fresh one

@@ -30,8 +30,8 @@ import psutil
 from poolbench.core.errors import UsageError
 from poolbench.core.plan import RaceSpec, WorkerSpec
 from poolbench.core.records import Environment, Node
+from poolbench.core.registry import load_suites
 from poolbench.engine.pool import WorkerPool, device_names
-from poolbench.engine.process import load_registry
 from poolbench.engine.race import Result
 from poolbench.engine.recorder import Seconds
 from poolbench.engine.run import differing_fields, source_digests
@@ -112,7 +112,7 @@ class NodeActor:
         self, files: Sequence[str], memory_nbytes: int | None, source: dict[str, str | bool]
     ) -> None:
         paths = [Path(file).resolve() for file in files]
-        load_registry([str(path) for path in paths])
+        load_suites([str(path) for path in paths])
         self._memory_nbytes = memory_nbytes or psutil.virtual_memory().total * 3 // 4
         self._source = source
         self._pool = WorkerPool(paths, self._memory_nbytes)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from poolbench.core.candidate import Candidate
 from poolbench.core.case import Case
 from poolbench.core.errors import WorkerFailure
-from poolbench.core.plan import WorkerSpec
+from poolbench.core.plan import PROBES, WorkerSpec
 from poolbench.core.records import (
     Accuracy,
     Clock,
@@ -22,7 +22,6 @@ from poolbench.core.records import (
 )
 from poolbench.core.registry import input_nbytes
 from poolbench.machine.nvml import is_gpu
-from poolbench.worker import session
 
 FLAGS = {
     "stopped_early": "ten times slower than the baseline in the first process: stopped there, no interval",
@@ -171,11 +170,11 @@ def flag_faster_than_limit(
         case: of the race.
         slack: how far below the time of the bandwidth limit a candidate may be.
     """
-    if not all(name in records for name in session.PROBES):
+    if not all(name in records for name in PROBES):
         return
     if input_nbytes(case) < BANDWIDTH_LIMIT_FROM_NBYTES:
         return
-    probes = [records[name] for name in session.PROBES]
+    probes = [records[name] for name in PROBES]
     for record in records.values():
         # Wall time on a GPU is launching, and no evidence against a candidate.
         if not record.candidate or (record.clock == "wall" and is_gpu(case.device)):

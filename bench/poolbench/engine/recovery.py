@@ -9,10 +9,10 @@ from typing import Protocol
 
 from poolbench.core.case import Case
 from poolbench.core.errors import WorkerFailure
-from poolbench.core.plan import Plan, WorkerSpec
+from poolbench.core.plan import PROBES, Plan, WorkerSpec
 from poolbench.engine.process import WorkerLike
 from poolbench.engine.recorder import ContenderRecord, Seconds
-from poolbench.worker import session
+from poolbench.worker import contender, session
 
 # Abandon a race after this many worker deaths that no candidate caused.
 MAX_DEATHS = 3
@@ -25,14 +25,6 @@ class Workers(Protocol):
         """Return the worker of this kind: the same one for the same number, fresh ones for new numbers."""
 
 
-def _open_case(case: Case, seed: int, tensorflow: bool) -> session.Opened:
-    return session.open_case(case, seed, tensorflow=tensorflow)
-
-
-def _open_contender(name: str, check: bool) -> session.OpenedContender:
-    return session.open_contender(name, check=check)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Tasks:
     """How a worker opens a case and its contenders: module-level functions, sent by name.
@@ -40,14 +32,14 @@ class Tasks:
     The defaults open an op's case, its candidates and the bandwidth probes; a model's step brings its own.
 
     Attributes:
-        open_case: (case, seed, tensorflow) -> Opened.
-        open_contender: (name, check) -> OpenedContender.
+        open_case: (session, case, seed, tensorflow) -> Opened.
+        open_contender: (session, name, check) -> OpenedContender.
         probes: names of the bandwidth probes that race too.
     """
 
-    open_case: Callable[[Case, int, bool], session.Opened] = _open_case
-    open_contender: Callable[[str, bool], session.OpenedContender] = _open_contender
-    probes: tuple[str, ...] = session.PROBES
+    open_case: Callable[..., session.Opened] = session.open_case
+    open_contender: Callable[..., contender.OpenedContender] = contender.open_contender
+    probes: tuple[str, ...] = PROBES
 
 
 class RaceWorkers:

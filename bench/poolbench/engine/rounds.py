@@ -11,7 +11,7 @@ from poolbench.core.case import Case
 from poolbench.core.plan import Plan, WorkerSpec
 from poolbench.engine.recorder import ContenderRecord, middle
 from poolbench.machine.nvml import is_gpu
-from poolbench.worker.session import BlockRequest
+from poolbench.worker.timing import BlockRequest
 
 # Untimed calls before a block, by their time and at most so many. Behind another candidate a call of 1 ms over
 # 12 MB needs four until it is within 5% of an uninterrupted loop, one of 3 ms needs one. Where 32 MB of cache are
