@@ -42,7 +42,7 @@ ASKED: tuple[tuple[str, str, str], ...] = (
     ("what became slower", "python report.py compare BASE RUN", "tests/test_compare.py"),
     ("figures that hold: coverage, false alarms, power", "nox -s selftest", "tests/test_stats.py"),
     ("the promises of real timings", "nox -s acceptance", "tests/test_acceptance.py"),
-    ("what works where", "nox -s matrix", "tests/test_capabilities.py"),
+    ("what works where", "nox -s matrix", "tests/test_matrix_probes.py"),
     ("a layer to take away", "nox -s backends", "tests/test_layers.py"),
     ("profiles, opened in TensorBoard", "nox -s trace && nox -s tensorboard", "tests/test_profile.py"),
     ("nothing lost: faults, resume, bad input", "nox -s tests-full", "tests/faults/test_faults.py"),

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import poolbench.ops  # noqa: F401 (registers the ops)
 import pytest
-from fakes import FakeFleet
+from fakes import FakePool
 from poolbench.core.errors import UsageError
 from poolbench.core.records import Measurement, Samples
 from poolbench.core.registry import REGISTRY
@@ -152,7 +152,7 @@ def test_run_entry_in_a_resumed_run_reads_its_records_back(tmp_path, monkeypatch
     found = []
     for resume in (False, True):
         options = RunOptions(folder=tmp_path / "run", resume=resume)
-        with Run(options, progress=lambda _: None, pool=FakeFleet()) as run:
+        with Run(options, progress=lambda _: None, pool=FakePool()) as run:
             found.append(study.run_entry(ENTRY, run))
     assert len(raced) == 1
     assert found[0] == found[1] == read_run(tmp_path / "run").networks
@@ -205,7 +205,7 @@ def test_open_sizes_are_taken_from_the_option():
 @pytest.mark.slow
 def test_a_head_is_raced_whole():
     from poolbench.core.plan import Plan
-    from poolbench.models.advise import _Fleet
+    from poolbench.engine.pool import WorkerPool
 
     entry = Entry(
         name="mobilenetv2-head",
@@ -217,7 +217,7 @@ def test_a_head_is_raced_whole():
         latency_calls=100,
         candidates={GLOBAL: ("layer-global_avg_pool", "avg_pool2d")},
     )
-    fleet = _Fleet()
+    fleet = WorkerPool()
     try:
         raced = study.race_network(entry, fleet, Plan(timeout_seconds=180.0))
     finally:

@@ -315,7 +315,8 @@ def test_a_model_not_made_here_is_answered(saved):
 def test_the_promised_gain_is_kept(saved):
     """The step with the replacement, raced anew against the original, is where the promise said."""
     from poolbench.core.plan import Plan
-    from poolbench.models.advise import ADVISED, _Fleet
+    from poolbench.engine.pool import WorkerPool
+    from poolbench.models.advise import ADVISED
     from poolbench.models.study import race_network
     from poolbench.stats.estimate import estimate
 
@@ -329,7 +330,7 @@ def test_the_promised_gain_is_kept(saved):
     )
     found = []
     for seed in (0, 1):
-        fleet = _Fleet()
+        fleet = WorkerPool()
         try:
             raced = race_network(entry, fleet, Plan(seed=seed, timeout_seconds=180.0))
         finally:
