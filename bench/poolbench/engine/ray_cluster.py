@@ -34,9 +34,9 @@ from poolbench.core.registry import load_suites
 from poolbench.engine.pool import WorkerPool, device_names
 from poolbench.engine.race import Result
 from poolbench.engine.recorder import Seconds
-from poolbench.engine.run import differing_fields, source_digests
 from poolbench.engine.scheduler import Done, LocalScheduler, make_race, refuse
 from poolbench.machine.info import collect_environment, source_state
+from poolbench.store.runs import differing_fields, source_digests
 
 if TYPE_CHECKING:
     from poolbench.store.journal import StoredRun
