@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from poolbench.core.case import Case, make_case
+from poolbench.core.case import Case
 from poolbench.core.plan import Plan, WorkerSpec
 from poolbench.core.records import Contention, Measurement, Samples
-from poolbench.core.registry import REGISTRY
+from poolbench.core.registry import REGISTRY, load_builtin
 from poolbench.engine.race import Race
 from poolbench.engine.recovery import Tasks, Workers
 from poolbench.stats.estimate import Estimate, Verdict, estimate, verdict
@@ -29,8 +29,10 @@ from poolbench.worker.timing import time_block
 
 # Some hundred microseconds a call: long enough that a spin of 1% is some microseconds, which a
 # clock can hold; short enough for a hundred comparisons in a minute or two.
-CASE = make_case(
-    op="depth_max_pool", shape=(2, 28, 28, 96), pool_size=3, padding="valid", mode="graph"
+CASE = (
+    load_builtin()
+    .ops["depth_max_pool"]
+    .make_case(shape=(2, 28, 28, 96), pool_size=3, padding="valid", mode="graph")
 )
 BASELINE = "copy-0"
 MARGIN = Plan().margin
