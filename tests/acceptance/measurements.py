@@ -29,7 +29,8 @@ from poolbench.engine.aa import (
 )
 from poolbench.engine.pool import WorkerPool
 from poolbench.engine.process import Worker
-from poolbench.stats.estimate import Comparison, compare_run, estimate
+from poolbench.stats.estimate import estimate
+from poolbench.stats.verdict import Comparison, compare_run
 from poolbench.store.journal import StoredRun, read_run
 
 from acceptance.loops import BIASES, measure_bias, measure_sleep

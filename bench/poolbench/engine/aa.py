@@ -22,7 +22,8 @@ from poolbench.core.records import Contention, Measurement, Samples
 from poolbench.core.registry import REGISTRY, load_builtin
 from poolbench.engine.race import Race
 from poolbench.engine.recovery import Tasks, Workers
-from poolbench.stats.estimate import Estimate, Verdict, estimate, verdict
+from poolbench.stats.estimate import Estimate, estimate
+from poolbench.stats.verdict import Verdict, verdict
 from poolbench.worker.contender import OpenedContender, open_call
 from poolbench.worker.session import Session, bind
 from poolbench.worker.timing import time_block

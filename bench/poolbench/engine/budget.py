@@ -46,16 +46,16 @@ class RaceBudget:
 
     def _pace_of(self, candidate: Samples, baseline: Samples, processes: int) -> float:
         """Return the pace that one ratio asks for; at most 1 where it is clearly faster or slower already."""
-        from poolbench.stats import estimate
+        from poolbench.stats import estimate, planning
 
         plan = self._plan
-        seen = estimate.components(candidate, baseline)
+        seen = planning.components(candidate, baseline)
         if seen is None:
             return 1.0
         half_width = seen.half_width(
             processes=plan.processes, allocations=plan.allocations, rounds=seen.rounds
         )
-        pace = estimate.pace(half_width, plan.precision, done=processes, processes=plan.processes)
+        pace = planning.pace(half_width, plan.precision, done=processes, processes=plan.processes)
         distance = abs(estimate.estimate(candidate, baseline).log_ratio)
         clear = distance > math.log1p(plan.margin) + 2 * math.log1p(half_width)
         return min(pace, 1.0) if clear else pace
