@@ -242,4 +242,7 @@ def test_run_matrix_resumed_runs_only_missing_cells(candidates, opened, tmp_path
         found = record.run_matrix(run, keys, say=said.append)
     assert list(found) == keys
     assert len(read_run(folder).capabilities) == len(keys)
-    assert [line.split(" in ")[0] for line in said if " cells in " in line] == ["2 cells", "1 cells"]
+    assert [line.split(" in ")[0] for line in said if " cells in " in line] == [
+        "2 cells",
+        "1 cells",
+    ]
