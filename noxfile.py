@@ -315,7 +315,8 @@ def tests(session: nox.Session) -> None:
 def backends(session: nox.Session) -> None:
     """The layer to take away on Keras's JAX and PyTorch backends."""
     python = _cpu(session, "test", "backends")
-    words = ["tests/test_layers.py", "-k", "another_backend", *session.posargs]
+    files = [f"tests/test_{name}.py" for name in ("layers", "masked_pooling", "adaptive_pooling")]
+    words = [*files, "-k", "another_backend or on_jax", *session.posargs]
     session.run(python, "-m", "pytest", "-q", *words, external=True, env=_environment())
 
 
@@ -329,10 +330,12 @@ def tests_full(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def lint(session: nox.Session) -> None:
-    """Ruff: rules and format."""
+    """Run Ruff, rules and format, and import-linter, which holds the layers."""
     python = _python(session, ENV_DIR / "lint", "lint")
     session.run(python, "-m", "ruff", "check", ".", external=True)
     session.run(python, "-m", "ruff", "format", "--check", ".", external=True)
+    lint_imports = "import sys; from importlinter.cli import lint_imports; sys.exit(lint_imports())"
+    session.run(python, "-c", lint_imports, external=True, env={"PYTHONPATH": "bench"})
 
 
 @nox.session(venv_backend="none")

@@ -10,14 +10,17 @@ from statistics import fmean
 
 import pandas as pd
 from _stored import machine_text
-from poolbench.core.case import Case, case_label, input_nbytes, make_case
+from poolbench.core.case import Case, case_label, make_case
+from poolbench.core.plan import Plan
 from poolbench.core.records import Measurement
+from poolbench.core.registry import input_nbytes
 from poolbench.core.text import format_nbytes, format_seconds, one_line, significant
-from poolbench.engine.race import BANDWIDTH_LIMIT_FROM_NBYTES, Plan
+from poolbench.engine.recorder import BANDWIDTH_LIMIT_FROM_NBYTES
+from poolbench.report.formats import as_markdown
 from poolbench.report.frame import RunFrame, is_right
 from poolbench.report.page import selftest_sentence
-from poolbench.report.recommend import choices, headline
-from poolbench.report.tables import as_markdown, headline_table, network_sentence
+from poolbench.report.recommend import answer
+from poolbench.report.tables import headline_table, network_sentence
 from poolbench.stats import estimate
 from poolbench.stats.planning import START_SECONDS, predict_seconds
 from poolbench.store.journal import MAX_NBYTES, encode_line
@@ -33,10 +36,10 @@ MEAN_RIVALS = ("lambda-reduce_mean", "avg_pool2d")
 def headline_block(loaded: RunFrame, root: Path) -> str:
     """Return the headline table and the machine that it was measured on."""
     del root
-    table = headline_table(loaded, headline(loaded, choices(loaded)))
+    table = headline_table(loaded, answer(loaded))
     columns = [
-        "op", "mode", "direction", "use", "time a call", "speed over the baseline",
-        "speed over the recipe", "of the memory's bandwidth limit",
+        "op", "mode", "direction", "use", "time per call", "speed over the baseline",
+        "speed over the textbook implementation", "of the memory-bandwidth limit",
     ]  # fmt: skip
     environment = loaded.run.header.environment
     machine, versions = environment.machine, environment.versions

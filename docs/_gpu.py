@@ -10,9 +10,12 @@ from poolbench.core.case import Case
 from poolbench.core.records import Measurement
 from poolbench.core.text import format_bandwidth, format_seconds, one_line
 from poolbench.machine.nvml import is_gpu
-from poolbench.report.frame import RunFrame, is_right, load, middle_of, paired, process_medians
-from poolbench.report.recommend import choices, headline
-from poolbench.report.tables import as_markdown, headline_table
+from poolbench.report.formats import as_markdown
+from poolbench.report.frame import RunFrame, is_right, load
+from poolbench.report.medians import middle_of, process_medians
+from poolbench.report.ratios import paired
+from poolbench.report.recommend import answer
+from poolbench.report.tables import headline_table
 from poolbench.stats import estimate
 from poolbench.store.journal import JOURNAL
 
@@ -42,11 +45,11 @@ def gpu_block(_: RunFrame, root: Path) -> str:
     """Return the headline table of each GPU and the lead of DepthMaxPool2D there."""
     parts = []
     for loaded in gpu_runs(root):
-        table = headline_table(loaded, headline(loaded, choices(loaded)))
+        table = headline_table(loaded, answer(loaded))
         table = table[table["device"].map(is_gpu)]
         columns = [
-            "op", "mode", "direction", "use", "time a call", "speed over the baseline",
-            "of the memory's bandwidth limit", "not shown slower",
+            "op", "mode", "direction", "use", "time per call", "speed over the baseline",
+            "of the memory-bandwidth limit", "fastest here",
         ]  # fmt: skip
         small = table[columns].map(lambda cell: one_line(str(cell), 80))
         parts.append(f"{_where(loaded)}\n\n{as_markdown(small).strip()}\n\n{_lead(loaded)}")
@@ -116,7 +119,7 @@ def gpu_bandwidth_block(_: RunFrame, root: Path) -> str:
                 continue
             if m.case.mode != "graph" or m.case.dtype != "float32" or m.case.direction != "forward":
                 continue
-            if m.case.pool_size != 3 or m.case.shape not in PROBED:
+            if m.case.get("pool_size") != 3 or m.case.shape not in PROBED:
                 continue
             nbytes = m.read_nbytes + m.written_nbytes
             rows.append(

@@ -14,12 +14,15 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from fakes import FakeFleet, fake_candidate
-from poolbench.core.case import make_case
+from fakes import FakePool, fake_candidate
+from poolbench.core.case import Case, make_case
 from poolbench.core.errors import UsageError
+from poolbench.core.plan import Plan, WorkerSpec
 from poolbench.core.records import common_clock, samples_by
-from poolbench.engine.process import Worker, WorkerSpec, import_file
-from poolbench.engine.race import DEVICE_ROUNDS, Plan, Race, device_contention
+from poolbench.core.registry import import_file
+from poolbench.engine.noise import device_contention
+from poolbench.engine.process import Worker
+from poolbench.engine.race import DEVICE_ROUNDS, Race
 from poolbench.engine.run import Run, RunOptions
 from poolbench.machine.info import Seen, Usage, read_usage, seen_between, usage_reader
 from poolbench.machine.nvml import (
@@ -31,7 +34,11 @@ from poolbench.machine.nvml import (
 )
 from poolbench.pytest_plugin import _refuse_kinds
 from poolbench.store.journal import read_run
-from poolbench.worker import session, xspace
+from poolbench.worker import timing, trace, xspace
+from poolbench.worker.backends import BACKENDS
+from poolbench.worker.contender import open_contender
+from poolbench.worker.session import Session, open_case
+from poolbench.worker.trace import time_on_device
 
 ROOT = Path(__file__).parent.parent
 OURS, OTHER = 100, 200
@@ -214,11 +221,19 @@ def test_a_race_keeps_the_extremes_of_its_device():
 
 
 def race_on(device, *, cache="warm", device_seconds=1e-4, shape=(1, 8, 8, 3)):
-    fleet = FakeFleet(energy_joules=0.002, device_seconds=device_seconds)
+    def time_on_device(names, calls):
+        return [
+            device_seconds(name) if callable(device_seconds) else device_seconds for name in names
+        ]
+
+    answers = {timing.measure_energy: 0.002, trace.time_on_device: time_on_device}
+    pool = FakePool(lambda spec, process: answers)
     case = make_case(op="fake", shape=shape, device=device, cache=cache)
-    plan = Plan(processes=2, max_processes=2, allocations=1, rounds=1)
-    race = Race(case, [fake_candidate("one"), fake_candidate("two")], baseline="one", plan=plan)
-    return {m.candidate: m for m in race.run(fleet).measurements}, fleet.tasks
+    plan = Plan(processes=2, allocations=1, rounds=1)
+    race = Race.in_one_worker(
+        case, [fake_candidate("one"), fake_candidate("two")], baseline="one", plan=plan
+    )
+    return {m.candidate: m for m in race.run(pool).measurements}, pool.tasks
 
 
 def test_energy_is_measured_once_for_every_candidate_only_on_a_gpu_and_not_among_cold_calls():
@@ -230,7 +245,7 @@ def test_energy_is_measured_once_for_every_candidate_only_on_a_gpu_and_not_among
         found, tasks = race_on(device, cache=cache)
         assert {found["one"].energy_joules, found["two"].energy_joules} == {joules}
         assert found["bandwidth-read"].energy_joules is None
-        assert tasks["measure_energy"] == (2 if joules else 0)
+        assert tasks[timing.measure_energy] == (2 if joules else 0)
 
 
 def test_on_a_gpu_ratios_are_of_the_device_s_own_clock_and_wall_time_stands_beside_it():
@@ -241,10 +256,10 @@ def test_on_a_gpu_ratios_are_of_the_device_s_own_clock_and_wall_time_stands_besi
     assert one.clock == "device" and set(one.samples.seconds) == {2e-5}
     assert set(one.samples.process) == {0, 1} and len(one.samples) == 2 * DEVICE_ROUNDS
     assert set(one.wall_samples.seconds) == {1e-3}
-    assert tasks["time_on_device"] == 2
+    assert tasks[trace.time_on_device] == 2
     found, tasks = race_on("cpu:0")
     assert found["one"].clock == "wall" and not len(found["one"].wall_samples)
-    assert tasks["time_on_device"] == 0
+    assert tasks[trace.time_on_device] == 0
 
 
 def test_who_goes_on_on_the_host_is_compared_by_the_wall_s_clock():
@@ -260,7 +275,8 @@ def test_who_goes_on_on_the_host_is_compared_by_the_wall_s_clock():
     assert not len(samples_by(two, "device"))
 
 
-def test_no_wall_time_on_a_gpu_is_evidence_of_a_folded_op():
+def test_no_wall_time_on_a_gpu_is_evidence_of_a_folded_op(monkeypatch):
+    monkeypatch.setattr("poolbench.engine.recorder.input_nbytes", lambda case: 2 << 20)
     probes = {"one": 1e-3, "bandwidth-read": 1e-3, "bandwidth-write": 1e-3, "bandwidth-copy": 1e-3}
     for two, flagged in ((1e-5, True), (1e-3, False), (None, False)):
         seconds = {**probes, "two": two}
@@ -287,21 +303,23 @@ def test_a_step_that_brings_data_to_the_host_has_no_device_time():
 def test_energy_is_of_the_calls_between_two_steps_of_the_counter(monkeypatch):
     now, called = [0.0], [0]
 
-    def time_block(name, warmup, calls):
+    def time_block(session, name, warmup, calls):
         called[0] += calls
         now[0] += calls * 0.001
 
-    monkeypatch.setattr(session, "time_block", time_block)
-    monkeypatch.setattr(session, "_state", lambda: SimpleNamespace(device="gpu:0"))
-    monkeypatch.setattr(session.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(timing, "time_block", time_block)
+    monkeypatch.setattr(timing, "clock", lambda: now[0])
+    session = SimpleNamespace(open=SimpleNamespace(device="gpu:0"))
 
     def counter(device):  # 0.002 J a call, shown each 0.1 s
         return 0.002 * (int(now[0] / 0.1) * 100)
 
-    assert session.measure_energy("one", read=counter) == pytest.approx(0.002, rel=0.1)
+    assert timing.measure_energy(session, "one", read=counter) == pytest.approx(0.002, rel=0.1)
     assert now[0] < 0.6
-    assert session.measure_energy("one", read=lambda _: 5.0) is None  # a counter that stands still
-    assert session.measure_energy("one", read=lambda _: None) is None
+    assert (
+        timing.measure_energy(session, "one", read=lambda _: 5.0) is None
+    )  # a counter that stands still
+    assert timing.measure_energy(session, "one", read=lambda _: None) is None
 
 
 def test_a_kind_of_accelerator_needs_a_fleet():
@@ -332,13 +350,13 @@ def test_bench_gpu_without_a_driver_stops_with_one_line_and_installs_nothing(tmp
 
 
 TWO_DEVICES = """
-from poolbench.core.candidate import Tolerance, Op, candidate, register
-from poolbench.core.case import Case, Sweep
+from poolbench import Op, Sweep, TensorSpec, Tolerance, candidate, register, shape_axis
 
 register(Op(
-    name="tripling", reference=lambda x, case: 3 * x, baseline="multiply",
-    bounds=lambda case: Tolerance(relative=1e-6, absolute=1e-6),
-    sweeps={"default": Sweep(base=Case(op="tripling", shape=(1, 8, 8, 3), mode="eager"))},
+    name="tripling", reference=lambda case, x: 3 * x, baseline="multiply",
+    axes=(shape_axis("shape", (1, 8, 8, 3)),), inputs=lambda case: {"x": TensorSpec(case.shape, case.dtype)},
+    tolerance=lambda case: Tolerance(relative=1e-6, absolute=1e-6),
+    sweeps={"default": Sweep(base={"mode": "eager"})},
 ))
 
 
@@ -356,14 +374,14 @@ def multiply(case):
 
 @pytest.mark.slow
 def test_two_devices_are_both_raced_and_told_apart_in_journal_and_report(tmp_path):
-    from poolbench.core.candidate import REGISTRY
+    from poolbench.core.registry import REGISTRY
     from poolbench.report.frame import load
 
     file = tmp_path / "tripling.py"
     file.write_text(TWO_DEVICES)
     import_file(file)
     cases = [make_case(op="tripling", shape=(1, 8, 8, 3), mode="eager", device=d) for d in DEVICES]
-    plan = Plan(processes=1, max_processes=1, allocations=2, rounds=2, budget_seconds=0.2)
+    plan = Plan(processes=1, allocations=2, rounds=2, budget_seconds=0.2)
     options = RunOptions(folder=tmp_path / "run", plan=plan, files=(file,))
     entries = list(REGISTRY.of("tripling").values())
     with Run(options, progress=lambda _: None) as bench:
@@ -383,11 +401,10 @@ def test_two_devices_are_both_raced_and_told_apart_in_journal_and_report(tmp_pat
 DEVICES = ("cpu:0", "cpu:1")
 
 
-def read_device_clock(case):
-    from poolbench.worker.session import open_case, open_contender, time_on_device
-
-    open_case(case, 0)
-    return open_contender("multiply", check=False).reason, time_on_device(["multiply"], 3)
+def read_device_clock(session: Session, case: Case) -> tuple[str, list[float | None]]:
+    open_case(session, case, 0)
+    reason = open_contender(session, "multiply", check=False).reason
+    return reason, time_on_device(session, ["multiply"], 3)
 
 
 @pytest.mark.slow
@@ -403,9 +420,7 @@ def test_without_a_gpu_in_the_trace_there_is_no_device_clock(tmp_path):
 
 
 def evict_there(device):
-    from poolbench.worker.session import make_device_evict
-
-    evict = make_device_evict(device, 1 << 20)
+    evict = BACKENDS["tensorflow"].make_evict(device, 1 << 20)
     evict()
     evict()
     words = inspect.getclosurevars(evict).nonlocals["words"]
@@ -414,7 +429,7 @@ def evict_there(device):
 
 @pytest.mark.slow
 def test_cold_caches_are_those_of_the_case_s_own_device():
-    worker = Worker(WorkerSpec(logical_cpus=2))
+    worker = Worker(WorkerSpec(logical_devices=2))
     try:
         device, times, nbytes = worker.call(evict_there, "cpu:1", timeout=60)
     finally:

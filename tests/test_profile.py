@@ -11,16 +11,17 @@ import pytest
 import traced
 from click.testing import CliRunner
 from poolbench.cli import main
-from poolbench.core.candidate import REGISTRY, Registry
 from poolbench.core.case import make_case
 from poolbench.core.errors import UsageError, WorkerFailure
+from poolbench.core.plan import WorkerSpec
 from poolbench.core.records import TraceSummary
+from poolbench.core.registry import REGISTRY, Registry
 from poolbench.engine import tracing
-from poolbench.engine.process import Worker, WorkerSpec
+from poolbench.engine.process import Worker
 from poolbench.engine.tracing import Recorder, Selection, select, trace_name
 from poolbench.report import tensorboard
 from poolbench.store.journal import decode_line, encode_line
-from poolbench.worker import xspace
+from poolbench.worker import trace, xspace
 from poolbench.worker.xspace import Event
 
 HOST = "/host:CPU/python/1"
@@ -156,13 +157,13 @@ def test_unsafe_characters_never_reach_a_path():
     assert len(set(slugs)) == len(names)
     for slug in slugs:
         record = TraceSummary(case=case, candidate="a", trace=slug)
-        assert decode_line(encode_line(record)) == record
+        assert decode_line(encode_line(record))[0] == record
 
 
 def test_a_recording_names_no_folder_of_this_machine():
     root = Path(tracing.__file__).parents[1]
     before = f"{sys.prefix}/lib/a.py {root}/bench/b.py /usr/lib/c.py".encode()
-    after = tracing._without_folders(before)
+    after = trace._without_folders(before)
     assert len(after) == len(before)
     assert str(root).encode() not in after
     assert sys.prefix.encode() not in after
@@ -275,7 +276,7 @@ def test_the_named_parts_cover_a_large_cases_step(large):
     assert (large.status, large.steps) == ("ok", tracing.STEPS)
     assert large.covered["tf_op"] >= 0.9
     assert 0 < sum(p["seconds"] for p in large.parts if p["kind"] == "tf_op") <= large.step_seconds
-    assert decode_line(encode_line(large)) == large
+    assert decode_line(encode_line(large))[0] == large
 
 
 def test_a_recording_of_an_h100_has_the_device_s_own_time(worker):

@@ -12,41 +12,29 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from poolbench.core.candidate import REGISTRY, Candidate, Op
-from poolbench.core.case import (
-    AXES,
-    OPTIONAL_AXES,
-    Case,
-    Planned,
-    Sweep,
-    case_label,
-    parse_axis,
-)
+from poolbench.core.axes import STANDARD
+from poolbench.core.candidate import Candidate
+from poolbench.core.case import Case, case_label
 from poolbench.core.errors import UsageError
+from poolbench.core.op import Op
+from poolbench.core.plan import PRESETS, Plan
+from poolbench.core.registry import REGISTRY, parse_axis_early
+from poolbench.core.sweep import Sweep, SweepCase
 
 if TYPE_CHECKING:
     from poolbench.core.records import Measurement
-    from poolbench.engine.race import Plan
     from poolbench.engine.ray_cluster import RayScheduler
     from poolbench.engine.run import Run, RunOptions
 
 PACKAGE = Path(__file__).parent
 
 
-# What a sweep's races have other than Plan's defaults; an option on the command line replaces it.
-PRESETS: dict[str, dict[str, Any]] = {
-    "default": {},
-    "quick": {"processes": 5, "max_processes": 5, "budget_seconds": 4.0},
-    "full": {"processes": 7, "budget_seconds": 12.0},
-    # Processes agree by the device's own clock, and to open a case takes as long as to race it.
-    "gpu": {"processes": 3, "max_processes": 3, "allocations": 3, "budget_seconds": 2.0},
-}
 SWEEPS = tuple(PRESETS)
 
 
@@ -61,7 +49,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     add(
         "--axis", action="append", default=[], metavar="NAME=V1,V2",
-        help=f"replace an axis' values; axes: {', '.join(AXES)}",
+        help=f"replace an axis' values; axes: {', '.join(STANDARD)}",
     )  # fmt: skip
     add("--processes", help="fresh processes to start with (at least 1)")
     add("--precision", default="3%", help="half-width that is enough: 3%%")
@@ -190,9 +178,9 @@ _SETUP = pytest.StashKey[_Setup]()
 
 
 def _read_options(config: pytest.Config) -> _Setup:
-    from poolbench.engine.process import import_file
+    from poolbench.core.registry import import_file
 
-    axes = [parse_axis(text) for text in config.getoption("--axis")]
+    axes = [parse_axis_early(text) for text in config.getoption("--axis")]
     if config.getoption("--ray") is None:
         _refuse_kinds(str(v) for name, values in axes if name == "device" for v in values)
     files = []
@@ -214,15 +202,17 @@ def _read_options(config: pytest.Config) -> _Setup:
     return _Setup(axes=axes, files=tuple(files))
 
 
-def planned_cases(op: Op, sweep: str, axes: Sequence[tuple[str, tuple[Any, ...]]]) -> list[Planned]:
+def planned_cases(
+    op: Op, sweep: str, axes: Sequence[tuple[str, tuple[Any, ...]]]
+) -> list[SweepCase]:
     """An op's cases with the axes replaced, ordered by what a process fixes for its life."""
     chosen: Sweep = op.sweep(sweep)
     for name, values in axes:
-        chosen = chosen.replace(name, values, has=op.axes)
+        chosen = chosen.replace(name, values)
     return sorted(chosen.planned(), key=lambda planned: planned.case.threads)
 
 
-def racing(op: Op, planned: Planned) -> list[str]:
+def racing(op: Op, planned: SweepCase) -> list[str]:
     """Who races in a case: those that the sweep names, and every one of the user's own."""
     entries = REGISTRY.of(op.name)
     names = planned.candidates or tuple(entries)
@@ -249,10 +239,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             f"no op {marker.args[0]!r} is registered; there are {', '.join(REGISTRY.ops)}"
         )
     setup = metafunc.config.stash[_SETUP]
-    has = {axis for known in REGISTRY.ops.values() for axis in known.axes}
-    for name, _ in setup.axes:
-        if name in OPTIONAL_AXES and name not in has:
-            raise pytest.UsageError(f"no op has an axis {name!r} (--axis {name}=...)")
     try:
         planned = planned_cases(op, metafunc.config.getoption("--sweep"), setup.axes)
         plan = {item.case: tuple(racing(op, item)) for item in planned}
@@ -278,6 +264,9 @@ def _refuse_kinds(devices: Iterable[str]) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Keep the pairs that the sweep races, and give each the clock that its samples will drive."""
     setup = config.stash[_SETUP]
+    for name, _ in setup.axes:  # the ops of all suites are known now
+        if name not in REGISTRY.axis_names():
+            raise pytest.UsageError(REGISTRY.unknown_axis(name))
     kept = []
     for item in items:
         pair = _pair(item)
@@ -379,21 +368,18 @@ def _checks_only(config: pytest.Config) -> bool:
 
 def _plan(config: pytest.Config) -> Plan:
     """What the sweep and the options ask of each race."""
-    from poolbench.engine.race import Plan
-
     asked = {
         "processes": config.getoption("--processes"),
         "budget_seconds": config.getoption("--budget"),
     }
-    plan = Plan(
-        **PRESETS[config.getoption("--sweep")]
+    return Plan(
+        **dict(PRESETS[config.getoption("--sweep")])
         | {name: value for name, value in asked.items() if value is not None},
         precision=config.getoption("--precision"),
         margin=config.getoption("--margin"),
         timeout_seconds=config.getoption("task_timeout"),
         seed=config.getoption("--seed"),
     )
-    return replace(plan, max_processes=max(plan.processes, plan.max_processes))
 
 
 def _bench(config: pytest.Config) -> Run:
@@ -407,12 +393,13 @@ def _bench(config: pytest.Config) -> Run:
 def _begin(config: pytest.Config, setup: _Setup) -> Run:
     import psutil
 
-    from poolbench.engine.run import Run, RunOptions, new_run_folder
+    from poolbench.engine.run import Run, RunOptions
+    from poolbench.store.runs import RUN_NAME, new_run_folder
 
     plan = _plan(config)
     results = config.rootpath / config.getoption("--results")
     name = config.getoption("--resume") or config.getoption("poolbench_run")
-    if name and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,80}", name):
+    if name and not RUN_NAME.fullmatch(name):
         raise pytest.UsageError(f"a run's name is letters, digits, '.', '_', '-'; got {name!r}")
     sweep = config.getoption("--sweep")
     options = RunOptions(
@@ -422,7 +409,6 @@ def _begin(config: pytest.Config, setup: _Setup) -> Run:
             "sweep": sweep,
             "axes": list(config.getoption("--axis")),
             "processes": plan.processes,
-            "max_processes": plan.max_processes,
             "budget_seconds": plan.budget_seconds,
             "precision": config.getoption("--precision"),
             "margin": config.getoption("--margin"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import hashlib
 import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,9 +12,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
-from poolbench.core.candidate import REGISTRY, Candidate
-from poolbench.core.case import Case, case_label
+from poolbench.core.candidate import Candidate
+from poolbench.core.case import Case
 from poolbench.core.errors import UsageError
+from poolbench.core.plan import Plan, RaceSpec, WorkerSpec
 from poolbench.core.records import (
     Environment,
     Header,
@@ -24,19 +24,21 @@ from poolbench.core.records import (
     Record,
     TimeBreakdown,
 )
-from poolbench.engine.process import Worker, WorkerSpec
-from poolbench.engine.race import Plan, Seconds
+from poolbench.core.registry import REGISTRY
+from poolbench.engine.pool import WorkerPool, device_names
+from poolbench.engine.process import Worker
+from poolbench.engine.recorder import Seconds
 from poolbench.engine.scheduler import (
     Done,
-    RaceSpec,
+    LocalScheduler,
     Scheduler,
-    WorkerPool,
-    device_names,
+    make_race,
     refuse,
     too_large,
 )
 from poolbench.machine.info import collect_environment
-from poolbench.store.journal import JOURNAL, Journal, StoredRun, read_run
+from poolbench.store.journal import Journal, StoredRun, read_run
+from poolbench.store.runs import differing_fields, differing_options, source_digests
 
 if TYPE_CHECKING:
     from poolbench.engine.ray_cluster import RayScheduler
@@ -44,7 +46,6 @@ if TYPE_CHECKING:
 R = TypeVar("R", bound=Record)
 Key = tuple[Case, str]
 # What a resumed run must be asked alike, for its measurements to be those of one run.
-COMPARED_OPTIONS = ("seed", "processes", "max_processes", "budget_seconds", "precision", "margin")
 ORDER_OF_ROUNDS = "random Latin squares of the contenders by random.Random(f'{seed} {case!r}')"
 
 
@@ -97,7 +98,7 @@ class Run:
         self._begun = False
         self._environment: Environment | None = None
         pool = pool or WorkerPool(options.files, options.memory_nbytes)
-        self._local = Scheduler(pool, options.memory_nbytes, self.journal)
+        self._local = LocalScheduler(pool, options.memory_nbytes, self.journal)
         self._started = time.monotonic()
 
     def __enter__(self) -> Run:
@@ -119,7 +120,7 @@ class Run:
         asked = dict.fromkeys(entry.name for entry in candidates)
         if baseline and baseline not in asked:
             asked = {baseline: None} | asked
-        wanted = self._job(case, list(asked), baseline)
+        wanted = self._spec(case, list(asked), baseline)
         if not self._measured(wanted):
             self._await(wanted)
         return {name: self.done[case, name] for name in asked}
@@ -133,31 +134,31 @@ class Run:
         """How many races' worth of work has been done on those that are not at their end."""
         return self._local.under_way()
 
-    def _job(self, case: Case, names: Sequence[str], baseline: str) -> RaceSpec:
+    def _spec(self, case: Case, names: Sequence[str], baseline: str) -> RaceSpec:
         """The race of these candidates; if one is not measured yet, with all of the case that are."""
         if any((case, name) not in self.done for name in names):
             measured = [name for name in REGISTRY.of(case.op) if (case, name) in self.done]
             names = list(dict.fromkeys([*names, *measured]))
         entries = [REGISTRY.candidates[case.op, name] for name in names]
-        return RaceSpec(
-            case=case,
-            candidates=tuple(names),
+        return RaceSpec.in_one_worker(
+            case,
+            names,
             baseline=baseline,
             plan=self.options.plan,
-            setting=self.setting(case, entries),
+            worker=self.worker_spec(case, entries),
         )
 
     def _await(self, wanted: RaceSpec) -> None:
         """Have races run that are not measured yet, and keep what comes back until `wanted` is."""
-        races: RayScheduler | Scheduler = self._local
+        races: Scheduler = self._local
         if self._remote is not None:
             races = self._remote
             self.journal()  # here it begins when a worker has said which devices there are
         start = time.monotonic()
-        for job in (wanted, *(self._job(*ahead) for ahead in self._ahead)):
-            if job.case not in self._submitted and not self._measured(job):
-                self._submitted.add(job.case)
-                races.submit(job)
+        for spec in (wanted, *(self._spec(*ahead) for ahead in self._ahead)):
+            if spec.case not in self._submitted and not self._measured(spec):
+                self._submitted.add(spec.case)
+                races.submit(spec)
         self._ahead.clear()
         while not self._measured(wanted):
             if wanted.case in self._faults:
@@ -169,9 +170,9 @@ class Run:
 
     def _take_in(self, done: Done) -> None:
         """Journal what a race came to, and the node that ran it if it is a new one."""
-        self._submitted.discard(done.job.case)
+        self._submitted.discard(done.spec.case)
         if done.error is not None:
-            self._faults[done.job.case] = done.error
+            self._faults[done.spec.case] = done.error
             return
         if done.node is not None and done.node.name not in self._nodes:
             self._nodes.add(done.node.name)
@@ -182,17 +183,15 @@ class Run:
         self.append(*done.result.measurements)
         self.done |= {(m.case, m.candidate): m for m in done.result.measurements}
 
-    def _measured(self, job: RaceSpec) -> bool:
-        return all((job.case, name) in self.done for name in job.candidates)
+    def _measured(self, spec: RaceSpec) -> bool:
+        return all((spec.case, one.name) in self.done for one in spec.contenders)
 
     def check(self, case: Case, candidates: Sequence[Candidate]) -> dict[str, Measurement]:
         """Hold each candidate against the reference once; time and store nothing."""
-        job = self._job(case, [entry.name for entry in candidates], candidates[0].name)
-        race = job.make_race()
+        race = make_race(self._spec(case, [entry.name for entry in candidates], candidates[0].name))
         if reason := self.too_large(case):
             return {m.candidate: m for m in refuse(race, reason)}
-        self._local.fleet.use(job.setting, 1)
-        return {m.candidate: m for m in race.check(self._local.fleet.worker(0)).measurements}
+        return {m.candidate: m for m in race.check(self._local.pool).measurements}
 
     def append(self, *records: Record) -> None:
         """Write records to the journal, which begins with the first: all of them or none."""
@@ -221,19 +220,22 @@ class Run:
             self._journal = None
             raise
 
-    def journal(self) -> Journal:
-        """The open journal; the first call writes its header, or checks the devices in it."""
+    def journal(self, devices: Mapping[str, str] | None = None) -> Journal:
+        """The open journal; the first call writes its header, or checks the devices in it.
+
+        `devices`: by name, where no worker of a race can tell them.
+        """
         self.prepare()
         assert self._journal is not None
         if not self._begun:
-            self._begin(self._journal)
+            self._begin(self._journal, devices)
             self._begun = True
         return self._journal
 
-    def worker(self, setting: WorkerSpec, process: int = 0) -> Worker:
-        """A worker with this setting, for what is not a race."""
-        self._local.fleet.use(setting, process + 1)
-        return self._local.fleet.worker(process)
+    def worker(self, spec: WorkerSpec, process: int = 0) -> Worker:
+        """Return a worker of this kind, for what the scheduler does not run."""
+        self._local.pool.prepare((spec,), process + 1)
+        return self._local.pool.worker(spec, process)
 
     def close(self, *, finished: bool = True) -> None:
         """End the workers; a run that ended by itself leaves its shares as the last line."""
@@ -256,14 +258,14 @@ class Run:
         seconds["other"] = round(wall - sum(seconds.values()), 3)
         return TimeBreakdown(seconds=seconds, wall_seconds=round(wall, 3))
 
-    def setting(self, case: Case, candidates: Sequence[Candidate]) -> WorkerSpec:
+    def worker_spec(self, case: Case, candidates: Sequence[Candidate]) -> WorkerSpec:
         """What a process must fix for this case."""
         kind, _, index = case.device.partition(":")
         logical = int(index) + 1 if kind == "cpu" and index.isdigit() else 1
         return WorkerSpec(
             threads=case.threads,
-            logical_cpus=max(logical, self._logical_cpus),
-            tensorflow=any(entry.framework != "numpy" for entry in candidates),
+            logical_devices=max(logical, self._logical_cpus),
+            backend=backend_of(candidates),
         )
 
     _logical_cpus = 1
@@ -279,9 +281,9 @@ class Run:
         """Why the case is refused before anything is allocated; '' if it fits."""
         return too_large(case, self.options.memory_nbytes)
 
-    def _begin(self, journal: Journal) -> None:
+    def _begin(self, journal: Journal, devices: Mapping[str, str] | None) -> None:
         """Write the header; of a resumed run, check the devices, which only a worker can tell."""
-        devices = device_names(self._local.fleet.started())
+        devices = dict(devices or device_names(self._local.pool.started()))
         if self.resumed is not None:
             here, known = self.environment(), self.resumed.header.environment.devices
             shared = [name for name in known if name in devices]  # NumPy's worker sees no GPU
@@ -298,6 +300,7 @@ class Run:
                 environment=msgspec.structs.replace(self.environment(), devices=devices),
                 options=dict(self.options.asked) | {"order_of_rounds": ORDER_OF_ROUNDS},
                 seed=self.options.plan.seed,
+                axes=REGISTRY.axis_infos(REGISTRY.ops),
             )
         )
 
@@ -321,11 +324,7 @@ class Run:
         old = run.header.environment
         here = msgspec.structs.replace(self.environment(), devices=old.devices)
         asked = dict(self.options.asked) | {"seed": self.options.plan.seed}
-        before = dict(run.header.options) | {"seed": run.header.seed}
-        options = [
-            key for key in COMPARED_OPTIONS if key in before and before[key] != asked.get(key)
-        ]
-        self._refuse_different(old, here, name, options)
+        self._refuse_different(old, here, name, differing_options(run.header, asked))
         self.resumed = run
         self.done = {(m.case, m.candidate): m for m in run.measurements}
         self.networks = run.networks
@@ -350,38 +349,6 @@ class Run:
             )
 
 
-def source_digests(files: Sequence[Path]) -> dict[str, str]:
-    """What the code is: {'code': digest of this package, 'mine.py': digest of a user's file, ...}."""
-    package = Path(__file__).parent.parent
-    digest = hashlib.sha256()
-    for path in sorted(package.rglob("*.py")):
-        digest.update(f"{path.relative_to(package).as_posix()}\0".encode() + path.read_bytes())
-    digests = {"code": digest.hexdigest()[:16]}
-    for path in files:
-        digests[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-    return digests
-
-
-def differing_fields(old: Environment, new: Environment) -> list[str]:
-    """Names of what differs between two environments: 'tensorflow', 'processor', 'commit', ..."""
-    names = []
-    for part in ("machine", "devices", "versions", "settings", "source"):
-        before, after = getattr(old, part), getattr(new, part)
-        names += [key for key in sorted({*before, *after}) if before.get(key) != after.get(key)]
-    return names
-
-
-def new_run_folder(results: Path, label: str) -> Path:
-    """results/<UTC time>-<label>, one that is not there yet."""
-    stamp = dt.datetime.now(dt.timezone.utc).strftime("%Y%m%d-%H%M%S")
-    folder = results / f"{stamp}-{label}"
-    number = 1
-    while (folder / JOURNAL).exists():
-        number += 1
-        folder = results / f"{stamp}-{label}-{number}"
-    return folder
-
-
-def describe_case(case: Case) -> str:
-    """The case with its op, for a line of progress."""
-    return f"{case.op} {case_label(case)}"
+def backend_of(candidates: Sequence[Candidate]) -> str:
+    """Return the backend of a worker that runs all of these candidates."""
+    return "tensorflow" if any(entry.framework != "numpy" for entry in candidates) else "numpy"

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from poolbench.core.case import case_label
 from poolbench.core.errors import StoreError, UsageError, WorkerFailure
+from poolbench.core.plan import WorkerSpec
 from poolbench.core.records import Selftest
 from poolbench.engine.aa import (
-    CASE,
     MARGIN,
     CopiesRace,
     Design,
@@ -28,9 +28,9 @@ from poolbench.engine.aa import (
     share_marked,
     source_of,
 )
-from poolbench.engine.process import Worker, WorkerSpec
-from poolbench.engine.run import COMPARED_OPTIONS, Run, RunOptions, new_run_folder
+from poolbench.engine.run import Run, RunOptions
 from poolbench.store.journal import JOURNAL
+from poolbench.store.runs import COMPARED_OPTIONS, new_run_folder, newest_run
 
 SECONDS = 110.0
 # As many as fit: one A/A comparison in twenty lies beyond the floor, and few tell little of it.
@@ -42,18 +42,6 @@ DESIGN = Design(
     plain=5,  # with the baseline and the slowed ones about as many as a race of a sweep has
     slowdowns=(0.01, 0.02, 0.05, 0.10),
 )
-
-
-class RunFleet:
-    """The workers of a run, as a race takes them."""
-
-    def __init__(self, bench: Run, setting: WorkerSpec) -> None:
-        self._bench = bench
-        self._setting = setting
-
-    def worker(self, process: int) -> Worker:
-        """The worker of a process."""
-        return self._bench.worker(self._setting, process)
 
 
 def summarise(races: Sequence[CopiesRace], design: Design, seconds: float) -> list[Selftest]:
@@ -122,13 +110,6 @@ def describe(records: Sequence[Selftest]) -> str:
     return "\n".join(lines)
 
 
-def newest_run(results: Path) -> Path | None:
-    """The run whose journal was written last; None without any."""
-    journals = sorted(results.glob(f"*/{JOURNAL}"), key=lambda path: path.stat().st_mtime)
-    own = [path.parent for path in journals if not path.parent.name.startswith("reference")]
-    return own[-1] if own else None
-
-
 def open_run(results: Path, name: str | None) -> Run:
     """The run to append to: the named one, else the newest if it is this machine's, else a new one.
 
@@ -190,6 +171,5 @@ def run_selftest(results: Path, name: str | None, *, seconds: float = SECONDS) -
 
 def run(bench: Run, *, until: float, start: float) -> list[Selftest]:
     """Race copies in the run's workers until there are enough, or until the time is up."""
-    fleet = RunFleet(bench, WorkerSpec(threads=CASE.threads))
-    races = list(race_series(lambda number: race_copies(DESIGN, fleet, number), RACES, until=until))
+    races = list(race_series(lambda number: race_copies(DESIGN, bench, number), RACES, until=until))
     return summarise(races, DESIGN, time.monotonic() - start)
