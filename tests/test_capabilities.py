@@ -14,7 +14,8 @@ from capability_candidates import OP
 from poolbench.core.candidate import REGISTRY, Candidate, KnownFailure
 from poolbench.core.case import Case
 from poolbench.core.errors import WorkerFailure, own_folders
-from poolbench.engine.process import Worker, WorkerSpec
+from poolbench.core.plan import WorkerSpec
+from poolbench.engine.process import Worker
 from poolbench.matrix import GROUPS, PROBES, judge
 from poolbench.matrix.probe import (
     Finding,
@@ -351,7 +352,7 @@ def test_a_crash_costs_its_own_cell_only(candidates):
         tail="a\nF0000 00:00 7 pool.cc:9] Check failed: n > 0\n  @ 0x1",
         lost=True,
     )
-    hang = WorkerFailure("timeout", "no answer within 1 s (--limit)", lost=True)
+    hang = WorkerFailure("timeout", "no answer within 1 s (--task-timeout)", lost=True)
     keys = [(OP, "one", probe) for probe in ("nan", "negative", "tie")]
     records, _ = run_fill(keys, {("one", "nan"): crash, ("one", "negative"): hang})
     assert records["one", "nan"].state == "crashed"
@@ -378,7 +379,7 @@ def test_exports_are_not_run_unless_asked_for_and_say_so(candidates):
     keys = [(OP, "one", "onnx")]
     records, log = run_fill(keys)
     assert (records["one", "onnx"].state, records["one", "onnx"].evidence, log) == (
-        "not_run", "exports are asked for by --exports", [],
+        "not_run", "exports are asked for by --with-exports", [],
     )  # fmt: skip
     assert run_fill(keys, exports=True)[0]["one", "onnx"].state == "pass"
 

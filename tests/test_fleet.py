@@ -14,8 +14,8 @@ from fakes import ANSWERS, FakeWorker, fake_candidate
 from poolbench.core.candidate import REGISTRY
 from poolbench.core.case import make_case
 from poolbench.core.errors import WorkerFailure
+from poolbench.core.plan import WorkerSpec
 from poolbench.engine import scheduler as fleet_module
-from poolbench.engine.process import WorkerSpec
 from poolbench.engine.race import Plan
 from poolbench.engine.scheduler import LANES, TURNS_BETWEEN, RaceSpec, Scheduler, WorkerPool
 from poolbench.machine.info import Usage
@@ -289,7 +289,7 @@ def test_a_case_larger_than_the_limit_is_not_opened(job):
 
 def test_races_of_a_setting_of_their_own_come_last_so_that_workers_are_started_once():
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "suites", "-q", "--plan", "--sweep", "default"],
+        [sys.executable, "-m", "pytest", "suites", "-q", "--poolbench-dry-run"],
         cwd=ROOT, capture_output=True, text=True, check=True, timeout=60,
     )  # fmt: skip
     alone = ["1thread" in line for line in done.stdout.splitlines() if "x56x56x" in line]

@@ -1,5 +1,6 @@
 """Real processes, NumPy only: what a worker's end becomes, and that nothing outlives it."""
 
+import itertools
 import os
 import re
 import signal
@@ -12,8 +13,10 @@ import numpy as np
 import psutil
 import pytest
 from poolbench.core.errors import WorkerFailure, one_line, printable, reason_of, status_of
+from poolbench.core.plan import WorkerSpec
 from poolbench.engine import cleanup, process
-from poolbench.engine.process import Worker, WorkerSpec, system_killings
+from poolbench.engine.process import Worker
+from poolbench.engine.watchdog import system_killings
 
 NUMPY = WorkerSpec(tensorflow=False)
 MEMORY_NBYTES = 400 << 20
@@ -87,6 +90,17 @@ def fork_and_return():
     return os.fork()
 
 
+def wait(seconds):
+    time.sleep(seconds)
+    return "done"
+
+
+def slow_clock():
+    import __main__
+
+    __main__.clock = lambda: time.perf_counter() / 8
+
+
 def raise_memory_error():
     np.ones(1 << 46)
 
@@ -124,7 +138,7 @@ def is_gone(pid):
         (kill_itself, (signal.SIGABRT,), "crashed", "SIGABRT", "last words", True),
         (kill_itself, (signal.SIGKILL,), "crashed", "SIGKILL", "last words", True),
         (kill_itself, (signal.SIGSTOP,), "timeout", "no answer within 2 s", "last words", True),
-        (loop, (), "timeout", r"no answer within 2 s \(--limit\)", "", True),
+        (loop, (), "timeout", r"no answer within 2 s \(--task-timeout\)", "", True),
         (grow, (), "out_of_memory", r"host memory: killed at \d+ MiB, the limit is 400 MiB", "", True),
     ],
     ids=lambda value: getattr(value, "__name__", None),
@@ -156,7 +170,7 @@ def test_a_flood_of_output_is_cut_to_its_end(worker):
     assert worker.call(flood, timeout=60) == "done"
     assert worker.tail.endswith("the end")
     assert len(worker.tail) <= 2000
-    assert worker._log.stat().st_size < 1 << 20
+    assert (worker._folder / "log").stat().st_size < 1 << 20
 
 
 def test_the_end_of_a_flood_is_kept_when_nothing_comes_after_it(worker):
@@ -167,7 +181,7 @@ def test_the_end_of_a_flood_is_kept_when_nothing_comes_after_it(worker):
 def test_a_death_between_two_tasks_blames_neither(worker):
     pid = worker.call(say, "", timeout=30)
     os.kill(pid, signal.SIGKILL)
-    time.sleep(0.5)  # pebble looks every 0.1 s
+    time.sleep(0.1)
     with pytest.raises(WorkerFailure) as caught:
         worker.call(say, "", timeout=30)
     assert (caught.value.lost, caught.value.blameless) == (True, True)
@@ -198,9 +212,71 @@ def test_a_user_file_that_cannot_be_imported_is_said(tmp_path):
     worker.close()
 
 
+def write_interpreter(folder, text):
+    file = folder / "python"
+    file.write_text(text)
+    file.chmod(0o755)
+    return str(file)
+
+
+OTHER_VERSION = f"""#!{sys.executable}
+import os, sys
+from poolbench.worker.messages import Hello, pack
+os.write(int(sys.argv[4]), pack(Hello(protocol=99, version="9.9")))
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "cannot be run: "),
+        (
+            f'#!/bin/sh\nexec {sys.executable} -S -E "$@"\n',
+            "cannot start a worker: .*No module named",
+        ),
+        (
+            OTHER_VERSION,
+            "has poolbench 9.9, which speaks version 99 of the workers' protocol; this one ",
+        ),
+    ],
+    ids=["missing", "without the package", "another protocol"],
+)
+def test_worker_of_an_unusable_interpreter_is_one_clear_line(tmp_path, text, reason):
+    interpreter = write_interpreter(tmp_path, text) if text else str(tmp_path / "no-python")
+    if "Hello" in text:  # another interpreter is not given this one's package
+        text = text.replace(
+            "import os, sys", f"import os, sys; sys.path.append({process.SOURCE!r})"
+        )
+        write_interpreter(tmp_path, text)
+    worker = Worker(WorkerSpec(interpreter=interpreter, tensorflow=False))
+    with pytest.raises(WorkerFailure, match=reason) as caught:
+        worker.call(say, "", timeout=30)
+    worker.close()
+    assert "\n" not in caught.value.reason
+    assert interpreter in caught.value.reason
+
+
+def test_function_outside_the_package_is_not_called(worker):
+    with pytest.raises(WorkerFailure, match=":getcwd is no task"):
+        worker.call(os.getcwd, timeout=30)
+
+
+def test_time_asleep_does_not_count_for_a_limit(worker, monkeypatch):
+    asleep = itertools.count(0, 1000)
+    clock = time.monotonic
+    monkeypatch.setattr(process.time, "monotonic", lambda: clock() + next(asleep))
+    assert worker.call(wait, 0.2, timeout=5) == "done"
+
+
+def test_call_whose_clock_was_changed_is_refused(worker):
+    with pytest.raises(WorkerFailure, match="the worker's clock was changed"):
+        worker.call(slow_clock, timeout=30)
+
+
 RUN = """
 import signal, sys, time, threading
-from poolbench.engine.process import WorkerSpec, Worker
+from poolbench.core.plan import WorkerSpec
+from poolbench.engine.process import Worker
 from tests import test_process as there
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # who starts the tests by nohup has it ignored
 workers = [Worker(WorkerSpec(tensorflow=False)) for _ in range(2)]
@@ -238,11 +314,22 @@ def test_a_folder_whose_run_and_guardian_are_dead_is_removed(tmp_path):
         "dead": dead.stdout.decode(),
         "alive": str(os.getpid()),
         "odd": "x",
+        "reused": f"{os.getpid()} 12345",
     }.items():
         (tmp_path / f"poolbench-{name}").mkdir()
         (tmp_path / f"poolbench-{name}" / cleanup.OWNER).write_text(owner)
     cleanup.remove_orphans(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["poolbench-alive", "poolbench-odd"]
+
+
+def test_process_that_only_has_the_number_of_a_worker_is_not_killed(tmp_path):
+    other = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    (tmp_path / cleanup.PROCESSES).write_text(f"{other.pid} 12345\n{other.pid}\n")
+    cleanup.kill_processes(tmp_path)
+    assert other.poll() is None
+    cleanup.note_process(tmp_path, other.pid)
+    cleanup.kill_processes(tmp_path)
+    assert other.wait(timeout=10) == -signal.SIGKILL
 
 
 class ResourceExhaustedError(Exception):
@@ -278,7 +365,5 @@ def test_the_system_s_killings_are_counted(tmp_path):
 
 
 def test_what_is_stored_names_no_folder_of_this_machine():
-    said = process.printable(
-        f'File "{sys.prefix}/lib/keras/a.py", {process.__file__}, /usr/lib/b.py'
-    )
+    said = printable(f'File "{sys.prefix}/lib/keras/a.py", {process.__file__}, /usr/lib/b.py')
     assert said == 'File "lib/keras/a.py", poolbench/engine/process.py, /usr/lib/b.py'

@@ -14,9 +14,10 @@ from poolbench.cli import main
 from poolbench.core.candidate import REGISTRY, Registry
 from poolbench.core.case import make_case
 from poolbench.core.errors import UsageError, WorkerFailure
+from poolbench.core.plan import WorkerSpec
 from poolbench.core.records import TraceSummary
 from poolbench.engine import tracing
-from poolbench.engine.process import Worker, WorkerSpec
+from poolbench.engine.process import Worker
 from poolbench.engine.tracing import Recorder, Selection, select, trace_name
 from poolbench.report import tensorboard
 from poolbench.store.journal import decode_line, encode_line

@@ -6,9 +6,9 @@ import re
 import msgspec
 import numpy as np
 import pytest
+from poolbench.core.plan import WorkerSpec
 from poolbench.core.records import Selftest
 from poolbench.engine import aa, selftest
-from poolbench.engine.process import WorkerSpec
 from poolbench.engine.race import Plan
 from poolbench.engine.scheduler import WorkerPool
 from poolbench.store.journal import decode_line, encode_line

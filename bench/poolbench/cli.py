@@ -338,7 +338,7 @@ def selftest(run: str | None, seconds: float, results: Path) -> None:
 @main.command()
 def devices() -> None:
     """Print the devices that TensorFlow sees, one per line."""
-    from poolbench.engine.process import WorkerSpec
+    from poolbench.core.plan import WorkerSpec
     from poolbench.worker.session import list_devices, start_tensorflow
 
     start_tensorflow(WorkerSpec())

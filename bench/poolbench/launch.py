@@ -14,8 +14,7 @@ from poolbench.options import OPTIONS
 PACKAGE = Path(__file__).parent
 # Not benchmarks of ops: they run where they are named.
 NAMED_ONLY = ("capabilities", "network")
-# pytest's exit status to ours: internal error, usage error and no tests are 2; interrupted is 130.
-EXIT_CODES = {0: 0, 1: 1, 2: 130}
+EXIT_UNUSABLE, EXIT_INTERRUPTED = 2, 130
 
 
 def suites_folder() -> Path:
@@ -103,14 +102,20 @@ def launch(
 
     results = Path(options["results"]).absolute()
     launcher = Launcher(words=words)
+    # pytest's memory of failed tests serves its own arguments, such as --last-failed, alone.
+    cache = (
+        ["-o", f"cache_dir={results / '.pytest_cache'}"] if given else ["-p", "no:cacheprovider"]
+    )
     keyword = ["-k", options["keyword"]] if options.get("keyword") else []
     status = pytest.main(
         [
             *files, "-p", "poolbench.pytest_plugin", "-q", "--no-header", "--import-mode=importlib",
             # The user's own configuration of pytest is for tests: coverage, parallel processes, ...
-            "-o", "addopts=", "-o", f"cache_dir={results / '.pytest_cache'}", "--benchmark-quiet",
-            f"--rootdir={Path.cwd()}", *keyword, *pytest_words({**options, "results": results}), *given,
+            "-o", "addopts=", "--benchmark-quiet",
+            *cache, f"--rootdir={Path.cwd()}", *keyword, *pytest_words({**options, "results": results}), *given,
         ],
         plugins=[launcher],
     )  # fmt: skip
-    return launcher.folder, EXIT_CODES.get(int(status), 2)
+    # pytest's other exit statuses: errors of collection, internal and usage errors, no tests.
+    code = int(status) if status in (0, 1) else EXIT_UNUSABLE
+    return launcher.folder, EXIT_INTERRUPTED if launcher.interrupted else code

@@ -162,7 +162,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     try:
         pairs = _pairs(asked(metafunc.config), *marker.args, **marker.kwargs)
     except (UsageError, TypeError) as error:
-        raise pytest.UsageError(str(error)) from None
+        # Raised here, it would be one traceback per suite.
+        metafunc.config.stash.setdefault(_REFUSED, str(error))
+        pairs = []
     ids = [f"{case_label(case)}-{name}" for case, name in pairs]
     metafunc.parametrize("poolbench", pairs, ids=ids, indirect=True)
 
@@ -192,8 +194,8 @@ def _pairs(asked: Asked, op: str) -> list[tuple[Case, str]]:
 def pair_of(item: pytest.Item) -> tuple[Case, str] | None:
     """Return the case and the candidate of a benchmark; None for any other test."""
     params = getattr(getattr(item, "callspec", None), "params", {})
-    pair: tuple[Case, str] | None = params.get("poolbench")
-    return pair if item.get_closest_marker("poolbench") else None
+    pair = params.get("poolbench")
+    return pair if isinstance(pair, tuple) and item.get_closest_marker("poolbench") else None
 
 
 # Last: a plugin that shuffles tests would have workers of one kind started again and again.
@@ -202,6 +204,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Order the benchmarks by case, and give each the clock that its samples will drive."""
     if not any("poolbench" in getattr(item, "fixturenames", ()) for item in items):
         return
+    if reason := config.stash.get(_REFUSED, ""):
+        raise pytest.UsageError(reason)
     if hasattr(config, "workerinput"):
         config.workeroutput["poolbench"] = True  # type: ignore[attr-defined]  # xdist's
         items[:] = []
@@ -223,6 +227,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         pair = pair_of(item)
         return (-1, 0) if pair is None else (pair[0].threads or 0, cases[pair[0]])
 
+    # A marked test without a pair is what pytest makes of an op that --op leaves out.
+    items[:] = [i for i in items if pair_of(i) or i.get_closest_marker("poolbench") is None]
     items.sort(key=place)
 
 
@@ -263,7 +269,8 @@ def pytest_testnodedown(node: Any) -> None:
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """End a session under pytest-xdist whose benchmarks were refused."""
-    if line := session.config.stash.get(_REFUSED, ""):
+    line = session.config.stash.get(_REFUSED, "")
+    if line and session.config.pluginmanager.hasplugin("dsession"):
         session.config.get_terminal_writer().line(line)
         session.exitstatus = EXIT_UNUSABLE
 

@@ -9,7 +9,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -52,10 +52,16 @@ class Launcher:
     Attributes:
         words: of the command, as typed; None where pytest itself was typed.
         folder: of the run, once it is over; None where nothing was stored.
+        interrupted: whether Ctrl-C ended the session.
     """
 
     words: Sequence[str] | None = None
-    folder: Path | None = field(default=None)
+    folder: Path | None = None
+    interrupted: bool = False
+
+    def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
+        """Remember that Ctrl-C ended the session: pytest's exit status has other causes too."""
+        self.interrupted = isinstance(excinfo.value, KeyboardInterrupt)
 
 
 class RunSession:

@@ -17,6 +17,7 @@ from pathlib import Path
 from poolbench.core.candidate import REGISTRY
 from poolbench.core.case import Case
 from poolbench.core.errors import StoreError
+from poolbench.core.plan import WorkerSpec
 from poolbench.core.records import Measurement, TimeBreakdown
 from poolbench.engine.aa import (
     MARGIN,
@@ -26,7 +27,7 @@ from poolbench.engine.aa import (
     race_copies,
     race_series,
 )
-from poolbench.engine.process import Worker, WorkerSpec
+from poolbench.engine.process import Worker
 from poolbench.engine.race import Plan
 from poolbench.engine.scheduler import WorkerPool
 from poolbench.stats.estimate import Comparison, compare_run, estimate
@@ -226,7 +227,7 @@ def run_quick(name: str) -> None:
         ProofError: the run did not finish.
     """
     # Exit code 1: a candidate failed its test, which is a result like any other.
-    words = ("-m", "pytest", *SUITES, "-q", "--benchmark-quiet", "--sweep", "quick", "--run", name)
+    words = ("-m", "poolbench", "run", *SUITES, "--sweep", "quick", "--run", name)
     done = subprocess.run(
         [sys.executable, *words],
         cwd=ROOT, capture_output=True, text=True, check=False, timeout=QUICK_RUN_SECONDS,

@@ -23,8 +23,8 @@ from typing import Any
 
 from poolbench.core.candidate import REGISTRY
 from poolbench.core.case import Case, make_case
+from poolbench.core.plan import WorkerSpec
 from poolbench.engine.aa import delay_call
-from poolbench.engine.process import WorkerSpec
 from poolbench.engine.race import Plan, Race, Tasks
 from poolbench.engine.rounds import block_calls
 from poolbench.engine.scheduler import WorkerPool

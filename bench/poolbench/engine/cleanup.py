@@ -39,7 +39,7 @@ def guarded_folder() -> Path:
         return known
     remove_orphans(Path(tempfile.gettempdir()))
     folder = Path(tempfile.mkdtemp(prefix=PREFIX))
-    (folder / OWNER).write_text(str(os.getpid()))
+    (folder / OWNER).write_text(_known_as(os.getpid()))
     _GUARDED[os.getpid()] = folder
     cleanup = subprocess.Popen(  # noqa: S603
         [sys.executable, "-I", "-S", __file__, str(folder)],
@@ -70,8 +70,8 @@ def remove_orphans(temporary: Path) -> None:
         with contextlib.suppress(OSError, ValueError):
             if folder.is_symlink() or folder.stat().st_uid != os.getuid():
                 continue
-            owner = int((folder / OWNER).read_text())
-            if not _is_alive(owner):
+            pid, *started = (folder / OWNER).read_text().split()
+            if not _is_alive(int(pid)) or (started and start_time(int(pid)) != started[0]):
                 clean(folder)
 
 
@@ -85,23 +85,43 @@ def _is_alive(pid: int) -> bool:
     return True
 
 
-def enter_process(folder: Path) -> None:
-    """Called in a worker: lead a session of its own, and be known by the worker's folder."""
-    with contextlib.suppress(OSError, AttributeError):
-        os.setsid()
-    os.environ[MARKER] = str(folder)
-    with (folder / PROCESSES).open("a") as file:
-        file.write(f"{os.getpid()}\n")
+def start_time(pid: int) -> str:
+    """Return when a process was started, in the system's ticks; '' if it is gone or not to be seen.
+
+    With its number this names a process: numbers are given again.
+    """
+    try:
+        # The name, in parentheses, may hold spaces and parentheses of its own.
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""
+
+
+def _known_as(pid: int) -> str:
+    return f"{pid} {start_time(pid)}".strip()
+
+
+def note_process(folder: Path, pid: int) -> None:
+    """Write down that a process, which leads a session of its own, belongs to a worker's folder."""
+    with contextlib.suppress(OSError), (folder / PROCESSES).open("a") as file:
+        file.write(f"{_known_as(pid)}\n")
 
 
 def kill_processes(folder: Path) -> None:
-    """Kill all that a worker's folder knows: its process, and what that started."""
+    """Kill all that a worker's folder knows: its process, and what that started.
+
+    A process is killed if it carries the folder in its environment, or if the leader of its session
+    is one that was noted: of that number and started at that time.
+    """
     leaders = set()
     with contextlib.suppress(OSError, ValueError):
-        leaders = {int(line) for line in (folder / PROCESSES).read_text().split()}
-    for pid in descendants(leaders, str(folder)):
+        for line in (folder / PROCESSES).read_text().splitlines():
+            pid, _, started = line.partition(" ")
+            if started and start_time(int(pid)) == started:
+                leaders.add(int(pid))
+    for found in descendants(leaders, str(folder)):
         with contextlib.suppress(OSError):
-            os.kill(pid, signal.SIGKILL)
+            os.kill(found, signal.SIGKILL)
     with contextlib.suppress(OSError):
         (folder / PROCESSES).write_text("")
 
@@ -119,7 +139,7 @@ def descendants(leaders: Iterable[int], marker: str) -> list[int]:
                 found.append(pid)
                 continue
         with contextlib.suppress(OSError):
-            if needle in Path(f"/proc/{pid}/environ").read_bytes() + b"\0":
+            if needle in b"\0" + Path(f"/proc/{pid}/environ").read_bytes() + b"\0":
                 found.append(pid)
     return found
 

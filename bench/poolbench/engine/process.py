@@ -1,66 +1,48 @@
-"""Processes: fresh worker processes that are started, timed out, lost and replaced.
+"""Worker processes: each is started, asked, timed out, killed and replaced here.
 
-A worker knows functions by name and takes plain data; what it raises, prints, or dies of comes back
-as a `WorkerFailure` with one of the project's statuses. pebble owns the processes and their limits.
+A worker is `INTERPRETER -m poolbench.worker`. What a task raises, prints, or dies of comes back as a
+`WorkerFailure` with one of the project's statuses.
+
+Neither of two libraries would do. execnet talks to any interpreter too, but is in maintenance-only
+mode, uses the child's standard streams, and tells neither a child's exit signal nor a task that
+takes too long. multiprocessing and what builds on it start one interpreter's processes only and
+send pickled functions.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
+import importlib
 import importlib.util
 import io
-import multiprocessing
 import os
+import select
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent import futures
-from concurrent.futures import BrokenExecutor, CancelledError, Future
-from concurrent.futures import TimeoutError as FutureTimeoutError
-from dataclasses import dataclass
-from multiprocessing import resource_tracker
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
-import msgspec
-import pebble
-import psutil
-from pebble.common.types import CONSTS
-
-from poolbench.core.errors import Status, WorkerFailure, printable, reason_of, status_of
+import poolbench
+from poolbench.core.errors import Status, WorkerFailure
+from poolbench.core.plan import WorkerSpec
 from poolbench.engine import cleanup
+from poolbench.engine.watchdog import PERIOD_SECONDS, Watchdog, system_killings
+from poolbench.worker import messages
+from poolbench.worker.messages import Hello, MessageError, Reply, Start
 
-# pebble waits this long after SIGTERM before SIGKILL, for each worker in turn; a hung op never
-# answers SIGTERM, and 3 s times five workers is felt at every Ctrl-C.
-CONSTS.term_timeout = 0.2
-TAIL_NBYTES = 2000
-LOG_NBYTES = 1 << 20
-# What a call may print before its log is emptied under way: a flood must not fill the disk.
-FLOOD_NBYTES = 64 << 20
 START_TIMEOUT_SECONDS = 180.0
-
-
-class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """What a process fixes for its whole life, because TensorFlow cannot change it once started.
-
-    Attributes:
-        threads: intra-op threads; 0 leaves TensorFlow's own choice, every core.
-        logical_cpus: logical CPU devices that the machine's CPU is split into.
-        deterministic: op determinism.
-        tensorflow: import TensorFlow at the start; False for NumPy candidates alone.
-        environment: environment variables set before anything is imported.
-    """
-
-    threads: int = 0
-    logical_cpus: int = 1
-    deterministic: bool = False
-    tensorflow: bool = True
-    environment: tuple[tuple[str, str], ...] = ()
+# A wait that took longer than this was not a wait: this process was stopped, or the machine asleep.
+LONGEST_WAIT_SECONDS = 5 * PERIOD_SECONDS
+END_SECONDS = 2.0
+# Readings of one clock in two processes, of which one was made before the other.
+CLOCK_SLACK_SECONDS = 0.001
+SOURCE = str(Path(poolbench.__file__).parent.parent)
+T = TypeVar("T")
 
 
 class WorkerLike(Protocol):
@@ -70,26 +52,148 @@ class WorkerLike(Protocol):
     tail: str  # the end of what the last task printed
 
     def call(self, function: Callable[..., Any], *args: Any, timeout: float) -> Any:
-        """The function's result, run in the worker; raises WorkerFailure."""
+        """Return the function's result, run in the worker; raises WorkerFailure."""
 
     def close(self) -> None:
         """End the worker."""
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What a task came to, in plain data: an exception may not survive being sent."""
+class _Ended(Exception):  # noqa: N818 (an end, which may be as it should be)
+    """The process ended, or said what is no message."""
 
-    value: Any = None
-    status: Status = "ok"
-    reason: str = ""
+
+class _TooLong(Exception):  # noqa: N818
+    """The process did not answer in time; no TimeoutError, which is an OSError."""
+
+
+class _Process:
+    """A worker's process and this side's ends of its pipes."""
+
+    def __init__(self, spec: WorkerSpec, folder: Path, memory_nbytes: int | None) -> None:
+        requests, self._requests = os.pipe()
+        self._reply_number, replies = os.pipe()
+        os.set_blocking(self._requests, False)
+        # An object, not its number: after `close` in another thread a number may be another file's.
+        self._replies = io.FileIO(self._reply_number)
+        own = spec.interpreter in ("", sys.executable)
+        environment = os.environ | {
+            cleanup.MARKER: str(folder),
+            # TensorFlow leaves a file for each function that it traces when its process is killed.
+            "TMPDIR": str(folder),
+            "TF_CPP_MIN_LOG_LEVEL": "2",
+            "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+            "PYTHONSAFEPATH": "1",  # a folder of the package's name lies in the way otherwise
+        }
+        before = environment.pop("PYTHONPATH", None)
+        if own:
+            environment["PYTHONPATH"] = os.pathsep.join(filter(None, (SOURCE, before)))
+        with (folder / "log").open("ab") as log:
+            try:
+                self._popen = subprocess.Popen(  # noqa: S603
+                    [spec.interpreter or sys.executable, "-m", "poolbench.worker", str(requests), str(replies)],
+                    stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                    pass_fds=(requests, replies), start_new_session=True,
+                    env=environment | dict(spec.environment),
+                )  # fmt: skip
+            except OSError as error:
+                self._close_pipes()
+                raise WorkerFailure(
+                    "error", f"{spec.interpreter or sys.executable} cannot be run: {error.strerror}"
+                ) from None
+            finally:
+                os.close(requests)
+                os.close(replies)
+        self.pid = self._popen.pid
+        cleanup.note_process(folder, self.pid)
+        self.watch = Watchdog(self.pid, memory_nbytes, folder / "log")
+        self._folder = folder
+        self._buffer = bytearray()
+
+    def send(self, data: bytes, seconds: float) -> None:
+        """Write a message.
+
+        Raises:
+            _Ended: the process is gone.
+            _TooLong: it does not read.
+        """
+        left = memoryview(data)
+        while left:
+            try:
+                left = left[os.write(self._requests, left) :]
+            except BlockingIOError:  # noqa: PERF203 (once for a whole buffer)
+                seconds = self._wait(self._requests, select.POLLOUT, seconds)[1]
+            except (OSError, ValueError):
+                raise _Ended from None
+
+    def receive(self, seconds: float) -> bytes:
+        """Return the next message; time in which this process is stopped does not count.
+
+        Raises:
+            _Ended: the process is gone, or what it sent is no message.
+            _TooLong: it said nothing within the seconds.
+        """
+        while True:
+            try:
+                frame = messages.take_frame(self._buffer)
+                if frame is not None:
+                    return frame
+                ready, seconds = self._wait(self._reply_number, select.POLLIN, seconds)
+                more = self._replies.read(1 << 16) if ready else None
+            except (OSError, ValueError, MessageError):
+                raise _Ended from None
+            self._buffer += more or b""
+            if ready and not more:
+                raise _Ended
+
+    def _wait(self, number: int, event: int, seconds: float) -> tuple[bool, float]:
+        """Wait a short while; return whether the event came, and the seconds that are left."""
+        if seconds <= 0:
+            raise _TooLong
+        poll = select.poll()
+        poll.register(number, event)
+        start = time.monotonic()
+        ready = bool(poll.poll(1000 * min(PERIOD_SECONDS, seconds)))
+        self.watch.look()
+        if not ready and self.watch.has_ended():  # a child of its may hold the pipe open
+            ready = bool(poll.poll(0))
+            if not ready:
+                raise _Ended
+        return ready, seconds - min(time.monotonic() - start, LONGEST_WAIT_SECONDS)
+
+    def kill(self) -> None:
+        """Kill the process and all that it started."""
+        cleanup.kill_processes(self._folder)
+        if self._popen.returncode is None:
+            self._popen.kill()
+
+    def end(self) -> int:
+        """End the process and all that it started; return its exit code, None of its own if it went on."""
+        limit = time.monotonic() + (END_SECONDS if self._replies_closed() else 0.0)
+        while not self.watch.has_ended() and time.monotonic() < limit:
+            time.sleep(0.005)
+        self.kill()
+        code = self._popen.wait()
+        self._close_pipes()
+        return code
+
+    def _replies_closed(self) -> bool:
+        with contextlib.suppress(OSError, ValueError):
+            poll = select.poll()
+            poll.register(self._reply_number, 0)
+            return bool(poll.poll(0))
+        return True
+
+    def _close_pipes(self) -> None:
+        with contextlib.suppress(OSError):
+            self._replies.close()
+            os.close(self._requests)
 
 
 class Worker:
-    """One fresh process with a setting. State lives in it between calls, until it is lost.
+    """One fresh process of a kind. State lives in it between calls, until it is lost.
 
     Args:
-        setting: fixed for the life of the process.
+        spec: fixed for the life of the process.
         files: the user's files that register ops and candidates, imported by path.
         memory_nbytes: resident memory at which it is killed; None: no limit.
     """
@@ -97,32 +201,27 @@ class Worker:
     node = "local"
 
     def __init__(
-        self, setting: WorkerSpec, *, files: Sequence[Path] = (), memory_nbytes: int | None = None
+        self, spec: WorkerSpec, *, files: Sequence[Path] = (), memory_nbytes: int | None = None
     ) -> None:
-        self.setting = setting
+        self.spec = spec
         self.tail = ""
         self._files = tuple(map(str, files))
         self._memory_nbytes = memory_nbytes
         self._folder = Path(tempfile.mkdtemp(dir=cleanup.guarded_folder()))
-        self._log = self._folder / "log"
-        self._log.touch()
-        self._watch = _Watch(memory_nbytes, self._log)
-        self._pool = self._make_pool()
-        self._pid: int | None = None
-        self._started: Future[Outcome] | None = None
-
-    def _make_pool(self) -> pebble.ProcessPool:
-        return pebble.ProcessPool(
-            max_workers=1,
-            context=multiprocessing.get_context("spawn"),
-            initializer=_initialise,
-            initargs=(self.setting, self._files, str(self._folder), os.getpid()),
-        )
+        self._process: _Process | None = None
+        self._started = self._killed = False
+        self._number = 0
 
     def start(self) -> None:
         """Begin to start the process, without waiting: several start side by side."""
-        if self._started is None:
-            self._started = self._schedule(_start, (self.setting,), START_TIMEOUT_SECONDS)
+        if self._process is None:
+            if self._killed:
+                raise _lost_idle("the worker was closed")
+            self._process = _Process(self.spec, self._folder, self._memory_nbytes)
+            path = tuple(sys.path) if self.spec.interpreter in ("", sys.executable) else ()
+            message = Start(spec=self.spec, path=path, files=self._files)
+            with contextlib.suppress(_Ended):  # told by the missing hello
+                self._process.send(messages.pack(message), START_TIMEOUT_SECONDS)
 
     def wait_started(self) -> None:
         """Wait until the process is up.
@@ -130,270 +229,134 @@ class Worker:
         Raises:
             WorkerFailure: it could not start; the reason says why.
         """
+        if self._started:
+            return
         self.start()
-        assert self._started is not None
-        if self._pid is None:
-            try:
-                self._pid = self._collect(self._started, START_TIMEOUT_SECONDS)
-                self._watch.begin(self._pid)
-            except WorkerFailure:
-                self._started = None
-                raise
+        assert self._process is not None
+        interpreter = self.spec.interpreter or sys.executable
+        try:
+            hello = messages.decode(self._process.receive(START_TIMEOUT_SECONDS), Hello)
+        except (_Ended, _TooLong, MessageError) as error:
+            failure = self._lose(error, START_TIMEOUT_SECONDS, 0)
+            said = failure.tail.splitlines()[-1] if failure.tail else failure.reason
+            reason = f"{interpreter} cannot start a worker: {said}"
+            raise WorkerFailure("error", reason, tail=failure.tail) from None
+        if hello.protocol != messages.PROTOCOL:
+            self._discard()
+            raise WorkerFailure(
+                "error",
+                f"{interpreter} has poolbench {hello.version}, which speaks version {hello.protocol} of "
+                f"the workers' protocol; this one speaks {messages.PROTOCOL}",
+            )
+        reply = self._receive(START_TIMEOUT_SECONDS, 0)
+        if reply.status != "ok":
+            tail = self._process.watch.take_tail(0)
+            self._discard()
+            raise WorkerFailure(reply.status, reply.reason, tail=tail)
+        self._started = True
 
     def call(self, function: Callable[..., Any], *args: Any, timeout: float) -> Any:
-        """The function's result, run in the process.
+        """Return the result of a module-level function, run in the process.
 
         Raises:
             WorkerFailure: it raised, died, took too long or too much memory.
         """
         self.wait_started()
-        printed = self._log_nbytes()
-        return self._collect(self._schedule(function, args, timeout), timeout, printed)
+        assert self._process is not None
+        watch = self._process.watch
+        printed = watch.log_nbytes()
+        self._number += 1
+        request, function = messages.make_request(self._number, function, args)
+        begin = time.perf_counter()
+        try:
+            self._process.send(messages.pack(request), timeout)
+        except _Ended:  # it read nothing: the task is not the cause
+            self._discard()
+            raise _lost_idle("the worker died between two tasks") from None
+        except _TooLong as error:
+            raise self._lose(error, timeout, printed) from None
+        reply = self._receive(timeout, printed)
+        self.tail = watch.take_tail(printed)
+        if reply.status != "ok":
+            raise WorkerFailure(reply.status, reply.reason, tail=self.tail)
+        first, last = reply.clock
+        inside = begin - CLOCK_SLACK_SECONDS <= first <= last
+        if not inside or last > time.perf_counter() + CLOCK_SLACK_SECONDS:
+            self._discard()
+            raise WorkerFailure(
+                "error",
+                "the worker's clock was changed: it disagrees with this process' own",
+                lost=True,
+            )
+        try:
+            return messages.result_of(function, reply)
+        except MessageError as error:
+            raise WorkerFailure("error", str(error), tail=self.tail) from None
+
+    def kill(self) -> None:
+        """Kill the process and all that it started, without waiting; only `close` comes after."""
+        self._killed = True
+        if self._process is not None:
+            self._process.kill()
 
     def close(self) -> None:
         """End the process and all that it started, by force."""
         self.kill()
-        self._pool.join()
-        cleanup.kill_processes(self._folder)  # pebble may have started another meanwhile
+        self._discard()
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def kill(self) -> None:
-        """Kill the process and all that it started, without waiting; only `close` comes after."""
-        self._watch.end()
-        self._pool.stop()  # type: ignore[no-untyped-call]
-        cleanup.kill_processes(self._folder)
-
-    def _schedule(self, function: Callable[..., Any], args: tuple[Any, ...], timeout: float) -> Any:
+    def _receive(self, timeout: float, printed: int) -> Reply:
+        """Return the reply to the last request; those to requests that were given up are left out."""
+        assert self._process is not None
         try:
-            with _without_interrupts():
-                return self._pool.schedule(_guard, args=(function, args), timeout=timeout)
-        except RuntimeError:  # pebble's pool broke: its process died while it had nothing to do
-            raise self._lost_idle() from None
+            while True:
+                reply: Reply = messages.decode(self._process.receive(timeout), Reply)
+                if reply.number == self._number or not self._started:
+                    return reply
+        except (_Ended, _TooLong, MessageError) as error:
+            raise self._lose(error, timeout, printed) from None
 
-    def _collect(self, future: Any, timeout: float, printed: int = 0) -> Any:
-        begun = time.monotonic()
-        try:
-            with self._watch:
-                outcome: Outcome = self._wait(future)
-        except (pebble.ProcessExpired, FutureTimeoutError, CancelledError) as error:
-            slept = time.monotonic() - begun < timeout / 2
-            if isinstance(error, FutureTimeoutError) and slept:
-                # pebble's clock goes on while the machine is suspended, this one does not.
-                raise self._lost_idle() from None
-            reason = self._why_lost(error, timeout)
-            tail = self._trim_log(printed)
-            self._renew()
-            raise WorkerFailure(*reason, tail=tail, lost=True) from None
-        except BrokenExecutor:
-            raise self._lost_idle() from None
-        self.tail = self._trim_log(printed)
-        if outcome.status != "ok":
-            raise WorkerFailure(outcome.status, outcome.reason, tail=self.tail)
-        return outcome.value
+    def _lose(self, error: Exception, timeout: float, printed: int) -> WorkerFailure:
+        """Clear away a process that did not answer; return the failure that says why."""
+        assert self._process is not None
+        process = self._process
+        timed_out = isinstance(error, _TooLong)
+        if timed_out:
+            process.kill()
+        code = process.end()
+        status, reason = self._why_lost(process.watch, code, timeout if timed_out else None)
+        tail = process.watch.take_tail(printed)
+        self._discard()
+        return WorkerFailure(status, reason, tail=tail, lost=True)
 
-    def _wait(self, future: Any) -> Outcome:
-        """The future's outcome; pebble does not notice a process that exits with code 0."""
-        gone = False
-        while not futures.wait([future], timeout=1.0).done:
-            if gone:
-                raise pebble.ProcessExpired("it ended", code=0)  # type: ignore[no-untyped-call]
-            gone = self._pid is not None and not psutil.pid_exists(self._pid)
-        outcome: Outcome = future.result()
-        return outcome
+    def _discard(self) -> None:
+        """Clear away what is left of the process; the next call starts a fresh one."""
+        process, self._process, self._started = self._process, None, False
+        if process is not None:
+            process.kill()
+            process.end()
+            with contextlib.suppress(OSError):
+                (self._folder / "log").write_bytes(b"")
 
-    def _lost_idle(self) -> WorkerFailure:
-        self._renew()
-        reason = "the worker died between two tasks"
-        return WorkerFailure("crashed", reason, lost=True, blameless=True)
-
-    def _renew(self) -> None:
-        """Clear away what is left of a lost process; the next call starts a fresh one."""
-        self._started = self._pid = None
-        self.kill()
-        self._pool.join()
-        cleanup.kill_processes(self._folder)
-        self._log.write_bytes(b"")
-        self._watch = _Watch(self._memory_nbytes, self._log)
-        self._pool = self._make_pool()
-
-    def _why_lost(self, error: BaseException, timeout: float) -> tuple[Status, str]:
-        if self._watch.exceeded_nbytes is not None:
+    def _why_lost(self, watch: Watchdog, code: int, timeout: float | None) -> tuple[Status, str]:
+        if watch.exceeded_nbytes is not None:
             return "out_of_memory", (
-                f"host memory: killed at {self._watch.exceeded_nbytes / 2**20:.0f} MiB, the limit is "
+                f"host memory: killed at {watch.exceeded_nbytes / 2**20:.0f} MiB, the limit is "
                 f"{(self._memory_nbytes or 0) / 2**20:.0f} MiB (--memory)"
             )
-        if isinstance(error, FutureTimeoutError):
-            return "timeout", f"no answer within {timeout:g} s (--limit)"
-        code = getattr(error, "exitcode", None)
+        if timeout is not None:
+            return "timeout", f"no answer within {timeout:g} s (--task-timeout)"
         if code == -signal.SIGKILL:
-            if system_killings() > self._watch.killings:
+            if system_killings() > watch.killings:
                 return "out_of_memory", "host memory: killed by the system, which had none left"
-            return "crashed", "killed by SIGKILL: by somebody, or by the system"
-        if isinstance(code, int) and code < 0:
+            return "crashed", "killed by SIGKILL: from outside, or by the system"
+        if code < 0:
             return "crashed", f"killed by {signal.Signals(-code).name}"
         return "crashed", f"the process exited with code {code}"
 
-    def _log_nbytes(self) -> int:
-        try:
-            return self._log.stat().st_size
-        except OSError:
-            return 0
 
-    def _trim_log(self, start: int = 0) -> str:
-        """The end of what was printed from `start` on; the file is emptied when it grows large."""
-        try:
-            with self._log.open("r+b") as file:
-                size = file.seek(0, os.SEEK_END)
-                start = min(start, size)  # emptied under way
-                file.seek(max(start, size - TAIL_NBYTES))
-                tail = (self._watch.flooded + file.read(TAIL_NBYTES))[-TAIL_NBYTES:]
-                if size > LOG_NBYTES:
-                    file.truncate(0)
-        except OSError:
-            return ""
-        text = tail.decode("utf-8", "replace")
-        return printable(text.replace("\r\n", "\n")).strip()
-
-
-@contextlib.contextmanager
-def _without_interrupts() -> Iterator[None]:
-    """Start processes and threads that Ctrl-C does not reach: it is this thread's to handle."""
-    # It would unblock the signal again when the first worker is started.
-    resource_tracker.ensure_running()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def system_killings(counters: Path = Path("/proc/vmstat")) -> int:
-    """How many processes the system has killed for want of memory; 0 where it does not say."""
-    with contextlib.suppress(OSError, ValueError):
-        for line in counters.read_text().splitlines():
-            if line.startswith("oom_kill "):
-                return int(line.split()[1])
-    return 0
-
-
-class _Watch:
-    """While calls are waited for: kills a process at its memory limit, empties a flooded log.
-
-    One thread for the life of the process: to start one for every call would cost more than the call.
-    Use as a context around each wait.
-
-    Attributes:
-        exceeded_nbytes: resident memory at which the process was killed; None: it was not.
-        killings: how many processes the system had killed for want of memory at the beginning.
-        flooded: the end of what a log held that was emptied under way.
-    """
-
-    PERIOD_SECONDS = 0.1
-
-    def __init__(self, limit_nbytes: int | None, log: Path) -> None:
-        self.exceeded_nbytes: int | None = None
-        self.killings = 0
-        self.flooded = b""
-        self._limit_nbytes = limit_nbytes or sys.maxsize
-        self._log = log
-        self._waiting = False
-        self._done = threading.Event()
-
-    def begin(self, pid: int | None) -> None:
-        """Watch this process from now on."""
-        self.killings = system_killings()
-        threading.Thread(target=self._watch, args=(pid,), daemon=True).start()
-
-    def end(self) -> None:
-        """Watch no more."""
-        self._done.set()
-
-    def __enter__(self) -> _Watch:
-        self.flooded = b""
-        self._waiting = True
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._waiting = False
-
-    def _watch(self, pid: int | None) -> None:
-        # A process that is gone is told by the future, not here.
-        with contextlib.suppress(psutil.Error, OSError):
-            process = psutil.Process(pid)
-            while not self._done.wait(self.PERIOD_SECONDS):
-                if not self._waiting:
-                    continue
-                nbytes = process.memory_info().rss
-                if nbytes > self._limit_nbytes:
-                    self.exceeded_nbytes = nbytes
-                    process.kill()
-                    return
-                if self._log.stat().st_size > FLOOD_NBYTES:
-                    with self._log.open("r+b") as file:
-                        file.seek(-TAIL_NBYTES, os.SEEK_END)
-                        self.flooded = file.read(TAIL_NBYTES)
-                        file.truncate(0)
-
-
-def _guard(function: Callable[..., Any], args: tuple[Any, ...]) -> Outcome:
-    """Run a task in the worker; whatever it raises becomes plain data."""
-    process = os.getpid()
-    try:
-        outcome = Outcome(value=function(*args))
-    except SystemExit as error:
-        outcome = Outcome(status="error", reason=f"it called sys.exit({error.code!r})")
-    except BaseException as error:  # noqa: BLE001 (a candidate may raise anything: it is a result)
-        outcome = Outcome(status=status_of(error), reason=reason_of(error))
-    if os.getpid() != process:  # a candidate forked, and its child came back here too
-        os._exit(0)
-    return outcome
-
-
-# What an exception's text says where it is the host's memory that is full, not an accelerator's.
-def _initialise(setting: WorkerSpec, files: Sequence[str], folder: str, parent: int) -> None:
-    """First thing in the process: its own session, its output to the log, its user files."""
-    _die_with(parent)
-    cleanup.enter_process(Path(folder))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    target = os.open(Path(folder) / "log", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-    os.dup2(target, 1)
-    os.dup2(target, 2)
-    os.close(target)
-    for stream in (sys.stdout, sys.stderr):  # what was printed before a crash must not be lost
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(line_buffering=True)
-    # TensorFlow leaves a file for each function that it traces when its process is killed.
-    os.environ["TMPDIR"] = tempfile.tempdir = folder
-    os.environ.update({"TF_CPP_MIN_LOG_LEVEL": "2", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"})
-    os.environ.update(dict(setting.environment))
-    _FILES[:] = files
-
-
-_FILES: list[str] = []
-
-
-def _die_with(parent: int) -> None:
-    """End this process when its parent ends, however that ends."""
-    if sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1.0)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _start(setting: WorkerSpec) -> int:
-    """Import what the setting asks for and load the user's files; the process id."""
-    if setting.tensorflow:
-        from poolbench.worker.session import start_tensorflow
-
-        start_tensorflow(setting)
-    load_registry(_FILES)
-    return os.getpid()
+def _lost_idle(reason: str) -> WorkerFailure:
+    return WorkerFailure("crashed", reason, lost=True, blameless=True)
 
 
 def load_registry(files: Sequence[str]) -> None:

@@ -28,8 +28,9 @@ import msgspec
 import psutil
 
 from poolbench.core.errors import UsageError
+from poolbench.core.plan import WorkerSpec
 from poolbench.core.records import Environment, Node
-from poolbench.engine.process import WorkerSpec, load_registry
+from poolbench.engine.process import load_registry
 from poolbench.engine.race import Result, Seconds
 from poolbench.engine.run import differing_fields, source_digests
 from poolbench.engine.scheduler import Done, RaceSpec, Scheduler, WorkerPool, device_names, refuse
@@ -433,11 +434,11 @@ def connect(address: str, working_dir: Path | None) -> Any:
         import ray
     except ImportError:
         raise UsageError(
-            "--ray needs Ray; install it with: pip install 'poolbench[cluster]'"
+            "--ray-address needs Ray; install it with: pip install 'poolbench[cluster]'"
         ) from None
     found = re.fullmatch(r"(?:ray://)?([^:/\s]+):(\d{1,5})", address)
     if address != "auto" and found is None:
-        raise UsageError(f"--ray takes HOST:PORT, ray://HOST:PORT or auto; got {address!r}")
+        raise UsageError(f"--ray-address takes HOST:PORT, ray://HOST:PORT or auto; got {address!r}")
     environment: dict[str, Any] = {"py_modules": [str(PACKAGE)], "excludes": ["**/__pycache__"]}
     if working_dir is not None:
         environment["working_dir"] = str(working_dir)
@@ -452,7 +453,7 @@ def connect(address: str, working_dir: Path | None) -> Any:
         )
     except (OSError, OverflowError, ValueError, RuntimeError) as error:
         raise UsageError(
-            f"no Ray cluster answers at {address} (--ray): {brief(error)}; "
+            f"no Ray cluster answers at {address} (--ray-address): {brief(error)}; "
             "start one with: ray start --head"
         ) from None
     return ray

@@ -16,6 +16,7 @@ import msgspec
 from poolbench.core.candidate import REGISTRY, Candidate
 from poolbench.core.case import Case, case_label
 from poolbench.core.errors import UsageError
+from poolbench.core.plan import WorkerSpec
 from poolbench.core.records import (
     Environment,
     Header,
@@ -24,7 +25,7 @@ from poolbench.core.records import (
     Record,
     TimeBreakdown,
 )
-from poolbench.engine.process import Worker, WorkerSpec
+from poolbench.engine.process import Worker
 from poolbench.engine.race import Plan, Seconds
 from poolbench.engine.scheduler import (
     Done,

@@ -19,8 +19,9 @@ import psutil
 from poolbench.core.candidate import REGISTRY
 from poolbench.core.case import Case, input_nbytes
 from poolbench.core.errors import WorkerFailure
+from poolbench.core.plan import WorkerSpec
 from poolbench.core.records import Measurement, Node, Status
-from poolbench.engine.process import Worker, WorkerSpec
+from poolbench.engine.process import Worker
 from poolbench.engine.race import BATCH_SECONDS, LEG_SECONDS, Plan, Race, Result, Seconds
 from poolbench.machine.nvml import is_gpu
 from poolbench.worker import session
@@ -344,7 +345,7 @@ def too_large(case: Case, memory_nbytes: int | None) -> str:
 
 def device_names(worker: Worker | None) -> dict[str, str]:
     """The devices that a worker sees, by name; without TensorFlow, the CPU alone."""
-    if worker is None or not worker.setting.tensorflow:
+    if worker is None or not worker.spec.tensorflow:
         return {"cpu:0": "CPU"}
     devices: dict[str, str] = worker.call(session.list_devices, timeout=60)
     return devices

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from poolbench.core.case import case_label
 from poolbench.core.errors import StoreError, UsageError, WorkerFailure
+from poolbench.core.plan import WorkerSpec
 from poolbench.core.records import Selftest
 from poolbench.engine.aa import (
     CASE,
@@ -28,7 +29,7 @@ from poolbench.engine.aa import (
     share_marked,
     source_of,
 )
-from poolbench.engine.process import Worker, WorkerSpec
+from poolbench.engine.process import Worker
 from poolbench.engine.run import COMPARED_OPTIONS, Run, RunOptions, new_run_folder
 from poolbench.store.journal import JOURNAL
 

@@ -32,8 +32,9 @@ from poolbench.core.case import (
     product,
 )
 from poolbench.core.errors import UsageError, WorkerFailure, own_folders
+from poolbench.core.plan import WorkerSpec
 from poolbench.core.records import Header, TraceSummary
-from poolbench.engine.process import Worker, WorkerSpec
+from poolbench.engine.process import Worker
 from poolbench.report import tensorboard
 from poolbench.store.journal import JOURNAL, Journal, decode_line
 

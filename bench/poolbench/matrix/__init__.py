@@ -20,7 +20,7 @@ from poolbench.matrix.probes import (
 _BY_THEME = (run, silent, repeat, threads, depth, shapes, dtypes, values, save, export)
 
 # In the order of the matrix: groups stay together.
-GROUPS = ("runs", "trains", "depth", "shapes", "numbers", "values", "repeats", "leaves home")
+GROUPS = ("runs", "trains", "depth", "shapes", "numbers", "values", "repeats", "exports")
 PROBES: dict[str, Probe] = {
     probe.key: probe
     for probe in sorted(

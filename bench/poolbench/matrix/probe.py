@@ -16,8 +16,8 @@ import msgspec
 from poolbench.core.candidate import Candidate, Op
 from poolbench.core.case import Case
 from poolbench.core.errors import printable
+from poolbench.core.plan import WorkerSpec
 from poolbench.core.records import CellState
-from poolbench.engine.process import WorkerSpec
 
 MODES = ("eager", "graph", "xla")
 Figures = dict[str, float | int | str | None]
@@ -106,7 +106,7 @@ class Probe:
         judge: makes the cell of what the steps found when all passed.
         window: asked only of ops with a window along the depth.
         accelerators: asked on GPUs too, not only on the CPU.
-        exports: asked only with --exports.
+        exports: asked only with --with-exports.
     """
 
     key: str

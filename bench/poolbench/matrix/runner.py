@@ -119,7 +119,7 @@ def all_keys() -> list[Key]:
 def reason_to_skip(cell: Cell, *, exports: bool) -> str:
     """Why a cell is not run at all; '' if it is."""
     if cell.probe.exports and not exports:
-        return "exports are asked for by --exports"
+        return "exports are asked for by --with-exports"
     entry = REGISTRY.candidates[cell.op, cell.candidate]
     if entry.framework == "numpy" and cell.probe.key != NUMPY_PROBE:
         return "a NumPy candidate has values only: no graph, no gradient, no model"

@@ -23,7 +23,8 @@ import poolbench.ops  # noqa: F401 (registers the ops)
 from poolbench.core.candidate import REGISTRY
 from poolbench.core.case import label_shape
 from poolbench.core.errors import UsageError, WorkerFailure
-from poolbench.engine.process import Worker, WorkerSpec
+from poolbench.core.plan import WorkerSpec
+from poolbench.engine.process import Worker
 from poolbench.engine.race import Plan
 from poolbench.models.study import (
     ALONE,

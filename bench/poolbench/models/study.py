@@ -38,8 +38,9 @@ import poolbench.ops  # noqa: F401 (registers the ops)
 from poolbench.core.candidate import REGISTRY, Candidate, KnownFailure
 from poolbench.core.case import Case, Shape, make_case
 from poolbench.core.errors import UsageError, WorkerFailure
+from poolbench.core.plan import WorkerSpec
 from poolbench.core.records import ALL_POOLING, HEAD, Accuracy, Measurement, ModelResult, Samples
-from poolbench.engine.process import WorkerLike, WorkerSpec
+from poolbench.engine.process import WorkerLike
 from poolbench.engine.race import Fleet, Plan, Race, Tasks
 from poolbench.models import zoo
 from poolbench.models.zoo import Model, Pool, Source
@@ -301,15 +302,15 @@ def step_bound(model: Model, direction: str) -> float:
 
 
 def time_calls(
-    tasks: Tasks, case: Case, seed: int, names: Sequence[str], calls: int
+    source: Source, case: Case, seed: int, names: Sequence[str], calls: int
 ) -> dict[str, list[float]]:
     """A task: seconds of each of `calls` single calls of each contender, in shuffled chunks.
 
     A call is timed from its start until the device has finished, one at a time, as a server with one
     client sees it.
     """
-    tasks.open_case(case, seed, True)
-    ready = [name for name in names if tasks.open_contender(name, False).status == "ok"]
+    open_case(source, case, seed, True)
+    ready = [name for name in names if open_contender(name, False).status == "ok"]
     generator = random.Random(seed)
     seconds: dict[str, list[float]] = {name: [] for name in ready}
     for _ in range(-(-calls // LATENCY_CHUNK)):
@@ -534,7 +535,7 @@ def time_latencies(
     ]
     with contextlib.suppress(WorkerFailure):
         found: dict[str, list[float]] = worker.call(
-            time_calls, tasks_of(entry.source), case, plan.seed, names, entry.latency_calls,
+            time_calls, entry.source, case, plan.seed, names, entry.latency_calls,
             timeout=10 * plan.timeout_seconds,
         )  # fmt: skip
         return found

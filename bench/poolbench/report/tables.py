@@ -41,7 +41,7 @@ SMALL_SHARE = 0.02  # of a step: what a implementation could win there is lost i
 BASELINE = ("ratio", "ratio_low", "ratio_high")
 RECIPE = ("recipe_ratio", "recipe_low", "recipe_high")
 MISSING = {
-    "matrix_cell": "No support matrix in this run: record one with `nox -s capabilities`.",
+    "matrix_cell": "No support matrix in this run: record one with `nox -s matrix`.",
     "trace_summary": "No traces in this run: record them with `nox -s trace`.",
     "selftest": "The harness was not audited in this run: do so with `nox -s selftest`.",
     "model": "No network was raced in this run, so that the share of pooling in a step is unknown here: "

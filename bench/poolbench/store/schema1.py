@@ -18,6 +18,8 @@ FIELDS = {
 }
 CONTENTION = {"apart": "cores_distant", "siblings": "smt_sibling_busy"}
 OPTIONS = {"replicas": "processes", "max_replicas": "max_processes"}
+# Keys of the support matrix' checks.
+CHECKS = {"repeat-replicas": "repeat-processes"}
 WORDS = {
     "ceiling-read": "bandwidth-read",
     "ceiling-write": "bandwidth-write",
@@ -42,6 +44,8 @@ def lift(record: dict[str, Any]) -> dict[str, Any]:
     if kind == "measurement":
         lifted["candidate"] = WORDS.get(lifted["candidate"], lifted["candidate"])
         lifted["flags"] = [WORDS.get(flag, flag) for flag in lifted.get("flags", ())]
+    if kind == "capability":
+        lifted["probe"] = CHECKS.get(lifted["probe"], lifted["probe"])
     if kind == "network" and lifted.get("direction") == "inference":
         lifted["direction"] = "forward"
     if kind == "shares":

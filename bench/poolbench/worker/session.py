@@ -24,8 +24,8 @@ import numpy as np
 from poolbench.core.candidate import REGISTRY, Candidate
 from poolbench.core.case import Case
 from poolbench.core.errors import reason_of, status_of
+from poolbench.core.plan import WorkerSpec
 from poolbench.core.records import Accuracy, Status
-from poolbench.engine.process import WorkerSpec
 from poolbench.machine import smt
 from poolbench.machine.idle import kept_awake
 from poolbench.machine.nvml import EVICT_NBYTES

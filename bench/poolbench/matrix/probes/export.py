@@ -1,4 +1,4 @@
-"""Does it leave TensorFlow: TFLite with builtins only or with Flex, ONNX. Only with --exports."""
+"""Does it leave TensorFlow: TFLite with builtins only or with Flex, ONNX. Only with --with-exports."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ PROBES = (
     Probe(
         key="tflite-builtins",
         title="TFLite, builtins",
-        group="leaves home",
+        group="exports",
         question="Does it convert to TFLite's builtin ops alone, and give the right values there?",
         steps=(Step(run=tflite_builtins),),
         accelerators=False,
@@ -119,7 +119,7 @@ PROBES = (
     Probe(
         key="tflite-flex",
         title="TFLite with Flex",
-        group="leaves home",
+        group="exports",
         question="Does it convert to TFLite with TensorFlow's own ops allowed, and give the right "
         "values where the interpreter can run it?",
         steps=(Step(run=tflite_flex),),
@@ -129,7 +129,7 @@ PROBES = (
     Probe(
         key="onnx",
         title="ONNX",
-        group="leaves home",
+        group="exports",
         question="Does tf2onnx convert it, and does onnxruntime give the right values?",
         steps=(Step(run=onnx),),
         accelerators=False,

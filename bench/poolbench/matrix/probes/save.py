@@ -103,7 +103,7 @@ PROBES = (
     Probe(
         key="save-keras",
         title=".keras, safe mode",
-        group="leaves home",
+        group="exports",
         question="Does a model with it, saved as .keras, load in safe mode in a fresh process and "
         "give the right values? (A function is wrapped in a keras.layers.Lambda.)",
         steps=(Step(run=save_keras), Step(run=load_keras, process="fresh")),
@@ -112,7 +112,7 @@ PROBES = (
     Probe(
         key="save-export",
         title="SavedModel",
-        group="leaves home",
+        group="exports",
         question="Does it export to a SavedModel that a fresh process loads and that gives the "
         "right values?",
         steps=(Step(run=save_export), Step(run=load_export, process="fresh")),

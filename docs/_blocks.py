@@ -1,113 +1,58 @@
-"""Figures in words: what README.md and docs/ say of the reference run, made from it.
-
-A block stands between `<!-- generated:NAME -->` and `<!-- end:NAME -->`; `fill` writes each from the
-run in results/reference/, and a test holds the files to it.
-"""
+"""Format the figures of the reference run as the text blocks of README.md and docs/."""
 
 from __future__ import annotations
 
 import itertools
 import math
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING
 
 import pandas as pd
-
+from _stored import machine_text
 from poolbench.core.case import Case, case_label, input_nbytes, make_case
-from poolbench.core.records import MatrixCell, Measurement
+from poolbench.core.records import Measurement
 from poolbench.core.text import format_nbytes, format_seconds, one_line, significant
 from poolbench.engine.race import BANDWIDTH_LIMIT_FROM_NBYTES, Plan
-from poolbench.report.devices import (
-    gpu_bandwidth_limits_block,
-    gpu_block,
-    gpu_means_block,
-    gpu_runs,
-)
-from poolbench.report.frame import RunFrame, is_right, load, register_builtin
+from poolbench.report.frame import RunFrame, is_right
 from poolbench.report.page import selftest_sentence
-from poolbench.report.proofs import acceptance_block, machine_text, scale_block, versus_block
 from poolbench.report.recommend import choices, headline
 from poolbench.report.tables import as_markdown, headline_table, network_sentence, selftest_table
 from poolbench.stats import estimate
 from poolbench.stats.planning import START_SECONDS, predict_seconds
-from poolbench.store.journal import MAX_NBYTES, StoredRun, encode_line
+from poolbench.store.journal import MAX_NBYTES, encode_line
 
-if TYPE_CHECKING:
-    from poolbench.report.figures import Plot
-
-REFERENCE = Path("results") / "reference"
-PICTURE = Path("docs") / "images" / "headline.png"
 LARGE_NBYTES = 8_000_000
 OVER, OVER_LARGE = "the Lambda", "the Lambda, 8 MB and more"
 LAYER, RECIPE, OP = "layer-depth_max_pool", "lambda-max_pool", "depth_max_pool"
 MEAN_LAYER, MEAN_OP = "layer-global_avg_pool", "global_avg_pool"
-RECKONED_CANDIDATES = 14
+PREDICTED_CANDIDATES = 14
 MEAN_RIVALS = ("lambda-reduce_mean", "avg_pool2d")
-_BLOCK = re.compile(r"(<!-- generated:([a-z-]+) -->\n)(.*?)(<!-- end:\2 -->)", re.DOTALL)
 
-# What was asked, the command that shows it, the test that holds it.
+# Feature, command that shows it, test that covers it.
 ASKED: tuple[tuple[str, str, str], ...] = (
     ("sweep, store, report: one command", "nox -s bench-cpu", "tests/test_readme.py"),
     ("sizes, depth divisors, padding, devices", "nox -s bench-cpu -- --axis pool_size=2,3", "tests/test_case.py"),
-    ("every candidate right before it is timed", "pytest suites --benchmark-disable", "tests/test_check.py"),
+    ("every candidate right before it is timed", "poolbench run --check-only", "tests/test_check.py"),
     ("mutants of candidates are caught", "nox -s tests -- tests/test_mutants.py", "tests/test_mutants.py"),
     ("timings in results/, in our format and pytest-benchmark's", "nox -s bench-quick", "tests/test_store.py"),
     ("comparison plots and tables", "python report.py", "tests/test_readme.py"),
     ("what became slower", "python report.py compare BASE RUN", "tests/test_compare.py"),
     ("figures that hold: coverage, false alarms, power", "nox -s selftest", "tests/test_stats.py"),
-    ("the promises of real timings", "nox -s acceptance", "tests/test_selftest.py"),
-    ("what works where", "nox -s capabilities", "tests/test_capabilities.py"),
+    ("the promises of real timings", "nox -s acceptance", "tests/test_acceptance.py"),
+    ("what works where", "nox -s matrix", "tests/test_capabilities.py"),
     ("a layer to take away", "nox -s backends", "tests/test_layers.py"),
     ("profiles, opened in TensorBoard", "nox -s trace && nox -s tensorboard", "tests/test_profile.py"),
     ("nothing lost: faults, resume, bad input", "nox -s tests-full", "tests/faults/test_faults.py"),
     ("GPUs, by their own clock", "nox -s bench-gpu", "tests/test_gpu.py"),
-    ("a fleet of machines", "pytest suites --ray ADDRESS", "tests/cluster/test_cluster.py"),
+    ("a fleet of machines", "poolbench run --ray-address ADDRESS", "tests/cluster/test_cluster.py"),
     ("does it matter in my network", "nox -s which -- model.keras", "tests/test_which.py"),
     ("a candidate in five lines, an op in thirty", "nox -s bench-quick -- --candidates FILE", "tests/test_readme.py"),
 )  # fmt: skip
 
 
-def fill(root: Path, *, check: bool = False, run: Path | None = None) -> list[str]:
-    """Write every generated block and file from the reference run; the names of what was out of date.
-
-    With `check` nothing is written. The picture is drawn but not compared: its bytes depend on the
-    fonts and the library that drew it.
-    """
-    loaded = load(run or root / REFERENCE)
-    blocks = {name: make(loaded, root) for name, make in BLOCKS.items()}
-    texts = {path: _filled(path, blocks) for path in [root / "README.md", *root.glob("docs/*.md")]}
-    runs = [loaded.run, *(found.run for found in gpu_runs(root))]
-    texts[root / "docs" / "support.md"] = support_page(runs)
-    stale = [
-        path
-        for path, text in texts.items()
-        if not path.exists() or path.read_text(encoding="utf-8") != text
-    ]
-    if not check:
-        for path in stale:
-            path.write_text(texts[path], encoding="utf-8")
-        draw_picture(loaded, root / PICTURE)
-    return [str(path.relative_to(root)) for path in stale]
-
-
-def _filled(path: Path, blocks: Mapping[str, str]) -> str:
-    """The file's text with its blocks made anew."""
-    if not path.exists():
-        return ""
-    text = path.read_text(encoding="utf-8")
-    return _BLOCK.sub(
-        lambda found: (
-            f"{found[1]}{blocks[found[2]]}\n{found[4]}" if found[2] in blocks else found[0]
-        ),
-        text,
-    )
-
-
 def headline_block(loaded: RunFrame, root: Path) -> str:
-    """The headline table, and what it was measured on."""
+    """Return the headline table and the machine that it was measured on."""
     del root
     table = headline_table(loaded, headline(loaded, choices(loaded)))
     columns = [
@@ -125,37 +70,8 @@ def headline_block(loaded: RunFrame, root: Path) -> str:
     return f"{as_markdown(small).strip()}\n\nOn {where}; each at its op's base case (`python report.py reference`)."
 
 
-def figure_block(loaded: RunFrame, root: Path) -> str:
-    """The picture's link."""
-    del root
-    plot = _picture(loaded)
-    title = plot.title if plot is not None else "Depthwise max pooling by mode"
-    return f"![{title}]({PICTURE.as_posix()})"
-
-
-def _picture(loaded: RunFrame) -> Plot | None:
-    """The README's figure: time by implementation, mode and direction."""
-    from poolbench.report import figures
-
-    with figures.styled():
-        return figures.plot_mode_direction(loaded, OP, "cpu:0")
-
-
-def draw_picture(loaded: RunFrame, path: Path) -> None:
-    """Write the README's figure."""
-    from poolbench.report import figures
-
-    plot = _picture(loaded)
-    if plot is None:
-        return
-    plot.figure.set_facecolor("white")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with figures.styled():
-        plot.figure.savefig(path, dpi=110, bbox_inches="tight")
-
-
 def selftest_block(loaded: RunFrame, root: Path) -> str:
-    """What the harness found of itself on the machine of the reference run."""
+    """Return the self-test of the reference machine."""
     del root
     if not loaded.run.selftests:
         return "The reference run holds no selftest."
@@ -164,13 +80,13 @@ def selftest_block(loaded: RunFrame, root: Path) -> str:
 
 
 def network_block(loaded: RunFrame, root: Path) -> str:
-    """Pooling's share of a step in whole networks."""
+    """Return pooling's share of a training step in whole models."""
     del root
     return network_sentence(loaded.run.networks) or "The reference run holds no networks."
 
 
 def layers_block(loaded: RunFrame, root: Path) -> str:
-    """The layer to take away over the recipe and over the fastest other right layer, by mode."""
+    """Return the speed of DepthMaxPool2D over the Lambda and over the fastest other correct layer, by mode."""
     del root
     rows = [row for mode in ("eager", "graph", "xla") for row in _layer_rows(loaded, mode)]
     text = as_markdown(pd.DataFrame(rows)).strip()
@@ -187,7 +103,7 @@ def layers_block(loaded: RunFrame, root: Path) -> str:
 
 
 def _races(loaded: RunFrame, op: str, mode: str) -> dict[Case, dict[str, Measurement]]:
-    """The candidates of each race of an op in a mode, by name."""
+    """Return the measurements of each race of an op in a mode, by candidate name."""
     races: dict[Case, dict[str, Measurement]] = {}
     for m in loaded.run.measurements:
         if m.case.op == op and m.case.mode == mode and m.kind == "candidate":
@@ -196,7 +112,7 @@ def _races(loaded: RunFrame, op: str, mode: str) -> dict[Case, dict[str, Measure
 
 
 def means_block(loaded: RunFrame, root: Path) -> str:
-    """Each implementation of the global mean over Keras's layer, by mode and direction; the misses beside it."""
+    """Return the speed of each global mean over Keras' layer, by mode and direction."""
     del root
     rows = []
     for mode, direction in itertools.product(("eager", "graph", "xla"), ("forward", "training")):
@@ -222,8 +138,8 @@ def means_block(loaded: RunFrame, root: Path) -> str:
     )
 
 
-def account_block(loaded: RunFrame, root: Path) -> str:
-    """What the traces of the reference run say of each implementation's step, in graph mode, forward."""
+def trace_summary_block(loaded: RunFrame, root: Path) -> str:
+    """Return the trace summaries of the reference run, in graph mode, forward."""
     del root
     rows = []
     for trace_summary in loaded.run.trace_summaries:
@@ -236,7 +152,7 @@ def account_block(loaded: RunFrame, root: Path) -> str:
         ):
             continue
         parts = [part for part in trace_summary.parts if part["kind"] in ("tf_op", "hlo")]
-        # Of an operation and the compiled code within it the inner one says more.
+        # Prefer the compiled code to the operation that contains it: it is more specific.
         largest = max(parts, key=lambda part: (float(part["seconds"]), part["kind"] == "hlo"))
         rows.append(
             {
@@ -257,12 +173,12 @@ def account_block(loaded: RunFrame, root: Path) -> str:
     return as_markdown(pd.DataFrame(rows)).strip()
 
 
-def reckoned_block(loaded: RunFrame, root: Path) -> str:
-    """What runs of many cases take, by the formula of `--plan` and the journal of the reference run."""
+def predicted_block(loaded: RunFrame, root: Path) -> str:
+    """Return how long runs of many cases take, by the estimate of --dry-run."""
     del root
     plan = Plan()
     case = make_case(op=OP, shape=(1, 8, 8, 96), pool_size=3)
-    names = tuple(str(number) for number in range(RECKONED_CANDIDATES))
+    names = tuple(str(number) for number in range(PREDICTED_CANDIDATES))
     starts = plan.processes * START_SECONDS
     race = predict_seconds({case: names}, plan) - starts
     measurements = loaded.run.measurements
@@ -277,7 +193,7 @@ def reckoned_block(loaded: RunFrame, root: Path) -> str:
         for count in (50, 1_000, 10_000)
     ]
     return (
-        f"For K = {RECKONED_CANDIDATES}, R = {plan.processes}, B = {plan.budget_seconds:g} s and small inputs a race "
+        f"For K = {PREDICTED_CANDIDATES}, R = {plan.processes}, B = {plan.budget_seconds:g} s and small inputs a race "
         f"takes {race:.0f} s. A journal is read up to {format_nbytes(MAX_NBYTES)}, which is about "
         f"{significant(MAX_NBYTES / nbytes, 2)} races like those of the reference run:\n\n"
         f"{as_markdown(pd.DataFrame(rows)).strip()}"
@@ -330,7 +246,7 @@ def _seconds(measurement: Measurement) -> float:
 
 
 def _call_seconds(races: Mapping[Case, Mapping[str, Measurement]]) -> float:
-    """The recipe's seconds a call where the arrays are smaller than any that has a bandwidth limit; 0 unknown."""
+    """Return the Lambda's seconds per call on arrays too small for a bandwidth limit; 0 if unknown."""
     small = [
         _seconds(race[RECIPE])
         for case, race in races.items()
@@ -343,13 +259,13 @@ def _call_seconds(races: Mapping[Case, Mapping[str, Measurement]]) -> float:
 
 
 def _bandwidth_limits(loaded: RunFrame) -> dict[str, float]:
-    """Seconds in which the memory reads and writes what the layer must, by the label of the case."""
+    """Return the seconds that the memory needs for the layer's traffic, by case label."""
     rows = loaded.table[(loaded.table["op"] == OP) & (loaded.table["candidate"] == LAYER)]
     return dict(zip(rows["label"], rows["bandwidth_limit_seconds"], strict=True))
 
 
 def _speeds(found: Sequence[estimate.Estimate]) -> dict[str, str]:
-    """Columns of speed-ups: their geometric mean with its interval, and the least."""
+    """Return the columns of speed-ups: geometric mean with interval, and the smallest."""
     if not found:
         return {"speed": "", "worst": ""}
     mean = estimate.geometric_mean(found)
@@ -361,92 +277,17 @@ def _speeds(found: Sequence[estimate.Estimate]) -> dict[str, str]:
 
 
 def asked_block(loaded: RunFrame, root: Path) -> str:
-    """What was asked, what shows it, what holds it.
+    """Return the table of features: the command that shows each and the test that covers it.
 
     Raises:
-        FileNotFoundError: a test that the table names is not there.
+        FileNotFoundError: a test named in the table does not exist.
     """
     del loaded
     for _, _, test in ASKED:
         if not (root / test).exists():
-            raise FileNotFoundError(f"the table of what was asked names {test}")
+            raise FileNotFoundError(f"the table of features names {test}")
     frame = pd.DataFrame(
         [(what, f"`{command}`", f"`{test}`") for what, command, test in ASKED],
         columns=["what was asked", "shown by", "held by"],
     )
     return as_markdown(frame, markup=["shown by", "held by"]).strip()
-
-
-BLOCKS: dict[str, Callable[[RunFrame, Path], str]] = {
-    "headline": headline_block,
-    "figure": figure_block,
-    "selftest": selftest_block,
-    "network": network_block,
-    "layers": layers_block,
-    "means": means_block,
-    "trace_summary": account_block,
-    "asked": asked_block,
-    "versus": versus_block,
-    "scale": scale_block,
-    "reckoned": reckoned_block,
-    "acceptance": acceptance_block,
-    "gpu": gpu_block,
-    "gpu-bandwidth_limits": gpu_bandwidth_limits_block,
-    "gpu-means": gpu_means_block,
-}
-
-MARKS = {
-    "pass": "✓", "wrong": "**wrong**", "unsupported": "unsupported", "error": "**error**",
-    "crashed": "**crashed**", "timeout": "**timeout**", "not_run": "not run",
-}  # fmt: skip
-
-
-def support_page(runs: Sequence[StoredRun]) -> str:
-    """docs/support.md: the support matrices of the runs, and the evidence of each cell that is no pass."""
-    register_builtin()
-    lines = [
-        "# What works where",
-        "",
-        "Generated from the reference runs by `python report.py readme`; `nox -s capabilities` makes the matrix anew. "
-        "Each cell was tried, and what is no pass says below what was seen.",
-    ]
-    for run in runs:
-        versions = run.header.environment.versions
-        devices = run.header.environment.devices
-        for op, device in dict.fromkeys((c.op, c.device) for c in run.capabilities):
-            cells = [c for c in run.capabilities if (c.op, c.device) == (op, device)]
-            name = device if devices.get(device) in (None, "CPU") else devices[device]
-            lines += ["", f"## {op} on {name}", ""]
-            lines += [
-                f"TensorFlow {versions.get('tensorflow-cpu') or versions.get('tensorflow')}, "
-                f"Keras {versions.get('keras')}.",
-                "",
-            ]
-            lines += [_matrix(cells), "", "### Evidence", ""]
-            lines += [
-                f"- **{c.candidate}**, {c.probe}: {c.state}{f' ({c.issue})' if c.issue else ''}. {_escaped(c.evidence)}"
-                for c in cells
-                if c.state != "pass"
-            ]
-    if not any(run.capabilities for run in runs):
-        lines += ["", "The reference run holds no matrix."]
-    return "\n".join(lines) + "\n"
-
-
-def _matrix(cells: Sequence[MatrixCell]) -> str:
-    """Probes down, candidates across: a page is longer than it is wide."""
-    names = list(dict.fromkeys(c.candidate for c in cells))
-    state = {(c.probe, c.candidate): MARKS[c.state] for c in cells}
-    frame = pd.DataFrame(
-        [
-            [probe, *(state.get((probe, name), "") for name in names)]
-            for probe in dict.fromkeys(c.probe for c in cells)
-        ],
-        columns=["probe", *names],
-    )
-    return as_markdown(frame).strip()
-
-
-def _escaped(text: str) -> str:
-    """Evidence in one line in which Markdown and HTML mean nothing."""
-    return re.sub(r"([\\`*_<>\[\]|#])", r"\\\1", one_line(text, 400))

@@ -1,4 +1,4 @@
-"""What README.md and docs/gpu.md say of the runs on GPUs, made from results/reference-<gpu>/."""
+"""Format the figures of the runs on GPUs, results/reference-<gpu>/, for README.md and docs/gpu.md."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import functools
 from pathlib import Path
 
 import pandas as pd
-
 from poolbench.core.case import Case
 from poolbench.core.records import Measurement
 from poolbench.core.text import format_bandwidth, format_seconds, one_line
@@ -29,7 +28,7 @@ BORDER = ("12x112x112x64", "13x112x112x64")
 
 @functools.cache
 def gpu_runs(root: Path) -> tuple[RunFrame, ...]:
-    """The committed runs whose machine had a GPU; several blocks are made of them."""
+    """Return the committed runs whose machine had a GPU."""
     runs = [
         load(journal.parent)
         for journal in sorted((root / "results").glob(f"reference-*/{JOURNAL}"))
@@ -40,7 +39,7 @@ def gpu_runs(root: Path) -> tuple[RunFrame, ...]:
 
 
 def gpu_block(_: RunFrame, root: Path) -> str:
-    """The headline of each GPU: who to use there, and how far the layer to take away leads."""
+    """Return the headline table of each GPU and the lead of DepthMaxPool2D there."""
     parts = []
     for loaded in gpu_runs(root):
         table = headline_table(loaded, headline(loaded, choices(loaded)))
@@ -65,7 +64,7 @@ def _where(loaded: RunFrame) -> str:
 
 
 def _lead(loaded: RunFrame) -> str:
-    """The layer over the fastest other right layer, in words, by mode and direction."""
+    """Return the speed of DepthMaxPool2D over the fastest other correct layer, by mode and direction."""
     races: dict[Case, dict[str, Measurement]] = {}
     for m in loaded.run.measurements:
         if m.case.op == DEPTH and is_gpu(m.case.device) and m.kind == "candidate":
@@ -107,8 +106,8 @@ def _lead(loaded: RunFrame) -> str:
     )
 
 
-def gpu_bandwidth_limits_block(_: RunFrame, root: Path) -> str:
-    """What the probes found of each GPU's memory, warm and cold, small and large."""
+def gpu_bandwidth_block(_: RunFrame, root: Path) -> str:
+    """Return the memory bandwidth of each GPU, warm and cold, small and large."""
     rows = []
     for loaded in gpu_runs(root):
         names = loaded.run.header.environment.devices
@@ -135,7 +134,7 @@ def gpu_bandwidth_limits_block(_: RunFrame, root: Path) -> str:
 
 
 def gpu_means_block(_: RunFrame, root: Path) -> str:
-    """The two predictions of the global mean: the cast in the narrow layer, the kernel that changes."""
+    """Return the two tables of the global mean: float16 layers and the change of kernel."""
     return "\n\n".join(_mean_tables(loaded) for loaded in gpu_runs(root)) or (
         "No GPU has been measured yet."
     )

@@ -1,8 +1,4 @@
-"""Figures in words that rest on the committed proofs, not on the reference run.
-
-`nox -s versus` and `nox -s acceptance` write two of them, the slow tests of tests/test_scale.py the third;
-poolbench.report.readme puts them between their marks.
-"""
+"""Format the committed results of `nox -s versus`, `nox -s acceptance` and tests/test_scale.py."""
 
 from __future__ import annotations
 
@@ -13,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-
 from poolbench.core.text import format_seconds
 from poolbench.report.frame import RunFrame
 from poolbench.report.tables import as_markdown
@@ -49,30 +44,30 @@ Found = dict[str, Any]
 
 
 def machine_text(machine: Mapping[str, Any]) -> str:
-    """'AMD EPYC, 2 cores, virtual': a proof need not be made where the reference run was."""
+    """Return a machine's name: 'AMD EPYC, 2 cores, virtual'."""
     virtual = ", virtual" if machine.get("virtual") else ""
     return f"{machine.get('processor')}, {machine.get('usable_threads')} cores{virtual}"
 
 
-def _told_from(
+def _from_file(
     stored: Path, otherwise: str
 ) -> Callable[[Callable[[Found], str]], Callable[[RunFrame, Path], str]]:
-    """A block that tells of a stored result; `otherwise` where there is none."""
+    """Make a block function of a function of a stored result; `otherwise` where there is none."""
 
-    def decorate(tell: Callable[[Found], str]) -> Callable[[RunFrame, Path], str]:
-        @functools.wraps(tell)
+    def decorate(describe: Callable[[Found], str]) -> Callable[[RunFrame, Path], str]:
+        @functools.wraps(describe)
         def block(_: RunFrame, root: Path) -> str:
             path = root / stored
-            return tell(json.loads(path.read_bytes())) if path.exists() else otherwise
+            return describe(json.loads(path.read_bytes())) if path.exists() else otherwise
 
         return block
 
     return decorate
 
 
-@_told_from(VERSUS, "`nox -s versus` has not been run on the reference machine.")
-def versus_block(found: Found) -> str:
-    """How far each tool's figures spread when it is invoked again: the committed result, and its figure."""
+@_from_file(VERSUS, "`nox -s versus` has not been run on the reference machine.")
+def tool_comparison_block(found: Found) -> str:
+    """Return how far each tool's figures spread over repeated invocations, with the figure."""
     rows = [
         {
             "tool": row["tool"],
@@ -96,9 +91,9 @@ def versus_block(found: Found) -> str:
     )
 
 
-@_told_from(ACCEPTANCE, "`nox -s acceptance` has not been run on the reference machine.")
+@_from_file(ACCEPTANCE, "`nox -s acceptance` has not been run on the reference machine.")
 def acceptance_block(found: Found) -> str:
-    """The promises of real timings, and what the last acceptance found of each."""
+    """Return the acceptance checks with their last results."""
     rows = [
         {
             "check": check["requirement"],
@@ -114,9 +109,9 @@ def acceptance_block(found: Found) -> str:
     return f"{held} of {len(rows)} checks hold on {where} (`nox -s acceptance`):\n\n{table}"
 
 
-@_told_from(SCALE, "Not measured on the reference machine.")
+@_from_file(SCALE, "Not measured on the reference machine.")
 def scale_block(found: Found) -> str:
-    """What the driver and the report cost, as tests/test_scale.py measured it."""
+    """Return the cost of the driver and of the report, as measured by tests/test_scale.py."""
     rows = [
         (what, text.format(**{name: _plain(name, value) for name, value in found.items()}))
         for what, text in SCALE_ROWS

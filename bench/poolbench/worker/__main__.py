@@ -1,0 +1,135 @@
+"""A worker process: `INTERPRETER -m poolbench.worker REQUESTS REPLIES`, two pipes by number.
+
+It answers one request after another until its end of the pipe closes, which is how it learns that
+the run has ended, however that ended. Its output is the log; no message goes through it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import select
+import signal
+import sys
+import tempfile
+import threading
+from time import perf_counter as clock  # before any other code can put another one in its place
+from typing import BinaryIO, TypeVar
+
+import msgspec
+
+from poolbench import __version__
+from poolbench.core.errors import reason_of, status_of
+from poolbench.worker import messages
+from poolbench.worker.messages import Hello, MessageError, Reply, Request, Start
+
+NOTHING = msgspec.Raw(messages.encode(None))
+T = TypeVar("T")
+
+
+class Pipes:
+    """The worker's ends of the two pipes."""
+
+    def __init__(self, requests: BinaryIO, replies: BinaryIO) -> None:
+        self._requests, self._replies = requests, replies
+
+    def receive(self, type_: type[T]) -> T:
+        """Return the next message; the process ends when there is none any more."""
+        head = self._requests.read(messages.LENGTH.size)
+        if len(head) < messages.LENGTH.size:
+            os._exit(0)
+        (length,) = messages.LENGTH.unpack(head)
+        message: T = messages.decode(self._requests.read(length), type_)
+        return message
+
+    def send(self, message: msgspec.Struct) -> None:
+        """Write a message."""
+        self._replies.write(messages.pack(message))
+        self._replies.flush()
+
+
+def main() -> None:
+    """Say hello, start, and answer."""
+    requests, replies = map(int, sys.argv[1:3])
+    for number in (requests, replies):
+        os.set_inheritable(number, False)
+    _end_with(requests)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the run's to handle
+    for stream in (sys.stdout, sys.stderr):  # what was printed before a crash must not be lost
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(line_buffering=True)
+    with os.fdopen(requests, "rb") as reading, os.fdopen(replies, "wb") as writing:
+        pipes = Pipes(reading, writing)
+        pipes.send(Hello(version=__version__))
+        pipes.send(_start(pipes.receive(Start)))
+        modules = os.environ.get(messages.MODULES_VARIABLE, "").split(",")
+        process = os.getpid()
+        while True:
+            reply = answer(pipes.receive(Request), modules)
+            if os.getpid() != process:  # a candidate forked, and its child came back here too
+                os._exit(0)
+            pipes.send(reply)
+
+
+def answer(request: Request, modules: list[str]) -> Reply:
+    """Call the request's function; what it raises becomes plain data."""
+    begin = clock()
+    try:
+        function = messages.find_function(request.function, modules)
+        args, keywords = messages.arguments_of(function, request)
+        value = function(*args, **keywords)
+        end = clock()
+        encoded = msgspec.Raw(messages.encode(value))
+    except BaseException as error:  # noqa: BLE001 (a candidate may raise anything: it is a result)
+        return _failure(request.number, error)
+    return Reply(number=request.number, value=encoded, clock=(begin, end))
+
+
+def _failure(number: int, error: BaseException) -> Reply:
+    reason = reason_of(error)
+    if isinstance(error, SystemExit):
+        reason = f"it called sys.exit({error.code!r})"
+    return Reply(number=number, status=status_of(error), reason=reason, value=NOTHING)
+
+
+def _start(start: Start) -> Reply:
+    """Import what the process needs for its work, the user's files last."""
+    try:
+        os.environ.pop("PYTHONSAFEPATH", None)
+        if start.path:
+            sys.path[:] = start.path
+        tempfile.tempdir = os.environ["TMPDIR"]
+        if start.spec.tensorflow:
+            from poolbench.worker.session import start_tensorflow
+
+            start_tensorflow(start.spec)
+        from poolbench.engine.process import load_registry
+
+        load_registry(start.files)
+    except BaseException as error:  # noqa: BLE001 (a user's file may raise anything)
+        return _failure(0, error)
+    return Reply(number=0, value=NOTHING)
+
+
+def _end_with(requests: int) -> None:
+    """End this process when the other end of the pipe closes, even while a task runs.
+
+    The thread sleeps until then: it takes no time from what is measured.
+    """
+
+    def wait() -> None:
+        poll = select.poll()
+        poll.register(requests, 0)  # no event but the hang-up, which is always told
+        with contextlib.suppress(OSError):
+            poll.poll()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except MessageError as error:
+        sys.exit(f"poolbench.worker: {error}")
