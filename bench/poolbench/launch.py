@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -111,7 +112,7 @@ def launch(
         [
             *files, "-p", "poolbench.pytest_plugin", "-q", "--no-header", "--import-mode=importlib",
             # The user's own configuration of pytest is for tests: coverage, parallel processes, ...
-            "-o", "addopts=", "--benchmark-quiet",
+            "-o", "addopts=", "--benchmark-quiet", f"--benchmark-storage=file://{os.devnull}",
             *cache, f"--rootdir={Path.cwd()}", *keyword, *pytest_words({**options, "results": results}), *given,
         ],
         plugins=[launcher],

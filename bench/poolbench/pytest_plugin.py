@@ -322,17 +322,15 @@ class Benchmark:
         if self._request.config.pluginmanager.hasplugin("benchmark"):
             benchmark = self._request.getfixturevalue("benchmark")
             benchmark.extra_info.update(extra)
-        if measurement.status != "ok":
-            if benchmark is not None:
-                benchmark.disabled = True  # an unused fixture would warn
-                benchmark.pedantic(_nothing)
-            self._session.not_ok.append(extra)
-            _end(measurement)
+        seconds = measurement.samples.seconds
         if benchmark is not None:
-            seconds = measurement.samples.seconds
+            benchmark.disabled |= not seconds  # an unused fixture would warn
             marker = self._request.node.get_closest_marker("benchmark")
             marker.kwargs["timer"].load(seconds)
             benchmark.pedantic(_nothing, rounds=max(1, len(seconds)))
+        if measurement.status != "ok":
+            self._session.not_ok.append(extra)
+            _end(measurement)
 
 
 @pytest.fixture

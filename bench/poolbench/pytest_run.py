@@ -45,7 +45,7 @@ EXIT_STOPPED = int(pytest.ExitCode.INTERNAL_ERROR)
 STOPPED = (pytest.ExitCode.INTERRUPTED, pytest.ExitCode.INTERNAL_ERROR)
 
 
-@dataclass
+@dataclass(eq=False)
 class Launcher:
     """The command that started pytest, and what it wants back; a plugin of the session.
 
@@ -244,7 +244,7 @@ class RunSession:
             return None
         if hasattr(report, "wasxfail") or (report.passed and report.when != "call"):
             return None
-        return report.outcome, "", ""
+        return report.outcome, "", "FAILED" if report.failed else ""
 
     def pytest_exception_interact(self, call: pytest.CallInfo[Any]) -> None:
         """Stop where the disk refuses: a measurement that cannot be stored is not worth its time."""
