@@ -10,8 +10,9 @@ from statistics import fmean
 
 import pandas as pd
 from _stored import machine_text
-from poolbench.core.case import Case, case_label, input_nbytes, make_case
+from poolbench.core.case import Case, case_label, make_case
 from poolbench.core.records import Measurement
+from poolbench.core.registry import input_nbytes
 from poolbench.core.text import format_nbytes, format_seconds, one_line, significant
 from poolbench.engine.race import BANDWIDTH_LIMIT_FROM_NBYTES, Plan
 from poolbench.report.frame import RunFrame, is_right

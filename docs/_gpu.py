@@ -116,7 +116,7 @@ def gpu_bandwidth_block(_: RunFrame, root: Path) -> str:
                 continue
             if m.case.mode != "graph" or m.case.dtype != "float32" or m.case.direction != "forward":
                 continue
-            if m.case.pool_size != 3 or m.case.shape not in PROBED:
+            if m.case.get("pool_size") != 3 or m.case.shape not in PROBED:
                 continue
             nbytes = m.read_nbytes + m.written_nbytes
             rows.append(

@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 import poolbench.ops  # noqa: F401 (registers what ships)
 import pytest
-from poolbench.core.candidate import REGISTRY
 from poolbench.core.errors import StoreError, UsageError
 from poolbench.core.records import MatrixCell
+from poolbench.core.registry import REGISTRY
 from poolbench.matrix.runner import Key, all_keys, run_matrix
 from poolbench.pytest_plugin import Benchmark
 
@@ -32,7 +32,7 @@ def matrix(request: pytest.FixtureRequest, poolbench: Benchmark, filled: list[Ma
     if not filled:
         params = [getattr(item, "callspec", None) for item in request.session.items]
         keys = [found.params["key"] for found in params if found and "key" in found.params]
-        devices = [str(device) for device in poolbench.axes.get("device", ())]
+        devices = [str(device) for device in poolbench.axis("device")]
         exports = poolbench.options["with_exports"]
         try:
             filled.append(

@@ -1,8 +1,18 @@
 """An op and candidates of it, one right and the others each wrong in its own way, for the probes."""
 
 import numpy as np
-from poolbench.core.candidate import Op, Tolerance, candidate, register
-from poolbench.core.case import Case, Sweep
+from poolbench import (
+    Op,
+    Sweep,
+    Tolerance,
+    candidate,
+    choice_axis,
+    make_case,
+    register,
+    size_axis,
+    ties_within,
+)
+from poolbench.ops.shared import IMAGE_AXES, image_spec
 
 OP = "probed_depth_max"
 
@@ -31,7 +41,7 @@ def in_layout(y, case):
     return np.moveaxis(y, -1, 1) if case.data_format == "channels_first" else y
 
 
-def reference(x, case):
+def reference(case, x):
     return in_layout(windows(x, case, -np.inf).max(-1), case)
 
 
@@ -39,25 +49,27 @@ def window_sum(x, case):
     return in_layout(windows(x, case, 0).sum(-1), case)
 
 
-def gradient(x, dy, case):
+def vjp(case, dy, x):
     before, _, _ = padding_of(case)
     groups = windows(x, case, -np.inf)
     tied = groups == groups.max(-1, keepdims=True)
     shares = tied / tied.sum(-1, keepdims=True) * dy[..., None]
     flat = shares.reshape(*shares.shape[:-2], shares.shape[-2] * shares.shape[-1])
     kept = flat[..., before : before + x.shape[-1]]
-    return np.pad(kept, [(0, 0)] * 3 + [(0, x.shape[-1] - kept.shape[-1])])
+    return (np.pad(kept, [(0, 0)] * 3 + [(0, x.shape[-1] - kept.shape[-1])]),)
 
 
 register(
     Op(
         name=OP,
         reference=reference,
-        gradient=gradient,
-        window_sum=window_sum,
-        bounds=lambda _: Tolerance(relative=1e-6, absolute=0.0),
+        vjp=vjp,
+        check_gradient=ties_within(window_sum),
+        tolerance=lambda _: Tolerance(relative=1e-6, absolute=0.0),
         baseline="right",
-        sweeps={"default": Sweep(base=Case(op=OP, pool_size=3, padding="valid"))},
+        axes=(*IMAGE_AXES, size_axis("pool_size", 3), choice_axis("padding", "valid", "same")),
+        inputs=lambda case: {"x": image_spec(case)},
+        sweeps={"default": Sweep()},
     )
 )
 
@@ -181,9 +193,8 @@ def pads_behind(case):
 
 @candidate(op=OP, name="keeps-tail")
 def keeps_tail(case):
-    import msgspec
 
-    return lambda x: pool(x, msgspec.structs.replace(case, padding="same"))
+    return lambda x: pool(x, case.replace(padding="same"))
 
 
 @candidate(op=OP, name="static")
@@ -199,9 +210,8 @@ def static(case):
 @candidate(op=OP, name="last-axis")
 def last_axis(case):
     """Ignores the layout."""
-    import msgspec
 
-    return lambda x: pool(x, msgspec.structs.replace(case, data_format="channels_last"))
+    return lambda x: pool(x, case.replace(data_format="channels_last"))
 
 
 @candidate(op=OP, name="always-float32")
@@ -253,7 +263,7 @@ def forgetful_class():
             self.pool_size = pool_size
 
         def call(self, x):
-            return pool(x, Case(op=OP, pool_size=self.pool_size, padding="valid"))
+            return pool(x, make_case(op=OP, pool_size=self.pool_size, padding="valid"))
 
         def get_config(self):
             config = super().get_config()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
-from poolbench.core.case import Case, input_nbytes
+from poolbench.core.case import Case, make_case
 from poolbench.core.records import (
     Accuracy,
     Contention,
@@ -24,6 +24,7 @@ from poolbench.core.records import (
     TimeBreakdown,
     TraceSummary,
 )
+from poolbench.core.registry import input_nbytes
 from poolbench.store.journal import Journal
 
 SHAPES = (
@@ -91,15 +92,14 @@ def header(run: str = "synthetic", **environment: object) -> Header:
 
 def op_case(op: str, **fields: object) -> Case:
     """A base case of one of the two ops."""
-    depth = {"pool_size": 3, "padding": "valid"} if op == "depth_max_pool" else {}
-    return Case(op=op, **{"shape": (32, 56, 56, 96), **depth, **fields})  # type: ignore[arg-type]
+    return make_case(op=op, **{"shape": (32, 56, 56, 96), **fields})
 
 
 def nbytes_of(case: Case) -> tuple[int, int]:
     """Fewest bytes read and written by a call."""
     size = input_nbytes(case)
     _, h, w, _ = case.shape
-    small = size // (case.pool_size or h * w)
+    small = size // case.get("pool_size", h * w)
     if case.direction == "training":
         return size + small, size + small
     return size, small

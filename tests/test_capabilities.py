@@ -11,10 +11,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from capability_candidates import OP
-from poolbench.core.candidate import REGISTRY, Candidate, KnownFailure
-from poolbench.core.case import Case
+from poolbench.core.candidate import Candidate, KnownFailure
+from poolbench.core.case import make_case
 from poolbench.core.errors import WorkerFailure, own_folders
 from poolbench.core.plan import WorkerSpec
+from poolbench.core.registry import REGISTRY
 from poolbench.engine.process import Worker
 from poolbench.matrix import GROUPS, PROBES, judge
 from poolbench.matrix.probe import (
@@ -179,13 +180,13 @@ def test_a_documented_failure_of_the_candidate_is_unsupported_with_its_issue():
         when=lambda case: True, matches="no window", reason="as documented", issue="a#1"
     )
     entry = SimpleNamespace(failures=(failure,))
-    found = explain_error(entry, Case(op=OP), RuntimeError("there is no window"))
+    found = explain_error(entry, make_case(op=OP), RuntimeError("there is no window"))
     assert (found.state, found.issue) == ("unsupported", "a#1")
     assert found.evidence == "as documented [RuntimeError: there is no window]"
 
 
 def test_an_error_that_nobody_documents_is_an_error():
-    found = explain_error(SimpleNamespace(failures=()), Case(op=OP), KeyError("x"))
+    found = explain_error(SimpleNamespace(failures=()), make_case(op=OP), KeyError("x"))
     assert (found.state, found.evidence) == ("error", "KeyError: 'x'")
 
 
@@ -251,10 +252,10 @@ def test_tie_rules_are_told_apart(share, rule):
 
 
 def test_distinct_inputs_do_not_tie_and_are_exact_in_bfloat16():
-    case = Case(op=OP, shape=(2, 3, 4, 50), dtype="bfloat16")
+    case = make_case(op=OP, shape=(2, 3, 4, 50), dtype="bfloat16")
     x = judge.distinct_input(case)
     assert (np.diff(np.sort(x.astype(np.float64), axis=-1), axis=-1) > 0).all()
-    wide = judge.distinct_input(Case(op=OP, shape=case.shape, dtype="float64"))
+    wide = judge.distinct_input(make_case(op=OP, shape=case.shape, dtype="float64"))
     assert np.array_equal(x.astype(np.float64), wide)
 
 

@@ -1,9 +1,10 @@
 import numpy as np
 import poolbench.ops  # noqa: F401 (registers the ops)
 import pytest
-from poolbench.core.candidate import REGISTRY, Op
-from poolbench.core.case import Sweep, make_case
-from poolbench.worker.check import BOUNDS, check, layout, make_inputs, numpy_dtype
+from poolbench.core.case import make_case
+from poolbench.core.op import Op
+from poolbench.core.registry import REGISTRY
+from poolbench.worker.check import BOUNDS, check, make_inputs, numpy_dtype
 
 DEPTH = REGISTRY.ops["depth_max_pool"]
 MEAN = REGISTRY.ops["global_avg_pool"]
@@ -30,7 +31,7 @@ def rows(values, **fields):
 
 def test_valid_drops_the_tail():
     x, case = rows([1, 5, 2, 9, 8, 7, 99])
-    assert DEPTH.reference(x, case).ravel().tolist() == [5, 9]
+    assert DEPTH.reference(case, x).ravel().tolist() == [5, 9]
 
 
 @pytest.mark.parametrize(
@@ -43,13 +44,13 @@ def test_valid_drops_the_tail():
 )
 def test_same_pads_both_ends_with_the_lowest_value(values, expected):
     x, case = rows(values, padding="same")
-    assert DEPTH.reference(x, case).ravel().tolist() == expected
+    assert DEPTH.reference(case, x).ravel().tolist() == expected
 
 
 def test_a_maximum_s_gradient_goes_to_the_maximum_and_is_split_at_a_tie():
     x, case = rows([1, 5, 2, 7, 7, 0])
     dy = np.array([2.0, 4.0]).reshape(1, 1, 1, 2)
-    assert DEPTH.gradient(x, dy, case).ravel().tolist() == [0, 2, 0, 2, 2, 0]
+    assert DEPTH.vjp(case, dy, x)[0].ravel().tolist() == [0, 2, 0, 2, 2, 0]
 
 
 @pytest.mark.parametrize("padding", ["valid", "same"])
@@ -58,20 +59,20 @@ def test_a_gradient_given_out_adds_up_to_dy_over_each_window(padding, channels):
     rng = np.random.default_rng(0)
     case = depth_case(shape=(2, 3, 4, channels), padding=padding)
     x = rng.integers(0, 3, (2, 3, 4, channels)).astype(float)
-    dy = rng.standard_normal(DEPTH.reference(x, case).shape)
-    dx = DEPTH.gradient(x, dy, case)
+    dy = rng.standard_normal(DEPTH.reference(case, x).shape)
+    dx = DEPTH.vjp(case, dy, x)[0]
     assert dx.shape == x.shape
-    np.testing.assert_allclose(DEPTH.window_sum(dx, case), dy)
+    np.testing.assert_allclose(DEPTH.check_gradient.window_sum(dx, case), dy)
 
 
 def test_channels_first_is_channels_last_transposed():
     rng = np.random.default_rng(0)
     x = rng.standard_normal((2, 3, 4, 10))
     for padding in ("valid", "same"):
-        last = DEPTH.reference(x, depth_case(shape=x.shape, padding=padding))
+        last = DEPTH.reference(depth_case(shape=x.shape, padding=padding), x)
         first = DEPTH.reference(
-            x.transpose(0, 3, 1, 2),
             depth_case(shape=x.shape, padding=padding, data_format="channels_first"),
+            x.transpose(0, 3, 1, 2),
         )
         np.testing.assert_array_equal(first.transpose(0, 2, 3, 1), last)
 
@@ -82,9 +83,9 @@ def test_the_mean_s_gradient_is_numerically_its_slope():
     x, dy, step = rng.standard_normal(case.shape), rng.standard_normal((2, 6)), 1e-6
     direction = rng.standard_normal(case.shape)
     slope = (
-        (MEAN.reference(x + step * direction, case) - MEAN.reference(x, case)) / step * dy
+        (MEAN.reference(case, x + step * direction) - MEAN.reference(case, x)) / step * dy
     ).sum()
-    assert (MEAN.gradient(x, dy, case) * direction).sum() == pytest.approx(slope, rel=1e-4)
+    assert (MEAN.vjp(case, dy, x)[0] * direction).sum() == pytest.approx(slope, rel=1e-4)
 
 
 @pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
@@ -94,9 +95,9 @@ def test_inputs_have_the_case_s_layout_and_dtype(dtype, data_format):
         dtype=dtype, data_format=data_format, direction="training", padding="same", pool_size=5
     )
     x, dy = make_inputs(case, seed=1)
-    assert x.shape == layout(case)
+    assert x.shape == DEPTH.inputs(case)["x"].shape
     assert {x.dtype, dy.dtype} == {numpy_dtype(dtype)}
-    assert dy.shape == DEPTH.reference(x.astype(float), case).shape
+    assert dy.shape == DEPTH.reference(case, x.astype(float)).shape
 
 
 def test_inputs_are_the_same_for_a_seed_and_others_for_another():
@@ -124,9 +125,9 @@ def test_the_reference_s_own_answer_in_the_case_s_dtype_passes(op, direction):
         )
         inputs = make_inputs(case, 0)
         wide = [array.astype(np.float64) for array in inputs]
-        outputs = [op.reference(wide[0], case)]
+        outputs = [op.reference(case, wide[0])]
         if direction == "training":
-            outputs.append(op.gradient(*wide, case))
+            outputs.append(op.vjp(case, wide[1], wide[0])[0])
         verdict = check(
             op, case, inputs, tuple(np.asarray(a).astype(numpy_dtype(dtype)) for a in outputs)
         )
@@ -141,7 +142,7 @@ def judged(outputs, case=None):
 def right():
     case = depth_case()
     (x,) = make_inputs(case, 0)
-    return DEPTH.reference(x, case)
+    return DEPTH.reference(case, x)
 
 
 def test_a_wrong_shape_says_which_was_expected():
@@ -170,9 +171,10 @@ def test_an_error_is_told_with_its_size_and_the_bound():
 def test_a_check_whose_answer_is_almost_all_zeros_is_mistrusted():
     op = Op(
         name="zero",
-        reference=lambda x, case: x * 0,
+        inputs=DEPTH.inputs,
+        reference=lambda case, x: x * 0,
         baseline="",
-        sweeps={"default": Sweep(base=depth_case())},
+        sweeps={},
     )
     case = depth_case()
     verdict = check(op, case, make_inputs(case, 0), (np.zeros(case.shape, np.float32),))
@@ -186,7 +188,7 @@ def gradient_at_ties(give):
     x = np.tile(np.array([7, 7, 0], np.float32), 16).reshape(1, 2, 2, 12)
     dy = np.random.default_rng(0).standard_normal((1, 2, 2, 4)).astype(np.float32)
     dx = (dy[..., None] * np.array(give, np.float32)).reshape(x.shape).astype(np.float32)
-    return check(DEPTH, case, (x, dy), (DEPTH.reference(x, case).astype(np.float32), dx))
+    return check(DEPTH, case, (x, dy), (DEPTH.reference(case, x).astype(np.float32), dx))
 
 
 @pytest.mark.parametrize(
@@ -206,6 +208,6 @@ def test_a_right_gradient_of_a_large_window_is_not_mistrusted():
     case = depth_case(shape=(2, 4, 4, 96), pool_size=48, direction="training")
     x, dy = make_inputs(case, 0)
     wide = x.astype(np.float64)
-    dx = DEPTH.gradient(wide, dy.astype(np.float64), case).astype(np.float32)
-    verdict = check(DEPTH, case, (x, dy), (DEPTH.reference(wide, case).astype(np.float32), dx))
+    dx = DEPTH.vjp(case, dy.astype(np.float64), wide)[0].astype(np.float32)
+    verdict = check(DEPTH, case, (x, dy), (DEPTH.reference(case, wide).astype(np.float32), dx))
     assert (verdict.status, verdict.reason) == ("ok", "")

@@ -7,14 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
-import msgspec
 import numpy as np
 import pytest
 from fakes import ANSWERS, FakeWorker, fake_candidate
-from poolbench.core.candidate import REGISTRY
 from poolbench.core.case import make_case
 from poolbench.core.errors import WorkerFailure
 from poolbench.core.plan import WorkerSpec
+from poolbench.core.registry import REGISTRY
 from poolbench.engine import scheduler as fleet_module
 from poolbench.engine.race import Plan
 from poolbench.engine.scheduler import LANES, TURNS_BETWEEN, RaceSpec, Scheduler, WorkerPool
@@ -160,7 +159,7 @@ def test_lanes_hold_no_more_than_the_memory_that_is_free(job, monkeypatch, avail
 def test_a_gpu_has_one_race_at_a_time(job):
     fleet = LegsFleet()
     plan = replace(LEGS, processes=3, max_processes=3, rounds=72)
-    jobs = [replace(one, case=msgspec.structs.replace(one.case, device="gpu:0"))
+    jobs = [replace(one, case=one.case.replace(device="gpu:0"))
             for one in (job(number, plan=plan) for number in range(1, 6))]  # fmt: skip
     races = races_of(fleet, jobs)
     for _ in jobs:
@@ -279,7 +278,8 @@ def test_without_workers_the_measurements_say_why(job):
     assert "no worker could be started: no memory" in done.result.measurements[0].reason
 
 
-def test_a_case_larger_than_the_limit_is_not_opened(job):
+def test_scheduler_case_above_memory_limit_is_not_opened(job, monkeypatch):
+    monkeypatch.setattr("poolbench.engine.scheduler.input_nbytes", lambda case: 64 * 64 * 4)
     fleet = Fleet()
     races = Scheduler(fleet, 1)
     races.submit(replace(job(1), case=make_case(op="fake", shape=(1, 64, 64, 1))))
@@ -292,7 +292,7 @@ def test_races_of_a_setting_of_their_own_come_last_so_that_workers_are_started_o
         [sys.executable, "-m", "pytest", "suites", "-q", "--poolbench-dry-run"],
         cwd=ROOT, capture_output=True, text=True, check=True, timeout=60,
     )  # fmt: skip
-    alone = ["1thread" in line for line in done.stdout.splitlines() if "x56x56x" in line]
+    alone = ["threads1" in line for line in done.stdout.splitlines() if "x56x56x" in line]
     assert any(alone) and alone == sorted(alone)
 
 

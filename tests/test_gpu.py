@@ -333,13 +333,13 @@ def test_bench_gpu_without_a_driver_stops_with_one_line_and_installs_nothing(tmp
 
 
 TWO_DEVICES = """
-from poolbench.core.candidate import Tolerance, Op, candidate, register
-from poolbench.core.case import Case, Sweep
+from poolbench import Op, Sweep, TensorSpec, Tolerance, candidate, register, shape_axis
 
 register(Op(
-    name="tripling", reference=lambda x, case: 3 * x, baseline="multiply",
-    bounds=lambda case: Tolerance(relative=1e-6, absolute=1e-6),
-    sweeps={"default": Sweep(base=Case(op="tripling", shape=(1, 8, 8, 3), mode="eager"))},
+    name="tripling", reference=lambda case, x: 3 * x, baseline="multiply",
+    axes=(shape_axis("shape", (1, 8, 8, 3)),), inputs=lambda case: {"x": TensorSpec(case.shape, case.dtype)},
+    tolerance=lambda case: Tolerance(relative=1e-6, absolute=1e-6),
+    sweeps={"default": Sweep(base={"mode": "eager"})},
 ))
 
 
@@ -357,7 +357,7 @@ def multiply(case):
 
 @pytest.mark.slow
 def test_two_devices_are_both_raced_and_told_apart_in_journal_and_report(tmp_path):
-    from poolbench.core.candidate import REGISTRY
+    from poolbench.core.registry import REGISTRY
     from poolbench.report.frame import load
 
     file = tmp_path / "tripling.py"

@@ -6,9 +6,9 @@ import numpy as np
 import poolbench.ops  # noqa: F401 (registers the ops)
 import pytest
 from fakes import FakeFleet
-from poolbench.core.candidate import REGISTRY
 from poolbench.core.errors import UsageError
 from poolbench.core.records import Measurement, Samples
+from poolbench.core.registry import REGISTRY
 from poolbench.engine.run import Run, RunOptions
 from poolbench.models import study
 from poolbench.models.study import (

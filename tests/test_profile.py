@@ -11,11 +11,11 @@ import pytest
 import traced
 from click.testing import CliRunner
 from poolbench.cli import main
-from poolbench.core.candidate import REGISTRY, Registry
 from poolbench.core.case import make_case
 from poolbench.core.errors import UsageError, WorkerFailure
 from poolbench.core.plan import WorkerSpec
 from poolbench.core.records import TraceSummary
+from poolbench.core.registry import REGISTRY, Registry
 from poolbench.engine import tracing
 from poolbench.engine.process import Worker
 from poolbench.engine.tracing import Recorder, Selection, select, trace_name

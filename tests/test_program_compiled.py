@@ -4,7 +4,7 @@ import msgspec
 import numpy as np
 import poolbench.ops  # noqa: F401 (registers the ops)
 import pytest
-from poolbench.core.candidate import REGISTRY
+from poolbench.core.registry import REGISTRY
 from poolbench.worker.hlo import count_cost
 from poolbench.worker.program import jax_program, tensorflow_program
 from poolbench.worker.session import bind

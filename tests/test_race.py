@@ -246,7 +246,8 @@ def test_a_runner_ten_times_slower_is_settled_after_one_process():
     assert not found["base"].stopped_early
 
 
-def test_a_runner_faster_than_the_memory_allows_is_flagged():
+def test_race_candidate_above_bandwidth_limit_is_flagged(monkeypatch):
+    monkeypatch.setattr("poolbench.engine.race.input_nbytes", lambda case: 2 << 20)
     probes = {"bandwidth-read": MS, "bandwidth-write": MS, "bandwidth-copy": 2 * MS}
     seconds = {**probes, "base": 3 * MS, "folded": MS / 10}
     found, _, _ = run(seconds)

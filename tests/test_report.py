@@ -14,11 +14,20 @@ from poolbench.cli import main
 
 sys.path.insert(0, str(Path(__file__).parent))
 import synthetic
+from poolbench.core.axes import RESERVED
 from poolbench.core.errors import StoreError
 from poolbench.core.records import Accuracy, ModelResult
 from poolbench.core.text import format_value, inverse, markdown_cell, with_interval
 from poolbench.report import page, recommend, tables
-from poolbench.report.frame import COLUMNS, find_run, lay_out, load, register_builtin
+from poolbench.report.frame import (
+    COLUMNS,
+    axes_in,
+    find_run,
+    lay_out,
+    load,
+    register_builtin,
+    with_axes,
+)
 from poolbench.report.select import select
 from poolbench.stats import estimate
 from poolbench.store.journal import StoredRun
@@ -45,7 +54,8 @@ def row_of(loaded, candidate, race=0):
 
 def test_a_row_a_candidate_and_a_meaning_a_column(loaded):
     assert len(loaded.table) == 7 + 3 * 5
-    assert list(loaded.table.columns) == list(COLUMNS)
+    assert list(loaded.table.columns) == with_axes(COLUMNS, axes_in(loaded.table))
+    assert set(COLUMNS) <= RESERVED
 
 
 def test_ratio_is_that_of_stats(loaded):

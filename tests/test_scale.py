@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 import synthetic
 from fakes import FakeFleet, fake_candidate
-from poolbench.core.candidate import REGISTRY
 from poolbench.core.case import make_case
+from poolbench.core.registry import REGISTRY
 from poolbench.engine.race import Plan
 from poolbench.engine.run import Run, RunOptions
 from poolbench.store.journal import read_run
@@ -122,15 +122,15 @@ SUITE = """
 import pytest
 import poolbench.engine.run
 from fakes import FakeFleet
-from poolbench.core.candidate import Op, candidate, register
-from poolbench.core.case import Case, Sweep, product
+from poolbench import Op, Sweep, TensorSpec, candidate, product, register, shape_axis
 
 poolbench.engine.run.WorkerPool = lambda *words: FakeFleet()
 COUNT = {count}
 shapes = [(1, 1, 1 + i // 1000, 1 + i % 1000) for i in range(COUNT)]
 register(Op(
-    name="fake", reference=lambda x, case: x, baseline="one",
-    sweeps={{"default": Sweep(base=Case(op="fake"), parts=(product(shape=shapes),))}},
+    name="fake", reference=lambda case, x: x, baseline="one", axes=(shape_axis(),),
+    inputs=lambda case: {{"x": TensorSpec(case.shape, case.dtype)}},
+    sweeps={{"default": Sweep(product(shape=shapes))}},
 ))
 
 

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from poolbench.core import records
+from poolbench.core import axes, case, records
 
 TEXT = (Path(__file__).parent.parent / "results" / "README.md").read_text()
 RECORDS = [
     records.Header, records.Node, records.Measurement, records.MatrixCell,
     records.TraceSummary, records.Selftest, records.ModelResult, records.TimeBreakdown,
-    records.Environment, records.Samples, records.Accuracy, records.Contention,
+    case.Case, axes.AxisInfo, records.Environment, records.Samples, records.Accuracy, records.Contention,
 ]  # fmt: skip
 
 

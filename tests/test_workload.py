@@ -1,8 +1,8 @@
 """What a worker does with TensorFlow, in this process."""
 
 import pytest
-from poolbench.core.candidate import REGISTRY
 from poolbench.core.case import make_case
+from poolbench.core.registry import REGISTRY
 from poolbench.worker import session
 
 

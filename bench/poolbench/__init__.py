@@ -1,21 +1,34 @@
-"""poolbench: which implementation of a pooling operation to use, whether it is right, and how sure that is."""
+"""poolbench: which implementation of an operation to use, whether it is correct, and how sure that is."""
 
-from poolbench.core.candidate import Candidate, KnownFailure, Op, Tolerance, candidate, register
-from poolbench.core.case import Case, Sweep, make_case, product, zipped
+from poolbench.core.axes import Axis, Scope, choice_axis, shape_axis, size_axis
+from poolbench.core.candidate import Candidate, KnownFailure
+from poolbench.core.case import Case, make_case
 from poolbench.core.errors import UsageError
+from poolbench.core.op import Op, TensorSpec, Tolerance, Traffic, exact, ties_within
+from poolbench.core.registry import candidate, register
+from poolbench.core.sweep import Sweep, product, zipped
 
 __version__ = "0.1.0"
 __all__ = [
+    "Axis",
     "Candidate",
     "Case",
     "KnownFailure",
     "Op",
+    "Scope",
     "Sweep",
+    "TensorSpec",
     "Tolerance",
+    "Traffic",
     "UsageError",
     "candidate",
+    "choice_axis",
+    "exact",
     "make_case",
     "product",
     "register",
+    "shape_axis",
+    "size_axis",
+    "ties_within",
     "zipped",
 ]

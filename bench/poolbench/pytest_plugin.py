@@ -6,16 +6,19 @@ it is. Nothing here imports TensorFlow: collection reads the sweeps, workers do 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from poolbench.core.candidate import REGISTRY, Op
-from poolbench.core.case import OPTIONAL_AXES, Case, Planned, Sweep, case_label, parse_axis
+from poolbench.core.axes import STANDARD
+from poolbench.core.case import Case, case_label
 from poolbench.core.errors import UsageError
+from poolbench.core.op import Op
+from poolbench.core.registry import REGISTRY, import_file, load_builtin, parse_axis
+from poolbench.core.sweep import Sweep, SweepCase
 from poolbench.options import OPTIONS
 
 if TYPE_CHECKING:
@@ -34,13 +37,24 @@ class Asked:
 
     Attributes:
         options: value of each option of OPTIONS by its name in Python.
-        axes: axes to replace, with their values.
         files: the user's files that register candidates.
     """
 
     options: dict[str, Any]
-    axes: tuple[tuple[str, tuple[Any, ...]], ...]
     files: tuple[Path, ...]
+
+    def axes(self, known: Iterable[str]) -> dict[str, tuple[Any, ...]]:
+        """Return the values of those axes to replace that are known.
+
+        Raises:
+            UsageError: a value is not one of the axis.
+        """
+        names = set(known)
+        texts = [t for t in self.options["axis"] if t.partition("=")[0].strip() in names]
+        axes = dict(parse_axis(text) for text in texts)
+        if self.options["ray_address"] is None:
+            refuse_kinds(map(str, axes.get("device", ())))
+        return axes
 
 
 _ASKED = pytest.StashKey[Asked]()
@@ -83,21 +97,17 @@ def _read_options(config: pytest.Config) -> Asked:
     if options["run"] and options["resume"]:
         raise UsageError("--poolbench-run names a new run, --poolbench-resume an old one: give one")
     files = tuple(_load_candidates(name) for name in options["candidates"])
-    axes = tuple(parse_axis(text) for text in options["axis"])
-    if options["ray_address"] is None:
-        refuse_kinds(str(v) for name, values in axes if name == "device" for v in values)
-    return Asked(options=options, axes=axes, files=files)
+    found = Asked(options=options, files=files)
+    found.axes(STANDARD)  # a wrong value is told before anything is collected
+    return found
 
 
 def _load_candidates(name: str) -> Path:
-    from poolbench.engine.process import import_file
-
     path = Path(name).resolve()
     if not path.is_file():
         raise UsageError(f"--candidates takes a Python file; there is no {name}")
     try:
-        import poolbench.ops  # noqa: F401 (registers the ops)
-
+        load_builtin()
         import_file(path)
     except UsageError:
         raise
@@ -127,15 +137,15 @@ def asked(config: pytest.Config) -> Asked:
     return config.stash[_ASKED]
 
 
-def planned_cases(op: Op, sweep: str, axes: Sequence[tuple[str, tuple[Any, ...]]]) -> list[Planned]:
+def planned_cases(op: Op, sweep: str, axes: Mapping[str, tuple[Any, ...]]) -> list[SweepCase]:
     """Return an op's cases with the axes replaced, ordered by what a process fixes for its life."""
     chosen: Sweep = op.sweep(sweep)
-    for name, values in axes:
-        chosen = chosen.replace(name, values, has=op.axes)
+    for name, values in axes.items():
+        chosen = chosen.replace(name, values)
     return sorted(chosen.planned(), key=lambda planned: planned.case.threads)
 
 
-def racing(op: Op, planned: Planned) -> list[str]:
+def racing(op: Op, planned: SweepCase) -> list[str]:
     """Return the candidates of a case: those that the sweep names, and each one of the user's."""
     entries = REGISTRY.of(op.name)
     names = planned.candidates or tuple(entries)
@@ -157,8 +167,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     marker = metafunc.definition.get_closest_marker("poolbench")
     if marker is None or "poolbench" not in metafunc.fixturenames:
         return
-    import poolbench.ops  # noqa: F401 (registers the ops)
-
+    load_builtin()
     try:
         pairs = _pairs(asked(metafunc.config), *marker.args, **marker.kwargs)
     except (UsageError, TypeError) as error:
@@ -175,14 +184,11 @@ def _pairs(asked: Asked, op: str) -> list[tuple[Case, str]]:
     if unknown := [name for name in (op, *chosen) if name not in REGISTRY.ops]:
         known = ", ".join(REGISTRY.ops)
         raise UsageError(f"no op {unknown[0]!r} is registered; there are {known}")
-    has = {axis for known_op in REGISTRY.ops.values() for axis in known_op.axes}
-    for name, _ in asked.axes:
-        if name in OPTIONAL_AXES and name not in has:
-            raise UsageError(f"no op has an axis {name!r} (--axis {name}=...)")
     if chosen and op not in chosen:
         return []
     found = REGISTRY.ops[op]
-    planned = planned_cases(found, asked.options["sweep"], asked.axes)
+    axes = asked.axes([*STANDARD, *(axis.name for axis in found.axes)])
+    planned = planned_cases(found, asked.options["sweep"], axes)
     order = {name: place for place, name in enumerate(REGISTRY.of(op))}
     return [
         (item.case, name)
@@ -204,13 +210,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Order the benchmarks by case, and give each the clock that its samples will drive."""
     if not any("poolbench" in getattr(item, "fixturenames", ()) for item in items):
         return
-    if reason := config.stash.get(_REFUSED, ""):
-        raise pytest.UsageError(reason)
+    _refuse(config)
     if hasattr(config, "workerinput"):
         config.workeroutput["poolbench"] = True  # type: ignore[attr-defined]  # xdist's
         items[:] = []
         return
-    _refuse_timeout(config)
     benchmark = config.pluginmanager.hasplugin("benchmark")
     cases: dict[Case, int] = {}
     for item in items:
@@ -232,8 +236,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items.sort(key=place)
 
 
-def _refuse_timeout(config: pytest.Config) -> None:
-    """Refuse pytest-timeout, which would end a race of many tests in the middle of one."""
+def _refuse(config: pytest.Config) -> None:
+    """Refuse what collection found wrong, and pytest-timeout: it would end a race in its middle."""
+    if reason := config.stash.get(_REFUSED, ""):
+        raise pytest.UsageError(reason)
+    try:
+        for text in asked(config).options["axis"]:
+            parse_axis(text)  # refuses an axis that no collected op has
+    except UsageError as error:
+        raise pytest.UsageError(str(error)) from None
     if not config.pluginmanager.hasplugin("timeout"):
         return
     seconds = config.getoption("timeout", default=None) or config.getini("timeout")
@@ -288,9 +299,12 @@ class Benchmark:
         self.candidate: str | None
         self.case, self.candidate = getattr(request, "param", (None, None))
         self.options = session.asked.options
-        self.axes = dict(session.asked.axes)
         self._request = request
         self._session = session
+
+    def axis(self, name: str) -> tuple[Any, ...]:
+        """Return the values that the command line gives an axis; () without any."""
+        return self._session.asked.axes([name]).get(name, ())
 
     @property
     def check_only(self) -> bool:

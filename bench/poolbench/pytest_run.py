@@ -15,9 +15,9 @@ from typing import IO, TYPE_CHECKING, Any
 
 import pytest
 
-from poolbench.core.candidate import REGISTRY
 from poolbench.core.case import Case, case_label
 from poolbench.core.errors import StoreError, UsageError
+from poolbench.core.registry import REGISTRY
 from poolbench.engine.progress import (
     Progress,
     describe_fastest,

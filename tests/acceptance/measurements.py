@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from poolbench.core.candidate import REGISTRY
 from poolbench.core.case import Case
 from poolbench.core.errors import StoreError
 from poolbench.core.plan import WorkerSpec
 from poolbench.core.records import Measurement, TimeBreakdown
+from poolbench.core.registry import REGISTRY
 from poolbench.engine.aa import (
     MARGIN,
     CopiesRace,

@@ -21,9 +21,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from poolbench.core.candidate import REGISTRY
 from poolbench.core.case import Case, make_case
 from poolbench.core.plan import WorkerSpec
+from poolbench.core.registry import REGISTRY
 from poolbench.engine.aa import delay_call
 from poolbench.engine.race import Plan, Race, Tasks
 from poolbench.engine.rounds import block_calls

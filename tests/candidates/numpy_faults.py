@@ -12,11 +12,10 @@ import time
 
 import numpy as np
 import pytest
-from poolbench.core.candidate import Op, candidate, register
-from poolbench.core.case import Case, Sweep, product
+from poolbench import Op, Sweep, TensorSpec, candidate, product, register, shape_axis, size_axis
 
 OP = "faulty_pool"
-BASE = Case(op=OP, shape=(4, 16, 16, 12), pool_size=3, mode="eager")
+BASE = {"shape": (4, 16, 16, 12), "mode": "eager"}
 SIZES = tuple((4, 16, 16, 12 * size) for size in range(1, 9))
 
 
@@ -28,7 +27,9 @@ def pool(x, case):
 register(
     Op(
         name=OP,
-        reference=pool,
+        axes=(shape_axis(rank=4), size_axis("pool_size", 3)),
+        inputs=lambda case: {"x": TensorSpec(case.shape, case.dtype)},
+        reference=lambda case, x: pool(x, case),
         baseline="base",
         sweeps={
             "default": Sweep(base=BASE),

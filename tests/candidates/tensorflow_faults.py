@@ -6,11 +6,10 @@ import time
 
 import numpy as np
 import pytest
-from poolbench.core.candidate import Op, candidate, register
-from poolbench.core.case import Case, Sweep
+from poolbench import Op, Sweep, TensorSpec, candidate, register, shape_axis, size_axis
 
 OP = "faulty_tensorflow_pool"
-BASE = Case(op=OP, shape=(2, 8, 8, 12), pool_size=3, mode="graph")
+BASE = {"shape": (2, 8, 8, 12)}
 
 
 def pool(x, case):
@@ -21,7 +20,9 @@ def pool(x, case):
 register(
     Op(
         name=OP,
-        reference=pool,
+        axes=(shape_axis(rank=4), size_axis("pool_size", 3)),
+        inputs=lambda case: {"x": TensorSpec(case.shape, case.dtype)},
+        reference=lambda case, x: pool(x, case),
         baseline="base",
         sweeps={"default": Sweep(base=BASE), "quick": Sweep(base=BASE)},
     )

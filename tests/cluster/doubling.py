@@ -1,15 +1,16 @@
 """An op of one line and three candidates that need no framework: what the fleet's tests race."""
 
-from poolbench.core.candidate import Op, Tolerance, candidate, register
-from poolbench.core.case import Case, Sweep
+from poolbench import Op, Sweep, TensorSpec, Tolerance, candidate, register, shape_axis
 
 register(
     Op(
         name="doubling",
-        reference=lambda x, case: 2 * x,
-        bounds=lambda case: Tolerance(relative=1e-6, absolute=1e-6),
+        reference=lambda case, x: 2 * x,
+        axes=(shape_axis("shape", (1, 8, 8, 3)),),
+        inputs=lambda case: {"x": TensorSpec(case.shape, case.dtype)},
+        tolerance=lambda case: Tolerance(relative=1e-6, absolute=1e-6),
         baseline="add",
-        sweeps={"default": Sweep(base=Case(op="doubling", shape=(1, 8, 8, 3)))},
+        sweeps={"default": Sweep()},
     )
 )
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from poolbench.core.candidate import REGISTRY
 from poolbench.core.case import make_case
 from poolbench.core.errors import UsageError
 from poolbench.core.records import Environment, Node
+from poolbench.core.registry import REGISTRY
 from poolbench.engine import ray_cluster
 from poolbench.engine.process import import_file
 from poolbench.engine.race import Plan

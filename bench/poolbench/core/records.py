@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from poolbench.core import errors
+from poolbench.core.axes import AxisInfo
 from poolbench.core.case import Case
 
 SCHEMA_VERSION = 2
@@ -53,6 +54,7 @@ class Header(Record, frozen=True, kw_only=True, tag="header"):
         environments: by node name ('local', or the fleet's nodes, which later lines refer to).
         options: what the user asked: sweep, axes, processes, precision, budget, timeout, ...
         seed: of the inputs and of the order of rounds.
+        axes: by op, its axes, so that a report can label cases whose op it cannot import.
     """
 
     schema: int = SCHEMA_VERSION
@@ -61,6 +63,7 @@ class Header(Record, frozen=True, kw_only=True, tag="header"):
     environment: Environment
     options: dict[str, Any]
     seed: int
+    axes: dict[str, tuple[AxisInfo, ...]] = {}
 
 
 class Node(Record, frozen=True, kw_only=True, tag="node"):

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from poolbench.core.candidate import REGISTRY
 from poolbench.core.case import Case, make_case
 from poolbench.core.records import Contention, Measurement, Samples
+from poolbench.core.registry import REGISTRY
 from poolbench.engine.race import Fleet, Plan, Race, Tasks
 from poolbench.stats.estimate import Estimate, Verdict, estimate, verdict
 from poolbench.worker import session

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from poolbench.core.candidate import Candidate
-from poolbench.core.case import Case, input_nbytes
+from poolbench.core.case import Case
 from poolbench.core.errors import WorkerFailure
 from poolbench.core.records import (
     Contention,
@@ -25,6 +25,7 @@ from poolbench.core.records import (
     Samples,
     common_clock,
 )
+from poolbench.core.registry import input_nbytes
 from poolbench.engine.process import WorkerLike
 from poolbench.engine.recorder import ContenderRecord, middle
 from poolbench.engine.rounds import affordable, balanced_orders, block_calls

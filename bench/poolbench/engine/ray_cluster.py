@@ -128,7 +128,7 @@ class NodeActor:
 
     def race(self, job: RaceSpec) -> Result:
         """Run the whole race here; the measurements name the device as this node does."""
-        here = msgspec.structs.replace(job.case, device=local_device(job.case.device))
+        here = job.case.replace(device=local_device(job.case.device))
         self._races.submit(replace(job, case=here))
         done = self._races.next_done()
         if done.error is not None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
-from poolbench.core.candidate import REGISTRY, Candidate
+from poolbench.core.candidate import Candidate
 from poolbench.core.case import Case, case_label
 from poolbench.core.errors import UsageError
 from poolbench.core.plan import WorkerSpec
@@ -25,6 +25,7 @@ from poolbench.core.records import (
     Record,
     TimeBreakdown,
 )
+from poolbench.core.registry import REGISTRY
 from poolbench.engine.process import Worker
 from poolbench.engine.race import Plan, Seconds
 from poolbench.engine.scheduler import (
@@ -299,6 +300,7 @@ class Run:
                 environment=msgspec.structs.replace(self.environment(), devices=devices),
                 options=dict(self.options.asked) | {"order_of_rounds": ORDER_OF_ROUNDS},
                 seed=self.options.plan.seed,
+                axes=REGISTRY.axis_infos(REGISTRY.ops),
             )
         )
 

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import psutil
 
-from poolbench.core.candidate import REGISTRY
-from poolbench.core.case import Case, input_nbytes
+from poolbench.core.case import Case
 from poolbench.core.errors import WorkerFailure
 from poolbench.core.plan import WorkerSpec
 from poolbench.core.records import Measurement, Node, Status
+from poolbench.core.registry import REGISTRY, input_nbytes
 from poolbench.engine.process import Worker
 from poolbench.engine.race import BATCH_SECONDS, LEG_SECONDS, Plan, Race, Result, Seconds
 from poolbench.machine.nvml import is_gpu

@@ -21,19 +21,15 @@ from typing import Any
 
 import psutil
 
-from poolbench.core.candidate import REGISTRY, Candidate, Op
-from poolbench.core.case import (
-    AXES,
-    Case,
-    Sweep,
-    case_label,
-    case_slug,
-    parse_axis,
-    product,
-)
+from poolbench.core.axes import STANDARD
+from poolbench.core.candidate import Candidate
+from poolbench.core.case import Case, case_label, case_slug
 from poolbench.core.errors import UsageError, WorkerFailure, own_folders
+from poolbench.core.op import Op
 from poolbench.core.plan import WorkerSpec
 from poolbench.core.records import Header, TraceSummary
+from poolbench.core.registry import REGISTRY, parse_axis
+from poolbench.core.sweep import Sweep, product
 from poolbench.engine.process import Worker
 from poolbench.report import tensorboard
 from poolbench.store.journal import JOURNAL, Journal, decode_line
@@ -50,7 +46,7 @@ SECONDS_A_TRACE = 6.0
 COMPARED_FIELDS = ("processor", "tensorflow")
 # Of a case's candidates when nobody selects: three minutes on two cores for all the cases.
 DEFAULT_CANDIDATES = 6
-MODES = AXES["mode"].choices
+MODES = STANDARD["mode"].choices
 COMPARISON = "compare"
 DEEPEST_FIRST = ("kernel", "hlo", "tf_op", "eager")
 
@@ -303,9 +299,9 @@ def telling_cases(
     op: Op, modes: Sequence[str], axes: Iterable[tuple[str, tuple[Any, ...]]]
 ) -> list[Case]:
     """The default sweep's base case in each mode, with the axes' values in the place of its own."""
-    sweep = Sweep(base=op.sweep("default").base, parts=(product(mode=modes or MODES),))
+    sweep = Sweep(product(mode=modes or MODES), base=op.sweep("default").base)
     for name, values in axes:
-        sweep = sweep.replace(name, values, has=op.axes)
+        sweep = sweep.replace(name, values)
     return sweep.cases()
 
 

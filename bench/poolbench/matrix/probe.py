@@ -13,9 +13,10 @@ from typing import Any
 
 import msgspec
 
-from poolbench.core.candidate import Candidate, Op
-from poolbench.core.case import Case
+from poolbench.core.candidate import Candidate
+from poolbench.core.case import Case, make_case
 from poolbench.core.errors import printable
+from poolbench.core.op import Op
 from poolbench.core.plan import WorkerSpec
 from poolbench.core.records import CellState
 
@@ -50,7 +51,7 @@ class Trial:
     @property
     def has_window(self) -> bool:
         """Whether the op pools over windows along the depth, so that the depth may not divide."""
-        return "pool_size" in self.op.axes
+        return "pool_size" in self.op.axis_names
 
     def case(self, **fields: Any) -> Case:
         """A small case: N, H, W and C all differ; the window, where there is one, is 3."""
@@ -58,8 +59,8 @@ class Trial:
         usual["device"] = self.device
         if self.has_window:
             usual |= {"pool_size": 3, "padding": "valid"}
-        # Not make_case: probes ask for integer dtypes and an empty batch too, which no sweep has.
-        return Case(**(usual | fields))
+        # Replaced unchecked: probes ask for integer dtypes and an empty batch too, which no sweep has.
+        return make_case(**usual).replace(**fields)
 
 
 # Every mode compiles for these: small, and no two axes of one length.
@@ -121,7 +122,7 @@ class Probe:
 
     def applies(self, op: Op) -> bool:
         """Whether the question makes sense for the op."""
-        return not self.window or "pool_size" in op.axes
+        return not self.window or "pool_size" in op.axis_names
 
 
 def attempt(trial: Trial, case: Case, ask: Callable[[], Finding]) -> Finding:

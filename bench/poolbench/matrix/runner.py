@@ -19,9 +19,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from poolbench.core.candidate import REGISTRY
 from poolbench.core.errors import WorkerFailure
 from poolbench.core.records import CellState, MatrixCell, Status
+from poolbench.core.registry import REGISTRY
 from poolbench.engine.process import Worker, WorkerLike
 from poolbench.matrix import PROBES
 from poolbench.matrix.probe import PROCESSES, Finding, Probe, Trial, attempt

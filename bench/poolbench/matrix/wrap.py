@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgspec
-
 from poolbench.core.case import Case
 from poolbench.matrix.probe import Trial
 
@@ -22,7 +20,7 @@ def as_layer(trial: Trial, case: Case, *, mixed: bool = False) -> Any:
     import keras
 
     if mixed and trial.candidate.form == "layer":
-        case = msgspec.structs.replace(case, dtype=f"mixed_{case.dtype}")
+        case = case.replace(dtype=f"mixed_{case.dtype}")
     built = trial.candidate.build(case)
     if isinstance(built, keras.layers.Layer):
         return built

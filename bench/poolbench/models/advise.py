@@ -20,10 +20,10 @@ from typing import Any
 import psutil
 
 import poolbench.ops  # noqa: F401 (registers the ops)
-from poolbench.core.candidate import REGISTRY
-from poolbench.core.case import label_shape
+from poolbench.core.axes import format_value
 from poolbench.core.errors import UsageError, WorkerFailure
 from poolbench.core.plan import WorkerSpec
+from poolbench.core.registry import REGISTRY
 from poolbench.engine.process import Worker
 from poolbench.engine.race import Plan
 from poolbench.models.study import (
@@ -256,7 +256,7 @@ def infer(name: str, kind: str, words: str, shapes: Shapes) -> Mend | None:
 
 def _recipe(op: str, kind: str) -> str:
     """The implementation that a Lambda of this op most likely is; an unknown class may be anything."""
-    return REGISTRY.ops[op].recipe if kind == "Lambda" and op in REGISTRY.ops else ""
+    return REGISTRY.ops[op].textbook if kind == "Lambda" and op in REGISTRY.ops else ""
 
 
 def shapes_around(entry: dict[str, Any], config: dict[str, Any]) -> Shapes:
@@ -422,7 +422,7 @@ def describe_pools(pools: Sequence[Pool], batch: int) -> list[str]:
     return [
         f"  `{pool.layer}` ({pool.kind}): {TITLES[pool.op]}"
         + (f" of {pool.pool_size}" if pool.pool_size else "")
-        + f" at {label_shape((batch, *pool.shape[1:]))}"
+        + f" at {format_value((batch, *pool.shape[1:]))}"
         for pool in pools
     ]
 

@@ -35,11 +35,13 @@ import msgspec
 import numpy as np
 
 import poolbench.ops  # noqa: F401 (registers the ops)
-from poolbench.core.candidate import REGISTRY, Candidate, KnownFailure
-from poolbench.core.case import Case, Shape, make_case
+from poolbench.core.axes import Shape
+from poolbench.core.candidate import Candidate, KnownFailure
+from poolbench.core.case import Case, make_case
 from poolbench.core.errors import UsageError, WorkerFailure
 from poolbench.core.plan import WorkerSpec
 from poolbench.core.records import ALL_POOLING, HEAD, Accuracy, Measurement, ModelResult, Samples
+from poolbench.core.registry import REGISTRY
 from poolbench.engine.process import WorkerLike
 from poolbench.engine.race import Fleet, Plan, Race, Tasks
 from poolbench.models import zoo

@@ -21,9 +21,11 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
-from poolbench.core.candidate import REGISTRY, Candidate
-from poolbench.core.case import Case, Shape, make_case
+from poolbench.core.axes import Shape
+from poolbench.core.candidate import Candidate
+from poolbench.core.case import Case, make_case
 from poolbench.core.errors import UsageError
+from poolbench.core.registry import REGISTRY
 
 if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]

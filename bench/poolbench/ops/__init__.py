@@ -1,4 +1,4 @@
-"""The operations that ship, one file each; importing this package registers them."""
+"""The operations that ship, one folder each; importing this package registers them."""
 
 import importlib
 import pkgutil

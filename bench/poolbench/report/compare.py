@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from poolbench.core.case import Case, case_label, label_shape
+from poolbench.core.case import Case, case_label
 from poolbench.core.errors import StoreError, UsageError
 from poolbench.core.records import (
     Clock,
@@ -31,13 +31,14 @@ from poolbench.core.records import (
 )
 from poolbench.core.text import format_seconds, markdown_cell, one_line, with_interval
 from poolbench.report.frame import (
-    AXIS_NAMES,
-    CASE_COLUMNS,
     MARGIN,
+    axis_cell,
+    axis_names,
     bandwidth_limit_samples,
     is_right,
     middle_of,
     process_medians,
+    with_axes,
 )
 from poolbench.report.tables import WRITERS, as_markdown
 from poolbench.stats import estimate
@@ -55,7 +56,7 @@ MEASURED = """
     label candidate node base_status status base_seconds seconds yardstick ratio ratio_low ratio_high
     verdict adjusted_p processes_needed note
 """
-COLUMNS = (*CASE_COLUMNS, *MEASURED.split())
+COLUMNS = ("op", *MEASURED.split())
 CELL_COLUMNS = ("change", "op", "candidate", "probe", "device", "before", "after", "evidence")
 NEWS = {True: "went away", False: "new"}
 
@@ -347,11 +348,12 @@ def _table(
         if any(m.stopped_early for m in measured[row]):
             stopped_early.add(row)
     verdicts = _verdicts(estimates, stopped_early, margin)
+    axes = axis_names(old for old, _ in measured)
     rows = [
-        _row(old, new, yardsticks.get(row, ""), verdicts.get(row), row in stopped_early)
+        _row(old, new, yardsticks.get(row, ""), verdicts.get(row), row in stopped_early, axes)
         for row, (old, new) in enumerate(measured)
     ]
-    return pd.DataFrame(rows, columns=list(COLUMNS))
+    return pd.DataFrame(rows, columns=with_axes(COLUMNS, axes))
 
 
 def _verdicts(
@@ -372,13 +374,13 @@ def _row(
     yardstick: str,
     found: estimate.Comparison | None,
     stopped_early: bool,
+    axes: Sequence[str],
 ) -> tuple[Any, ...]:
     case = old.case
     estimate = found.estimate if found else None
     return (
         case.op,
-        label_shape(case.shape),
-        *(getattr(case, name) for name in AXIS_NAMES[1:]),
+        *(axis_cell(case, name) for name in axes),
         case_label(case),
         old.candidate,
         old.node,

@@ -16,8 +16,8 @@ import msgspec
 import numpy as np
 import pandas as pd
 
-from poolbench.core.candidate import REGISTRY, Registry
-from poolbench.core.case import AXES, Case, case_label, input_nbytes, label_shape
+from poolbench.core.axes import STANDARD, Value, format_value
+from poolbench.core.case import Case, case_label
 from poolbench.core.errors import StoreError
 from poolbench.core.records import (
     Clock,
@@ -28,16 +28,15 @@ from poolbench.core.records import (
     common_clock,
     samples_by,
 )
+from poolbench.core.registry import REGISTRY, Registry, input_nbytes
 from poolbench.machine.nvml import is_gpu
 from poolbench.stats import estimate
 from poolbench.store.journal import JOURNAL, StoredRun, read_run
 
-AXIS_NAMES = tuple(AXES)
 MARGIN = 0.05
 WITHHELD = "WITHHELD"
 EFFICIENCY_FROM_NBYTES = 1 << 20  # below it the call's own cost decides, not the memory
 PROBE_KINDS = {"bandwidth-read": "read_nbytes", "bandwidth-write": "written_nbytes"}
-CASE_COLUMNS = ("op", *AXIS_NAMES)
 Indices = np.ndarray[Any, np.dtype[np.intp]]
 
 
@@ -73,7 +72,7 @@ class RunFrame:
 COLUMNS: dict[str, str] = {
     "line": "line of the journal, the header being 1",
     "race": "number of the race: one case on one node",
-    **{name: f"axis {name}" for name in CASE_COLUMNS},
+    "op": "name; the columns of the axes follow it",
     "label": "the case in one word, without its op",
     "nbytes": "bytes of x",
     "moved_nbytes": "fewest bytes that a call must read and write",
@@ -194,8 +193,9 @@ def lay_out(
             lines.append(line)
             found.append(record)
     races: dict[tuple[Case, str], int] = {}
+    axes = axis_names(found)
     numbers = [races.setdefault((m.case, m.node), len(races)) for m in found]
-    table = pd.DataFrame([_row(m) for m in found], columns=_row_columns())
+    table = pd.DataFrame([_row(m, axes) for m in found], columns=_row_columns(axes))
     table.insert(0, "race", numbers)
     table.insert(0, "line", lines)
     samples = [m.samples for m in found]
@@ -206,7 +206,7 @@ def lay_out(
     table = pd.concat([table, columns], axis=1)
     return RunFrame(
         run=run,
-        table=table[list(COLUMNS)],
+        table=table[with_axes(COLUMNS, axes)],
         samples=samples,
         bandwidth_limits=bandwidth_limits,
         probes=_probe_table(probes),
@@ -260,6 +260,31 @@ def is_right(measurement: Measurement) -> bool:
     )
 
 
+def axis_names(measurements: Iterable[Measurement]) -> tuple[str, ...]:
+    """Return the axes of all cases, those of the ops first, the standard ones last."""
+    own = (name for m in measurements for name in m.case.axes if name not in STANDARD)
+    return tuple(dict.fromkeys([*own, *STANDARD]))
+
+
+def with_axes(columns: Iterable[str], axes: Sequence[str]) -> list[str]:
+    """Return the columns with those of the axes behind 'op'."""
+    return [
+        name for column in columns for name in ((column, *axes) if column == "op" else (column,))
+    ]
+
+
+def axes_in(table: pd.DataFrame) -> tuple[str, ...]:
+    """Return the axes of a table, which stand between its columns 'op' and 'label'."""
+    names = [str(name) for name in table.columns]
+    return tuple(names[names.index("op") + 1 : names.index("label")])
+
+
+def axis_cell(case: Case, name: str) -> Value | None:
+    """Return the value of an axis as a cell of a table: a shape as text, None where the case has none."""
+    value: Value | None = case.get(name)
+    return format_value(value) if isinstance(value, tuple) else value
+
+
 def middle_of(values: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.float64]]:
     """Along the last axis, of finite values; numpy's own takes ten times as long for a few of them."""
     ordered, count = np.sort(values, axis=-1), values.shape[-1]
@@ -284,17 +309,16 @@ def _process_parts(process: tuple[int, ...]) -> list[Indices]:
     return [np.flatnonzero(numbers == number) for number in np.unique(numbers)]
 
 
-def _row(m: Measurement) -> tuple[Any, ...]:
+def _row(m: Measurement, axes: Sequence[str]) -> tuple[Any, ...]:
     case = m.case
     medians = process_medians(m.samples)
     wall = medians if m.clock == "wall" else process_medians(m.wall_samples)
     accuracy, contention = m.accuracy, m.contention
     return (
         case.op,
-        label_shape(case.shape),
-        *(getattr(case, name) for name in AXIS_NAMES[1:]),
+        *(axis_cell(case, name) for name in axes),
         case_label(case),
-        input_nbytes(case) if case.dtype in ("float16", "bfloat16", "float32", "float64") else 0,
+        input_nbytes(case) or m.read_nbytes,
         m.read_nbytes + m.written_nbytes,
         m.candidate,
         m.form,
@@ -337,8 +361,8 @@ _DERIVED = (
 ).split()  # fmt: skip
 
 
-def _row_columns() -> list[str]:
-    return [name for name in COLUMNS if name not in _DERIVED]
+def _row_columns(axes: Sequence[str]) -> list[str]:
+    return [name for name in with_axes(COLUMNS, axes) if name not in _DERIVED]
 
 
 def _bandwidth_limits(
@@ -455,7 +479,7 @@ def _statistics(
     right = table["right"].tolist()
     stopped_early = table["stopped_early"].tolist()
     baselines = _partners(table, table["baseline"].tolist())
-    recipes_of = {name: op.recipe for name, op in registry.ops.items()}
+    recipes_of = {name: op.textbook for name, op in registry.ops.items()}
     recipe_names = [recipes_of.get(op, "") for op in table["op"]]
     recipes = _partners(table, recipe_names)
     rows = range(len(table))

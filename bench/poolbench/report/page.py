@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup, escape
 
-from poolbench.core.case import AXES
+from poolbench.core.axes import STANDARD
 from poolbench.core.records import MatrixCell, Samples
 from poolbench.core.text import (
     format_nbytes,
@@ -242,9 +242,9 @@ def page_data(loaded: RunFrame, found: Sequence[Choice]) -> dict[str, Any]:
         "snippets": [[op, name, snippet(op, name)] for op, name in sorted(used)],
         "caveats": [[op, name, caveats(loaded, op, name)] for op, name in sorted(used)],
         "choices": {
-            "mode": list(AXES["mode"].choices),
-            "direction": list(AXES["direction"].choices),
-            "dtype": list(AXES["dtype"].choices),
+            "mode": list(STANDARD["mode"].choices),
+            "direction": list(STANDARD["direction"].choices),
+            "dtype": list(STANDARD["dtype"].choices),
         },
         "matrix": bool(loaded.run.capabilities),
         "columns": [list(column) for column in PAGE_COLUMNS],

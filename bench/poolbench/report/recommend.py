@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from poolbench.core.candidate import REGISTRY, Candidate, Registry
-from poolbench.core.case import AXES, USUAL
+from poolbench.core.axes import axes_of, is_usual, label_value
+from poolbench.core.candidate import Candidate
+from poolbench.core.registry import REGISTRY, Registry
 from poolbench.core.text import (
     format_seconds,
     format_share,
@@ -28,12 +29,11 @@ from poolbench.core.text import (
     with_interval,
 )
 from poolbench.machine.nvml import is_gpu
-from poolbench.report.frame import AXIS_NAMES, RunFrame, red_cells
+from poolbench.report.frame import RunFrame, axes_in, red_cells
 from poolbench.stats import estimate
 
 GROUP = ("op", "device", "mode", "direction")  # one line of the headline each
 CHOSEN_BY = (*GROUP, "dtype", "shape")  # what the page's chooser asks for
-OTHERS = tuple(name for name in AXIS_NAMES if name not in CHOSEN_BY)
 NO_CODE = 1 << 20  # code that is not at hand sorts after all that is
 
 
@@ -137,8 +137,9 @@ def call(at: Mapping[str, Any], name: str, registry: Registry = REGISTRY) -> str
     entry = registry.candidates.get((op, name))
     if entry is None:
         return ""
-    values = {axis: _plain(at[axis]) for axis in AXIS_NAMES}
-    values["shape"] = tuple(int(part) for part in str(values["shape"]).split("x"))
+    values = {axis: _plain(at[axis]) for axis in axes_of(op) if axis in at}
+    if "shape" in values:
+        values["shape"] = tuple(int(part) for part in str(values["shape"]).split("x"))
     fields = ", ".join(f"{axis}={value!r}" for axis, value in {"op": op, **values}.items())
     return f"case = SimpleNamespace({fields})\npool = {entry.build.__name__}(case)  # y = pool(x)"
 
@@ -229,11 +230,12 @@ def base_values(table: pd.DataFrame, op: str) -> dict[str, object]:
     """The value of each axis that most of the op's cases have: what the others are varied around."""
     cases = table[table["op"] == op].drop_duplicates("race")
     values: dict[str, object] = {}
-    for name in AXIS_NAMES:
+    for name in axes_in(table):
         codes, found = pd.factorize(cases[name], use_na_sentinel=False)
         counts = np.bincount(codes)
         top = [_plain(found[i]) for i in np.flatnonzero(counts == counts.max())]
-        values[name] = USUAL[name] if name in USUAL and USUAL[name] in top else top[0]
+        usual = [value for value in top if is_usual(op, name, value)]
+        values[name] = usual[0] if usual else top[0]
     return values
 
 
@@ -272,7 +274,7 @@ def headline(loaded: RunFrame, found: Sequence[Choice]) -> list[Choice]:
             continue
         distance = sum(
             (cases[name].map(_plain) != base[name]).astype(int)
-            for name in AXIS_NAMES
+            for name in axes_in(table)
             if name not in GROUP
         )
         order = cases.assign(distance=distance).sort_values(
@@ -285,10 +287,11 @@ def headline(loaded: RunFrame, found: Sequence[Choice]) -> list[Choice]:
 def others_label(at: Mapping[str, Any]) -> str:
     """The settings that the chooser does not ask for one by one: 'k3, valid', '1 thread', ..."""
     parts = []
-    for name in OTHERS:
-        value = _plain(at[name])
-        if value is not None and USUAL.get(name) != value:
-            parts.append(AXES[name].label(value))
+    op = str(at["op"])
+    for name in axes_of(op):
+        value: Any = None if name in CHOSEN_BY else _plain(at.get(name))
+        if value is not None and not is_usual(op, name, value):
+            parts.append(label_value(op, name, value))
     return ", ".join(parts) or "as usual"
 
 
@@ -305,8 +308,8 @@ def sentence(loaded: RunFrame, choice: Choice, registry: Registry = REGISTRY) ->
     ]
     recipe = _speed_up(at, "recipe_ratio", "recipe_low", "recipe_high")
     baseline = _speed_up(at, "ratio", "ratio_low", "ratio_high")
-    if recipe and op and choice.recommended != op.recipe:
-        parts.append(f"{recipe} the speed of the book's recipe ({op.recipe})")
+    if recipe and op and choice.recommended != op.textbook:
+        parts.append(f"{recipe} the speed of the book's recipe ({op.textbook})")
     elif baseline and choice.recommended != at["baseline"]:
         parts.append(f"{baseline} the speed of {at['baseline']}")
     if math.isfinite(at["efficiency"]):

@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 
+from poolbench.core.axes import STANDARD
 from poolbench.core.case import case_label
 from poolbench.core.records import (
     ALL_POOLING,
@@ -34,7 +35,7 @@ from poolbench.core.text import (
     with_interval,
 )
 from poolbench.machine.nvml import is_gpu
-from poolbench.report.frame import RunFrame, middle_of, process_medians
+from poolbench.report.frame import RunFrame, axes_in, middle_of, process_medians
 from poolbench.report.recommend import Choice, speed_up_text
 
 SMALL_SHARE = 0.02  # of a step: what a implementation could win there is lost in its noise
@@ -382,7 +383,7 @@ def break_even_table(loaded: RunFrame) -> pd.DataFrame:
     """
     table = loaded.table
     right = table[table["right"] & table["first_seconds"].notna()]
-    keys = [name for name in ("op", *CASE_AXES, "candidate", "node") if name != "mode"]
+    keys = [name for name in ("op", *axes_in(table), "candidate", "node") if name != "mode"]
     # What a call costs its caller: on a GPU too, first calls are wall time.
     right = right.assign(seconds=right["wall_seconds"])
     eager = right[right["mode"] == "eager"][[*keys, "seconds", "first_seconds"]]
@@ -390,7 +391,7 @@ def break_even_table(loaded: RunFrame) -> pd.DataFrame:
         [*keys, "mode", "seconds", "first_seconds", "nbytes"]
     ]
     for frame in (eager, compiled):
-        for name in ("pool_size", "padding"):
+        for name in set(axes_in(table)) - set(STANDARD):
             frame[name] = frame[name].astype(object).where(frame[name].notna(), "")
     joined = compiled.merge(eager, on=keys, suffixes=("", "_eager"))
     saved = joined["seconds_eager"] - joined["seconds"]
@@ -400,9 +401,6 @@ def break_even_table(loaded: RunFrame) -> pd.DataFrame:
     joined["saved"] = saved
     joined["calls"] = (paid / saved).where(saved > 0).clip(lower=1)
     return joined
-
-
-CASE_AXES = "shape dtype data_format pool_size padding direction mode device threads cache distribution".split()
 
 
 def as_markdown(frame: pd.DataFrame, *, markup: Collection[str] = ()) -> str:

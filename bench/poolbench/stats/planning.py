@@ -6,9 +6,10 @@ import statistics
 from collections.abc import Mapping
 from pathlib import Path
 
-from poolbench.core.case import Case, input_nbytes
+from poolbench.core.case import Case
 from poolbench.core.errors import StoreError
 from poolbench.core.records import Measurement
+from poolbench.core.registry import input_nbytes
 from poolbench.engine.race import Plan
 from poolbench.machine.info import machine_facts
 from poolbench.machine.nvml import is_gpu

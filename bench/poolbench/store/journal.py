@@ -27,7 +27,8 @@ from typing import Any, TypeVar
 import filelock
 import msgspec
 
-from poolbench.core.case import Case, make_case
+from poolbench.core.axes import STANDARD, Axis, axes_of, declare_infos
+from poolbench.core.case import Case
 from poolbench.core.errors import StoreError, UsageError
 from poolbench.core.records import (
     MAX_COUNT,
@@ -211,6 +212,8 @@ def check_record(record: AnyRecord) -> AnyRecord:
     Raises:
         StoreError: a case that no axis allows, columns of unequal lengths, a path in a name, ...
     """
+    if isinstance(record, Header):
+        _declare_axes(record)
     if isinstance(record, (Measurement, TraceSummary)):
         _check_case(record.case)
     if isinstance(record, (Measurement, ModelResult)):
@@ -234,14 +237,27 @@ def _restore(figures: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _declare_axes(header: Header) -> None:
+    """Make the axes of ops that are not registered here known, so that their cases have labels."""
+    try:
+        for op, infos in header.axes.items():
+            declare_infos(op, infos)
+    except UsageError as error:
+        raise StoreError(_short(error)) from None
+
+
 @functools.lru_cache(maxsize=4096)
 def _check_case(case: Case) -> None:
+    if not case.op or not case.axes.keys() >= STANDARD.keys():
+        raise StoreError(f"its case is not as a case is written: {case!r:.200}")
+    known = axes_of(case.op)
     try:
-        if make_case(**msgspec.structs.asdict(case)) == case and case.op:
-            return
+        for name, value in case.axes.items():
+            axis = known.get(name) or Axis(name=name, parse=lambda text: text)  # checks the name
+            if name in known and axis.read(value) != value:
+                raise StoreError(f"{name} is not as a case is written: {value!r:.80}")
     except (UsageError, TypeError, ValueError) as error:
         raise StoreError(_short(error)) from None
-    raise StoreError(f"its case is not as a case is written: {case!r:.200}")
 
 
 def _check_samples(samples: Samples) -> None:

@@ -143,8 +143,7 @@ def _measurement(op: str, name: str, seconds: list[float], calls: int) -> Measur
     count = len(seconds)
     zeros = (0,) * count
     return Measurement(
-        # pytest-benchmark knows no shape: of a case it has the group alone.
-        case=make_case(op=op, shape=(1, 1, 1, 1), mode="eager"),
+        case=make_case(op=op, mode="eager"),  # pytest-benchmark has the group alone
         candidate=name,
         status="ok" if count else "not_run",
         reason="" if count else "the file holds no finite timing of it",

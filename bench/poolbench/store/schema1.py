@@ -38,6 +38,8 @@ def lift(record: dict[str, Any]) -> dict[str, Any]:
     for name in ("samples", "wall_samples"):
         _rename(lifted, name, {"replica": "process"})
     _rename(lifted, "contention", CONTENTION)
+    if isinstance(case := record.get("case"), dict):
+        lifted["case"] = _lift_case(case)
     if kind == "header":
         lifted["schema"] = 2
         _rename(lifted, "options", OPTIONS)
@@ -53,6 +55,12 @@ def lift(record: dict[str, Any]) -> dict[str, Any]:
     if kind == "selftest":
         _rename(lifted, "figures", OPTIONS)
     return lifted
+
+
+def _lift_case(case: dict[str, Any]) -> dict[str, Any]:
+    """Return a case as op and axes; a field that was null is an axis that the op does not have."""
+    axes = {name: value for name, value in case.items() if name != "op" and value is not None}
+    return {"op": case.get("op"), "axes": axes}
 
 
 def _rename(record: dict[str, Any], field: str, names: dict[str, str]) -> None:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from poolbench.core.candidate import REGISTRY, Op, Tolerance
 from poolbench.core.case import Case
+from poolbench.core.op import Fill, Op, TensorSpec, Tolerance
 from poolbench.core.records import Accuracy, Status
+from poolbench.core.registry import REGISTRY
 
 if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
@@ -57,49 +58,47 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
 
 
 def make_inputs(case: Case, seed: int) -> tuple[Array, ...]:
-    """(x,), or (x, dy) for training, in the case's dtype and data format.
+    """Return the op's inputs in declared order, in training followed by the gradient of its output.
 
     A small random block is repeated: drawing as many normal numbers as the largest case holds takes
-    longer than racing it. For the distribution 'relu', x is cut at zero, so that half of it ties.
+    longer than racing it.
     """
     generator = np.random.default_rng(seed)
-    dtype = numpy_dtype(case.dtype)
-    x = _fill(generator, layout(case), dtype, relu=case.distribution == "relu")
+    op = REGISTRY.ops[case.op]
+    inputs = tuple(_fill(generator, spec) for spec in op.inputs(case).values())
     if case.direction == "forward":
-        return (x,)
-    expected = REGISTRY.ops[case.op].reference(np.broadcast_to(np.float64(0), x.shape), case)
-    return x, _fill(generator, expected.shape, dtype)
+        return inputs
+    return *inputs, _fill(generator, TensorSpec(op.output_shape(case), case.dtype))
 
 
-def layout(case: Case) -> tuple[int, ...]:
-    """The shape of x as the data format lays it out."""
-    n, h, w, c = case.shape
-    return (n, h, w, c) if case.data_format == "channels_last" else (n, c, h, w)
+FILLS: Mapping[str, Fill] = {
+    "normal": lambda generator, count: generator.standard_normal(count),
+    "relu": lambda generator, count: np.maximum(generator.standard_normal(count), 0.0),
+    "uniform": lambda generator, count: generator.random(count),
+    "integers": lambda generator, count: generator.integers(0, 100, count),
+}
 
 
-def _fill(
-    generator: np.random.Generator,
-    shape: tuple[int, ...],
-    dtype: np.dtype[Any],
-    *,
-    relu: bool = False,
-) -> Array:
-    count = int(np.prod(shape))
-    block = generator.standard_normal(min(count, BLOCK_LENGTH))
-    if relu:
-        block = np.maximum(block, 0.0)
-    block = block.astype(dtype)
-    whole = np.tile(block, count // len(block) + 1) if count > len(block) else block
-    return np.ascontiguousarray(whole[:count].reshape(shape))
+def _fill(generator: np.random.Generator, spec: TensorSpec) -> Array:
+    count = int(np.prod(spec.shape, dtype=np.int64))
+    fill = FILLS[spec.fill] if isinstance(spec.fill, str) else spec.fill
+    block = fill(generator, min(count, BLOCK_LENGTH)).astype(numpy_dtype(spec.dtype))
+    whole = np.tile(block, count // max(1, len(block)) + 1) if count > len(block) else block
+    return np.ascontiguousarray(whole[:count].reshape(spec.shape))
+
+
+def in_float64(array: Array) -> Array:
+    """Return an input as the reference takes it: float64, integers as they are."""
+    return array if np.issubdtype(array.dtype, np.integer) else array.astype(np.float64)
 
 
 def bound_for(op: Op, case: Case) -> Tolerance:
     """How far a right value may be from the reference: the op's own bound, or the default of the dtype."""
-    return op.bounds(case) if op.bounds is not None else BOUNDS[case.dtype]
+    return op.tolerance(case) if op.tolerance is not None else BOUNDS[case.dtype]
 
 
 def check(op: Op, case: Case, inputs: tuple[Array, ...], outputs: tuple[Array, ...]) -> Verdict:
-    """Hold outputs, (y,) or (y, dx), against the float64 reference."""
+    """Hold outputs, (y,) or (y, the gradients), against the float64 reference."""
     return judge(Answers(op=op, case=case, inputs=inputs), outputs)
 
 
@@ -112,39 +111,42 @@ class Answers:
     inputs: tuple[Array, ...]
 
     @functools.cached_property
-    def x(self) -> Array:
-        """The input in float64."""
-        return self.inputs[0].astype(np.float64)
+    def xs(self) -> tuple[Array, ...]:
+        """The op's inputs in float64."""
+        forward = self.case.direction == "forward"
+        return tuple(in_float64(array) for array in (self.inputs if forward else self.inputs[:-1]))
 
     @functools.cached_property
     def dy(self) -> Array:
         """The gradient of the output in float64."""
-        return self.inputs[1].astype(np.float64)
+        return self.inputs[-1].astype(np.float64)
 
     @functools.cached_property
     def y(self) -> Array:
-        """The right output."""
-        return self.op.reference(self.x, self.case)
+        """The correct output."""
+        return self.op.reference(self.case, *self.xs)
 
-    def spread(self, dy: Array) -> Array:
-        """The right gradient of x for this gradient of y."""
-        assert self.op.gradient is not None
-        return self.op.gradient(self.x, dy, self.case)
+    def spread(self, dy: Array) -> tuple[Array, ...]:
+        """Return the correct gradients of the differentiable inputs for this gradient of y."""
+        assert self.op.vjp is not None
+        return self.op.vjp(self.case, dy, *self.xs)
 
     @functools.cached_property
-    def dx(self) -> Array:
-        """The right gradient of x, a tie's split equally."""
-        return self.spread(self.dy)
+    def gradients(self) -> dict[str, Array]:
+        """The correct gradients by name, 'dx' for the input x; a tie's split equally."""
+        specs = self.op.inputs(self.case)
+        names = [f"d{name}" for name, spec in specs.items() if spec.differentiable]
+        return dict(zip(names, self.spread(self.dy), strict=True))
 
     @functools.cached_property
     def tied(self) -> Array:
-        """Which elements of x share their window's gradient with another."""
-        weight = self.spread(np.ones_like(self.dy))
+        """Which elements of the first input share their window's gradient with another."""
+        weight = self.spread(np.ones_like(self.dy))[0]
         return (weight > 0) & (weight < 1)
 
 
 def judge(answers: Answers, outputs: tuple[Array, ...]) -> Verdict:
-    """Hold outputs, (y,) or (y, dx), against the answers."""
+    """Hold outputs, (y,) or (y, the gradients), against the answers."""
     op, case = answers.op, answers.case
     bound = bound_for(op, case)
     value = _judge("y", outputs[0], answers.y, bound, case)
@@ -156,11 +158,11 @@ def judge(answers: Answers, outputs: tuple[Array, ...]) -> Verdict:
     )
     if case.direction == "forward" or value.reason:
         return _verdict(accuracy, value.reason)
-    if op.gradient is None:
+    if op.vjp is None:
         return _verdict(
             accuracy, f"{op.name} has no reference for its gradient; race it forward only"
         )
-    slope, tie = _judge_gradient(answers, outputs[1])
+    slope, tie = _judge_gradients(answers, outputs[1:])
     accuracy = Accuracy(
         worst=max(value.worst, slope.worst),
         max_relative=value.relative,
@@ -235,43 +237,65 @@ def _errors(name: str, error: Array, size: Array, bound: Tolerance) -> _Errors:
     return _Errors(worst=worst, relative=relative, absolute=absolute, reason=reason)
 
 
-def _judge_gradient(answers: Answers, actual: Array) -> tuple[_Errors, str | None]:
-    """The errors of dx, and the rule that it follows at a tie.
+def _judge_gradients(answers: Answers, actual: tuple[Array, ...]) -> tuple[_Errors, str | None]:
+    """Return the largest errors of the gradients, and the rule that the first follows at a tie."""
+    expected = answers.gradients
+    if len(actual) != len(expected):
+        return _wrong(f"it returned {len(actual)} gradients, expected {', '.join(expected)}"), None
+    if answers.op.check_gradient.window_sum is not None:
+        return _judge_tied_gradient(answers, actual[0])
+    bound = BOUNDS[answers.case.dtype]
+    found = [
+        _judge(name, array, correct, bound, answers.case, _least_nonzero(answers, correct))
+        for array, (name, correct) in zip(actual, expected.items(), strict=True)
+    ]
+    wrong = [one for one in found if one.reason]
+    return (wrong or [max(found, key=lambda one: one.worst)])[0], "none"
+
+
+def _least_nonzero(answers: Answers, gradient: Array) -> float:
+    """Return the share of a gradient that must not be zero: one element of a window gets one."""
+    return LEAST_NONZERO * min(1.0, answers.y.size / max(1, gradient.size))
+
+
+def _judge_tied_gradient(answers: Answers, actual: Array) -> tuple[_Errors, str | None]:
+    """Return the errors of the first input's gradient, and the rule that it follows at a tie.
 
     Where no elements tie, dx is unique. Where they do, it may go to one of them or be shared, but what
     a window's elements get together is its dy: the whole to each is wrong.
     """
-    op, case, shared = answers.op, answers.case, answers.dx
+    case, (name, shared) = answers.case, next(iter(answers.gradients.items()))
+    window_sum = answers.op.check_gradient.window_sum
+    assert window_sum is not None
     bound = BOUNDS[case.dtype]
-    # One element of a window gets a gradient, so that few do where windows are large.
-    least_nonzero = LEAST_NONZERO / (case.pool_size or 1)
-    if op.window_sum is None or not answers.tied.any():
-        return _judge("dx", actual, shared, bound, case, least_nonzero), "none"
+    if not answers.tied.any():
+        least = _least_nonzero(answers, shared)
+        return _judge(name, actual, shared, bound, case, least), "none"
     if actual.shape != shared.shape or actual.dtype != numpy_dtype(case.dtype):
-        return _judge("dx", actual, shared, bound, case), None
+        return _judge(name, actual, shared, bound, case), None
     given = actual.astype(np.float64)
     if not np.isfinite(given).all():
-        return _wrong("dx has values that are not finite"), None
+        return _wrong(f"{name} has values that are not finite"), None
     away = np.where(answers.tied, 0.0, np.abs(given - shared))
-    unique = _errors("dx", away, np.abs(shared), bound)
-    missing = np.abs(op.window_sum(given, case) - answers.dy)
-    summed = _errors("the sum of dx over a window", missing, np.abs(answers.dy), bound)
+    unique = _errors(name, away, np.abs(shared), bound)
+    missing = np.abs(window_sum(given, case) - answers.dy)
+    summed = _errors(f"the sum of {name} over a window", missing, np.abs(answers.dy), bound)
     worst = max(unique, summed, key=lambda found: found.worst)
     return worst, _tie_rule(answers, given)
 
 
 def _tie_rule(answers: Answers, given: Array) -> str:
     """'split', 'first', 'last', 'one', or 'other': how the tied elements share their gradient."""
-    x, tied = answers.x, answers.tied
+    (x, *_), tied = answers.xs, answers.tied
     # Breaking every tie by a slope far below a float32's last digit tells the first from the last.
     ramp = np.arange(x.size, dtype=np.float64).reshape(x.shape) * (1e-15 / max(1.0, x.size * 1e-6))
 
     def broken(slope: float) -> Array:
         other = Answers(op=answers.op, case=answers.case, inputs=(x + slope * ramp, answers.dy))
-        return other.dx
+        return next(iter(other.gradients.values()))
 
     rules: dict[str, Callable[[], Array]] = {
-        "split": lambda: answers.dx,
+        "split": lambda: next(iter(answers.gradients.values())),
         "first": lambda: broken(-1.0),
         "last": lambda: broken(1.0),
     }

@@ -21,11 +21,12 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
-from poolbench.core.candidate import REGISTRY, Candidate
+from poolbench.core.candidate import Candidate
 from poolbench.core.case import Case
 from poolbench.core.errors import reason_of, status_of
 from poolbench.core.plan import WorkerSpec
 from poolbench.core.records import Accuracy, Status
+from poolbench.core.registry import REGISTRY
 from poolbench.machine import smt
 from poolbench.machine.idle import kept_awake
 from poolbench.machine.nvml import EVICT_NBYTES
@@ -89,7 +90,7 @@ def list_devices() -> dict[str, str]:
 
 
 def bind(candidate: Candidate, case: Case) -> Call:
-    """The candidate as the case calls it: forward x -> y, training (x, dy) -> (y, dx), in the mode.
+    """Return the candidate as the case calls it: (inputs) -> y, or (inputs, dy) -> (y, gradients), in its mode.
 
     Functions are defined by `def` so that their names can be found in a trace.
     """
@@ -98,14 +99,18 @@ def bind(candidate: Candidate, case: Case) -> Call:
         return _bind_numpy(build, case)
     import tensorflow as tf
 
-    def forward(x: Any) -> Any:
-        return build(x)
+    places = differentiable_places(case)
 
-    def training(x: Any, dy: Any) -> Any:
+    def forward(*inputs: Any) -> Any:
+        return build(*inputs)
+
+    def training(*inputs_and_dy: Any) -> Any:
+        *inputs, dy = inputs_and_dy
+        watched = [inputs[place] for place in places]
         with tf.GradientTape() as tape:
-            tape.watch(x)
-            y = build(x)
-        return y, tape.gradient(y, x, output_gradients=dy)
+            tape.watch(watched)
+            y = build(*inputs)
+        return (y, *tape.gradient(y, watched, output_gradients=dy))
 
     step: Call = forward if case.direction == "forward" else training
     modes: dict[str, Callable[[Call], Call]] = {
@@ -114,6 +119,13 @@ def bind(candidate: Candidate, case: Case) -> Call:
         "xla": lambda function: tf.function(function, jit_compile=True),
     }
     return modes[case.mode](step)
+
+
+def differentiable_places(case: Case) -> list[int]:
+    """Return which of the op's inputs training computes a gradient of; the first of an unregistered op."""
+    op = REGISTRY.ops.get(case.op)
+    specs = op.inputs(case).values() if op else ()
+    return [place for place, spec in enumerate(specs) if spec.differentiable] if op else [0]
 
 
 def _bind_numpy(build: Call, case: Case) -> Call:
@@ -450,9 +462,8 @@ def _open_probe(name: str) -> OpenedContender:
     nbytes = state.host[0].nbytes
     if name == "bandwidth-write":
         least = MIN_WRITE_NBYTES if _on_cpu(state) else MIN_DEVICE_WRITE_NBYTES
-        # y, and in training dx, which is as large as x.
-        nbytes = nbytes // (state.case.pool_size or nbytes) + nbytes * (len(state.host) > 1)
-        nbytes = max(nbytes, least)
+        op = REGISTRY.ops.get(state.case.op)
+        nbytes = max(least, op.traffic_of(state.case).written_nbytes if op else nbytes)
     start = time.perf_counter()
     ways = PROBE_WAYS[name](state, nbytes)
     key = (name, nbytes, state.device)

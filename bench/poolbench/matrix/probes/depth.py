@@ -57,8 +57,8 @@ def describe_remainder(trial: Trial, case: Case, words: str) -> Finding:
 
 def tail_words(trial: Trial, case: Case, x: Array, y: Array) -> str:
     """What a wrong answer did with a tail, as far as its values tell."""
-    dropped = msgspec.structs.replace(case, padding="valid")
-    padded = msgspec.structs.replace(case, padding="same")
+    dropped = case.replace(padding="valid")
+    padded = case.replace(padding="same")
     for other, words in ((dropped, "drops the tail"), (padded, "pads with the lowest value")):
         expected = judge.reference(trial, other, x)
         if y.shape == expected.shape and np.array_equal(y.astype(np.float64), expected):

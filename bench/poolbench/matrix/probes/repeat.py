@@ -40,7 +40,7 @@ def repeat_calls(trial: Trial) -> Finding:
 def repeat_mode(trial: Trial, mode: str) -> Finding:
     """The same in one mode; the figure `digest` is a hash of the bits."""
     case = trial.case(mode=mode, shape=REPEAT_SHAPE)
-    training = msgspec.structs.replace(case, direction="training")
+    training = case.replace(direction="training")
     what, found = (
         "values and gradient",
         attempt(trial, training, lambda: repeat_case(trial, training)),
@@ -75,9 +75,8 @@ def repeat_case(trial: Trial, case: Case) -> Finding:
 
 def random_input(case: Case) -> Array:
     """Normal values: sums of them depend on their order, which is what threads may change."""
-    return (
-        np.random.default_rng(4).standard_normal(case.shape).astype(judge.numpy_dtype(case.dtype))
-    )
+    values: Array = np.random.default_rng(4).standard_normal(case.shape)
+    return values.astype(judge.numpy_dtype(case.dtype))
 
 
 def digest(arrays: Sequence[Array]) -> str:

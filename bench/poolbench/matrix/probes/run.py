@@ -38,7 +38,7 @@ def second_order(mode: str) -> Callable[[Trial], Finding]:
     def probe(trial: Trial) -> Finding:
         import tensorflow as tf
 
-        reference_gradient = trial.op.gradient
+        reference_gradient = trial.op.vjp
         if reference_gradient is None:
             return Finding(state="not_run", evidence="the op has no reference for its gradient")
         case = trial.case(mode=mode)
@@ -62,7 +62,7 @@ def second_order(mode: str) -> Callable[[Trial], Finding]:
             return Finding(state="wrong", evidence="the second-order gradient is None")
 
         def size_of(values: Array) -> float:
-            first = reference_gradient(values, 2 * trial.op.reference(values, case), case)
+            first = reference_gradient(case, 2 * trial.op.reference(case, values), values)[0]
             return float((first**2).sum())
 
         point, step = x.astype(np.float64), 1e-4
@@ -103,7 +103,7 @@ def fit_once(
     """
     import keras
 
-    if trial.op.gradient is None:
+    if trial.op.vjp is None:
         return Finding(state="not_run", evidence="the op has no reference for its gradient")
     case = trial.case(mode="graph", dtype=dtype)
     x = judge.distinct_input(case)
@@ -124,7 +124,7 @@ def fit_once(
         update = 1 - scale.get_weights()[0].astype(np.float64).reshape(-1)
     x64 = x.astype(np.float64)
     dy = 2 * (y - target) / y.size
-    expected = rate * (x64 * trial.op.gradient(x64, dy, case)).sum((0, 1, 2))
+    expected = rate * (x64 * trial.op.vjp(case, dy, x64)[0]).sum((0, 1, 2))
     error = float(np.abs(update - expected).max() / np.abs(expected).max())
     figures: dict[str, float | int | str | None] = {"error of the weights' update": error}
     if not error <= relative:

@@ -41,7 +41,7 @@ def dynamic(which: str) -> Callable[[Trial], Finding]:
                 )
             finding = Finding(state="not_run")
             for shape in (case.shape, second):
-                of_shape = msgspec.structs.replace(case, shape=shape)
+                of_shape = case.replace(shape=shape)
                 x = judge.distinct_input(of_shape)
                 y = run(tf.constant(x)).numpy()
                 finding = judge.judge_forward(trial, of_shape, x, y)
@@ -64,7 +64,7 @@ def empty_batch(trial: Trial) -> Finding:
     def ask(mode: str) -> Finding:
         case = trial.case(mode=mode, shape=shape)
         found = judge.try_forward(trial, case)
-        if found.state != "pass" or trial.op.gradient is None:
+        if found.state != "pass" or trial.op.vjp is None:
             return found
         found = judge.try_gradient(trial, case)
         if found.state == "pass":

@@ -120,9 +120,7 @@ def cases(trial: Trial) -> dict[str, Case]:
 
 def answer(trial: Trial, case: Case, mode: str) -> Array | str:
     """The candidate's values in a mode as float64, or its error's text."""
-    import msgspec
-
-    of_mode = msgspec.structs.replace(case, mode=mode)
+    of_mode = case.replace(mode=mode)
     try:
         (y,) = judge.call(trial, of_mode, judge.uniform_input(of_mode))
     except Exception as error:  # noqa: BLE001 (an error said aloud is not silent)

@@ -34,7 +34,7 @@ def not_a_number(trial: Trial) -> Finding:
     case = trial.case(shape=(2, 4, 5, 12))
 
     def ask(mode: str) -> Finding:
-        of_mode = msgspec.structs.replace(case, mode=mode)
+        of_mode = case.replace(mode=mode)
         x = with_groups(of_mode, NAN_GROUPS)
         (y,) = judge.call(trial, of_mode, x)
         found = judge.judge_forward(trial, of_mode, x, y)
@@ -84,13 +84,13 @@ def tie(trial: Trial) -> Finding:
 
 def tie_in_mode(trial: Trial, mode: str) -> Finding:
     """The same in one mode."""
-    if trial.op.window_sum is None:
+    if trial.op.check_gradient.window_sum is None:
         return Finding(state="not_run", evidence="the op's gradient is unique: nothing ties")
     case = trial.case(mode=mode, shape=(2, 4, 5, 12), direction="training")
     x = with_groups(case, TIED_GROUPS)
     dy = judge.output_gradient(trial, case, x)
     _, dx = judge.call(trial, case, x, dy)
-    total = trial.op.window_sum(dx.astype(np.float64), case)
+    total = trial.op.check_gradient.window_sum(dx.astype(np.float64), case)
     largest = judge.reference(trial, case, x)
     share = dx[0, 0, 0].reshape(len(TIED_GROUPS), -1) / dy[0, 0, 0][:, None].astype(np.float64)
     rule = tie_rule(share)

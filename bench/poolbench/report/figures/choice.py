@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.patches import Patch
 
+from poolbench.core.axes import STANDARD, axes_of
 from poolbench.core.records import MatrixCell
 from poolbench.core.text import format_share, join_names, significant
 from poolbench.report.figures.style import (
@@ -165,12 +166,12 @@ def plot_break_even(loaded: RunFrame, op: str, device: str) -> Plot | None:
         return None
     base = base_values(loaded.table, op)
     rows = rows[
-        (rows["op"] == op) & (rows["device"] == device) & (rows["shape"] == base["shape"])
+        (rows["op"] == op) & (rows["device"] == device)
         & (rows["dtype"] == base["dtype"]) & (rows["direction"] == "forward") & (rows["threads"] == base["threads"])
-        & (rows["distribution"] == base["distribution"]) & (rows["cache"] == base["cache"])
+        & (rows["cache"] == base["cache"])
     ]  # fmt: skip
-    for name in ("pool_size", "padding"):
-        if base[name] is not None:
+    for name in axes_of(op):
+        if name not in STANDARD and base.get(name) is not None:
             rows = rows[rows[name] == base[name]]
     paid = rows[rows["calls"].notna()]
     if paid.empty:

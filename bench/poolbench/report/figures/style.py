@@ -21,7 +21,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from poolbench.core.candidate import REGISTRY
+from poolbench.core.axes import axes_of
+from poolbench.core.registry import REGISTRY
 from poolbench.core.text import format_nbytes, format_seconds, one_line, significant
 from poolbench.report.frame import RunFrame
 from poolbench.report.recommend import base_values
@@ -114,8 +115,10 @@ def settings(loaded: RunFrame, op: str, device: str, free: Sequence[str]) -> str
     """The base values that a figure holds still, in words."""
     base = {**base_values(loaded.table, op), "device": device}
     words = []
-    for name in ("shape", "dtype", "pool_size", "padding", "direction", "mode", "threads"):
+    for name in axes_of(op):
         value = base[name]
+        if name in ("device", "cache", "data_format", "distribution"):
+            continue
         if name in free or value is None:
             continue
         words.append(

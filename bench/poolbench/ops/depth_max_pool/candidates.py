@@ -1,102 +1,26 @@
-"""Depthwise max pooling: the maximum over each k neighbouring channels.
-
-`padding='valid'` drops the channels that do not fill a window; `'same'` pads both ends with the lowest
-value, half of the missing channels before and the rest after, as TensorFlow's SAME does.
-"""
+"""The implementations of depthwise max pooling that ship."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
-from poolbench.core.candidate import KnownFailure, Op, Tolerance, candidate, register
-from poolbench.core.case import Case, Shape, Sweep, make_case, product, zipped
+from poolbench import Case, KnownFailure, candidate
+from poolbench.ops.depth_max_pool.op import windows
+from poolbench.ops.depth_max_pool.sweeps import OP
 from poolbench.ops.shared import channel_axis, sizes
-
-if TYPE_CHECKING:
-    from poolbench.core.candidate import Array
-
-OP = "depth_max_pool"
-
-
-def windows(case: Case) -> tuple[int, int, int]:
-    """(number of windows, channels padded before, channels padded after or, if negative, dropped)."""
-    channels, k = case.shape[-1], case.pool_size or 1
-    if case.padding != "same":
-        return channels // k, 0, channels // k * k - channels
-    count = -(-channels // k)
-    missing = count * k - channels
-    return count, missing // 2, missing - missing // 2
-
-
-def _window_slices(x: Array, case: Case) -> list[Array]:
-    """k arrays shaped as y: the first elements of all windows, the second ones, and so on."""
-    count, before, after = windows(case)
-    k, axis = case.pool_size or 1, channel_axis(case)
-    if before or after > 0:
-        widths = [(0, 0)] * x.ndim
-        widths[axis] = (before, max(after, 0))
-        x = np.pad(x, widths, constant_values=-np.inf)
-    rows = np.moveaxis(x, axis, -1)[..., : count * k]
-    return [np.moveaxis(rows[..., i::k], -1, axis) for i in range(k)]
-
-
-def reference(x: Array, case: Case) -> Array:
-    """y, the maximum over each window."""
-    slices = _window_slices(x, case)
-    y = slices[0].copy()
-    for part in slices[1:]:
-        np.maximum(y, part, out=y)
-    return y
-
-
-def gradient(x: Array, dy: Array, case: Case) -> Array:
-    """dx: dy at each window's maximum, split equally among elements that tie for it."""
-    slices = _window_slices(x, case)
-    y = reference(x, case)
-    hits = [part == y for part in slices]
-    shares = dy / np.maximum(sum(hit.astype(np.float64) for hit in hits), 1.0)
-    return _scatter([hit * shares for hit in hits], x.shape, case)
-
-
-def _scatter(parts: Sequence[Array], shape: tuple[int, ...], case: Case) -> Array:
-    """An array of x's shape from k arrays shaped as y; what lies in the padding is lost."""
-    count, before, _ = windows(case)
-    k, axis = case.pool_size or 1, channel_axis(case)
-    channels = shape[axis]
-    first = np.moveaxis(parts[0], axis, -1)
-    padded = np.zeros((*first.shape[:-1], max(count * k, before + channels)))
-    for i, part in enumerate(parts):
-        padded[..., i : count * k : k] = np.moveaxis(part, axis, -1)
-    return np.ascontiguousarray(np.moveaxis(padded[..., before : before + channels], -1, axis))
-
-
-def window_sum(a: Array, case: Case) -> Array:
-    """The sum over each window of an array shaped as x."""
-    count, before, after = windows(case)
-    axis = channel_axis(case)
-    widths = [(0, 0)] * a.ndim
-    widths[axis] = (before, max(after, 0))
-    padded = np.moveaxis(np.pad(a, widths), axis, -1)[..., : count * (case.pool_size or 1)]
-    return np.moveaxis(padded.reshape(*padded.shape[:-1], count, -1).sum(-1), -1, axis)
-
-
-def bounds(case: Case) -> Tolerance:
-    """A maximum is one of its elements: nothing may be rounded."""
-    del case
-    return Tolerance(relative=0.0, absolute=0.0, reason="a maximum is one of its elements")
 
 
 def divides(case: Case) -> bool:
     """Whether the window divides the depth."""
-    return case.shape[-1] % (case.pool_size or 1) == 0
+    return bool(case.shape[-1] % case.pool_size == 0)
 
 
 def on_cpu_without_xla(case: Case) -> bool:
     """Whether the native CPU kernel runs the case."""
-    return case.device.startswith("cpu") and case.mode != "xla"
+    return bool(case.device.startswith("cpu") and case.mode != "xla")
 
 
 # What tf.nn.max_pool over the depth is documented to refuse; tests/test_upstream.py tries each.
@@ -149,7 +73,7 @@ def _fitted(x: Any, case: Case) -> Any:
     import tensorflow as tf
 
     count, before, after = windows(case)
-    axis, k = channel_axis(case), case.pool_size or 1
+    axis, k = channel_axis(case), case.pool_size
     if after < 0:
         begin, size = [0] * 4, [-1] * 4
         size[axis] = count * k
@@ -246,7 +170,7 @@ def slices_maximum(case: Case) -> Any:
 
     import tensorflow as tf
 
-    axis, k = channel_axis(case), case.pool_size or 1
+    axis, k = channel_axis(case), case.pool_size
 
     def maximum_of_slices(x: Any) -> Any:
         x = _fitted(x, case)
@@ -382,128 +306,8 @@ def layer_depth_max_pool(case: Case) -> Any:
     from poolbench.layers import DepthMaxPool2D
 
     return DepthMaxPool2D(
-        case.pool_size or 1,
-        padding=case.padding or "valid",
+        case.pool_size,
+        padding=case.padding,
         data_format=case.data_format,
         dtype=case.dtype,
     )
-
-
-# Small enough for many rounds in a few seconds on two cores, too large for a core's own cache.
-BASE = make_case(op=OP, shape=(8, 56, 56, 96), pool_size=3, padding="valid")
-GPU_BASE = make_case(op=OP, shape=(32, 56, 56, 96), pool_size=3, padding="valid")
-BATCH: Shape = GPU_BASE.shape
-SMALL: Shape = (1, 8, 8, 96)
-SHAPES: tuple[Shape, ...] = (SMALL, (1, 56, 56, 96), (32, 14, 14, 512), (32, 28, 28, 256))
-LARGEST: Shape = (32, 112, 112, 96)
-
-BASELINE = "reshape-reduce_max"
-TAKE_AWAY = "layer-depth_max_pool"
-LAMBDA = "lambda-max_pool"
-# Outside XLA each is a kernel of its own; under XLA most become the same fused loop.
-RIVALS = (BASELINE, LAMBDA, TAKE_AWAY, "transpose-reduce_max", "max_pool2d-view", "keras-stock")
-EVERYONE = (
-    *RIVALS, "max_pool", "layer-max_pool", "layer-reshape-reduce_max", "slices-maximum",
-    "max_pool3d", "keras-ops", "nested-jit-max_pool", "recipe-verbatim",
-)  # fmt: skip
-XLA_RIVALS = (BASELINE, LAMBDA, TAKE_AWAY, "max_pool2d-view")
-
-
-def fits(case: Case) -> bool:
-    """The window is within the depth."""
-    return (case.pool_size or 1) <= case.shape[-1]
-
-
-def trainable_size(case: Case) -> bool:
-    """The largest shape is forward only: its gradients take seconds to compile and to run."""
-    return case.direction == "forward" or case.shape != LARGEST
-
-
-RULES = (fits, trainable_size)
-
-DEFAULT = Sweep(
-    base=BASE,
-    rules=RULES,
-    parts=(
-        product(candidates=EVERYONE, mode=["graph"]),
-        product(candidates=[*RIVALS, "max_pool"], mode=["eager"]),
-        product(candidates=[*XLA_RIVALS, "slices-maximum", "transpose-reduce_max"], mode=["xla"]),
-        product(candidates=RIVALS, direction=["training"], mode=["graph"]),
-        product(candidates=XLA_RIVALS, direction=["training"], mode=["xla"]),
-        product(candidates=RIVALS[:4], mode=["graph"], shape=SHAPES),
-        product(candidates=RIVALS[:4], mode=["eager"], shape=[SMALL]),
-        product(candidates=RIVALS[:3], mode=["graph", "xla"], shape=[LARGEST]),
-        product(candidates=RIVALS[:4], pool_size=[2, 4, 8, 16]),
-        product(candidates=[*RIVALS[:4], "keras-stock"], pool_size=[5], padding=["valid", "same"]),
-        product(candidates=RIVALS[:3], padding=["same"]),
-        product(candidates=RIVALS[:4], dtype=["float16"]),
-        product(candidates=RIVALS[:4], direction=["training"], distribution=["relu"]),
-        product(candidates=RIVALS[:5], threads=[1]),
-    ),
-)  # fmt: skip
-QUICK = Sweep(
-    base=make_case(op=OP, shape=(8, 28, 28, 96), pool_size=3, padding="valid"),
-    parts=(
-        product(candidates=RIVALS[:5], mode=["graph"]),
-        product(candidates=XLA_RIVALS[:3], mode=["xla"]),
-        product(candidates=RIVALS[:3], direction=["training"]),
-    ),
-)
-FULL = Sweep(
-    base=BASE,
-    rules=RULES,
-    parts=(
-        product(
-            shape=[*SHAPES, BASE.shape, BATCH, LARGEST, (8, 28, 28, 96), (128, 7, 7, 2048)],
-            mode=["eager", "graph", "xla"],
-            direction=["forward", "training"],
-            dtype=["float32", "float16", "bfloat16"],
-            pool_size=[2, 3, 4, 8, 16],
-            padding=["valid", "same"],
-        ),
-        product(mode=["eager", "graph", "xla"], dtype=["float64"]),
-        product(mode=["graph", "xla"], data_format=["channels_first"]),
-        product(mode=["graph", "xla"], cache=["cold"]),
-        product(mode=["eager", "graph", "xla"], threads=[1]),
-        zipped(
-            shape=[(1, 427, 640, 3), (1, 8, 8, 1), (8, 31, 17, 17), (1, 256, 256, 32)],
-            pool_size=[3, 1, 17, 4],
-        ),
-    ),
-)
-# What tells most comes first: time on a GPU is dear, and a run that is ended early is a run.
-GPU = Sweep(
-    base=GPU_BASE,
-    rules=RULES,
-    parts=(
-        product(
-            candidates=[*RIVALS, "max_pool", "cpu-pinned-max_pool", "nested-jit-max_pool"],
-            mode=["graph", "eager"],
-        ),
-        product(candidates=XLA_RIVALS, mode=["xla"]),
-        product(candidates=RIVALS, mode=["graph", "xla"], direction=["training"]),
-        product(candidates=RIVALS, mode=["graph", "xla"], dtype=["float16", "bfloat16"]),
-        product(candidates=RIVALS, mode=["graph"], shape=[LARGEST, *SHAPES]),
-        product(candidates=RIVALS, mode=["graph"], pool_size=[2, 8, 16]),
-        product(candidates=RIVALS, mode=["graph"], cache=["cold"]),
-        product(candidates=XLA_RIVALS, mode=["xla"], cache=["cold"]),
-        product(candidates=XLA_RIVALS, mode=["xla"], shape=[LARGEST]),
-        product(candidates=RIVALS, mode=["eager"], dtype=["float16", "bfloat16"]),
-        product(candidates=RIVALS, mode=["graph", "xla"], direction=["training"], dtype=["float16"]),
-    ),
-)  # fmt: skip
-
-register(
-    Op(
-        name=OP,
-        title="Depthwise max pooling",
-        reference=reference,
-        gradient=gradient,
-        window_sum=window_sum,
-        bounds=bounds,
-        baseline=BASELINE,
-        recipe=LAMBDA,
-        sweeps={"default": DEFAULT, "quick": QUICK, "full": FULL, "gpu": GPU},
-        builtin=True,
-    )
-)

@@ -1,0 +1,213 @@
+"""Registry: ops and candidates by name; the only importer of built-in ops, suites and user files."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from poolbench.core.axes import STANDARD, AxisInfo, Value, declare
+from poolbench.core.candidate import FORMS, FRAMEWORKS, Builder, Candidate, KnownFailure
+from poolbench.core.case import Case
+from poolbench.core.errors import UsageError
+from poolbench.core.op import Op
+
+
+@dataclass
+class Registry:
+    """Ops and candidates by name; one per process, and a fresh one per unit test."""
+
+    ops: dict[str, Op] = field(default_factory=dict)
+    candidates: dict[tuple[str, str], Candidate] = field(default_factory=dict)
+
+    def add_op(self, op: Op) -> Op:
+        """Add an op; adding it again from the same file replaces it (a file imported twice).
+
+        Raises:
+            UsageError: its name is taken, it lacks a default sweep, or it declares an axis twice.
+        """
+        known = self.ops.get(op.name)
+        if known is not None and known.file != op.file:
+            raise UsageError(
+                f"op {op.name!r} is registered by {known.file} already; {op.file} must pick another name"
+            )
+        if "default" not in op.sweeps:
+            raise UsageError(
+                f"op {op.name!r} needs a sweep named 'default'; got {sorted(op.sweeps)}"
+            )
+        declare(op.name, op.axes)
+        self.ops[op.name] = op
+        return op
+
+    def add_candidate(self, entry: Candidate) -> Candidate:
+        """Add a candidate; the same rule for a second time."""
+        key = (entry.op, entry.name)
+        known = self.candidates.get(key)
+        if known is not None and known.file != entry.file:
+            raise UsageError(
+                f"candidate {entry.name!r} of {entry.op} is registered by {known.file} already; "
+                f"{entry.file} must pick another name"
+            )
+        self.candidates[key] = entry
+        return entry
+
+    def of(self, op: str) -> dict[str, Candidate]:
+        """Return the candidates of an op by name, in the order of registration."""
+        return {name: entry for (o, name), entry in self.candidates.items() if o == op}
+
+    def axis_names(self) -> tuple[str, ...]:
+        """Return the names of all axes of all ops, the standard ones last."""
+        own = (axis.name for op in self.ops.values() for axis in op.axes)
+        return tuple(dict.fromkeys([*own, *STANDARD]))
+
+    def axis_infos(self, ops: Iterable[str]) -> dict[str, tuple[AxisInfo, ...]]:
+        """Return the axes of these ops as a journal's header carries them."""
+        names = [name for name in dict.fromkeys(ops) if name in self.ops]
+        return {
+            name: tuple(axis.info for axis in (*self.ops[name].axes, *STANDARD.values()))
+            for name in names
+        }
+
+    def parse_axis(self, text: str) -> tuple[str, tuple[Value, ...]]:
+        """Return ('pool_size', (2, 3)) from 'pool_size=2,3'.
+
+        Raises:
+            UsageError: no op has the axis, none takes the values, or there is no value.
+        """
+        name, equals, values = text.partition("=")
+        name = name.strip()
+        if not equals or not values.strip(", "):
+            raise UsageError(
+                f"--axis takes NAME=VALUE[,VALUE...]; got {text!r} (--axis pool_size=2,3)"
+            )
+        axes = [axis for op in self.ops.values() for axis in op.axes if axis.name == name]
+        if name in STANDARD:
+            axes = [STANDARD[name]]
+        if not axes:
+            known = ", ".join(self.axis_names())
+            raise UsageError(f"no op has an axis {name!r}; there are {known} (--axis NAME=...)")
+        texts = [value.strip() for value in values.split(",") if value.strip()]
+        # Ops may share a name and differ in the values that they take: the last says what is wrong.
+        for axis in axes[:-1]:
+            with contextlib.suppress(UsageError):
+                return name, tuple(dict.fromkeys(axis.read(value) for value in texts))
+        return name, tuple(dict.fromkeys(axes[-1].read(value) for value in texts))
+
+    def input_nbytes(self, case: Case) -> int:
+        """Return the bytes of the case's inputs; 0 where its op is not registered."""
+        op = self.ops.get(case.op)
+        return sum(spec.nbytes for spec in op.inputs(case).values()) if op else 0
+
+
+REGISTRY = Registry()
+
+
+def register(op: Op) -> Op:
+    """Add an op to the registry, from the file that calls this."""
+    return REGISTRY.add_op(replace(op, file=op.file or _caller_file()))
+
+
+def candidate(
+    *,
+    op: str,
+    name: str,
+    about: str = "",
+    form: str = "function",
+    framework: str = "tensorflow",
+    failures: tuple[KnownFailure, ...] = (),
+) -> Callable[[Builder], Builder]:
+    """Register the decorated builder, `build(case) -> callable(*inputs)`, as a candidate.
+
+    Raises:
+        UsageError: a form or framework that does not exist, or a name that is taken.
+    """
+    if form not in FORMS:
+        raise UsageError(
+            f"form must be one of {', '.join(FORMS)}; got {form!r} (candidate {name!r})"
+        )
+    if framework not in FRAMEWORKS:
+        raise UsageError(
+            f"framework must be one of {', '.join(FRAMEWORKS)}; got {framework!r} (candidate {name!r})"
+        )
+
+    def enter(build: Builder) -> Builder:
+        doc = (inspect.getdoc(build) or "").strip().split("\n")[0]
+        REGISTRY.add_candidate(
+            Candidate(
+                op=op, name=name, form=form, framework=framework, about=about or doc, build=build,
+                failures=failures, file=build.__code__.co_filename,
+                builtin=(build.__module__ or "").startswith("poolbench."),
+            )
+        )  # fmt: skip
+        return build
+
+    return enter
+
+
+def _caller_file() -> str:
+    frame = inspect.currentframe()
+    assert frame is not None
+    assert frame.f_back is not None
+    assert frame.f_back.f_back is not None
+    return frame.f_back.f_back.f_code.co_filename
+
+
+def input_nbytes(case: Case) -> int:
+    """Return the bytes of the case's inputs; 0 where its op is not registered."""
+    return REGISTRY.input_nbytes(case)
+
+
+def parse_axis(text: str) -> tuple[str, tuple[Value, ...]]:
+    """Return ('pool_size', (2, 3)) from 'pool_size=2,3'; built-in ops are loaded first.
+
+    Raises:
+        UsageError: no op has the axis, none takes the values, or there is no value.
+    """
+    load_builtin()
+    return REGISTRY.parse_axis(text)
+
+
+def load_builtin() -> Registry:
+    """Import the ops that ship, which registers them; no framework is loaded."""
+    importlib.import_module("poolbench.ops")
+    return REGISTRY
+
+
+def load_suites(files: Iterable[str | Path]) -> Registry:
+    """Import the ops that ship, then suites and user files by path."""
+    load_builtin()
+    for file in files:
+        import_file(Path(file))
+    return REGISTRY
+
+
+def import_file(path: Path) -> None:
+    """Import a file by path, once per process, under a name of its own.
+
+    Raises:
+        ImportError: there is no such file, or it is no Python.
+    """
+    path = path.resolve()
+    name = f"poolbench_user_{path.stem}_{abs(hash(str(path)))}"
+    if name in sys.modules or any(
+        getattr(module, "__file__", None) == str(path) for module in list(sys.modules.values())
+    ):
+        return
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    sys.path.insert(0, str(path.parent))
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    finally:
+        sys.path.remove(str(path.parent))

@@ -1,0 +1,133 @@
+"""Depthwise max pooling: the maximum over each k neighbouring channels.
+
+`padding='valid'` drops the channels that do not fill a window; `'same'` pads both ends with the lowest
+value, half of the missing channels before and the rest after, as TensorFlow's SAME does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from poolbench import (
+    Case,
+    Op,
+    TensorSpec,
+    Tolerance,
+    Traffic,
+    choice_axis,
+    register,
+    size_axis,
+    ties_within,
+)
+from poolbench.ops.depth_max_pool.sweeps import ALSO_COMPARE_TO, BASELINE, OP, SWEEPS
+from poolbench.ops.shared import IMAGE_AXES, channel_axis, image_spec
+
+Array = np.ndarray[Any, Any]
+
+
+def windows(case: Case) -> tuple[int, int, int]:
+    """Return (number of windows, channels padded before, channels padded after or, if negative, dropped)."""
+    channels, k = case.shape[-1], case.pool_size
+    if case.padding != "same":
+        return channels // k, 0, channels // k * k - channels
+    count = -(-channels // k)
+    missing = count * k - channels
+    return count, missing // 2, missing - missing // 2
+
+
+def _window_slices(x: Array, case: Case) -> list[Array]:
+    """Return k arrays shaped as y: the first elements of all windows, the second ones, and so on."""
+    count, before, after = windows(case)
+    k, axis = case.pool_size, channel_axis(case)
+    if before or after > 0:
+        widths = [(0, 0)] * x.ndim
+        widths[axis] = (before, max(after, 0))
+        x = np.pad(x, widths, constant_values=-np.inf)
+    rows = np.moveaxis(x, axis, -1)[..., : count * k]
+    return [np.moveaxis(rows[..., i::k], -1, axis) for i in range(k)]
+
+
+def reference(case: Case, x: Array) -> Array:
+    """Return y, the maximum over each window."""
+    slices = _window_slices(x, case)
+    y = slices[0].copy()
+    for part in slices[1:]:
+        np.maximum(y, part, out=y)
+    return y
+
+
+def vjp(case: Case, dy: Array, x: Array) -> tuple[Array]:
+    """Return dx: dy at each window's maximum, split equally among elements that tie for it."""
+    slices = _window_slices(x, case)
+    y = reference(case, x)
+    hits = [part == y for part in slices]
+    shares = dy / np.maximum(sum(hit.astype(np.float64) for hit in hits), 1.0)
+    return (_scatter([hit * shares for hit in hits], x.shape, case),)
+
+
+def _scatter(parts: Sequence[Array], shape: tuple[int, ...], case: Case) -> Array:
+    """Return an array of x's shape from k arrays shaped as y; what lies in the padding is lost."""
+    count, before, _ = windows(case)
+    k, axis = case.pool_size, channel_axis(case)
+    channels = shape[axis]
+    first = np.moveaxis(parts[0], axis, -1)
+    padded = np.zeros((*first.shape[:-1], max(count * k, before + channels)))
+    for i, part in enumerate(parts):
+        padded[..., i : count * k : k] = np.moveaxis(part, axis, -1)
+    return np.ascontiguousarray(np.moveaxis(padded[..., before : before + channels], -1, axis))
+
+
+def window_sum(a: Array, case: Case) -> Array:
+    """Return the sum over each window of an array shaped as x."""
+    count, before, after = windows(case)
+    axis = channel_axis(case)
+    widths = [(0, 0)] * a.ndim
+    widths[axis] = (before, max(after, 0))
+    padded = np.moveaxis(np.pad(a, widths), axis, -1)[..., : count * (case.pool_size)]
+    return np.moveaxis(padded.reshape(*padded.shape[:-1], count, -1).sum(-1), -1, axis)
+
+
+def tolerance(case: Case) -> Tolerance:
+    """Allow no error: a maximum is one of its elements."""
+    del case
+    return Tolerance(relative=0.0, absolute=0.0, reason="a maximum is one of its elements")
+
+
+def inputs(case: Case) -> dict[str, TensorSpec]:
+    """Return x, the images."""
+    return {"x": image_spec(case)}
+
+
+def traffic(case: Case) -> Traffic:
+    """Return the fewest bytes of a call: forward it reads x and writes y; training also reads dy, writes dx."""
+    x = image_spec(case).nbytes
+    y = x // case.shape[-1] * windows(case)[0]
+    if case.direction == "forward":
+        return Traffic(read_nbytes=x, written_nbytes=y)
+    return Traffic(read_nbytes=x + y, written_nbytes=x + y)
+
+
+register(
+    Op(
+        name=OP,
+        title="Depthwise max pooling",
+        axes=(
+            *IMAGE_AXES,
+            size_axis("pool_size", 3, prefix="k"),
+            choice_axis("padding", "valid", "same"),
+        ),
+        inputs=inputs,
+        reference=reference,
+        vjp=vjp,
+        check_gradient=ties_within(window_sum),
+        tolerance=tolerance,
+        traffic=traffic,
+        baseline=BASELINE,
+        also_compare_to=ALSO_COMPARE_TO,
+        sweeps=SWEEPS,
+        builtin=True,
+    )
+)

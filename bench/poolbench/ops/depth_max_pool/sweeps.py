@@ -1,0 +1,112 @@
+"""Where depthwise max pooling is measured, and by which candidates."""
+
+from __future__ import annotations
+
+from poolbench import Case, Sweep, product, zipped
+
+OP = "depth_max_pool"
+# Small enough for many rounds in a few seconds on two cores, too large for a core's own cache.
+BASE = {"shape": (8, 56, 56, 96), "pool_size": 3, "padding": "valid"}
+BATCH = (32, 56, 56, 96)
+SMALL = (1, 8, 8, 96)
+SHAPES = (SMALL, (1, 56, 56, 96), (32, 14, 14, 512), (32, 28, 28, 256))
+LARGEST = (32, 112, 112, 96)
+
+BASELINE = "reshape-reduce_max"
+TAKE_AWAY = "layer-depth_max_pool"
+LAMBDA = "lambda-max_pool"
+ALSO_COMPARE_TO = (LAMBDA,)  # the textbook's
+# Outside XLA each is a kernel of its own; under XLA most become the same fused loop.
+RIVALS = (BASELINE, LAMBDA, TAKE_AWAY, "transpose-reduce_max", "max_pool2d-view", "keras-stock")
+EVERYONE = (
+    *RIVALS, "max_pool", "layer-max_pool", "layer-reshape-reduce_max", "slices-maximum",
+    "max_pool3d", "keras-ops", "nested-jit-max_pool", "recipe-verbatim",
+)  # fmt: skip
+XLA_RIVALS = (BASELINE, LAMBDA, TAKE_AWAY, "max_pool2d-view")
+
+
+def fits(case: Case) -> bool:
+    """The window is within the depth."""
+    return bool(case.pool_size <= case.shape[-1])
+
+
+def trainable_size(case: Case) -> bool:
+    """The largest shape is forward only: its gradients take seconds to compile and to run."""
+    return bool(case.direction == "forward" or case.shape != LARGEST)
+
+
+RULES = (fits, trainable_size)
+
+DEFAULT = Sweep(
+    base=BASE,
+    rules=RULES,
+    parts=(
+        product(candidates=EVERYONE, mode=["graph"]),
+        product(candidates=[*RIVALS, "max_pool"], mode=["eager"]),
+        product(candidates=[*XLA_RIVALS, "slices-maximum", "transpose-reduce_max"], mode=["xla"]),
+        product(candidates=RIVALS, direction=["training"], mode=["graph"]),
+        product(candidates=XLA_RIVALS, direction=["training"], mode=["xla"]),
+        product(candidates=RIVALS[:4], mode=["graph"], shape=SHAPES),
+        product(candidates=RIVALS[:4], mode=["eager"], shape=[SMALL]),
+        product(candidates=RIVALS[:3], mode=["graph", "xla"], shape=[LARGEST]),
+        product(candidates=RIVALS[:4], pool_size=[2, 4, 8, 16]),
+        product(candidates=[*RIVALS[:4], "keras-stock"], pool_size=[5], padding=["valid", "same"]),
+        product(candidates=RIVALS[:3], padding=["same"]),
+        product(candidates=RIVALS[:4], dtype=["float16"]),
+        product(candidates=RIVALS[:4], direction=["training"], distribution=["relu"]),
+        product(candidates=RIVALS[:5], threads=[1]),
+    ),
+)  # fmt: skip
+QUICK = Sweep(
+    base=BASE | {"shape": (8, 28, 28, 96)},
+    parts=(
+        product(candidates=RIVALS[:5], mode=["graph"]),
+        product(candidates=XLA_RIVALS[:3], mode=["xla"]),
+        product(candidates=RIVALS[:3], direction=["training"]),
+    ),
+)
+FULL = Sweep(
+    base=BASE,
+    rules=RULES,
+    parts=(
+        product(
+            shape=[*SHAPES, (8, 56, 56, 96), BATCH, LARGEST, (8, 28, 28, 96), (128, 7, 7, 2048)],
+            mode=["eager", "graph", "xla"],
+            direction=["forward", "training"],
+            dtype=["float32", "float16", "bfloat16"],
+            pool_size=[2, 3, 4, 8, 16],
+            padding=["valid", "same"],
+        ),
+        product(mode=["eager", "graph", "xla"], dtype=["float64"]),
+        product(mode=["graph", "xla"], data_format=["channels_first"]),
+        product(mode=["graph", "xla"], cache=["cold"]),
+        product(mode=["eager", "graph", "xla"], threads=[1]),
+        zipped(
+            shape=[(1, 427, 640, 3), (1, 8, 8, 1), (8, 31, 17, 17), (1, 256, 256, 32)],
+            pool_size=[3, 1, 17, 4],
+        ),
+    ),
+)
+# What tells most comes first: time on a GPU is dear, and a run that is ended early is a run.
+GPU = Sweep(
+    base=BASE | {"shape": BATCH},
+    rules=RULES,
+    parts=(
+        product(
+            candidates=[*RIVALS, "max_pool", "cpu-pinned-max_pool", "nested-jit-max_pool"],
+            mode=["graph", "eager"],
+        ),
+        product(candidates=XLA_RIVALS, mode=["xla"]),
+        product(candidates=RIVALS, mode=["graph", "xla"], direction=["training"]),
+        product(candidates=RIVALS, mode=["graph", "xla"], dtype=["float16", "bfloat16"]),
+        product(candidates=RIVALS, mode=["graph"], shape=[LARGEST, *SHAPES]),
+        product(candidates=RIVALS, mode=["graph"], pool_size=[2, 8, 16]),
+        product(candidates=RIVALS, mode=["graph"], cache=["cold"]),
+        product(candidates=XLA_RIVALS, mode=["xla"], cache=["cold"]),
+        product(candidates=XLA_RIVALS, mode=["xla"], shape=[LARGEST]),
+        product(candidates=RIVALS, mode=["eager"], dtype=["float16", "bfloat16"]),
+        product(candidates=RIVALS, mode=["graph", "xla"], direction=["training"], dtype=["float16"]),
+    ),
+)  # fmt: skip
+
+SWEEPS = {"default": DEFAULT, "quick": QUICK, "full": FULL, "gpu": GPU}

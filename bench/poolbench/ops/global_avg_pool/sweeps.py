@@ -1,0 +1,100 @@
+"""Where global average pooling is measured, and by which candidates."""
+
+from __future__ import annotations
+
+from poolbench import Case, Sweep, product, zipped
+
+OP = "global_avg_pool"
+# Post-ReLU inputs are what these layers see; they also show a sum that loses terms, which normal
+# inputs, whose sums stay near zero, hide.
+BASE = {"shape": (8, 56, 56, 96), "distribution": "relu"}
+BATCH = (32, 56, 56, 96)
+HEADS = ((1, 7, 7, 2048), (32, 7, 7, 2048), (32, 14, 14, 672), (1, 56, 56, 96))
+LARGEST = (32, 112, 112, 96)
+SMALL = HEADS[0]
+
+BASELINE = "layer-global_avg_pool"
+LAMBDA = "lambda-reduce_mean"
+ALSO_COMPARE_TO = (LAMBDA,)  # the textbook's
+RIVALS = (BASELINE, LAMBDA, "avg_pool2d", "mean-of-means", "matmul-ones")
+EVERYONE = (*RIVALS, "reduce_mean", "reduce_mean-float32", "einsum", "keras-ops")
+XLA_RIVALS = (BASELINE, LAMBDA, "avg_pool2d", "matmul-ones")
+
+
+def trainable_size(case: Case) -> bool:
+    """The largest shape is forward only: its gradients take seconds to compile and to run."""
+    return bool(case.direction == "forward" or case.shape != LARGEST)
+
+
+RULES = (trainable_size,)
+
+DEFAULT = Sweep(
+    base=BASE,
+    rules=RULES,
+    parts=(
+        product(candidates=EVERYONE, mode=["graph"]),
+        product(candidates=[*RIVALS, "reduce_mean"], mode=["eager"]),
+        product(candidates=[*XLA_RIVALS, "einsum", "mean-of-means"], mode=["xla"]),
+        product(candidates=RIVALS, direction=["training"], mode=["graph"]),
+        product(candidates=XLA_RIVALS, direction=["training"], mode=["xla"]),
+        product(candidates=RIVALS, mode=["graph"], shape=HEADS),
+        product(candidates=[*RIVALS[:4], "reduce_mean"], mode=["eager"], shape=[SMALL]),
+        product(candidates=RIVALS[:4], mode=["graph"], shape=[LARGEST]),
+        product(
+            candidates=[BASELINE, LAMBDA, "reduce_mean-float32", "avg_pool2d", "mean-of-means"],
+            dtype=["float16"],
+            shape=[(32, 7, 7, 2048), (8, 56, 56, 96), (8, 112, 112, 96)],
+        ),
+        product(candidates=RIVALS, threads=[1]),
+    ),
+)
+QUICK = Sweep(
+    base=BASE | {"shape": (8, 28, 28, 96)},
+    parts=(
+        product(candidates=RIVALS, mode=["graph"]),
+        product(candidates=XLA_RIVALS[:3], mode=["xla"]),
+        product(candidates=RIVALS[:3], direction=["training"]),
+    ),
+)
+FULL = Sweep(
+    base=BASE,
+    rules=RULES,
+    parts=(
+        product(
+            shape=[
+                *HEADS, (8, 56, 56, 96), BATCH, LARGEST, (8, 8, 8, 1536), (32, 10, 10, 2048),
+                (8, 11, 11, 4032), (32, 28, 28, 240), (128, 7, 7, 512),
+            ],
+            mode=["eager", "graph", "xla"],
+            direction=["forward", "training"],
+            dtype=["float32", "float16", "bfloat16"],
+        ),
+        product(mode=["eager", "graph", "xla"], dtype=["float64"]),
+        product(mode=["graph", "xla"], data_format=["channels_first"]),
+        product(mode=["graph", "xla"], cache=["cold"]),
+        product(mode=["graph", "xla"], distribution=["normal"]),
+        product(mode=["eager", "graph", "xla"], threads=[1]),
+        zipped(shape=[(1, 256, 256, 32), (8, 31, 17, 17), (8, 9, 9, 1)], mode=["graph"] * 3),
+    ),
+)  # fmt: skip
+# What tells most comes first: time on a GPU is dear, and a run that is ended early is a run.
+GPU = Sweep(
+    base=BASE | {"shape": BATCH},
+    rules=RULES,
+    parts=(
+        product(candidates=EVERYONE, mode=["graph", "eager"]),
+        product(candidates=XLA_RIVALS, mode=["xla"]),
+        # The cast of the float16 layer moves 10 bytes an element against reduce_mean's 2; XLA erases it.
+        product(candidates=RIVALS, mode=["graph", "xla"], dtype=["float16", "bfloat16"]),
+        # reduce_mean over NHWC changes its kernel where H*W / (N*C) crosses 16: between these two.
+        product(candidates=RIVALS, mode=["graph"], shape=[(12, 112, 112, 64), (13, 112, 112, 64)]),
+        product(candidates=RIVALS, mode=["graph", "xla"], direction=["training"]),
+        product(candidates=RIVALS, mode=["graph"], shape=[LARGEST, *HEADS]),
+        product(candidates=RIVALS, mode=["graph"], cache=["cold"]),
+        product(candidates=XLA_RIVALS, mode=["xla"], cache=["cold"]),
+        product(candidates=XLA_RIVALS, mode=["xla"], shape=[LARGEST]),
+        product(candidates=RIVALS, mode=["eager"], dtype=["float16", "bfloat16"]),
+    ),
+)  # fmt: skip
+
+SWEEPS = {"default": DEFAULT, "quick": QUICK, "full": FULL, "gpu": GPU}
