@@ -3,7 +3,7 @@
 from collections import Counter
 
 from poolbench.core.candidate import Candidate
-from poolbench.worker import session
+from poolbench.worker import contender, session, timing
 
 
 def fake_candidate(name, op="fake"):
@@ -14,14 +14,14 @@ def fake_candidate(name, op="fake"):
     )  # fmt: skip
 
 
-BLOCK = session.Block(seconds=1e-3)
+BLOCK = timing.Block(seconds=1e-3)
 ANSWERS = {
     "open_case": session.Opened(nbytes=1, devices={}, seconds=0.0),
-    "open_contender": session.OpenedContender(
+    "open_contender": contender.OpenedContender(
         call_seconds=1e-3, first_call_seconds=0.1, read_nbytes=300, written_nbytes=100
     ),
     "allocate": 0.0,
-    "time_batch": lambda requests: session.Batch(
+    "time_batch": lambda requests: timing.Batch(
         blocks=(BLOCK,) * len(requests), cpu_seconds=0.0, switches=0
     ),
     "gather": None,

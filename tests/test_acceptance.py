@@ -9,7 +9,7 @@ from poolbench.core.errors import UsageError
 from poolbench.core.records import Contention, TimeBreakdown
 from poolbench.engine import aa
 from poolbench.engine.rounds import block_calls
-from poolbench.worker import session
+from poolbench.worker import contender
 from synthetic_races import CALM, measured, race_of, samples
 
 
@@ -263,7 +263,7 @@ def test_run_all_every_tool_takes_turns_and_failures_are_kept():
 
 def test_our_plan_rounds_fill_the_given_seconds():
     for seconds, processes, allocations in ((0.0001, 3, 4), (0.0009, 5, 2), (0.004, 1, 1)):
-        call = session.OpenedContender(call_seconds=seconds, read_nbytes=3 << 20)
+        call = contender.OpenedContender(call_seconds=seconds, read_nbytes=3 << 20)
         plan = tools.our_plan(0.5, processes, allocations, call)
         _, calls = block_calls(seconds, plan.block_seconds, nbytes=3 << 20)
         timed = plan.processes * plan.allocations * plan.rounds * calls * seconds

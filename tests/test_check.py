@@ -4,7 +4,8 @@ import pytest
 from poolbench.core.case import make_case
 from poolbench.core.op import Op
 from poolbench.core.registry import REGISTRY
-from poolbench.worker.check import BOUNDS, check, make_inputs, numpy_dtype
+from poolbench.worker.check import BOUNDS, check
+from poolbench.worker.inputs import make_inputs, numpy_dtype
 
 DEPTH = REGISTRY.ops["depth_max_pool"]
 MEAN = REGISTRY.ops["global_avg_pool"]

@@ -6,11 +6,11 @@ from poolbench.core.case import make_case
 from poolbench.core.errors import WorkerFailure
 from poolbench.engine.race import MAX_DEATHS, Plan, Race
 from poolbench.machine.info import Usage
-from poolbench.worker import session
+from poolbench.worker import contender, session, timing
 
 CASE = make_case(op="pool", shape=(8, 28, 28, 96), pool_size=3)
-BLOCK = session.Block(seconds=1e-3)
-RUNNER = session.OpenedContender(call_seconds=1e-3, read_nbytes=300, written_nbytes=100)
+BLOCK = timing.Block(seconds=1e-3)
+RUNNER = contender.OpenedContender(call_seconds=1e-3, read_nbytes=300, written_nbytes=100)
 CRASH = WorkerFailure("crashed", "killed by SIGABRT", lost=True)
 IDLE = WorkerFailure("crashed", "the worker died between two tasks", lost=True, blameless=True)
 
@@ -45,7 +45,7 @@ class ScriptedWorker:
         }
         if name == "time_batch":
             blocks = (BLOCK,) * len(args[0])
-            return session.Batch(blocks=blocks, cpu_seconds=0.0, switches=0)
+            return timing.Batch(blocks=blocks, cpu_seconds=0.0, switches=0)
         if name == "end_process":
             raise WorkerFailure("crashed", "the process exited with code 1", lost=True)
         return answers.get(name)
@@ -101,11 +101,11 @@ def test_a_crash_that_does_not_come_again_blames_nobody():
 
 
 def test_what_a_call_raises_in_a_stretch_ends_that_candidate_only():
-    broken = session.Block(status="error", reason="ValueError: no")
+    broken = timing.Block(status="error", reason="ValueError: no")
 
     def batch(requests):
         blocks = tuple(broken if request.name == "rival" else BLOCK for request in requests)
-        return session.Batch(blocks=blocks, cpu_seconds=0.0, switches=0)
+        return timing.Batch(blocks=blocks, cpu_seconds=0.0, switches=0)
 
     found, _ = run({("time_batch", "all"): [batch]})
     assert (found["rival"].status, found["rival"].reason) == ("error", "ValueError: no")

@@ -19,7 +19,7 @@ from poolbench.engine.race import Plan
 from poolbench.engine.scheduler import LANES, TURNS_BETWEEN, RaceSpec, Scheduler, WorkerPool
 from poolbench.machine.info import Usage
 from poolbench.stats.estimate import estimate
-from poolbench.worker import session
+from poolbench.worker import timing
 
 ROOT = Path(__file__).parents[1]
 PLAN = Plan(processes=3, max_processes=3, allocations=1, rounds=1)
@@ -188,8 +188,8 @@ class NoisyFleet(LegsFleet):
             usual = 1e-3 * (self._ratio if request.name == "two" else 1.0)
             self.seconds[number] += usual * (request.warmup + request.calls)
             noise = self._rng.normal(0, 0.001 if number % 2 else 0.3)
-            blocks.append(session.Block(seconds=usual * float(np.exp(noise))))
-        return session.Batch(blocks=tuple(blocks), cpu_seconds=0.0, switches=0)
+            blocks.append(timing.Block(seconds=usual * float(np.exp(noise))))
+        return timing.Batch(blocks=tuple(blocks), cpu_seconds=0.0, switches=0)
 
 
 @pytest.mark.parametrize(("ratio", "more"), [(1.0, True), (9.0, False)])
@@ -315,10 +315,10 @@ class DriftingFleet(Fleet):
         drift = 0.03 * np.sin(2 * np.pi * self.now / self._periods + self._phases).sum()
         noise = self._rng.normal(0, 0.02, len(requests))
         blocks = [
-            session.Block(seconds=1e-3 * float(np.exp(drift * (request.name == "two") + error)))
+            timing.Block(seconds=1e-3 * float(np.exp(drift * (request.name == "two") + error)))
             for request, error in zip(requests, noise, strict=True)
         ]
-        return session.Batch(blocks=tuple(blocks), cpu_seconds=0.0, switches=0)
+        return timing.Batch(blocks=tuple(blocks), cpu_seconds=0.0, switches=0)
 
 
 def share_that_covers(jobs, at_once):

@@ -15,11 +15,12 @@ from types import SimpleNamespace
 
 import pytest
 from fakes import FakeFleet, fake_candidate
-from poolbench.core.case import make_case
+from poolbench.core.case import Case, make_case
 from poolbench.core.errors import UsageError
 from poolbench.core.plan import WorkerSpec
 from poolbench.core.records import common_clock, samples_by
-from poolbench.engine.process import Worker, import_file
+from poolbench.core.registry import import_file
+from poolbench.engine.process import Worker
 from poolbench.engine.race import DEVICE_ROUNDS, Plan, Race, device_contention
 from poolbench.engine.run import Run, RunOptions
 from poolbench.machine.info import Seen, Usage, read_usage, seen_between, usage_reader
@@ -32,7 +33,11 @@ from poolbench.machine.nvml import (
 )
 from poolbench.pytest_plugin import refuse_kinds
 from poolbench.store.journal import read_run
-from poolbench.worker import session, xspace
+from poolbench.worker import timing, xspace
+from poolbench.worker.backends import BACKENDS
+from poolbench.worker.contender import open_contender
+from poolbench.worker.session import Session, open_case
+from poolbench.worker.trace import time_on_device
 
 ROOT = Path(__file__).parent.parent
 OURS, OTHER = 100, 200
@@ -288,21 +293,23 @@ def test_a_step_that_brings_data_to_the_host_has_no_device_time():
 def test_energy_is_of_the_calls_between_two_steps_of_the_counter(monkeypatch):
     now, called = [0.0], [0]
 
-    def time_block(name, warmup, calls):
+    def time_block(session, name, warmup, calls):
         called[0] += calls
         now[0] += calls * 0.001
 
-    monkeypatch.setattr(session, "time_block", time_block)
-    monkeypatch.setattr(session, "_state", lambda: SimpleNamespace(device="gpu:0"))
-    monkeypatch.setattr(session.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(timing, "time_block", time_block)
+    monkeypatch.setattr(timing, "clock", lambda: now[0])
+    session = SimpleNamespace(open=SimpleNamespace(device="gpu:0"))
 
     def counter(device):  # 0.002 J a call, shown each 0.1 s
         return 0.002 * (int(now[0] / 0.1) * 100)
 
-    assert session.measure_energy("one", read=counter) == pytest.approx(0.002, rel=0.1)
+    assert timing.measure_energy(session, "one", read=counter) == pytest.approx(0.002, rel=0.1)
     assert now[0] < 0.6
-    assert session.measure_energy("one", read=lambda _: 5.0) is None  # a counter that stands still
-    assert session.measure_energy("one", read=lambda _: None) is None
+    assert (
+        timing.measure_energy(session, "one", read=lambda _: 5.0) is None
+    )  # a counter that stands still
+    assert timing.measure_energy(session, "one", read=lambda _: None) is None
 
 
 def test_a_kind_of_accelerator_needs_a_fleet():
@@ -384,11 +391,10 @@ def test_two_devices_are_both_raced_and_told_apart_in_journal_and_report(tmp_pat
 DEVICES = ("cpu:0", "cpu:1")
 
 
-def read_device_clock(case):
-    from poolbench.worker.session import open_case, open_contender, time_on_device
-
-    open_case(case, 0)
-    return open_contender("multiply", check=False).reason, time_on_device(["multiply"], 3)
+def read_device_clock(session: Session, case: Case) -> tuple[str, list[float | None]]:
+    open_case(session, case, 0)
+    reason = open_contender(session, "multiply", check=False).reason
+    return reason, time_on_device(session, ["multiply"], 3)
 
 
 @pytest.mark.slow
@@ -404,9 +410,7 @@ def test_without_a_gpu_in_the_trace_there_is_no_device_clock(tmp_path):
 
 
 def evict_there(device):
-    from poolbench.worker.session import make_device_evict
-
-    evict = make_device_evict(device, 1 << 20)
+    evict = BACKENDS["tensorflow"].make_evict(device, 1 << 20)
     evict()
     evict()
     words = inspect.getclosurevars(evict).nonlocals["words"]

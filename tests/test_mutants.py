@@ -5,7 +5,8 @@ import poolbench.ops  # noqa: F401 (registers the ops)
 import pytest
 from poolbench.core.case import make_case
 from poolbench.core.registry import REGISTRY
-from poolbench.worker.check import check, make_inputs, numpy_dtype
+from poolbench.worker.check import check
+from poolbench.worker.inputs import make_inputs, numpy_dtype
 
 DEPTH = make_case(op="depth_max_pool", shape=(2, 4, 6, 12), pool_size=3, padding="valid")
 TAIL = make_case(op="depth_max_pool", shape=(2, 4, 6, 11), pool_size=3, padding="valid")

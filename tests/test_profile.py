@@ -21,7 +21,7 @@ from poolbench.engine.process import Worker
 from poolbench.engine.tracing import Recorder, Selection, select, trace_name
 from poolbench.report import tensorboard
 from poolbench.store.journal import decode_line, encode_line
-from poolbench.worker import xspace
+from poolbench.worker import trace, xspace
 from poolbench.worker.xspace import Event
 
 HOST = "/host:CPU/python/1"
@@ -163,7 +163,7 @@ def test_unsafe_characters_never_reach_a_path():
 def test_a_recording_names_no_folder_of_this_machine():
     root = Path(tracing.__file__).parents[1]
     before = f"{sys.prefix}/lib/a.py {root}/bench/b.py /usr/lib/c.py".encode()
-    after = tracing._without_folders(before)
+    after = trace._without_folders(before)
     assert len(after) == len(before)
     assert str(root).encode() not in after
     assert sys.prefix.encode() not in after

@@ -6,11 +6,12 @@ import pytest
 from poolbench.core.candidate import Candidate, KnownFailure
 from poolbench.core.case import make_case
 from poolbench.core.errors import WorkerFailure
+from poolbench.core.plan import PROBES
 from poolbench.engine import recorder
 from poolbench.engine.race import PROBE_TURN, Plan, Race
 from poolbench.engine.rounds import block_calls
 from poolbench.machine.info import Usage
-from poolbench.worker import session
+from poolbench.worker import contender, session, timing
 
 CASE = make_case(op="pool", shape=(8, 28, 28, 96), pool_size=3)
 MS = 1e-3
@@ -56,9 +57,9 @@ class FakeWorker:
         seconds = self.seconds[name]
         if isinstance(seconds, Exception):
             raise seconds
-        if isinstance(seconds, session.OpenedContender):
+        if isinstance(seconds, contender.OpenedContender):
             return seconds
-        return session.OpenedContender(
+        return contender.OpenedContender(
             call_seconds=seconds, first_call_seconds=0.1, read_nbytes=300, written_nbytes=100
         )
 
@@ -69,14 +70,14 @@ class FakeWorker:
         return None
 
     def time_batch(self, requests):
-        return session.Batch(blocks=tuple(map(self.request, requests)), cpu_seconds=0.0, switches=0)
+        return timing.Batch(blocks=tuple(map(self.request, requests)), cpu_seconds=0.0, switches=0)
 
     def request(self, request):
         self.requests.append(request.name)
         self.warmups.append(request.warmup)
         seconds = self.seconds[request.name]
         self.clock[0] += seconds * (request.warmup + request.calls)
-        return session.Block(seconds=seconds, warmup_seconds=seconds * request.warmup)
+        return timing.Block(seconds=seconds, warmup_seconds=seconds * request.warmup)
 
     def close_case(self):
         return None
@@ -85,7 +86,7 @@ class FakeWorker:
 class FakeFleet:
     def __init__(self, seconds):
         self.clock = [0.0]
-        self.probes = dict.fromkeys(session.PROBES, 1e-6)
+        self.probes = dict.fromkeys(PROBES, 1e-6)
         self.seconds = self.probes | seconds
         self.workers = {}
 
@@ -123,8 +124,7 @@ def test_every_runner_is_timed_in_every_round():
     }
     assert places["base"] == places["fast"]
     assert all(
-        places[probe] == {p for p in places["base"] if p[2] % PROBE_TURN == 0}
-        for probe in session.PROBES
+        places[probe] == {p for p in places["base"] if p[2] % PROBE_TURN == 0} for probe in PROBES
     )
     assert {place[:2] for place in places["base"]} == {
         (process, allocation) for process in range(PROCESSES) for allocation in range(ALLOCATIONS)
@@ -140,7 +140,7 @@ def test_samples_are_what_the_worker_timed():
 def test_the_order_of_a_round_is_shuffled_and_balanced():
     _, fleet, _ = run({"base": MS, "a": MS, "b": MS}, plan=Plan(rounds=6))
     blocks = [name for worker in fleet.workers.values() for name in worker.requests]
-    blocks = [name for name in blocks if name not in session.PROBES]
+    blocks = [name for name in blocks if name not in PROBES]
     rounds = [tuple(blocks[i : i + 3]) for i in range(0, len(blocks), 3)]
     assert all(len(set(order)) == 3 for order in rounds)
     assert len(set(rounds)) == 6
@@ -152,9 +152,9 @@ def test_the_order_of_a_round_is_shuffled_and_balanced():
 def test_probes_come_last_in_a_round_and_who_follows_them_has_a_longer_warmup():
     _, fleet, _ = run({"base": MS, "a": MS})
     requests = fleet.workers[0].requests
-    probes = {place for place, name in enumerate(requests) if name in session.PROBES}
+    probes = {place for place, name in enumerate(requests) if name in PROBES}
     assert probes
-    turn = 2 * PROBE_TURN + len(session.PROBES)
+    turn = 2 * PROBE_TURN + len(PROBES)
     assert {place % turn for place in probes if place < 5 * turn} == {2, 3, 4}
     warmups = fleet.workers[0].warmups
     after = {
@@ -184,7 +184,7 @@ def test_rounds_that_take_longer_than_foreseen_are_fewer():
     plan = Plan(rounds=10_000, budget_seconds=60)
     seconds = {}
     for factor in (1, 4):
-        opened = session.OpenedContender(
+        opened = contender.OpenedContender(
             call_seconds=MS, first_call_seconds=0.1, read_nbytes=300, written_nbytes=100
         )
         fleet = FakeFleet({"base": MS, "a": MS})
@@ -207,7 +207,7 @@ def test_a_candidate_that_crashes_is_one_result_and_the_others_go_on():
     assert (found["bad"].status, found["bad"].reason) == ("crashed", "killed by SIGABRT")
     assert len(found["good"].samples) == len(found["base"].samples) == BLOCKS
     assert [task for worker in fleet.workers.values() for task in worker.tasks].count(
-        ("_open_contender", "bad")
+        ("open_contender", "bad")
     ) == 1
 
 
@@ -215,7 +215,7 @@ def test_a_documented_failure_becomes_unsupported_with_its_reason():
     known = KnownFailure(
         when=lambda case: True, matches="only .* CPU", reason="No GPU kernel.", issue="x#1"
     )
-    error = session.OpenedContender(
+    error = contender.OpenedContender(
         status="error", reason="currently only implemented for CPU devices"
     )
     found, _, _ = run({"base": MS, "native": error}, failures=(known,))
@@ -225,14 +225,14 @@ def test_a_documented_failure_becomes_unsupported_with_its_reason():
 
 def test_another_error_than_the_documented_one_stays_an_error():
     known = KnownFailure(when=lambda case: True, matches="something else", reason="")
-    error = session.OpenedContender(status="error", reason="ValueError: no")
+    error = contender.OpenedContender(status="error", reason="ValueError: no")
     found, _, _ = run({"base": MS, "native": error}, failures=(known,))
     assert found["native"].status == "error"
 
 
 def test_a_documented_wrong_answer_stays_wrong_and_is_marked():
     known = KnownFailure(when=lambda case: True, matches="beyond", reason="Half sums.")
-    wrong = session.OpenedContender(status="wrong", reason="error beyond the bound")
+    wrong = contender.OpenedContender(status="wrong", reason="error beyond the bound")
     found, _, _ = run({"base": MS, "half": wrong}, failures=(known,))
     assert found["half"].status == "wrong"
     assert "documented" in found["half"].flags

@@ -2,35 +2,49 @@
 
 import pytest
 from poolbench.core.case import make_case
-from poolbench.core.registry import REGISTRY
-from poolbench.worker import session
+from poolbench.core.errors import NotRunError
+from poolbench.core.registry import load_builtin
+from poolbench.worker import contender
+from poolbench.worker.contender import open_contender
+from poolbench.worker.session import Session, close_case, open_case
+
+SHAPE = {"shape": (1, 8, 8, 12), "pool_size": 3, "padding": "valid"}
+
+
+@pytest.fixture
+def session():
+    load_builtin()
+    session = Session()
+    yield session
+    close_case(session)
 
 
 @pytest.fixture
 def bound(monkeypatch):
-    """The names of the candidates that were bound, in their order; no case stays open."""
-    import poolbench.ops  # noqa: F401 (registers the ops that ship)
-
+    """The names of the candidates that were bound, in their order."""
     names = []
 
     def bind(candidate, case):
         names.append(candidate.name)
         return bind_really(candidate, case)
 
-    bind_really = session.bind
-    monkeypatch.setattr(session, "bind", bind)
-    monkeypatch.setattr(session, "_CONVERTED", set())
-    yield names
-    session.close_case()
+    bind_really = contender.bind
+    monkeypatch.setattr(contender, "bind", bind)
+    return names
 
 
-def test_a_first_call_is_timed_when_autograph_has_seen_the_candidate(bound):
-    case = make_case(
-        op="depth_max_pool", shape=(1, 8, 8, 12), pool_size=3, padding="valid", mode="graph"
-    )
-    name = REGISTRY.ops[case.op].baseline
-    session.open_case(case, 0)
-    converted, again = (session.open_contender(name, check=True) for _ in range(2))
+def test_open_contender_new_candidate_is_timed_after_autograph_has_seen_it(session, bound):
+    case = make_case(op="depth_max_pool", mode="graph", **SHAPE)
+    name = load_builtin().ops[case.op].baseline
+    open_case(session, case, 0)
+    converted, again = (open_contender(session, name, check=True) for _ in range(2))
     assert converted.status == again.status == "ok"
     assert bound == [name] * 3, "once to convert it, then once a contender"
     assert converted.calibration_seconds > again.calibration_seconds
+
+
+@pytest.mark.parametrize("tensorflow", [False, True])
+def test_open_case_device_that_is_not_there_is_not_run(session, tensorflow):
+    case = make_case(op="depth_max_pool", device="gpu:3", **SHAPE)
+    with pytest.raises(NotRunError, match="there is no gpu:3 here; there is cpu:0"):
+        open_case(session, case, 0, tensorflow=tensorflow)

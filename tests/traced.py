@@ -3,9 +3,12 @@
 import time
 from pathlib import Path
 
-from poolbench.core.case import make_case
-from poolbench.engine.tracing import load_trace, record_trace, trace_candidate, trace_name
-from poolbench.worker.xspace import read_device_seconds, read_trace
+from poolbench.core.case import Case, make_case
+from poolbench.core.records import TraceSummary
+from poolbench.engine.tracing import trace_name
+from poolbench.worker.session import Session
+from poolbench.worker.trace import load_trace, record_trace, trace_candidate
+from poolbench.worker.xspace import Reading, read_device_seconds, read_trace
 
 # So large that launching it is little of a step, on a busy machine too.
 LARGE = make_case(op="depth_max_pool", shape=(32, 112, 112, 96), pool_size=3, padding="valid")
@@ -16,15 +19,15 @@ GRADIENT = make_case(
 MEBIBYTE = 1 << 20
 
 
-def trace(case, name, profiles):
-    return trace_candidate(case, name, str(Path(profiles) / trace_name(case, name)))
+def trace(session: Session, case: Case, name: str, profiles: Path) -> TraceSummary:
+    return trace_candidate(session, case, name, str(Path(profiles) / trace_name(case, name)))
 
 
-def read(path):
+def read(path) -> Reading:
     return read_trace(load_trace(Path(path)))
 
 
-def allocate_known(folder):
+def allocate_known(folder) -> Reading:
     """A step that holds 32 MiB, then 16 MiB beside them; a leading slice is no copy."""
     import tensorflow as tf
 
@@ -48,7 +51,7 @@ def two_within_a_second(first, second):
     return time.monotonic() - start
 
 
-def raise_at_step(folder, after):
+def raise_at_step(folder, after) -> tuple[str, Reading, Reading]:
     """(the error's text, the reading of what was recorded, of the session after it)."""
     import tensorflow as tf
 
@@ -73,7 +76,7 @@ def record_named(folder, name, steps):
     record_trace(lambda: tf.constant(1.0) + 1.0, Path(folder), name=name, steps=steps)
 
 
-def read_device_clock(path):
+def read_device_clock(path) -> tuple[dict[str, list[float]], Reading]:
     """Seconds by step and the trace summary of a recording that was made on a GPU."""
     space = load_trace(Path(path))
     return read_device_seconds(space), read_trace(space, device="gpu:0")

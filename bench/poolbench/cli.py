@@ -339,7 +339,8 @@ def selftest(run: str | None, seconds: float, results: Path) -> None:
 def devices() -> None:
     """Print the devices that TensorFlow sees, one per line."""
     from poolbench.core.plan import WorkerSpec
-    from poolbench.worker.session import list_devices, start_tensorflow
+    from poolbench.worker.backends import BACKENDS
 
-    start_tensorflow(WorkerSpec())
-    emit("\n".join(list_devices()))
+    backend = BACKENDS["tensorflow"]
+    backend.start(WorkerSpec())
+    emit("\n".join(backend.devices()))

@@ -17,7 +17,9 @@ from poolbench.engine.process import Worker
 from poolbench.engine.race import PROBE_TURN
 from poolbench.engine.rounds import block_calls
 from poolbench.machine import idle
-from poolbench.worker import session
+from poolbench.worker.contender import open_contender
+from poolbench.worker.session import Session, close_case, open_case
+from poolbench.worker.timing import BlockRequest, time_batch, time_block
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,10 +66,10 @@ SLEEP_LOOPS = 20
 PROBE = "bandwidth-copy"
 
 
-def time_loop(name: str, warmup: int, calls: int, blocks: int) -> list[float]:
+def time_loop(session: Session, name: str, warmup: int, calls: int, blocks: int) -> list[float]:
     """Return seconds per call of each of `blocks` consecutive blocks, in a worker."""
     return [
-        session.time_block(name, warmup if number == 0 else 0, calls).seconds
+        time_block(session, name, warmup if number == 0 else 0, calls).seconds
         for number in range(blocks)
     ]
 
@@ -79,13 +81,11 @@ def measure_bias(bias: Bias, turns: int, worker: Worker, block_seconds: float) -
         ProofError: a contender cannot be opened.
     """
     limit = 120.0
-    worker.call(session.open_case, bias.case, 0, timeout=limit)
+    worker.call(open_case, bias.case, 0, timeout=limit)
     names = (bias.subject, *bias.rivals)
     blocks: dict[str, Callable[..., tuple[int, int]]] = {}
     for name in (*names, PROBE):
-        contender = worker.call(
-            functools.partial(session.open_contender, check=True), name, timeout=limit
-        )
+        contender = worker.call(functools.partial(open_contender, check=True), name, timeout=limit)
         if contender.status != "ok":
             raise ProofError(f"{name}: {contender.status}: {contender.reason}")
         nbytes = contender.read_nbytes + contender.written_nbytes
@@ -111,8 +111,8 @@ def measure_bias(bias: Bias, turns: int, worker: Worker, block_seconds: float) -
             for place, name in enumerate(order):
                 cold = place == 0 and number % PROBE_TURN == 1
                 warmup, calls = blocks[name](cold=cold)
-                requests.append(session.BlockRequest(name=name, warmup=warmup, calls=calls))
-            batch = worker.call(session.time_batch, requests, timeout=limit)
+                requests.append(BlockRequest(name=name, warmup=warmup, calls=calls))
+            batch = worker.call(time_batch, requests, timeout=limit)
             warm = batch.blocks[1 + shuffled.index(bias.subject)].seconds
             _, calls = blocks[bias.subject]()
             some = min(MOST_LOOP_BLOCKS, math.ceil(loop_calls / calls))
@@ -122,14 +122,16 @@ def measure_bias(bias: Bias, turns: int, worker: Worker, block_seconds: float) -
             # Per round: the machine's speed drifts within seconds and affects both alike.
             rounds.append(warm / statistics.median(loop))
         ratios.append(statistics.median(rounds))
-    worker.call(session.close_case, timeout=limit)
+    worker.call(close_case, timeout=limit)
     return ratios
 
 
-def time_loop_without_idle(name: str, warmup: int, calls: int, blocks: int) -> list[float]:
+def time_loop_without_idle(
+    session: Session, name: str, warmup: int, calls: int, blocks: int
+) -> list[float]:
     """Time as `time_loop` does, with CPU idle states disabled as in a race."""
     with idle.kept_awake():
-        return time_loop(name, warmup, calls, blocks)
+        return time_loop(session, name, warmup, calls, blocks)
 
 
 def measure_sleep(bias: Bias, turns: int, worker: Worker) -> list[float]:
@@ -141,9 +143,9 @@ def measure_sleep(bias: Bias, turns: int, worker: Worker) -> list[float]:
     if not idle.can_keep_awake():
         raise ProofError("the system does not let this user disable CPU idle states")
     limit = 120.0
-    worker.call(session.open_case, bias.case, 0, timeout=limit)
+    worker.call(open_case, bias.case, 0, timeout=limit)
     contender = worker.call(
-        functools.partial(session.open_contender, check=True), bias.subject, timeout=limit
+        functools.partial(open_contender, check=True), bias.subject, timeout=limit
     )
     if contender.status != "ok":
         raise ProofError(f"{bias.subject}: {contender.status}: {contender.reason}")
@@ -159,5 +161,5 @@ def measure_sleep(bias: Bias, turns: int, worker: Worker) -> list[float]:
             statistics.median(seconds[time_loop])
             / statistics.median(seconds[time_loop_without_idle])
         )
-    worker.call(session.close_case, timeout=limit)
+    worker.call(close_case, timeout=limit)
     return ratios

@@ -29,7 +29,11 @@ from poolbench.engine.race import Plan, Race, Tasks
 from poolbench.engine.rounds import block_calls
 from poolbench.engine.scheduler import WorkerPool
 from poolbench.stats.estimate import estimate
-from poolbench.worker import session
+from poolbench.worker.backends import BACKENDS
+from poolbench.worker.contender import OpenedContender, open_call, open_contender
+from poolbench.worker.inputs import make_inputs
+from poolbench.worker.session import Session, bind, open_case
+from poolbench.worker.timing import time_block
 
 CASE = make_case(
     op="depth_max_pool", shape=(8, 28, 28, 96), pool_size=3, padding="valid", mode="graph"
@@ -56,16 +60,15 @@ Times = dict[str, dict[str, float]]  # statistic -> callable -> seconds per call
 def make_calls(names: tuple[str, ...] = tuple(CALLABLES)) -> dict[str, Callable[[], Any]]:
     """Return the callables of this process, traced and warmed up by a few calls."""
     import poolbench.ops  # noqa: F401 (registers the ops that ship)
-    from poolbench.worker.check import make_inputs
 
-    session.start_tensorflow(WorkerSpec())
+    BACKENDS["tensorflow"].start(WorkerSpec())
     import tensorflow as tf
 
     x = tf.constant(make_inputs(CASE, 0)[0]) + 0
     calls: dict[str, Callable[[], Any]] = {}
     for name in names:
         candidate, slowdown = CALLABLES[name]
-        call = functools.partial(session.bind(REGISTRY.candidates[CASE.op, candidate], CASE), x)
+        call = functools.partial(bind(REGISTRY.candidates[CASE.op, candidate], CASE), x)
         call()
         wait = slowdown * min(
             timeit.repeat(call, number=CALIBRATION_CALLS, repeat=CALIBRATION_BLOCKS)
@@ -74,22 +77,20 @@ def make_calls(names: tuple[str, ...] = tuple(CALLABLES)) -> dict[str, Callable[
     return calls
 
 
-def open_callable(case: Case, name: str, check: bool) -> session.OpenedContender:
+def open_callable(session: Session, name: str, check: bool, *, case: Case) -> OpenedContender:
     """Open the same callable as a contender of a race, in a worker."""
     candidate, slowdown = CALLABLES[name]
-    call = session.bind(REGISTRY.candidates[case.op, candidate], case)
-    contender = session.open_call(name, lambda: delay_call(call, 0.0))
+    call = bind(REGISTRY.candidates[case.op, candidate], case)
+    contender = open_call(session, name, lambda: delay_call(call, 0.0))
     if not slowdown:
         return contender
     wait = slowdown * min(
-        session.time_block(name, 0, CALIBRATION_CALLS).seconds for _ in range(CALIBRATION_BLOCKS)
+        time_block(session, name, 0, CALIBRATION_CALLS).seconds for _ in range(CALIBRATION_BLOCKS)
     )
-    return session.open_call(name, lambda: delay_call(call, wait))
+    return open_call(session, name, lambda: delay_call(call, wait))
 
 
-def our_plan(
-    seconds: float, processes: int, allocations: int, call: session.OpenedContender
-) -> Plan:
+def our_plan(seconds: float, processes: int, allocations: int, call: OpenedContender) -> Plan:
     """Return a plan whose rounds time each callable for about `seconds`, if all take as long as `call`."""
     plan = Plan()
     nbytes = call.read_nbytes + call.written_nbytes
@@ -110,8 +111,8 @@ def race(seconds: float, *, processes: int, allocations: int) -> dict[str, dict[
     try:
         fleet.use(WorkerSpec(), processes)
         worker = fleet.worker(0)
-        worker.call(session.open_case, CASE, 0, timeout=OPEN_TIMEOUT_SECONDS)
-        check = functools.partial(session.open_contender, check=True)
+        worker.call(open_case, CASE, 0, timeout=OPEN_TIMEOUT_SECONDS)
+        check = functools.partial(open_contender, check=True)
         call = worker.call(check, original.name, timeout=OPEN_TIMEOUT_SECONDS)
         plan = our_plan(seconds, processes, allocations, call)
         result = Race(
@@ -119,7 +120,7 @@ def race(seconds: float, *, processes: int, allocations: int) -> dict[str, dict[
             [replace(original, name=name) for name in CALLABLES],
             baseline=BASELINE,
             plan=plan,
-            tasks=Tasks(open_contender=functools.partial(open_callable, CASE), probes=()),
+            tasks=Tasks(open_contender=functools.partial(open_callable, case=CASE), probes=()),
         ).run(fleet)
     finally:
         fleet.close()

@@ -14,9 +14,8 @@ import pytest
 from poolbench.core.case import make_case
 from poolbench.core.errors import UsageError
 from poolbench.core.records import Environment, Node
-from poolbench.core.registry import REGISTRY
+from poolbench.core.registry import REGISTRY, import_file
 from poolbench.engine import ray_cluster
-from poolbench.engine.process import import_file
 from poolbench.engine.race import Plan
 from poolbench.engine.ray_cluster import Offer, RayScheduler, local_device, read_offer, ship, unlike
 from poolbench.engine.run import Run, RunOptions

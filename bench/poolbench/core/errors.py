@@ -21,6 +21,10 @@ class UsageError(ValueError):
     """An invalid request; the text is one line that says what to type."""
 
 
+class NotRunError(Exception):
+    """What is asked for cannot be measured here; the text is one line that says why."""
+
+
 class StoreError(Exception):
     """A run that cannot be read or written; the text is one line that says why and what to do."""
 
@@ -59,11 +63,15 @@ _FULL = re.compile(r"RESOURCE_EXHAUSTED|CUDA_ERROR_OUT_OF_MEMORY|out of memory",
 
 def status_of(error: BaseException) -> Status:
     """Return out_of_memory for what Python and TensorFlow raise when memory is full, else error."""
+    if isinstance(error, NotRunError):
+        return "not_run"
     return "out_of_memory" if _memory_of(error) else "error"
 
 
 def reason_of(error: BaseException) -> str:
     """Return the exception in one line; for a full memory, preceded by which one: host or device."""
+    if isinstance(error, NotRunError):
+        return printable(str(error))
     memory = _memory_of(error)
     return f"{memory} memory: {one_line(error)}" if memory else one_line(error)
 

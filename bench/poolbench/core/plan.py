@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import msgspec
 
+# The bandwidth probes that race beside the candidates.
+PROBES = ("bandwidth-read", "bandwidth-write", "bandwidth-copy")
+
 
 class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
     """What a process fixes for its whole life, because a framework cannot change it once started.

@@ -79,29 +79,40 @@ class Registry:
         Raises:
             UsageError: no op has the axis, none takes the values, or there is no value.
         """
-        name, equals, values = text.partition("=")
-        name = name.strip()
-        if not equals or not values.strip(", "):
-            raise UsageError(
-                f"--axis takes NAME=VALUE[,VALUE...]; got {text!r} (--axis pool_size=2,3)"
-            )
+        name, texts = split_axis(text)
         axes = [axis for op in self.ops.values() for axis in op.axes if axis.name == name]
         if name in STANDARD:
             axes = [STANDARD[name]]
         if not axes:
-            known = ", ".join(self.axis_names())
-            raise UsageError(f"no op has an axis {name!r}; there are {known} (--axis NAME=...)")
-        texts = [value.strip() for value in values.split(",") if value.strip()]
+            raise UsageError(self.unknown_axis(name))
         # Ops may share a name and differ in the values that they take: the last says what is wrong.
         for axis in axes[:-1]:
             with contextlib.suppress(UsageError):
                 return name, tuple(dict.fromkeys(axis.read(value) for value in texts))
         return name, tuple(dict.fromkeys(axes[-1].read(value) for value in texts))
 
+    def unknown_axis(self, name: str) -> str:
+        """Return the message of an axis that no op has."""
+        known = ", ".join(self.axis_names())
+        return f"no op has an axis {name!r}; there are {known} (--axis NAME=...)"
+
     def input_nbytes(self, case: Case) -> int:
         """Return the bytes of the case's inputs; 0 where its op is not registered."""
         op = self.ops.get(case.op)
         return sum(spec.nbytes for spec in op.inputs(case).values()) if op else 0
+
+
+def split_axis(text: str) -> tuple[str, tuple[str, ...]]:
+    """Return ('pool_size', ('2', '3')) from 'pool_size=2,3'.
+
+    Raises:
+        UsageError: it is not of this form.
+    """
+    name, _, values = text.partition("=")
+    texts = tuple(value.strip() for value in values.split(",") if value.strip())
+    if not texts:
+        raise UsageError(f"--axis takes NAME=VALUE[,VALUE...]; got {text!r} (--axis pool_size=2,3)")
+    return name.strip(), texts
 
 
 REGISTRY = Registry()

@@ -21,7 +21,9 @@ from poolbench.core.records import Contention, Measurement, Samples
 from poolbench.core.registry import REGISTRY
 from poolbench.engine.race import Fleet, Plan, Race, Tasks
 from poolbench.stats.estimate import Estimate, Verdict, estimate, verdict
-from poolbench.worker import session
+from poolbench.worker.contender import OpenedContender, open_call
+from poolbench.worker.session import Session, bind
+from poolbench.worker.timing import time_block
 
 # Some hundred microseconds a call: long enough that a spin of 1% is some microseconds, which a
 # clock can hold; short enough for a hundred comparisons in a minute or two.
@@ -122,24 +124,31 @@ def delay_call(
     return delayed
 
 
-def open_copy(case: Case, source: str, name: str, check: bool) -> session.OpenedContender:  # noqa: ARG001
+def open_copy(
+    session: Session,
+    name: str,
+    check: bool,  # noqa: ARG001
+    *,
+    case: Case,
+    source: str,
+) -> OpenedContender:
     """Trace the candidate anew under a copy's name, slowed by what the name asks for; in a worker.
 
     Equal copies go through the same wrapper with no wait, so that the wrapper is on both sides.
     """
     candidate = REGISTRY.candidates[case.op, source]
-    call = session.bind(candidate, case)
+    call = bind(candidate, case)
     plain = delay_call(call, 0.0)
-    contender = session.open_call(name, lambda: plain)
+    contender = open_call(session, name, lambda: plain)
     slowdown = slowdown_of(name)
     if not slowdown or contender.status != "ok":
         return contender
     # The fastest of several blocks: the wait is then never more than the share that it stands for.
     calls = max(1, round(CALIBRATION_BLOCK_SECONDS / max(contender.call_seconds, 1e-9)))
     seconds = slowdown * min(
-        session.time_block(name, calls, calls).seconds for _ in range(CALIBRATION_BLOCKS)
+        time_block(session, name, calls, calls).seconds for _ in range(CALIBRATION_BLOCKS)
     )
-    return session.open_call(name, lambda: delay_call(call, seconds))
+    return open_call(session, name, lambda: delay_call(call, seconds))
 
 
 def source_of(design: Design) -> str:
@@ -172,7 +181,9 @@ def race_copies(design: Design, fleet: Fleet, number: int = 0) -> CopiesRace:
         [replace(original, name=name) for name in names],
         baseline=BASELINE,
         plan=replace(design.plan, seed=design.plan.seed + number),
-        tasks=Tasks(open_contender=functools.partial(open_copy, design.case, source), probes=()),
+        tasks=Tasks(
+            open_contender=functools.partial(open_copy, case=design.case, source=source), probes=()
+        ),
     )
     measurements = {m.candidate: m for m in race.run(fleet).measurements}
     return judge_copies(names, measurements, time.perf_counter() - start)

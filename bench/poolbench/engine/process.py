@@ -12,8 +12,6 @@ send pickled functions.
 from __future__ import annotations
 
 import contextlib
-import importlib
-import importlib.util
 import io
 import os
 import select
@@ -357,37 +355,3 @@ class Worker:
 
 def _lost_idle(reason: str) -> WorkerFailure:
     return WorkerFailure("crashed", reason, lost=True, blameless=True)
-
-
-def load_registry(files: Sequence[str]) -> None:
-    """Import the ops that ship, then the user's files by path."""
-    importlib.import_module("poolbench.ops")
-    for file in files:
-        import_file(Path(file))
-
-
-def import_file(path: Path) -> None:
-    """Import a file by path, once a process, under a name of its own.
-
-    Raises:
-        ImportError: there is no such file, or it is no Python.
-    """
-    path = path.resolve()
-    name = f"poolbench_user_{path.stem}_{abs(hash(str(path)))}"
-    if name in sys.modules or any(
-        getattr(module, "__file__", None) == str(path) for module in list(sys.modules.values())
-    ):
-        return
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"{path} is not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    sys.path.insert(0, str(path.parent))
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    finally:
-        sys.path.remove(str(path.parent))

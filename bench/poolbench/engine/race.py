@@ -19,6 +19,7 @@ from typing import Any, Protocol
 from poolbench.core.candidate import Candidate
 from poolbench.core.case import Case
 from poolbench.core.errors import WorkerFailure
+from poolbench.core.plan import PROBES
 from poolbench.core.records import (
     Contention,
     Measurement,
@@ -32,7 +33,7 @@ from poolbench.engine.rounds import affordable, balanced_orders, block_calls
 from poolbench.machine import core_distance
 from poolbench.machine.info import Seen, Usage, seen_between, seen_together, usage_reader
 from poolbench.machine.nvml import DeviceUsage, is_gpu
-from poolbench.worker import session
+from poolbench.worker import contender, session, timing, trace
 
 BANDWIDTH_LIMIT_FROM_NBYTES = 1 << 20
 # Rounds are sent to the worker, and watched for contention, in batches of about this length: the
@@ -107,8 +108,8 @@ class Fleet(Protocol):
 
 
 # Round, contender, calls, what came of them, and whether the processors were far apart.
-_Timed = tuple[int, ContenderRecord, int, session.Block, bool | None]
-_Asked = tuple[int, ContenderRecord, session.BlockRequest]  # round, contender, what it is to do
+_Timed = tuple[int, ContenderRecord, int, timing.Block, bool | None]
+_Asked = tuple[int, ContenderRecord, timing.BlockRequest]  # round, contender, what it is to do
 Seconds = defaultdict[str, float]  # seconds by kind: 'samples', 'warmup', 'first_calls', ...
 
 
@@ -120,14 +121,6 @@ class Result:
     seconds: Seconds
 
 
-def _open_case(case: Case, seed: int, tensorflow: bool) -> session.Opened:
-    return session.open_case(case, seed, tensorflow=tensorflow)
-
-
-def _open_contender(name: str, check: bool) -> session.OpenedContender:
-    return session.open_contender(name, check=check)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Tasks:
     """How a worker opens a case and its contenders: module-level functions, sent by name.
@@ -135,14 +128,14 @@ class Tasks:
     The defaults open an op's case, its candidates and the bandwidth limit probes; a network's step brings its own.
 
     Attributes:
-        open_case: (case, seed, tensorflow) -> Opened.
-        open_contender: (name, check) -> OpenedContender.
+        open_case: (session, case, seed, tensorflow) -> Opened.
+        open_contender: (session, name, check) -> OpenedContender.
         probes: names of the bandwidth limit probes that race too.
     """
 
-    open_case: Callable[[Case, int, bool], session.Opened] = _open_case
-    open_contender: Callable[[str, bool], session.OpenedContender] = _open_contender
-    probes: tuple[str, ...] = session.PROBES
+    open_case: Callable[..., session.Opened] = session.open_case
+    open_contender: Callable[..., contender.OpenedContender] = contender.open_contender
+    probes: tuple[str, ...] = PROBES
 
 
 class Race:
@@ -336,7 +329,7 @@ class Race:
         start = self._now()
         try:
             found = worker.call(
-                session.time_on_device, [record.name for _, record in turns], DEVICE_CALLS,
+                trace.time_on_device, [record.name for _, record in turns], DEVICE_CALLS,
                 timeout=self.plan.timeout_seconds,
             )  # fmt: skip
         except WorkerFailure as failure:
@@ -359,7 +352,7 @@ class Race:
         for record in self._candidates_running():
             try:
                 record.energy_joules = worker.call(
-                    session.measure_energy, record.name, timeout=self.plan.timeout_seconds
+                    timing.measure_energy, record.name, timeout=self.plan.timeout_seconds
                 )
             except WorkerFailure as failure:  # noqa: PERF203 (each candidate's is its own)
                 if failure.lost:  # the next process starts a fresh one
@@ -537,7 +530,7 @@ class Race:
             if name == self._last:  # the last of a round may be the first of the next: it is warm
                 warmup = 0
             self._cold, self._last = record.candidate is None, name
-            yield number, record, session.BlockRequest(name=name, warmup=warmup, calls=calls)
+            yield number, record, timing.BlockRequest(name=name, warmup=warmup, calls=calls)
 
     def _run_batch(
         self,
@@ -564,7 +557,7 @@ class Race:
                 apart = self._gather(worker)
                 start = self._read_usage()
                 done = worker.call(
-                    session.time_batch, [request for *_, request in asked],
+                    timing.time_batch, [request for *_, request in asked],
                     timeout=self.plan.timeout_seconds + 3 * self._expected(asked),
                 )  # fmt: skip
             except WorkerFailure as failure:
@@ -671,7 +664,7 @@ class Race:
         """Flag whoever is faster than the memory allows; its result is not to be believed."""
         if input_nbytes(self.case) < BANDWIDTH_LIMIT_FROM_NBYTES:
             return
-        read, write, copy = (self.records.get(name) for name in session.PROBES)
+        read, write, copy = (self.records.get(name) for name in PROBES)
         if read is None or write is None or copy is None:
             return
         for record in self._timed_candidates():

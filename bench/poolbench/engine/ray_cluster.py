@@ -30,7 +30,7 @@ import psutil
 from poolbench.core.errors import UsageError
 from poolbench.core.plan import WorkerSpec
 from poolbench.core.records import Environment, Node
-from poolbench.engine.process import load_registry
+from poolbench.core.registry import load_suites
 from poolbench.engine.race import Result, Seconds
 from poolbench.engine.run import differing_fields, source_digests
 from poolbench.engine.scheduler import Done, RaceSpec, Scheduler, WorkerPool, device_names, refuse
@@ -110,7 +110,7 @@ class NodeActor:
         self, files: Sequence[str], memory_nbytes: int | None, source: dict[str, str | bool]
     ) -> None:
         paths = [Path(file).resolve() for file in files]
-        load_registry([str(path) for path in paths])
+        load_suites([str(path) for path in paths])
         self._memory_nbytes = memory_nbytes or psutil.virtual_memory().total * 3 // 4
         self._source = source
         self._fleet = WorkerPool(paths, self._memory_nbytes)

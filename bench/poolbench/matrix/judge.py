@@ -70,7 +70,8 @@ def output_gradient(trial: Trial, case: Case, x: Array, seed: int = 1) -> Array:
 
 def call(trial: Trial, case: Case, *host: Array) -> tuple[Array, ...]:
     """The candidate's outputs for the case, on the host: (y,) or, training, (y, dx)."""
-    from poolbench.worker.session import bind, to_numpy
+    from poolbench.worker.backends import to_numpy
+    from poolbench.worker.session import bind
 
     with on_device(trial):
         bound = bind(trial.candidate, case)

@@ -46,7 +46,9 @@ from poolbench.engine.process import WorkerLike
 from poolbench.engine.race import Fleet, Plan, Race, Tasks
 from poolbench.models import zoo
 from poolbench.models.zoo import Model, Pool, Source
-from poolbench.worker import session
+from poolbench.worker.contender import OpenedContender, open_call
+from poolbench.worker.session import Opened, Session, close_case, hold
+from poolbench.worker.timing import time_block
 
 if TYPE_CHECKING:
     from poolbench.engine.run import Run
@@ -81,9 +83,9 @@ class Described(msgspec.Struct, frozen=True, kw_only=True):
     macs: float
 
 
-def describe(source: Source, batch: int) -> Described:
+def describe(session: Session, source: Source, batch: int) -> Described:
     """A task: read or build the model and say what is in it."""
-    session.close_case()
+    close_case(session)
     model = zoo.load(source, batch)
     return Described(
         pools=model.pools,
@@ -106,13 +108,11 @@ class _Opened:
     seeds: list[tuple[Any, Array]]
 
 
-_OPEN: list[_Opened] = []
-
-
-def open_case(source: Source, case: Case, seed: int, tensorflow: bool) -> session.Opened:
+def open_case(
+    session: Session, case: Case, seed: int, tensorflow: bool, *, source: Source
+) -> Opened:
     """A task: load the network and hold its inputs, and those of its pools for pooling alone."""
-    _OPEN.clear()
-    session.close_case()
+    close_case(session)
     model = zoo.load(source, case.shape[0])
     inputs = zoo.make_inputs(model, seed)
     copies = alone_copies(model.pools)
@@ -128,18 +128,16 @@ def open_case(source: Source, case: Case, seed: int, tensorflow: bool) -> sessio
             for _ in range(copies)
         ]
     variables = [v for v in model.model.variables if "seed_generator" in v.path]
-    _OPEN.append(
-        _Opened(
-            source=source,
-            case=case,
-            model=model,
-            inputs=len(inputs),
-            copies=copies,
-            reference={},
-            seeds=[(variable, variable.numpy()) for variable in variables],
-        )
+    session.extras["model"] = _Opened(
+        source=source,
+        case=case,
+        model=model,
+        inputs=len(inputs),
+        copies=copies,
+        reference={},
+        seeds=[(variable, variable.numpy()) for variable in variables],
     )
-    return session.hold(case, (*inputs, *xs, *dys), tensorflow=tensorflow)
+    return hold(session, case, (*inputs, *xs, *dys), tensorflow=tensorflow)
 
 
 def alone_copies(pools: Sequence[Pool]) -> int:
@@ -160,16 +158,16 @@ def output_shape(pool: Pool) -> Shape:
     return (n, h, w, depth) if pool.data_format == "channels_last" else (n, depth, h, w)
 
 
-def open_contender(name: str, check: bool) -> session.OpenedContender:
+def open_contender(session: Session, name: str, check: bool) -> OpenedContender:
     """A task: build a contender, call it first, and hold what it returns against the others'."""
     from poolbench.core.errors import one_line, status_of
 
     try:
         if name.startswith(ALONE):
-            return _open_alone(name, check=check)
-        return _open_step(name, check=check)
+            return _open_alone(session, name, check=check)
+        return _open_step(session, name, check=check)
     except Exception as error:  # noqa: BLE001 (what a implementation raises is a result)
-        return session.OpenedContender(status=status_of(error), reason=one_line(error))
+        return OpenedContender(status=status_of(error), reason=one_line(error))
 
 
 def parse_runner(name: str) -> dict[str, str]:
@@ -191,8 +189,8 @@ def _modal(function: Callable[..., Any], mode: str) -> Callable[..., Any]:
     return compiled
 
 
-def _open_step(name: str, *, check: bool) -> session.OpenedContender:
-    opened = _OPEN[0]
+def _open_step(session: Session, name: str, *, check: bool) -> OpenedContender:
+    opened: _Opened = session.extras["model"]
     case = opened.case
     calls = zoo.candidates(
         opened.model, parse_runner(name), opened.source.original, **_fields(case)
@@ -209,18 +207,19 @@ def _open_step(name: str, *, check: bool) -> session.OpenedContender:
 
         return _modal(spelled, case.mode)
 
-    return session.open_call(
+    return open_call(
+        session,
         name,
         make,
         places=tuple(range(opened.inputs)),
-        judge=partial(_judge, "step", len(opened.model.model.outputs)) if check else None,
+        judge=partial(_judge, opened, "step", len(opened.model.model.outputs)) if check else None,
         calibrate=check,
         measure_peak=check,
     )
 
 
-def _open_alone(name: str, *, check: bool) -> session.OpenedContender:
-    opened = _OPEN[0]
+def _open_alone(session: Session, name: str, *, check: bool) -> OpenedContender:
+    opened: _Opened = session.extras["model"]
     case, model = opened.case, opened.model
     wanted = parse_runner(name)
     chosen = [i for op in wanted for i in model.of(op)] or list(range(len(model.pools)))
@@ -230,20 +229,22 @@ def _open_alone(name: str, *, check: bool) -> session.OpenedContender:
     xs = [base + i * opened.copies + copy for i in chosen for copy in range(opened.copies)]
     dys = [place + total for place in xs] if case.direction == "training" else []
     alone = zoo.make_alone(model, chosen, calls, opened.copies, case.direction)
-    return session.open_call(
+    return open_call(
+        session,
         name,
         lambda: _modal(alone, case.mode),
         places=(*xs, *dys),
         # Values only: where a tie's gradient goes differs by right, and is the reference's to judge.
-        judge=partial(_judge, ",".join(map(str, chosen)), len(xs)) if check else None,
+        judge=partial(_judge, opened, ",".join(map(str, chosen)), len(xs)) if check else None,
         calibrate=check,
     )
 
 
-def _judge(key: str, values: int, outputs: tuple[Array, ...]) -> Verdict:
+def _judge(opened: _Opened, key: str, values: int, outputs: tuple[Array, ...]) -> Verdict:
     """Hold a contender's outputs against those of the first of its kind that ran here.
 
     Args:
+        opened: the model that is open.
         key: what may be compared with each other.
         values: how many of the outputs are values; what follows is the gradient, or for pooling
             alone not compared.
@@ -251,7 +252,6 @@ def _judge(key: str, values: int, outputs: tuple[Array, ...]) -> Verdict:
     """
     from poolbench.worker.check import Verdict
 
-    opened = _OPEN[0]
     compared = outputs if key == "step" else outputs[:values]
     reference = opened.reference.setdefault(key, compared)
     bound = {False: step_bound(opened.model, "forward"), True: step_bound(opened.model, "training")}
@@ -304,24 +304,24 @@ def step_bound(model: Model, direction: str) -> float:
 
 
 def time_calls(
-    source: Source, case: Case, seed: int, names: Sequence[str], calls: int
+    session: Session, source: Source, case: Case, seed: int, names: Sequence[str], calls: int
 ) -> dict[str, list[float]]:
     """A task: seconds of each of `calls` single calls of each contender, in shuffled chunks.
 
     A call is timed from its start until the device has finished, one at a time, as a server with one
     client sees it.
     """
-    open_case(source, case, seed, True)
-    ready = [name for name in names if open_contender(name, False).status == "ok"]
+    open_case(session, case, seed, True, source=source)
+    ready = [name for name in names if open_contender(session, name, False).status == "ok"]
     generator = random.Random(seed)
     seconds: dict[str, list[float]] = {name: [] for name in ready}
     for _ in range(-(-calls // LATENCY_CHUNK)):
         for name in generator.sample(ready, len(ready)):
-            session.time_block(
-                name, 3, 1
+            time_block(
+                session, name, 3, 1
             )  # the other candidate's caches are not this one's latency
-            seconds[name] += [session.time_block(name, 0, 1).seconds for _ in range(LATENCY_CHUNK)]
-    session.close_case()
+            seconds[name] += [time_block(session, name, 0, 1).seconds for _ in range(LATENCY_CHUNK)]
+    close_case(session)
     return seconds
 
 
@@ -470,7 +470,9 @@ def scaled(samples: Samples, factor: float) -> Samples:
 
 def tasks_of(source: Source) -> Tasks:
     """What a race's workers are sent to open this network."""
-    return Tasks(open_case=partial(open_case, source), open_contender=open_contender, probes=())
+    return Tasks(
+        open_case=partial(open_case, source=source), open_contender=open_contender, probes=()
+    )
 
 
 def race_network(entry: Entry, fleet: Fleet, plan: Plan) -> Stepped:

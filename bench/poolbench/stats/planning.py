@@ -8,13 +8,13 @@ from pathlib import Path
 
 from poolbench.core.case import Case
 from poolbench.core.errors import StoreError
+from poolbench.core.plan import PROBES
 from poolbench.core.records import Measurement
 from poolbench.core.registry import input_nbytes
 from poolbench.engine.race import Plan
 from poolbench.machine.info import machine_facts
 from poolbench.machine.nvml import is_gpu
 from poolbench.store.journal import JOURNAL, StoredRun, read_header, read_run
-from poolbench.worker.session import PROBES
 
 START_SECONDS = 2.5  # of a worker beside others
 OPEN_SECONDS = 0.06  # of a contender: trace, first call, check

@@ -14,15 +14,17 @@ import signal
 import sys
 import tempfile
 import threading
-from time import perf_counter as clock  # before any other code can put another one in its place
 from typing import BinaryIO, TypeVar
 
 import msgspec
 
 from poolbench import __version__
 from poolbench.core.errors import reason_of, status_of
-from poolbench.worker import messages
+from poolbench.core.registry import load_suites
+from poolbench.worker import messages, timing
+from poolbench.worker.backends import BACKENDS
 from poolbench.worker.messages import Hello, MessageError, Reply, Request, Start
+from poolbench.worker.session import Session
 
 NOTHING = msgspec.Raw(messages.encode(None))
 T = TypeVar("T")
@@ -64,22 +66,26 @@ def main() -> None:
         pipes.send(Hello(version=__version__))
         pipes.send(_start(pipes.receive(Start)))
         modules = os.environ.get(messages.MODULES_VARIABLE, "").split(",")
-        process = os.getpid()
+        process, session = os.getpid(), Session()
         while True:
-            reply = answer(pipes.receive(Request), modules)
+            reply = answer(session, pipes.receive(Request), modules)
             if os.getpid() != process:  # a candidate forked, and its child came back here too
                 os._exit(0)
             pipes.send(reply)
 
 
-def answer(request: Request, modules: list[str]) -> Reply:
-    """Call the request's function; what it raises becomes plain data."""
-    begin = clock()
+def answer(session: Session, request: Request, modules: list[str]) -> Reply:
+    """Call the request's function; what it raises becomes plain data.
+
+    A function whose first parameter is named `session` is given this process' own.
+    """
+    begin = timing.clock()  # the one that blocks are timed by
     try:
         function = messages.find_function(request.function, modules)
-        args, keywords = messages.arguments_of(function, request)
-        value = function(*args, **keywords)
-        end = clock()
+        own = (session,) if messages.takes_session(function) else ()
+        args, keywords = messages.arguments_of(function, request, len(own))
+        value = function(*own, *args, **keywords)
+        end = timing.clock()
         encoded = msgspec.Raw(messages.encode(value))
     except BaseException as error:  # noqa: BLE001 (a candidate may raise anything: it is a result)
         return _failure(request.number, error)
@@ -100,13 +106,8 @@ def _start(start: Start) -> Reply:
         if start.path:
             sys.path[:] = start.path
         tempfile.tempdir = os.environ["TMPDIR"]
-        if start.spec.tensorflow:
-            from poolbench.worker.session import start_tensorflow
-
-            start_tensorflow(start.spec)
-        from poolbench.engine.process import load_registry
-
-        load_registry(start.files)
+        BACKENDS["tensorflow" if start.spec.tensorflow else "numpy"].start(start.spec)
+        load_suites(start.files)
     except BaseException as error:  # noqa: BLE001 (a user's file may raise anything)
         return _failure(0, error)
     return Reply(number=0, value=NOTHING)

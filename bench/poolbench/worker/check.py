@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from poolbench.core.case import Case
-from poolbench.core.op import Fill, Op, TensorSpec, Tolerance
+from poolbench.core.op import Op, Tolerance
 from poolbench.core.records import Accuracy, Status
-from poolbench.core.registry import REGISTRY
+from poolbench.worker.inputs import numpy_dtype
 
 if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
-# Prime, so that a window or a channel count never meets the same batch of the block again soon.
-BLOCK_LENGTH = 65_537
 # A check whose expected answer is nearly all zeros would pass what returns zeros.
 LEAST_NONZERO = 0.05
 
@@ -45,46 +43,6 @@ class Verdict:
     accuracy: Accuracy
     status: Status
     reason: str = ""
-
-
-def numpy_dtype(name: str) -> np.dtype[Any]:
-    """The NumPy dtype of a case's dtype; bfloat16 is the one that TensorFlow brings."""
-    if name == "bfloat16":
-        import ml_dtypes
-
-        narrow: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
-        return narrow
-    return np.dtype(name)
-
-
-def make_inputs(case: Case, seed: int) -> tuple[Array, ...]:
-    """Return the op's inputs in declared order, in training followed by the gradient of its output.
-
-    A small random block is repeated: drawing as many normal numbers as the largest case holds takes
-    longer than racing it.
-    """
-    generator = np.random.default_rng(seed)
-    op = REGISTRY.ops[case.op]
-    inputs = tuple(_fill(generator, spec) for spec in op.inputs(case).values())
-    if case.direction == "forward":
-        return inputs
-    return *inputs, _fill(generator, TensorSpec(op.output_shape(case), case.dtype))
-
-
-FILLS: Mapping[str, Fill] = {
-    "normal": lambda generator, count: generator.standard_normal(count),
-    "relu": lambda generator, count: np.maximum(generator.standard_normal(count), 0.0),
-    "uniform": lambda generator, count: generator.random(count),
-    "integers": lambda generator, count: generator.integers(0, 100, count),
-}
-
-
-def _fill(generator: np.random.Generator, spec: TensorSpec) -> Array:
-    count = int(np.prod(spec.shape, dtype=np.int64))
-    fill = FILLS[spec.fill] if isinstance(spec.fill, str) else spec.fill
-    block = fill(generator, min(count, BLOCK_LENGTH)).astype(numpy_dtype(spec.dtype))
-    whole = np.tile(block, count // max(1, len(block)) + 1) if count > len(block) else block
-    return np.ascontiguousarray(whole[:count].reshape(spec.shape))
 
 
 def in_float64(array: Array) -> Array:

@@ -201,6 +201,12 @@ def result_of(function: Callable[..., Any], reply: Reply) -> Any:
 
 
 @functools.cache
+def takes_session(function: Callable[..., Any]) -> bool:
+    """Return whether a task's first parameter is the worker's session."""
+    return next(iter(inspect.signature(function).parameters), "") == "session"
+
+
+@functools.cache
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:
     return typing.get_type_hints(function, include_extras=True)
 

@@ -52,7 +52,8 @@ def repeat_mode(trial: Trial, mode: str) -> Finding:
 
 def repeat_case(trial: Trial, case: Case) -> Finding:
     """The same in one case."""
-    from poolbench.worker.session import bind, to_numpy
+    from poolbench.worker.backends import to_numpy
+    from poolbench.worker.session import bind
 
     x = random_input(case)
     host = [x]

@@ -1,0 +1,80 @@
+"""NumPy: no modes, no gradients, the host's memory."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from poolbench.core.plan import WorkerSpec
+from poolbench.worker.backends.base import Array, Call
+
+
+class NumpyBackend:
+    """Candidates that are NumPy functions, called as they are."""
+
+    name = "numpy"
+    modes: tuple[str, ...] = ("eager",)
+
+    def start(self, spec: WorkerSpec) -> None:
+        """Nothing is left to import."""
+
+    def devices(self) -> dict[str, str]:
+        """Return the one device."""
+        return {"cpu:0": "CPU"}
+
+    def on(self, device: str) -> contextlib.AbstractContextManager[Any]:  # noqa: ARG002
+        """Return a context that changes nothing."""
+        return contextlib.nullcontext()
+
+    def put(self, arrays: Sequence[Array], device: str) -> tuple[Any, ...]:  # noqa: ARG002
+        """Return copies."""
+        return tuple(array.copy() for array in arrays)
+
+    copy = put
+
+    def overwrite(self, value: Any, array: Array) -> bool:
+        """Write the array into the value's memory."""
+        np.copyto(value, array)
+        return True
+
+    def compile(self, function: Call, mode: str) -> Call:  # noqa: ARG002 (a mode is a framework's)
+        """Return the function itself."""
+        return function
+
+    def vjp(self, function: Call, places: Sequence[int]) -> Call:
+        """Refuse: NumPy has no gradients."""
+        raise NotImplementedError("a NumPy candidate has no gradient")
+
+    def convert(self, call: Call, arguments: Sequence[Any]) -> bool:  # noqa: ARG002
+        """Nothing is traced."""
+        return False
+
+    def synchronize(self, device: str) -> None:
+        """A call has finished when it returns."""
+
+    def device_of(self, value: Any) -> str:  # noqa: ARG002
+        """Return the host."""
+        return "cpu:0"
+
+    def peak_nbytes(self, step: Callable[[], None], device: str) -> int | None:  # noqa: ARG002
+        """NumPy keeps no count."""
+        return None
+
+    def make_evict(self, device: str, nbytes: int) -> Callable[[], None]:  # noqa: ARG002
+        """Return a function that touches so many bytes of the host's memory."""
+        words = np.ones(nbytes // 8, np.int64)
+
+        def evict() -> None:
+            np.add(words, 1, out=words)
+
+        return evict
+
+    def bandwidth_probes(self, kind: str, device: str, count: int) -> dict[str, Call]:  # noqa: ARG002
+        """The host's own ways are all that there are."""
+        return {}
+
+    def clear(self) -> None:
+        """Nothing is cached."""

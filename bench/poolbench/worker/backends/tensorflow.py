@@ -1,0 +1,206 @@
+"""TensorFlow, and Keras on it: eager calls, graphs, XLA."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from poolbench.core.plan import WorkerSpec
+from poolbench.worker.backends.base import Array, Call
+
+
+class TensorFlowBackend:
+    """Candidates that are functions of TensorFlow's tensors."""
+
+    name = "tensorflow"
+    modes: tuple[str, ...] = ("eager", "graph", "xla")
+
+    def start(self, spec: WorkerSpec) -> None:
+        """Import TensorFlow with a process' settings; they hold until the process ends."""
+        import tensorflow as tf
+
+        if spec.threads:
+            tf.config.threading.set_intra_op_parallelism_threads(spec.threads)
+        if spec.logical_cpus > 1:
+            cpu = tf.config.list_physical_devices("CPU")[0]
+            tf.config.set_logical_device_configuration(
+                cpu, [tf.config.LogicalDeviceConfiguration()] * spec.logical_cpus
+            )
+        for gpu in tf.config.list_physical_devices("GPU"):
+            # Processes share the device: without growth the first takes all of its memory.
+            tf.config.experimental.set_memory_growth(gpu, True)
+        if spec.deterministic:
+            tf.config.experimental.enable_op_determinism()
+        tf.config.list_logical_devices()
+        import keras  # noqa: F401 (takes seconds: the first candidate should not pay for it)
+
+        # What is loaded now stays: collecting garbage between races must not walk through all of it.
+        gc.collect()
+        gc.freeze()
+
+    def devices(self) -> dict[str, str]:
+        """Return what TensorFlow sees: {'cpu:0': 'CPU', 'gpu:0': 'NVIDIA H100 ...'}."""
+        import tensorflow as tf
+
+        names = {}
+        physical = {kind: tf.config.list_physical_devices(kind) for kind in ("CPU", "GPU")}
+        for device in tf.config.list_logical_devices():
+            kind, index = device.device_type, int(device.name.rsplit(":", 1)[1])
+            if kind not in physical:
+                continue
+            of_kind = physical[kind]
+            details = tf.config.experimental.get_device_details(
+                of_kind[min(index, len(of_kind) - 1)]
+            )
+            names[f"{kind.lower()}:{index}"] = details.get("device_name", kind)
+        return names
+
+    def on(self, device: str) -> Any:
+        """Return the device's scope."""
+        import tensorflow as tf
+
+        return tf.device(device)
+
+    def put(self, arrays: Sequence[Array], device: str) -> tuple[Any, ...]:
+        """Return the arrays as tensors of the device."""
+        import tensorflow as tf
+
+        with tf.device(device):
+            constants = tuple(tf.constant(array) for array in arrays)
+        # A constant may lie in the array's own memory; what is copied from it does not.
+        return self.copy(constants, device)
+
+    def copy(self, values: Sequence[Any], device: str) -> tuple[Any, ...]:
+        """Return the tensors in other memory."""
+        import tensorflow as tf
+
+        with tf.device(device):
+            copies = tuple(value + 0 for value in values)
+        tf.test.experimental.sync_devices()
+        return copies
+
+    def overwrite(self, value: Any, array: Array) -> bool:
+        """Write into a tensor that lies in the host's memory, behind TensorFlow's back."""
+        if not self.device_of(value).startswith("cpu") or not array.nbytes:
+            return False
+        ctypes.memmove(value._numpy().ctypes.data, array.ctypes.data, array.nbytes)  # noqa: SLF001
+        return True
+
+    def compile(self, function: Call, mode: str) -> Call:
+        """Return the function itself, as a graph, or compiled by XLA."""
+        import tensorflow as tf
+
+        if mode == "eager":
+            return function
+        compiled: Call = tf.function(function, jit_compile=True if mode == "xla" else None)
+        return compiled
+
+    def vjp(self, function: Call, places: Sequence[int]) -> Call:
+        """Return the function with its gradients; it is named so that a trace shows it."""
+        import tensorflow as tf
+
+        def training(*inputs_and_dy: Any) -> Any:
+            *inputs, dy = inputs_and_dy
+            watched = [inputs[place] for place in places]
+            with tf.GradientTape() as tape:
+                tape.watch(watched)
+                y = function(*inputs)
+            return (y, *tape.gradient(y, watched, output_gradients=dy))
+
+        return training
+
+    def convert(self, call: Call, arguments: Sequence[Any]) -> bool:
+        """Trace a function, which AutoGraph converts once per process."""
+        if not hasattr(call, "get_concrete_function"):
+            return False
+        call.get_concrete_function(*arguments)
+        return True
+
+    def synchronize(self, device: str) -> None:
+        """Wait for a GPU.
+
+        On a CPU a call has finished when it returns, and waiting again takes a tenth of a
+        millisecond: threads are woken for it, which would be a quarter of a short block.
+        """
+        if not device.startswith("cpu"):
+            import tensorflow as tf
+
+            tf.test.experimental.sync_devices()
+
+    def device_of(self, value: Any) -> str:
+        """Return the device that a tensor lies on: 'gpu:0'."""
+        kind, _, index = str(value.device).rpartition("/device:")[2].partition(":")
+        return f"{kind.lower()}:{index}"
+
+    def peak_nbytes(self, step: Callable[[], None], device: str) -> int | None:
+        """Return the allocator's peak; None where it keeps no count, as of tensors below 256 KiB."""
+        import tensorflow as tf
+
+        name = device.upper()
+        try:
+            before = tf.config.experimental.get_memory_info(name)["current"]
+            tf.config.experimental.reset_memory_stats(name)
+            step()
+            peak = tf.config.experimental.get_memory_info(name)["peak"]
+        except (ValueError, tf.errors.OpError):  # this device or allocator keeps no count
+            return None
+        return int(max(0, peak - before)) or None
+
+    def make_evict(self, device: str, nbytes: int) -> Callable[[], None]:
+        """Return a function that touches so many bytes of the device's own memory and waits.
+
+        A GPU's caches are its own: touching the host's memory would leave them as they are.
+        """
+        import tensorflow as tf
+
+        with tf.device(device):
+            words = tf.Variable(tf.zeros([nbytes // 4], tf.float32))
+
+        def evict() -> None:
+            with tf.device(device):
+                words.assign(words + 1.0)
+            tf.test.experimental.sync_devices()
+
+        return evict
+
+    def bandwidth_probes(self, kind: str, device: str, count: int) -> dict[str, Call]:
+        """Return reductions that read, fills that write, a negation that copies; XLA's on a GPU too."""
+        import tensorflow as tf
+
+        scalar = tf.constant(1.0)
+        ways: dict[str, dict[str, Call]] = {
+            "read": {
+                "reduce_sum": lambda x: tf.reduce_sum(_words(x)),
+                "reduce_max": lambda x: tf.reduce_max(_words(x)),
+            },
+            "write": {"fill": lambda _: tf.fill([count], 1.0)},
+            "copy": {"negative": lambda x: tf.negative(_words(x))},
+        }
+        found = ways[kind]
+        if device.startswith("cpu"):
+            return found
+        broadcast = tf.function(lambda s: tf.broadcast_to(s, [count]), jit_compile=True)
+        compiled: dict[str, Call] = {
+            "read": tf.function(lambda x: tf.reduce_max(_words(x)), jit_compile=True),
+            "write": lambda _: broadcast(scalar),
+            "copy": tf.function(lambda x: -_words(x), jit_compile=True),
+        }
+        return found | {"xla": compiled[kind]}
+
+    def clear(self) -> None:
+        """Clear Keras' global state, which holds graphs."""
+        import keras
+
+        keras.backend.clear_session()
+
+
+def _words(value: Any) -> Any:
+    """The bytes of a tensor as float32, without a copy, where their number allows it."""
+    import tensorflow as tf
+
+    flat = tf.reshape(value, [-1])
+    if value.dtype.size == 2 and flat.shape[0] % 2 == 0:
+        return tf.bitcast(tf.reshape(flat, [-1, 2]), tf.float32)
+    return flat

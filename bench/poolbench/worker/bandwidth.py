@@ -1,0 +1,60 @@
+"""Bandwidth probes: read, write and copy as many bytes as the case's candidates do, as fast as can be."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from poolbench.core.registry import REGISTRY
+from poolbench.worker.backends import Array, Call
+from poolbench.worker.backends.base import host_probes
+from poolbench.worker.session import OpenCase, Session
+from poolbench.worker.timing import clock, estimate_seconds
+
+# Below this the call's own cost, not the memory, is what a write probe would measure.
+MIN_WRITE_NBYTES = 1 << 20
+MIN_DEVICE_WRITE_NBYTES = 1 << 24  # a GPU writes a megabyte faster than it begins to
+
+
+def open_probe(session: Session, name: str) -> tuple[float, int, float]:
+    """Choose the fastest of several ways to read, write or copy; they are tried once per process.
+
+    Returns:
+        Seconds per call, bytes that a call moves, seconds that the choice took.
+    """
+    opened = session.open
+    nbytes = opened.host[0].nbytes
+    if name == "bandwidth-write":
+        least = MIN_WRITE_NBYTES if opened.on_cpu else MIN_DEVICE_WRITE_NBYTES
+        op = REGISTRY.ops.get(opened.case.op)
+        nbytes = max(least, op.traffic_of(opened.case).written_nbytes if op else nbytes)
+    start = clock()
+    ways = _ways(opened, name.removeprefix("bandwidth-"), nbytes)
+    key = (name, nbytes, opened.device)
+    if key not in session.fastest:
+        seconds = {}
+        for way, call in ways.items():
+            opened.calls[name] = (call, (0,))
+            seconds[way] = estimate_seconds(opened, name)
+        best = min(seconds, key=lambda way: seconds[way])
+        session.fastest[key] = best, seconds[best]
+    best, call_seconds = session.fastest[key]
+    opened.calls[name] = (ways[best], (0,))
+    return call_seconds, nbytes, clock() - start
+
+
+def _ways(opened: OpenCase, kind: str, nbytes: int) -> dict[str, Call]:
+    """Return the calls that move so many bytes: NumPy's where the inputs lie on the host, the backend's."""
+    ways: dict[str, Call] = {}
+    if opened.on_cpu:
+        source = opened.host[0].reshape(-1)
+        words = source.view(np.uint8)[: nbytes // 8 * 8].view(np.int64)
+        arrays: list[Array]
+        work: Call
+        if kind == "read":
+            arrays, work = [words], lambda part: part.max()
+        elif kind == "write":
+            arrays, work = [np.ones(nbytes // 4, np.float32)], lambda part: part.fill(1.0)
+        else:
+            arrays, work = [np.ones_like(source), source], np.copyto
+        ways = host_probes(work, arrays, opened.case.threads, opened.pools)
+    return ways | opened.backend.bandwidth_probes(kind, opened.device, nbytes // 4)

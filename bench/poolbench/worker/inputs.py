@@ -1,0 +1,72 @@
+"""Inputs of a case: what they are filled with. NumPy only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from poolbench.core.case import Case
+from poolbench.core.op import Fill, TensorSpec
+from poolbench.core.registry import REGISTRY
+
+Array = np.ndarray[Any, Any]
+# Prime, so that a window or a channel count never meets the same batch of the block again soon.
+BLOCK_LENGTH = 65_537
+
+
+def numpy_dtype(name: str) -> np.dtype[Any]:
+    """Return the NumPy dtype of a case's dtype; bfloat16 is the one that TensorFlow brings."""
+    if name == "bfloat16":
+        import ml_dtypes
+
+        narrow: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+        return narrow
+    return np.dtype(name)
+
+
+def make_inputs(case: Case, seed: int) -> tuple[Array, ...]:
+    """Return the op's inputs in declared order, in training followed by the gradient of its output.
+
+    A small random block is repeated: drawing as many normal numbers as the largest case holds takes
+    longer than racing it.
+    """
+    generator = np.random.default_rng(seed)
+    op = REGISTRY.ops[case.op]
+    inputs = tuple(_fill(generator, spec) for spec in op.inputs(case).values())
+    if case.direction == "forward":
+        return inputs
+    return *inputs, _fill(generator, TensorSpec(op.output_shape(case), case.dtype))
+
+
+FILLS: Mapping[str, Fill] = {
+    "normal": lambda generator, count: generator.standard_normal(count),
+    "relu": lambda generator, count: np.maximum(generator.standard_normal(count), 0.0),
+    "uniform": lambda generator, count: generator.random(count),
+    "integers": lambda generator, count: generator.integers(0, 100, count),
+}
+
+
+def _fill(generator: np.random.Generator, spec: TensorSpec) -> Array:
+    count = int(np.prod(spec.shape, dtype=np.int64))
+    fill = FILLS[spec.fill] if isinstance(spec.fill, str) else spec.fill
+    block = fill(generator, min(count, BLOCK_LENGTH)).astype(numpy_dtype(spec.dtype))
+    whole = np.tile(block, count // max(1, len(block)) + 1) if count > len(block) else block
+    return np.ascontiguousarray(whole[:count].reshape(spec.shape))
+
+
+def half_changed(arrays: tuple[Array, ...], seed: int) -> tuple[Array, ...]:
+    """Return the arrays with about half of their values in another order.
+
+    What has looked at some values only to know its inputs again takes these for the same ones.
+    """
+    generator = np.random.default_rng(seed)
+
+    def change(array: Array) -> Array:
+        flat = array.reshape(-1).copy()
+        middle = slice(len(flat) // 4, len(flat) - len(flat) // 4)
+        flat[middle] = np.roll(flat[middle], int(generator.integers(1, max(2, len(flat) // 4))))
+        return flat.reshape(array.shape)
+
+    return tuple(map(change, arrays))

@@ -1,0 +1,179 @@
+"""The one timing loop of the project, and what is measured by it: blocks of calls, energy.
+
+The clock and the counters are bound here when the process starts, before any candidate's code is
+imported: one that replaces `time.perf_counter` changes no figure.
+"""
+
+from __future__ import annotations
+
+import gc
+import resource
+import statistics
+from collections.abc import Callable, Sequence
+from itertools import repeat
+from time import perf_counter
+from typing import Any
+
+import msgspec
+
+from poolbench.core.errors import Status, reason_of, status_of
+from poolbench.machine import smt
+from poolbench.machine.idle import kept_awake
+from poolbench.worker.backends import Call
+from poolbench.worker.session import OpenCase, Session
+
+clock = perf_counter
+ENERGY_CALLS = 10  # between two readings of the device's counter
+ENERGY_SECONDS, ENERGY_LIMIT_SECONDS = 0.1, 3.0
+
+
+class BlockRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """What one contender is to do in a round: `warmup` untimed calls, then `calls` timed ones."""
+
+    name: str
+    warmup: int
+    calls: int
+
+
+class Block(msgspec.Struct, frozen=True, kw_only=True):
+    """What a block came to.
+
+    Attributes:
+        seconds: of one call.
+        warmup_seconds: the untimed calls before it.
+        status, reason: 'ok', or what the call raised; the seconds then say nothing.
+    """
+
+    seconds: float = 0.0
+    warmup_seconds: float = 0.0
+    status: Status = "ok"
+    reason: str = ""
+
+
+class Batch(msgspec.Struct, frozen=True, kw_only=True):
+    """Blocks that were timed in a row, and what the process used of the machine meanwhile.
+
+    Attributes:
+        cpu_seconds: processor time of this process, all threads.
+        switches: involuntary context switches.
+        smt_sibling_busy: share of the looks, before and after, at which a processor's sibling was at work for another
+            guest of the host (poolbench.machine.smt); None where that is not to be seen.
+    """
+
+    blocks: tuple[Block, ...]
+    cpu_seconds: float
+    switches: int
+    smt_sibling_busy: float | None = None
+
+
+def time_batch(session: Session, requests: Sequence[BlockRequest]) -> Batch:
+    """Time every block in turn; what a call raises ends its own block only."""
+    start = resource.getrusage(resource.RUSAGE_SELF)
+    blocks = []
+    with kept_awake():
+        looks = [smt.busy_share()]
+        for request in requests:
+            try:
+                blocks.append(time_block(session, request.name, request.warmup, request.calls))
+            except Exception as error:  # noqa: BLE001, PERF203 (what a candidate raises is a result)
+                blocks.append(Block(status=status_of(error), reason=reason_of(error)))
+        looks.append(smt.busy_share())
+    seen = [look for look in looks if look is not None]
+    end = resource.getrusage(resource.RUSAGE_SELF)
+    return Batch(
+        blocks=tuple(blocks),
+        cpu_seconds=end.ru_utime + end.ru_stime - start.ru_utime - start.ru_stime,
+        switches=end.ru_nivcsw - start.ru_nivcsw,
+        smt_sibling_busy=statistics.fmean(seen) if seen else None,
+    )
+
+
+def time_block(session: Session, name: str, warmup: int, calls: int) -> Block:
+    """Return seconds per call over `calls` calls in a row, after `warmup` untimed ones.
+
+    This is the one timing loop of the project.
+    """
+    opened = session.open
+    call, arguments = opened.bound(name)
+    synchronize, device = opened.backend.synchronize, opened.device
+    with opened.backend.on(device):
+        if opened.evict is not None:
+            return _time_cold_block(opened, opened.evict, call, arguments, calls)
+        start = clock()
+        for _ in repeat(None, warmup):
+            call(*arguments)
+        synchronize(device)
+        gc.disable()
+        try:
+            begin = clock()
+            for _ in repeat(None, calls):
+                call(*arguments)
+            synchronize(device)
+            end = clock()
+        finally:
+            gc.enable()
+    return Block(seconds=(end - begin) / calls, warmup_seconds=begin - start)
+
+
+def _time_cold_block(
+    opened: OpenCase, evict: Callable[[], None], call: Call, arguments: list[Any], calls: int
+) -> Block:
+    """Time as time_block does, with the caches emptied before every call and that not timed."""
+    total = evicting = 0.0
+    for _ in repeat(None, calls):
+        start = clock()
+        evict()
+        begin = clock()
+        call(*arguments)
+        opened.backend.synchronize(opened.device)
+        total += clock() - begin
+        evicting += begin - start
+    return Block(seconds=total / calls, warmup_seconds=evicting)
+
+
+def estimate_seconds(opened: OpenCase, name: str) -> float:
+    """Return rough seconds per call: the least of three after one that warms up."""
+    step = opened.make_step(name)
+    seconds = []
+    for _ in range(4):
+        start = clock()
+        step()
+        seconds.append(clock() - start)
+    return min(seconds[1:])
+
+
+def measure_energy(
+    session: Session,
+    name: str,
+    seconds: float = ENERGY_SECONDS,
+    *,
+    read: Callable[[str], float | None] | None = None,
+) -> float | None:
+    """Return joules per call, the device's idle power included; None where it keeps no count.
+
+    The counter steps several times a second: what is counted is the calls between the step that comes first
+    and the first one after `seconds` more.
+    """
+    from poolbench.machine.nvml import energy_joules
+
+    device = session.open.device
+    read = read or energy_joules
+    joules = read(device)
+    if joules is None:
+        return None
+    calls = 0
+    first: tuple[float, float, int] | None = None  # when, joules, calls
+    limit = clock() + ENERGY_LIMIT_SECONDS
+    while (now := clock()) < limit:
+        time_block(session, name, 0, ENERGY_CALLS)
+        calls += ENERGY_CALLS
+        before, joules = joules, read(device)
+        if joules is None:
+            return None
+        if joules == before:
+            continue
+        if first is None:
+            first = now, joules, calls
+        elif now - first[0] >= seconds:
+            return (joules - first[1]) / (calls - first[2])
+    return None

@@ -1,0 +1,201 @@
+"""Recordings of the profiler, and time by the device's own clock; in a worker.
+
+A trace explains a figure and is none: the profiler slows small operations by a quarter, so that no
+traced time is ever reported as a benchmark.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from poolbench.core.case import Case
+from poolbench.core.errors import own_folders
+from poolbench.core.records import TraceSummary
+from poolbench.core.registry import REGISTRY
+from poolbench.worker.contender import open_contender
+from poolbench.worker.session import Session, open_case
+
+STEPS = 20
+WARM_UP_CALLS = 3
+SUFFIX = ".xplane.pb"  # of the files that TensorBoard's profile plugin reads
+# The executor's last callback may release memory just after the call has returned.
+SETTLE_SECONDS = 0.01
+# Without oneDNN, as on a processor without AVX-512, only this allocator records its allocations.
+MEMORY_EVENTS = (("TF_CPU_ALLOCATOR_USE_BFC", "1"),)
+
+
+def record_trace(
+    step: Callable[[], object], folder: Path, *, name: str = "step", steps: int = STEPS
+) -> Path:
+    """Record marked steps into the run directory `folder`, which it replaces; the trace's file.
+
+    A step that raises ends the recording: what was recorded until then is kept, the error goes on.
+    """
+    import tensorflow as tf
+
+    # The profiler names its directories by the second, and two sessions would share one.
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            with tf.profiler.experimental.Profile(scratch):
+                for number in range(steps):
+                    # Without _r=1 the viewer shows no step.
+                    with tf.profiler.experimental.Trace(name, step_num=number, _r=1):
+                        step()
+                time.sleep(SETTLE_SECONDS)
+        finally:
+            target = _publish(Path(scratch), folder)
+    return target
+
+
+def _publish(scratch: Path, folder: Path) -> Path:
+    """Move a recording to where the viewer looks for it, under a host named as its run."""
+    # The viewer caches beside the file and would go on to serve what it read first.
+    shutil.rmtree(folder, ignore_errors=True)
+    target = folder / f"{folder.name}{SUFFIX}"
+    for source in scratch.glob(f"plugins/profile/*/*{SUFFIX}"):
+        folder.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(_without_folders(source.read_bytes()))
+    return target
+
+
+def _without_folders(recording: bytes) -> bytes:
+    """The recording with the folders that this project and its libraries lie in written over.
+
+    XLA notes in which file an operation was traced. Recordings are given away, a machine's paths are not; and
+    each is written over by as many bytes, for lengths are part of the format.
+    """
+    for folder in own_folders():
+        path = os.fsencode(folder) + b"/"
+        recording = recording.replace(path, b"." + b"/" * (len(path) - 1))
+    return recording
+
+
+def trace_candidate(
+    session: Session, case: Case, name: str, folder: str, seed: int = 0
+) -> TraceSummary:
+    """Warm a candidate up, record it, and say where its time and memory went."""
+    candidate = REGISTRY.candidates[case.op, name]
+    open_case(session, case, seed, tensorflow=candidate.framework != "numpy")
+    contender = open_contender(session, name, check=False)
+    if contender.status != "ok":
+        return TraceSummary(
+            case=case, candidate=name, trace="", status=contender.status, reason=contender.reason
+        )
+    opened = session.open
+    step = opened.make_step(name)  # the same call on the same inputs as in a race
+    for _ in range(WARM_UP_CALLS):
+        step()
+    path = record_trace(step, Path(folder), name=name)
+    call, arguments = opened.bound(name)
+    return read_account(path, case, name, compiler_nbytes=_compiler_nbytes(call, arguments, case))
+
+
+def read_account(
+    path: Path, case: Case, candidate: str, *, compiler_nbytes: int | None = None
+) -> TraceSummary:
+    """The trace summary of a recorded trace."""
+    from poolbench.worker.xspace import read_trace
+
+    reading = read_trace(load_trace(path), device=case.device)
+    memory = reading.memory
+    return TraceSummary(
+        case=case,
+        candidate=candidate,
+        trace=path.parent.name,
+        steps=reading.steps,
+        step_seconds=reading.step_seconds,
+        parts=tuple(
+            {
+                "kind": part.kind,
+                "name": part.name,
+                "seconds": part.seconds,
+                "count": part.count,
+                "nbytes": part.nbytes,
+            }
+            for part in reading.parts
+        ),
+        peak_nbytes=memory.peak_nbytes if memory else None,
+        allocated_nbytes=memory.allocated_nbytes if memory else None,
+        freed_nbytes=memory.freed_nbytes if memory else None,
+        threads_busy=reading.threads_busy,
+        compiler_nbytes=compiler_nbytes,
+        covered=reading.covered,
+        device_seconds=reading.device_seconds,
+        launches=reading.launches,
+        gap_seconds=reading.gap_seconds,
+    )
+
+
+def time_turns(
+    turns: Sequence[tuple[Callable[[], object], Callable[[], object] | None]], *, calls: int
+) -> list[float | None]:
+    """Seconds a call in which the GPU was at work, for each turn: the median of `calls` calls in a row.
+
+    One recording serves all turns. What launches the work, and waits for it, is not in it.
+
+    Args:
+        turns: (step, before): `step` returns when the device has finished; `before` is called, and not
+            timed, before each.
+        calls: of each turn.
+
+    Returns:
+        None where no GPU was at work, or a step went on on the host.
+    """
+    import tensorflow as tf
+
+    from poolbench.worker.xspace import read_device_seconds
+
+    with tempfile.TemporaryDirectory() as scratch:
+        with tf.profiler.experimental.Profile(scratch):
+            for turn, (step, before) in enumerate(turns):
+                for number in range(-WARM_UP_CALLS, calls):
+                    if before:
+                        before()
+                    if number < 0:
+                        step()
+                        continue
+                    with tf.profiler.experimental.Trace(f"turn {turn}", step_num=number, _r=1):
+                        step()
+        files = list(Path(scratch).glob(f"plugins/profile/*/*{SUFFIX}"))
+        found = read_device_seconds(load_trace(files[0])) if files else {}
+    return [
+        statistics.median(seconds) if any(seconds := found.get(f"turn {turn}", [])) else None
+        for turn in range(len(turns))
+    ]
+
+
+def load_trace(path: Path) -> Any:
+    """The XSpace message in a file."""
+    # TensorFlow's Python package must be there first: the message's module is part of it.
+    import tensorflow as tf  # noqa: F401
+    from tensorflow.tsl.profiler.protobuf import xplane_pb2
+
+    space = xplane_pb2.XSpace()
+    space.ParseFromString(path.read_bytes())
+    return space
+
+
+def _compiler_nbytes(call: Any, arguments: Sequence[Any], case: Case) -> int | None:
+    """What XLA's buffer assignment holds beside inputs and constants; None outside XLA."""
+    if case.mode != "xla" or not hasattr(call, "experimental_get_compiler_ir"):
+        return None
+    from poolbench.worker.program import buffer_nbytes
+
+    show = call.experimental_get_compiler_ir(*arguments)
+    return buffer_nbytes(show(stage="optimized_hlo_proto_serialized"))
+
+
+def time_on_device(session: Session, names: Sequence[str], calls: int) -> list[float | None]:
+    """Return seconds per call of each contender in turn by the device's own clock; None where it has none.
+
+    Where the case asks for cold caches they are emptied before every call, and that not timed.
+    """
+    opened = session.open
+    return time_turns([(opened.make_step(name), opened.evict) for name in names], calls=calls)

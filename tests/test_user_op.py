@@ -1,0 +1,113 @@
+"""A user's op with inputs of unlike rank and axes of its own goes the whole way, with no change in the package."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from poolbench.cli import main
+from poolbench.core.case import case_label
+from poolbench.core.registry import REGISTRY, import_file
+from poolbench.store.journal import read_run
+from poolbench.worker import session
+from poolbench.worker.check import check, make_inputs
+
+FILE = Path(__file__).parent / "candidates" / "dense_op.py"
+ROOT = FILE.parent.parent.parent
+
+
+@pytest.fixture(scope="module")
+def dense():
+    import_file(FILE)
+    return REGISTRY.ops["dense"]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("results")
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "pytest", str(FILE), "-q", "-p", "no:cacheprovider",
+            "--axis", "width=8,16", "--axis", "activation=relu", "-k", "not tf-matmul",
+            "--processes", "1", "--budget", "0.2", "--results", str(folder), "--run", "dense",
+        ],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stdout + done.stderr  # 'swapped' is wrong
+    return folder
+
+
+def test_user_op_inputs_have_their_own_ranks(dense):
+    case = dense.make_case(width=16)
+    assert [array.shape for array in make_inputs(case, 0)] == [(4, 8, 32), (512,)]
+    assert dense.traffic_of(case).read_nbytes == 4 * (4 * 8 * 32 + 512)
+    assert dense.traffic_of(case).written_nbytes == 4 * 4 * 8 * 16
+
+
+def test_user_op_training_checks_the_gradient_of_each_input(dense):
+    case = dense.make_case(width=16, direction="training", dtype="float64")
+    x, scale, dy = make_inputs(case, 0)
+    y, (dx, dscale) = dense.reference(case, x, scale), dense.vjp(case, dy, x, scale)
+    assert check(dense, case, (x, scale, dy), (y, dx, dscale)).status == "ok"
+    wrong = check(dense, case, (x, scale, dy), (y, dx, 2 * dscale))
+    assert (wrong.status, wrong.reason.split(" is ")[0]) == ("wrong", "dscale")
+    assert "it returned 1 gradients" in check(dense, case, (x, scale, dy), (y, dx)).reason
+
+
+def test_user_op_swept_by_its_axis_is_checked_timed_and_stored(results):
+    run = read_run(results / "dense")
+    found = {(m.case.width, m.candidate): m.status for m in run.measurements if m.kind != "probe"}
+    assert found == {
+        (width, name): "wrong" if name == "swapped" else "ok"
+        for width in (8, 16)
+        for name in ("matmul", "einsum", "swapped")
+    }
+    assert all(len(m.samples) for m in run.measurements if m.status == "ok")
+    assert case_label(run.measurements[0].case) == "4x8x32-width8-relu-float32-forward-eager-cpu:0"
+    assert [axis.name for axis in run.header.axes["dense"]][:3] == [
+        "batch_shape",
+        "width",
+        "activation",
+    ]
+
+
+def test_user_op_journal_is_read_where_the_op_is_unknown(results):
+    code = (
+        "import sys; from pathlib import Path; from poolbench.core.case import case_label\n"
+        "from poolbench.store.journal import read_run\n"
+        "print(case_label(read_run(Path(sys.argv[1])).measurements[0].case))"
+    )
+    words = [sys.executable, "-c", code, str(results / "dense")]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "4x8x32-width8-relu-float32-forward-eager-cpu:0"
+
+
+def test_user_op_run_is_reported_and_compared(results):
+    shown = CliRunner().invoke(main, ["report", str(results / "dense"), "--format", "csv"])
+    assert shown.exit_code == 0, shown.output
+    assert "dense" in shown.output and "width" in shown.output.splitlines()[0]
+    shutil.copytree(results / "dense", results / "again")
+    done = CliRunner().invoke(main, ["compare", str(results / "dense"), str(results / "again")])
+    assert done.exit_code == 0, done.output
+    assert "4x8x32-width16-relu" in done.output
+
+
+@pytest.mark.slow
+def test_user_op_is_traced(results):
+    words = ["trace", "dense", "tf-matmul", "--axis", "width=16", "--axis", "mode=graph",
+             "--axis", "direction=training", "--candidates", str(FILE), "--run", "dense",
+             "--results", str(results)]  # fmt: skip
+    done = CliRunner().invoke(main, words)
+    assert done.exit_code == 0, done.output
+    (summary,) = read_run(results / "dense").trace_summaries
+    assert summary.status == "ok" and summary.parts
+
+
+def test_write_probe_writes_as_much_as_an_op_without_a_window(dense):
+    case = dense.make_case(width=1 << 14)
+    session.open_case(case, 0, tensorflow=False)
+    probe = session.open_contender("bandwidth-write", check=False)
+    session.close_case()
+    assert probe.written_nbytes == 4 * 4 * 8 * (1 << 14)
