@@ -7,7 +7,8 @@ import pytest
 from poolbench.core.errors import StoreError, UsageError
 from poolbench.core.records import MatrixCell
 from poolbench.core.registry import REGISTRY
-from poolbench.matrix.runner import Key, all_keys, run_matrix
+from poolbench.matrix.record import run_matrix
+from poolbench.matrix.runner import Key, all_keys
 from poolbench.pytest_plugin import Benchmark
 
 Matrix = dict[Key, list[MatrixCell]]

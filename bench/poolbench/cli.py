@@ -182,7 +182,7 @@ def _run_suites(suites: Sequence[str], options: dict[str, Any]) -> int:
     folder, code = launch(suites, options, words=sys.argv[1:])
     if folder is not None and code in (0, EXIT_FOUND):
         with _no_collection():
-            _report(folder, options.get("margin") or 0.05, None, (), None, show=False)
+            _report([folder], options.get("margin", 0.05), None, (), None, show=False)
     return code
 
 
@@ -193,33 +193,41 @@ def report(
     runs: Sequence[str], margin: float, kind: str | None, selected: Any, out: Path | None,
     show: bool, results: Path,
 ) -> None:  # fmt: skip
-    """Render a run: page, figures, tables. Default: the newest run."""
+    """Render a run, or several of one machine and code as one. Default: the newest run."""
     with _no_collection():
         from poolbench.report.frame import find_run
 
-        for name in runs or (None,):
-            _report(find_run(results, name), margin, kind, selected, out, show=show)
+        folders = [find_run(results, name) for name in runs or (None,)]
+        _report(folders, margin, kind, selected, out, show=show)
 
 
 def _report(
-    folder: Path, margin: float, kind: str | None, selected: Any, out: Path | None, *, show: bool
+    folders: Sequence[Path],
+    margin: float,
+    kind: str | None,
+    selected: Any,
+    out: Path | None,
+    *,
+    show: bool,
 ) -> None:
     from poolbench.report.frame import load
     from poolbench.report.select import select_frame
 
-    loaded = load(folder, margin=margin)
-    if loaded.run.dropped:
-        click.echo(f"{folder.name}: {loaded.run.dropped}", err=True)
+    loaded = load(*folders, margin=margin)
+    for one in loaded.runs:
+        if one.dropped:
+            click.echo(f"{one.path.name}: {one.dropped}", err=True)
     loaded = select_frame(loaded, selected)
     if kind:
-        from poolbench.report.tables import WRITERS, measurement_table
+        from poolbench.report.formats import WRITERS
+        from poolbench.report.tables import measurement_table
 
         table = loaded.table if kind in ("csv", "json") else measurement_table(loaded.table)
         emit(WRITERS[kind](table).rstrip("\n"))
         return
     from poolbench.report.page import render
 
-    written = render(loaded, out or folder / "report")
+    written = render(loaded, out or folders[-1] / "report")
     emit(f"{written.headline}\npage: {written.page}")
     if show:
         _show(written.page)
@@ -239,6 +247,7 @@ def compare(
     with _no_collection():
         from poolbench.core.text import one_line
         from poolbench.report import compare as comparing
+        from poolbench.report import compare_text
         from poolbench.report.frame import find_run
         from poolbench.report.select import select
         from poolbench.store.journal import read_run
@@ -247,15 +256,15 @@ def compare(
         found = comparing.compare_runs(before, after, margin=margin, allowed=list(allow_different))
         if selected:
             found = comparing.keep(found, select(found.table, selected))
-        emit(comparing.FORMATS[kind or "markdown"](found).rstrip("\n"))
+        emit(compare_text.FORMATS[kind or "markdown"](found).rstrip("\n"))
         if out or show:
-            page = comparing.write_page(found, out or after.path / "report")
+            page = compare_text.write_page(found, out or after.path / "report")
             click.echo(f"page: {page}", err=True)
             if show:
                 _show(page)
         if not found.slower:
             return 0
-        click.echo(one_line(comparing.headline(found), 500), err=True)
+        click.echo(one_line(compare_text.headline(found), 500), err=True)
         return EXIT_FOUND
 
 

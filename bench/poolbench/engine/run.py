@@ -223,12 +223,15 @@ class Run:
             self._journal = None
             raise
 
-    def journal(self) -> Journal:
-        """The open journal; the first call writes its header, or checks the devices in it."""
+    def journal(self, devices: Mapping[str, str] | None = None) -> Journal:
+        """The open journal; the first call writes its header, or checks the devices in it.
+
+        `devices`: by name, where no worker of a race can tell them.
+        """
         self.prepare()
         assert self._journal is not None
         if not self._begun:
-            self._begin(self._journal)
+            self._begin(self._journal, devices)
             self._begun = True
         return self._journal
 
@@ -281,9 +284,9 @@ class Run:
         """Why the case is refused before anything is allocated; '' if it fits."""
         return too_large(case, self.options.memory_nbytes)
 
-    def _begin(self, journal: Journal) -> None:
+    def _begin(self, journal: Journal, devices: Mapping[str, str] | None) -> None:
         """Write the header; of a resumed run, check the devices, which only a worker can tell."""
-        devices = device_names(self._local.fleet.started())
+        devices = dict(devices or device_names(self._local.fleet.started()))
         if self.resumed is not None:
             here, known = self.environment(), self.resumed.header.environment.devices
             shared = [name for name in known if name in devices]  # NumPy's worker sees no GPU

@@ -95,7 +95,7 @@ def last(findings: Sequence[Finding]) -> Finding:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Probe:
+class SupportProbe:
     """A row of the matrix.
 
     Attributes:

@@ -11,7 +11,7 @@ import numpy as np
 
 from poolbench.core.case import Case
 from poolbench.matrix import judge
-from poolbench.matrix.probe import Finding, Probe, Step, Trial, in_modes
+from poolbench.matrix.probe import Finding, Step, SupportProbe, Trial, in_modes
 
 if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
@@ -188,7 +188,7 @@ OVERLAPS: Mapping[str, Callable[[], Overlap]] = {
 }
 
 PROBES = (
-    Probe(
+    SupportProbe(
         key="depth-remainder-valid",
         title="depth 5, window 3, valid",
         group="depth",
@@ -197,7 +197,7 @@ PROBES = (
         steps=(Step(run=remainder(ONE_SHORT, "valid", "drops the tail")),),
         window=True,
     ),
-    Probe(
+    SupportProbe(
         key="depth-remainder-same",
         title="depth 5, window 3, same",
         group="depth",
@@ -206,7 +206,7 @@ PROBES = (
         steps=(Step(run=remainder(ONE_SHORT, "same", "pads with the lowest value")),),
         window=True,
     ),
-    Probe(
+    SupportProbe(
         key="padding-same",
         title="padding same by its definition",
         group="depth",
@@ -215,7 +215,7 @@ PROBES = (
         steps=(Step(run=remainder(TWO_SHORT, "same", "pads one before and one behind")),),
         window=True,
     ),
-    Probe(
+    SupportProbe(
         key="remainder-gradient",
         title="gradient where same pads",
         group="depth",
@@ -223,7 +223,7 @@ PROBES = (
         steps=(Step(run=remainder_gradient),),
         window=True,
     ),
-    Probe(
+    SupportProbe(
         key="overlap",
         title="overlapping windows",
         group="depth",

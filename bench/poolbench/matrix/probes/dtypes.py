@@ -7,7 +7,7 @@ from collections.abc import Callable
 import msgspec
 
 from poolbench.matrix import judge
-from poolbench.matrix.probe import Finding, Probe, Step, Trial, in_modes
+from poolbench.matrix.probe import Finding, Step, SupportProbe, Trial, in_modes
 from poolbench.matrix.probes.run import fit_once
 from poolbench.matrix.wrap import as_layer
 
@@ -56,7 +56,7 @@ def mixed(name: str) -> Callable[[Trial], Finding]:
 
 PROBES = (
     *(
-        Probe(
+        SupportProbe(
             key=f"dtype-{name}",
             title=name,
             group="numbers",
@@ -67,7 +67,7 @@ PROBES = (
         for name in FLOATS
     ),
     *(
-        Probe(
+        SupportProbe(
             key=f"dtype-{name}",
             title=name,
             group="numbers",
@@ -78,7 +78,7 @@ PROBES = (
         for name in INTEGERS
     ),
     *(
-        Probe(
+        SupportProbe(
             key=f"mixed_{name}",
             title=f"mixed_{name}",
             group="numbers",

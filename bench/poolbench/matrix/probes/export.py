@@ -9,7 +9,7 @@ import numpy as np
 
 from poolbench.core.case import Case
 from poolbench.matrix import judge
-from poolbench.matrix.probe import Finding, Probe, Step, Trial, error_words
+from poolbench.matrix.probe import Finding, Step, SupportProbe, Trial, error_words
 
 if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
@@ -107,7 +107,7 @@ def onnx(trial: Trial) -> Finding:
 
 
 PROBES = (
-    Probe(
+    SupportProbe(
         key="tflite-builtins",
         title="TFLite, builtins",
         group="exports",
@@ -116,7 +116,7 @@ PROBES = (
         accelerators=False,
         exports=True,
     ),
-    Probe(
+    SupportProbe(
         key="tflite-flex",
         title="TFLite with Flex",
         group="exports",
@@ -126,7 +126,7 @@ PROBES = (
         accelerators=False,
         exports=True,
     ),
-    Probe(
+    SupportProbe(
         key="onnx",
         title="ONNX",
         group="exports",

@@ -13,8 +13,8 @@ from poolbench.core.case import Case
 from poolbench.matrix import judge
 from poolbench.matrix.probe import (
     Finding,
-    Probe,
     Step,
+    SupportProbe,
     Trial,
     attempt,
     combine,
@@ -116,14 +116,14 @@ def under_determinism(mode: str) -> Callable[[Trial], Finding]:
 
 
 PROBES = (
-    Probe(
+    SupportProbe(
         key="repeat-calls",
         title="same bits, three calls",
         group="repeats",
         question="Do three calls on one input give the same bits, in eager, graph and XLA?",
         steps=(Step(run=repeat_calls),),
     ),
-    Probe(
+    SupportProbe(
         key="repeat-processes",
         title="same bits, two processes",
         group="repeats",
@@ -132,7 +132,7 @@ PROBES = (
         judge=same_digests,
     ),
     *(
-        Probe(
+        SupportProbe(
             key=f"determinism-{mode}",
             title=f"op determinism, {name}",
             group="repeats",

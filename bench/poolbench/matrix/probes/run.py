@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from poolbench.matrix import judge
-from poolbench.matrix.probe import Finding, Probe, Step, Trial
+from poolbench.matrix.probe import Finding, Step, SupportProbe, Trial
 from poolbench.matrix.wrap import as_layer
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ def fit_once(
 
 PROBES = (
     *(
-        Probe(
+        SupportProbe(
             key=f"forward-{mode}",
             title=f"forward, {name}",
             group="runs",
@@ -146,7 +146,7 @@ PROBES = (
         for mode, name in MODE_NAMES.items()
     ),
     *(
-        Probe(
+        SupportProbe(
             key=f"gradient-{mode}",
             title=f"gradient, {name}",
             group="trains",
@@ -156,7 +156,7 @@ PROBES = (
         for mode, name in MODE_NAMES.items()
     ),
     *(
-        Probe(
+        SupportProbe(
             key=f"fit-{jit}",
             title=f"model.fit, {words.replace('jit_compile left at its default', 'default')}",
             group="trains",
@@ -166,7 +166,7 @@ PROBES = (
         for jit, (words, _) in JIT_NAMES.items()
     ),
     *(
-        Probe(
+        SupportProbe(
             key=f"second-order-{mode}",
             title=f"second order, {MODE_NAMES[mode]}",
             group="trains",

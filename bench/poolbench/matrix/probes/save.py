@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 
 from poolbench.matrix import judge
-from poolbench.matrix.probe import Finding, Probe, Step, Trial, explain_error
+from poolbench.matrix.probe import Finding, Step, SupportProbe, Trial, explain_error
 from poolbench.matrix.wrap import LAMBDA_WORDS, as_layer, is_lambda
 
 KERAS_FILE = "model.keras"
@@ -100,7 +100,7 @@ def load_export(trial: Trial) -> Finding:
 
 
 PROBES = (
-    Probe(
+    SupportProbe(
         key="save-keras",
         title=".keras, safe mode",
         group="exports",
@@ -109,7 +109,7 @@ PROBES = (
         steps=(Step(run=save_keras), Step(run=load_keras, process="fresh")),
         accelerators=False,
     ),
-    Probe(
+    SupportProbe(
         key="save-export",
         title="SavedModel",
         group="exports",

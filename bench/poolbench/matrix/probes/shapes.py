@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from poolbench.matrix import judge
-from poolbench.matrix.probe import MODES, Finding, Probe, Step, Trial, in_modes
+from poolbench.matrix.probe import MODES, Finding, Step, SupportProbe, Trial, in_modes
 
 # Which places of (N, H, W, C) are None, and a second shape that the same function must take.
 DYNAMIC: Mapping[str, tuple[str, tuple[int, ...], tuple[int, ...]]] = {
@@ -85,7 +85,7 @@ def channels_first(trial: Trial) -> Finding:
 
 PROBES = (
     *(
-        Probe(
+        SupportProbe(
             key=f"dynamic-{which}",
             title=f"dynamic {words}",
             group="shapes",
@@ -95,7 +95,7 @@ PROBES = (
         )
         for which, (words, _, _) in DYNAMIC.items()
     ),
-    Probe(
+    SupportProbe(
         key="empty-batch",
         title="empty batch",
         group="shapes",
@@ -103,7 +103,7 @@ PROBES = (
         "graph and XLA?",
         steps=(Step(run=empty_batch),),
     ),
-    Probe(
+    SupportProbe(
         key="channels_first",
         title="channels_first",
         group="shapes",

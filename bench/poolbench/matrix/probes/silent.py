@@ -10,7 +10,7 @@ import numpy as np
 
 from poolbench.core.case import Case
 from poolbench.matrix import judge
-from poolbench.matrix.probe import Finding, Probe, Step, Trial, error_words
+from poolbench.matrix.probe import Finding, Step, SupportProbe, Trial, error_words
 
 if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
@@ -170,7 +170,7 @@ def describe_arguments(trial: Trial, arguments: Arguments) -> str:
 
 
 PROBES = (
-    Probe(
+    SupportProbe(
         key="silent",
         title="eager and XLA agree",
         group="runs",

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 
 from poolbench.matrix import judge
-from poolbench.matrix.probe import Finding, Probe, Step, Trial
+from poolbench.matrix.probe import Finding, Step, SupportProbe, Trial
 
 SHAPE = (16, 56, 56, 48)
 CALLS = 7
@@ -61,7 +61,7 @@ def scaling(findings: Sequence[Finding]) -> Finding:
 VISITS = 2
 
 PROBES = (
-    Probe(
+    SupportProbe(
         key="threads",
         title="thread scaling",
         group="repeats",

@@ -10,7 +10,7 @@ import numpy as np
 
 from poolbench.core.case import Case
 from poolbench.matrix import judge
-from poolbench.matrix.probe import Finding, Probe, Step, Trial, in_modes
+from poolbench.matrix.probe import Finding, Step, SupportProbe, Trial, in_modes
 from poolbench.matrix.probes.depth import negative_input
 
 if TYPE_CHECKING:
@@ -126,9 +126,9 @@ def tie_rule(share: Array) -> str:
 
 def probe_of(
     key: str, title: str, question: str, run: Callable[[Trial], Finding], *, window: bool = False
-) -> Probe:
+) -> SupportProbe:
     """A probe of this group, asked in all three modes."""
-    return Probe(
+    return SupportProbe(
         key=key,
         title=title,
         group="values",
