@@ -23,7 +23,6 @@ from poolbench.report import formats, page, recommend, tables
 from poolbench.report.frame import (
     COLUMNS,
     axes_in,
-    find_run,
     lay_out,
     load,
     with_axes,
@@ -33,6 +32,7 @@ from poolbench.report.snippets import snippet
 from poolbench.stats import estimate
 from poolbench.stats.runs import widen
 from poolbench.store.journal import StoredRun
+from poolbench.store.runs import find_run
 
 ROOT = Path(__file__).parent.parent
 CASE = synthetic.op_case("depth_max_pool")
@@ -250,7 +250,7 @@ def test_as_csv_formula_gets_an_apostrophe():
 
 
 def test_find_run_takes_newest_run_or_reference(tmp_path):
-    with pytest.raises(StoreError, match="nox -s bench-cpu"):
+    with pytest.raises(StoreError, match="poolbench run"):
         find_run(tmp_path, None)
     reference = synthetic.write(tmp_path / "reference", [])
     assert find_run(tmp_path, None) == reference

@@ -195,7 +195,7 @@ def report(
 ) -> None:  # fmt: skip
     """Render a run, or several of one machine and code as one. Default: the newest run."""
     with _no_collection():
-        from poolbench.report.frame import find_run
+        from poolbench.store.runs import find_run
 
         folders = [find_run(results, name) for name in runs or (None,)]
         _report(folders, margin, kind, selected, out, show=show)
@@ -248,9 +248,9 @@ def compare(
         from poolbench.core.text import one_line
         from poolbench.report import compare as comparing
         from poolbench.report import compare_text
-        from poolbench.report.frame import find_run
         from poolbench.report.select import select
         from poolbench.store.journal import read_run
+        from poolbench.store.runs import find_run
 
         before, after = (read_run(find_run(results, name)) for name in (base, run))
         found = comparing.compare_runs(before, after, margin=margin, allowed=list(allow_different))

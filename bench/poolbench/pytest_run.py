@@ -114,8 +114,9 @@ class RunSession:
     def _begin(self) -> Run:
         import psutil
 
-        from poolbench.engine.run import Run, RunOptions, new_run_folder
+        from poolbench.engine.run import Run, RunOptions
         from poolbench.pytest_plugin import user_files
+        from poolbench.store.runs import new_run_folder
 
         given, plan = self.asked.options, self.plan()
         name = given["resume"] or given["run"]

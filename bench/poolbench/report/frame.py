@@ -17,14 +17,14 @@ import pandas as pd
 
 from poolbench.core.axes import STANDARD, Value, format_value
 from poolbench.core.case import Case, case_label
-from poolbench.core.errors import StoreError, UsageError
+from poolbench.core.errors import UsageError
 from poolbench.core.records import FASTER_THAN_LIMIT, Measurement, Samples
 from poolbench.core.registry import Registry, input_nbytes, load_builtin
 from poolbench.report import ratios
 from poolbench.report.environments import check_poolable
 from poolbench.report.medians import middle_of, process_medians
 from poolbench.report.roofline import limits_of, probe_table
-from poolbench.store.journal import JOURNAL, StoredRun, read_run
+from poolbench.store.journal import StoredRun, read_run
 
 MARGIN = 0.05
 Key = tuple[Case, str, str]  # case, node, candidate
@@ -142,36 +142,6 @@ COLUMNS: dict[str, str] = {
     "smt_sibling_busy": "share of probes at which the SMT sibling was busy for another guest",
     "node": "machine",
 }
-
-
-def find_run(root: Path, given: str | None) -> Path:
-    """Return the folder of the run that the user means.
-
-    Args:
-        root: folder that holds runs, `results/`.
-        given: a path, a run's name under `root`, or None for the newest run, and the reference run
-            where there is no other.
-
-    Raises:
-        StoreError: there is none.
-    """
-    if given is not None:
-        for folder in (Path(given), root / given):
-            if (folder / JOURNAL).is_file():
-                return folder
-        if Path(given).name == JOURNAL and Path(given).is_file():
-            return Path(given).parent
-        raise StoreError(
-            f"no {JOURNAL} in {given!r}, nor in {root.name}/{given}; name a run's folder"
-        )
-    journals = [
-        path for path in root.glob(f"*/{JOURNAL}") if not path.parent.name.startswith("reference")
-    ]
-    if journals:
-        return max(journals, key=lambda path: path.stat().st_mtime).parent
-    if (root / "reference" / JOURNAL).is_file():
-        return root / "reference"
-    raise StoreError(f"no run under {root.name}/ yet: measure one with `nox -s bench-cpu`")
 
 
 def load(*folders: Path, margin: float = MARGIN, registry: Registry | None = None) -> RunFrame:

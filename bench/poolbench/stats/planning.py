@@ -14,7 +14,8 @@ from poolbench.core.registry import input_nbytes
 from poolbench.engine.race import Plan
 from poolbench.machine.info import machine_facts
 from poolbench.machine.nvml import is_gpu
-from poolbench.store.journal import JOURNAL, StoredRun, read_header, read_run
+from poolbench.store.journal import StoredRun, read_header, read_run
+from poolbench.store.runs import runs_newest_first
 
 START_SECONDS = 2.5  # of a worker beside others
 OPEN_SECONDS = 0.06  # of a contender: trace, first call, check
@@ -41,13 +42,11 @@ def predict_seconds(cases: Mapping[Case, tuple[str, ...]], plan: Plan) -> float:
 def resolution_text(results: Path, plan: Plan) -> str:
     """What races of the plan will tell apart here, by the newest run that this machine has made."""
     machine = machine_facts()
-    for journal in sorted(
-        results.glob(f"*/{JOURNAL}"), key=lambda path: path.stat().st_mtime, reverse=True
-    ):
+    for folder in runs_newest_first(results, reference=True):
         try:
-            if read_header(journal.parent).environment.machine != machine:
+            if read_header(folder).environment.machine != machine:
                 continue
-            run = read_run(journal.parent)
+            run = read_run(folder)
         except StoreError:  # a run that cannot be read tells nothing; who reads it is told why
             continue
         half_width = resolution_of(run, plan)
