@@ -7,7 +7,9 @@ are in the run's journal and on its page.
 from __future__ import annotations
 
 import pytest
-from poolbench.models.study import Entry, entries_of, run_entry
+from poolbench.models.results import Entry
+from poolbench.models.study import run_entry
+from poolbench.models.suite import entries_of
 from poolbench.pytest_plugin import Benchmark, asked
 
 FAILED = ("wrong", "error", "crashed", "out_of_memory", "timeout")

@@ -285,19 +285,34 @@ def import_command(file: Path, run: str | None, results: Path) -> None:
 
 @main.command()
 @click.argument("model", type=click.Path(path_type=Path))
+@click.option("--input", "inputs", multiple=True, metavar="[NAME=]SIZES",
+              help="Sizes that the model leaves open: 224x224x3, image=224x224x3.")  # fmt: skip
 @click.option(
-    "--input", "image", metavar="HxWxC", help="Sizes that the model leaves open: 224x224x3."
+    "--batch", type=COUNT, help="Batch size. Default: the file's, or 32, or less for a large model."
 )
-@click.option("--batch", type=COUNT, help="Batch size. Default: 32, or less for a large model.")
 @click.option("--direction", type=click.Choice(["training", "forward"]), default="training")
 @click.option("--mode", type=click.Choice(["graph", "xla", "eager"]), default="graph")
+@click.option("--trust", is_flag=True, help="Run the Python code of the file's Lambdas.")
+@click.option(
+    "--custom",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="A Python file that defines classes of the model.",
+)
+@click.option(
+    "--write",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write the model with the advised replacement: out.keras.",
+)
 @click.option("--processes", type=COUNT, default=3, help="Fresh processes, at least 2.")
 @click.option("--budget", type=DURATION, default=12.0, help="Seconds of rounds in each race.")
-def which(model: Path, **asked: Any) -> None:
+def which(model: Path, **asked: Any) -> int:
     """Say which implementation the pooling of a saved Keras model should use here."""
-    from poolbench.models.advise import Question, answer
+    from poolbench.models.advise import advise
 
-    answer(Question(model=model, **asked), say=emit)
+    return advise(model, **asked, say=emit)
 
 
 @main.command()
