@@ -9,7 +9,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ import pytest
 
 from poolbench.core.case import Case, case_label
 from poolbench.core.errors import StoreError, UsageError
+from poolbench.core.plan import PRESETS, Plan
 from poolbench.core.registry import REGISTRY
 from poolbench.engine.progress import (
     Progress,
@@ -27,19 +28,10 @@ from poolbench.engine.progress import (
 
 if TYPE_CHECKING:
     from poolbench.core.records import Measurement
-    from poolbench.engine.race import Plan
     from poolbench.engine.ray_cluster import RayScheduler
     from poolbench.engine.run import Run, RunOptions
     from poolbench.pytest_plugin import Asked
 
-# Settings of each sweep that differ from Plan's defaults; an option of the command line replaces them.
-PRESETS: dict[str, dict[str, Any]] = {
-    "default": {},
-    "quick": {"processes": 5, "max_processes": 5, "budget_seconds": 4.0},
-    "full": {"processes": 7, "budget_seconds": 12.0},
-    # Processes agree by the device's own clock, and to open a case takes as long as to race it.
-    "gpu": {"processes": 3, "max_processes": 3, "allocations": 3, "budget_seconds": 2.0},
-}
 # The exit status of a run that the disk stopped: pytest's own for an error that is no test's.
 EXIT_STOPPED = int(pytest.ExitCode.INTERNAL_ERROR)
 STOPPED = (pytest.ExitCode.INTERRUPTED, pytest.ExitCode.INTERNAL_ERROR)
@@ -94,18 +86,15 @@ class RunSession:
 
     def plan(self) -> Plan:
         """Return what the sweep and the options ask of each race."""
-        from poolbench.engine.race import Plan
-
         options = self.asked.options
         given = {"processes": options["processes"], "budget_seconds": options["budget"]}
-        plan = Plan(
-            **PRESETS[options["sweep"]] | {k: v for k, v in given.items() if v is not None},
+        return Plan(
+            **dict(PRESETS[options["sweep"]]) | {k: v for k, v in given.items() if v is not None},
             precision=options["precision"],
             margin=options["margin"],
             timeout_seconds=options["task_timeout"],
             seed=options["seed"],
         )
-        return replace(plan, max_processes=max(plan.processes, plan.max_processes))
 
     def results(self) -> Path:
         """Return the folder that holds the runs."""
@@ -129,7 +118,6 @@ class RunSession:
                 "sweep": given["sweep"],
                 "axes": list(given["axis"]),
                 "processes": plan.processes,
-                "max_processes": plan.max_processes,
                 "budget_seconds": plan.budget_seconds,
                 "precision": given["precision"],
                 "margin": given["margin"],
