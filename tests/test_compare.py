@@ -378,7 +378,7 @@ def test_the_options_in_the_ci_page_exist():
     for option in re.findall(r"bench-quick -- (.*)", page):
         assert {word for word in option.split() if word.startswith("--")} <= known
     usage = CliRunner().invoke(main, ["compare", "--help"]).stdout
-    calls = re.findall(r"report\.py compare (?:[^\n]|\\\n)*", page)
+    calls = re.findall(r"poolbench compare (?:[^\n]|\\\n)*", page)
     assert len(calls) == 2
     options = re.findall(r"--[a-z-]+", "".join(calls))
     assert options and all(option in usage for option in options)
