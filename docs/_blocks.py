@@ -60,7 +60,7 @@ def headline_block(loaded: RunFrame, root: Path) -> str:
     table = headline_table(loaded, answer(loaded))
     columns = [
         "op", "mode", "direction", "use", "time per call", "speed over the baseline",
-        "speed over the textbook implementation", "of the memory-bandwidth limit",
+        "speed over the textbook", "of bandwidth limit",
     ]  # fmt: skip
     environment = loaded.run.header.environment
     machine, versions = environment.machine, environment.versions
