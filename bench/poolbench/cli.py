@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import click
 
-from poolbench.options import AXIS, COLUMN, COUNT, DURATION, PERCENT, RUN
+from poolbench.options import AXIS, COLUMN, COUNT, DURATION, OPTIONS, PERCENT, RUN
 
 EXIT_FOUND, EXIT_UNUSABLE, EXIT_INTERRUPTED = 1, 2, 130
 FORMATS = ("markdown", "csv", "json", "html")
@@ -132,6 +132,60 @@ def _show(page: Path) -> None:
     webbrowser.open(page.resolve().as_uri())
 
 
+def run_options(*left_out: str) -> Callable[[Command], Command]:
+    """Add the options of a run to a command, but for some."""
+
+    def add(command: Command) -> Command:
+        command = click.option(
+            "-k", "keyword", metavar="EXPRESSION", help="Run the matching tests alone."
+        )(command)
+        for option in reversed(OPTIONS):
+            if option.name in left_out:
+                continue
+            if option.name == "results":
+                command = results_option(command)
+                continue
+            more: dict[str, Any] = {"is_flag": True} if option.flag else {
+                "type": option.type, "metavar": option.metavar, "multiple": option.multiple,
+                "default": None if option.multiple else option.default,
+            }  # fmt: skip
+            command = click.option(f"--{option.name}", option.key, help=option.help, **more)(
+                command
+            )
+        return command
+
+    return add
+
+
+@main.command()
+@click.argument("suites", nargs=-1, metavar="[SUITE]... [-- PYTEST_ARGUMENT...]")
+@run_options()
+def run(suites: Sequence[str], **options: Any) -> int:
+    """Benchmark the candidates of every op, or of the given suites, and render the report.
+
+    A SUITE is a file, a folder, or the name of one that ships: depth_max_pool, global_avg_pool,
+    network, capabilities.
+    """
+    return _run_suites(suites, options)
+
+
+@main.command()
+@run_options("op", "sweep", "budget", "precision", "margin", "ray-address", "dry-run", "check-only")
+def matrix(**options: Any) -> int:
+    """Check what each candidate supports: modes, dtypes, shapes, saving, threads, exports."""
+    return _run_suites(["capabilities"], options)
+
+
+def _run_suites(suites: Sequence[str], options: dict[str, Any]) -> int:
+    from poolbench.launch import launch
+
+    folder, code = launch(suites, options, words=sys.argv[1:])
+    if folder is not None and code in (0, EXIT_FOUND):
+        with _no_collection():
+            _report([folder], options.get("margin", 0.05), None, (), None, show=False)
+    return code
+
+
 @main.command()
 @click.argument("runs", nargs=-1, metavar="[RUN]...")
 @table_options
@@ -231,19 +285,34 @@ def import_command(file: Path, run: str | None, results: Path) -> None:
 
 @main.command()
 @click.argument("model", type=click.Path(path_type=Path))
+@click.option("--input", "inputs", multiple=True, metavar="[NAME=]SIZES",
+              help="Sizes that the model leaves open: 224x224x3, image=224x224x3.")  # fmt: skip
 @click.option(
-    "--input", "image", metavar="HxWxC", help="Sizes that the model leaves open: 224x224x3."
+    "--batch", type=COUNT, help="Batch size. Default: the file's, or 32, or less for a large model."
 )
-@click.option("--batch", type=COUNT, help="Batch size. Default: 32, or less for a large model.")
 @click.option("--direction", type=click.Choice(["training", "forward"]), default="training")
 @click.option("--mode", type=click.Choice(["graph", "xla", "eager"]), default="graph")
+@click.option("--trust", is_flag=True, help="Run the Python code of the file's Lambdas.")
+@click.option(
+    "--custom",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="A Python file that defines classes of the model.",
+)
+@click.option(
+    "--write",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write the model with the advised replacement: out.keras.",
+)
 @click.option("--processes", type=COUNT, default=3, help="Fresh processes, at least 2.")
 @click.option("--budget", type=DURATION, default=12.0, help="Seconds of rounds in each race.")
-def which(model: Path, **asked: Any) -> None:
+def which(model: Path, **asked: Any) -> int:
     """Say which implementation the pooling of a saved Keras model should use here."""
-    from poolbench.models.advise import Question, answer
+    from poolbench.models.advise import advise
 
-    answer(Question(model=model, **asked), say=emit)
+    return advise(model, **asked, say=emit)
 
 
 @main.command()

@@ -40,6 +40,7 @@ from poolbench.report.environments import timing_facts
 from poolbench.report.frame import MARGIN, axis_cell, axis_names, is_right, with_axes
 from poolbench.report.medians import middle_of, process_medians
 from poolbench.stats import estimate
+from poolbench.stats import verdict as verdicts
 from poolbench.store.journal import StoredRun
 
 # One process says nothing of how processes differ: a candidate that was stopped early in its first process must
@@ -201,10 +202,10 @@ def _table(
             if found is not None:
                 found_in[by_peers, row] = found
     stopped = {row for row in right if any(m.stopped_early for m in measured[row])}
-    verdicts = _verdicts(found_in, stopped, margin)
+    judged = _verdicts(found_in, stopped, margin)
     axes = axis_names(old.case for old, _ in measured)
     rows = [
-        _row(old, new, *_decisive(found_in, verdicts, row), row in stopped, axes)
+        _row(old, new, *_decisive(found_in, judged, row), row in stopped, axes)
         for row, (old, new) in enumerate(measured)
     ]
     return pd.DataFrame(rows, columns=with_axes(COLUMNS, axes))
@@ -212,21 +213,21 @@ def _table(
 
 def _verdicts(
     found: Mapping[tuple[bool, int], Change], stopped_early: Collection[int], margin: float
-) -> dict[tuple[bool, int], estimate.Comparison]:
+) -> dict[tuple[bool, int], verdicts.Comparison]:
     """Return verdicts under one false-discovery control for each of the two margins."""
     usual = {key: one.estimate for key, one in found.items() if key[1] not in stopped_early}
     wide = {key: one.estimate for key, one in found.items() if key[1] in stopped_early}
     return {
-        **estimate.compare_run(usual, margin),
-        **estimate.compare_run(wide, max(margin, SETTLED_MARGIN)),
+        **verdicts.compare_run(usual, margin),
+        **verdicts.compare_run(wide, max(margin, SETTLED_MARGIN)),
     }
 
 
 def _decisive(
     found: Mapping[tuple[bool, int], Change],
-    verdicts: Mapping[tuple[bool, int], estimate.Comparison],
+    judged: Mapping[tuple[bool, int], verdicts.Comparison],
     row: int,
-) -> tuple[Change | None, estimate.Comparison | None]:
+) -> tuple[Change | None, verdicts.Comparison | None]:
     """Return a row's change with its verdict: the worse of that by the others and that by the normalizer.
 
     Against the others a change of one candidate is seen best, and one of all candidates not at all.
@@ -235,15 +236,15 @@ def _decisive(
     if not there:
         return None, None
     order = {name: place for place, name in enumerate(("SLOWER", "FASTER", "SAME", "UNDECIDED"))}
-    key = min(there, key=lambda one: order[str(verdicts[one].verdict)])
-    return found[key], verdicts[key]
+    key = min(there, key=lambda one: order[str(judged[one].verdict)])
+    return found[key], judged[key]
 
 
 def _row(
     old: Measurement,
     new: Measurement,
     change: Change | None,
-    found: estimate.Comparison | None,
+    found: verdicts.Comparison | None,
     stopped_early: bool,
     axes: Sequence[str],
 ) -> tuple[Any, ...]:
