@@ -24,7 +24,7 @@ from poolbench.core.case import Case, case_label
 from poolbench.core.errors import UsageError
 from poolbench.core.op import Op
 from poolbench.core.plan import PRESETS, Plan
-from poolbench.core.registry import REGISTRY, parse_axis_early
+from poolbench.core.registry import REGISTRY, parse_axis_early, user_files
 from poolbench.core.sweep import Sweep, SweepCase
 
 if TYPE_CHECKING:
@@ -445,14 +445,6 @@ def _fleet(config: pytest.Config, options: RunOptions) -> RayScheduler | None:
         )
     except UsageError as error:
         raise pytest.UsageError(str(error)) from None
-
-
-def user_files(named: Sequence[Path]) -> tuple[Path, ...]:
-    """The files, beyond the package, that registered an op or a candidate: workers import them too."""
-    registered = [op.file for op in REGISTRY.ops.values()]
-    registered += [entry.file for entry in REGISTRY.candidates.values()]
-    files = [*named, *(Path(file).resolve() for file in registered)]
-    return tuple(dict.fromkeys(file for file in files if PACKAGE not in file.parents))
 
 
 def _say(config: pytest.Config, line: str) -> None:

@@ -24,19 +24,21 @@ from poolbench.core.errors import UsageError, WorkerFailure
 from poolbench.core.op import Op
 from poolbench.core.plan import WorkerSpec
 from poolbench.core.records import TraceSummary
-from poolbench.core.registry import REGISTRY, parse_axis
+from poolbench.core.registry import REGISTRY, load_suites, parse_axis, user_files
 from poolbench.core.sweep import Sweep, product
 from poolbench.engine.process import Worker
-from poolbench.report import tensorboard
+from poolbench.engine.run import Run, RunOptions
+from poolbench.machine.info import collect_environment
 from poolbench.store.journal import Journal, read_header
 from poolbench.store.runs import (
+    PROFILES,
     check_run_name,
     differing_fields,
     has_journal,
     new_run_folder,
     newest_run,
 )
-from poolbench.worker.trace import MEMORY_EVENTS, trace_candidate
+from poolbench.worker.trace import MEMORY_EVENTS, SUFFIX, trace_candidate
 
 TIMEOUT_SECONDS = 120.0
 # Two at once: to start a process takes longer than to trace, and keeps one core busy.
@@ -157,7 +159,7 @@ class Recorder:
 
     def record(self, case: Case, name: str) -> TraceSummary:
         """The candidate's trace summary; one that fails says why and leaves no trace."""
-        folder = self.logdir / tensorboard.PROFILES / trace_name(case, name)
+        folder = self.logdir / PROFILES / trace_name(case, name)
         kind, _, index = case.device.partition(":")
         logical = int(index) + 1 if kind == "cpu" and index.isdigit() else 1
         worker = Worker(
@@ -190,16 +192,16 @@ class Recorder:
 
         The viewer takes each file of a run for a host and begins all of them at zero.
         """
-        profiles = self.logdir / tensorboard.PROFILES
+        profiles = self.logdir / PROFILES
         folder = profiles / f"{COMPARISON}-{case_slug(case)}"
         shutil.rmtree(folder, ignore_errors=True)
         for name in names:
             own = trace_name(case, name)
-            source = profiles / own / f"{own}{tensorboard.SUFFIX}"
+            source = profiles / own / f"{own}{SUFFIX}"
             if source.is_file():
                 folder.mkdir(parents=True, exist_ok=True)
                 host = re.sub(r"[^A-Za-z0-9._-]", ".", name)
-                shutil.copyfile(source, folder / f"{host}{tensorboard.SUFFIX}")
+                shutil.copyfile(source, folder / f"{host}{SUFFIX}")
         return folder if folder.is_dir() else None
 
 
@@ -239,9 +241,6 @@ def record_selection(
     Raises:
         UsageError: nothing fits the selection, or the run is another machine's.
     """
-    from poolbench.core.registry import load_suites
-    from poolbench.pytest_plugin import user_files
-
     for file in candidates:
         if not Path(file).is_file():
             raise UsageError(f"--candidates takes a Python file; there is no {file}")
@@ -289,8 +288,6 @@ def run_folder(results: Path, name: str) -> Path:
 
 def differs_from(folder: Path) -> list[str]:
     """In what a run's machine or TensorFlow differ from what is here; [] where there is no run."""
-    from poolbench.machine.info import collect_environment
-
     if not has_journal(folder):
         return []
     header = read_header(folder)
@@ -300,8 +297,6 @@ def differs_from(folder: Path) -> list[str]:
 
 def open_journal(folder: Path, asked: Mapping[str, Any], files: tuple[Path, ...]) -> Journal:
     """The run's journal, open for appending; a new run gets its header first."""
-    from poolbench.engine.run import Run, RunOptions
-
     if not has_journal(folder):
         with Run(RunOptions(folder=folder, asked=asked, files=files)) as bench:
             bench.worker(WorkerSpec())  # the header names the devices, which only a worker can tell
