@@ -11,7 +11,7 @@ import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from poolbench.core.op import Op
 from poolbench.core.plan import WorkerSpec
 from poolbench.core.records import TraceSummary
 from poolbench.core.registry import REGISTRY, load_suites, parse_axis, user_files
-from poolbench.core.sweep import Sweep, product
+from poolbench.core.sweep import product
 from poolbench.engine.process import Worker
 from poolbench.engine.run import Run, RunOptions
 from poolbench.machine.info import collect_environment
@@ -46,7 +46,7 @@ WORKERS = 2
 SECONDS_A_TRACE = 6.0
 # A trace belongs to a run only if it explains the run's figures.
 COMPARED_FIELDS = ("processor", "tensorflow")
-# Of a case's candidates when nobody selects: three minutes on two cores for all the cases.
+# Of a case's candidates without a selection: three minutes on two cores for all the cases.
 DEFAULT_CANDIDATES = 6
 MODES = STANDARD["mode"].choices
 COMPARISON = "compare"
@@ -71,8 +71,8 @@ class Selection:
     """What to trace, as the user typed it.
 
     Attributes:
-        words: names of ops, modes, or candidates (or a part of a candidate's name).
-        axes: values of axes that the telling cases have not.
+        words: names of ops, modes or candidates (or a part of a candidate's name).
+        axes: values of axes that replace those of the cases.
     """
 
     words: tuple[str, ...] = ()
@@ -82,7 +82,7 @@ class Selection:
 def select(
     selection: Selection, ops: Mapping[str, Op], candidates: Iterable[Candidate]
 ) -> dict[Case, tuple[str, ...]]:
-    """The cases to trace and who is traced there.
+    """Return the cases to trace, and the candidates of each.
 
     Raises:
         UsageError: a word that names nothing, or a selection that leaves nothing.
@@ -125,15 +125,15 @@ def select(
 def telling_cases(
     op: Op, modes: Sequence[str], axes: Iterable[tuple[str, tuple[Any, ...]]]
 ) -> list[Case]:
-    """The default sweep's base case in each mode, with the axes' values in the place of its own."""
-    sweep = Sweep(product(mode=modes or MODES), base=op.sweep("default").base)
+    """Return the default sweep's base case in each mode, with these values of the axes."""
+    sweep = replace(op.sweep("default"), parts=product(mode=modes or MODES))
     for name, values in axes:
         sweep = sweep.replace(name, values)
     return sweep.cases()
 
 
 def racing_names(op: Op, case: Case, candidates: Iterable[Candidate]) -> tuple[str, ...]:
-    """Who races in a case by the default sweep, in its order, and the user's own; else everyone."""
+    """Return the candidates that the default sweep races in a case, and the user's own; else all."""
     planned = {item.case: item.candidates for item in op.sweep("default").planned()}.get(case, ())
     entries = {entry.name: entry for entry in candidates}
     own = [name for name, entry in entries.items() if not entry.builtin]
@@ -271,7 +271,7 @@ def record_selection(
 
 
 def run_folder(results: Path, name: str) -> Path:
-    """The run of this name, or the newest one of this machine, or a new one.
+    """Return the run of this name, or the newest one of this machine, or a new one.
 
     Raises:
         UsageError: the name is no run's name, or the run is another machine's.
@@ -287,7 +287,7 @@ def run_folder(results: Path, name: str) -> Path:
 
 
 def differs_from(folder: Path) -> list[str]:
-    """In what a run's machine or TensorFlow differ from what is here; [] where there is no run."""
+    """Return in what a run's machine or TensorFlow differs from this one; [] where there is no run."""
     if not has_journal(folder):
         return []
     header = read_header(folder)
@@ -296,7 +296,7 @@ def differs_from(folder: Path) -> list[str]:
 
 
 def open_journal(folder: Path, asked: Mapping[str, Any], files: tuple[Path, ...]) -> Journal:
-    """The run's journal, open for appending; a new run gets its header first."""
+    """Open the run's journal for appending; a new run gets its header first."""
     if not has_journal(folder):
         with Run(RunOptions(folder=folder, asked=asked, files=files)) as bench:
             bench.worker(WorkerSpec())  # the header names the devices, which only a worker can tell
