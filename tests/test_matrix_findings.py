@@ -10,9 +10,13 @@ from matrix_candidates import OP
 from poolbench.core.candidate import KnownFailure
 from poolbench.core.case import make_case
 from poolbench.core.errors import own_folders
-from poolbench.matrix import judge
+from poolbench.core.op import Tolerance
+from poolbench.core.registry import REGISTRY
+from poolbench.matrix import trial as trials
 from poolbench.matrix.probe import Finding, combine, error_words, explain_error
 from poolbench.matrix.probes import repeat, threads, values
+from poolbench.matrix.trial import Trial
+from poolbench.worker.check import differences, largest_errors
 
 
 def test_combine_keeps_worst_state_and_merges_equal_evidence():
@@ -86,14 +90,19 @@ def test_error_words_message_is_kept(text, words):
     assert error_words(ValueError(text)) == f"ValueError: {words}"
 
 
-def test_errors_equal_infinities_and_nan_are_zero():
+def test_largest_errors_equal_infinities_and_nan_are_zero():
     array = np.array([np.inf, -np.inf, np.nan, 1.0])
-    assert judge.errors(array, array.copy(), (0.0, 0.0)) == (0.0, 0.0, 0.0)
+    assert errors(array, array.copy(), 0.0) == (0.0, 0.0, 0.0)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 0.0])
-def test_errors_nonfinite_in_one_array_is_infinite(value):
-    assert judge.errors(np.array([value]), np.array([-np.inf]), (1e-3, 1e-3))[2] == np.inf
+def test_largest_errors_nonfinite_in_one_array_is_infinite(value):
+    assert errors(np.array([value]), np.array([-np.inf]), 1e-3)[2] == np.inf
+
+
+def errors(actual, expected, allowed):
+    bound = Tolerance(relative=allowed, absolute=allowed)
+    return largest_errors(differences(actual, expected), np.abs(expected), bound)
 
 
 @pytest.mark.parametrize(
@@ -113,9 +122,10 @@ def test_tie_rule_shares_are_told_apart(share, rule):
 
 def test_distinct_input_has_no_ties_and_is_exact_in_bfloat16():
     case = make_case(op=OP, shape=(2, 3, 4, 50), dtype="bfloat16")
-    x = judge.distinct_input(case)
+    trial = Trial(op=REGISTRY.ops[OP], candidate=None)
+    (x,) = trials.distinct_inputs(trial, case)
     assert (np.diff(np.sort(x.astype(np.float64), axis=-1), axis=-1) > 0).all()
-    wide = judge.distinct_input(make_case(op=OP, shape=case.shape, dtype="float64"))
+    (wide,) = trials.distinct_inputs(trial, case.replace(dtype="float64"))
     assert np.array_equal(x.astype(np.float64), wide)
 
 

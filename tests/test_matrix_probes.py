@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from matrix_candidates import OP
+from matrix_candidates import DENSE, OP
 from poolbench.core.plan import WorkerSpec
+from poolbench.core.registry import REGISTRY
 from poolbench.engine.process import Worker
 from poolbench.matrix import GROUPS, PROBES
 from poolbench.matrix.runner import run_step
@@ -73,12 +74,12 @@ def worker():
     worker.close()
 
 
-def ask(worker, probe, candidate, folder):
+def ask(worker, probe, candidate, folder, op=OP):
     """What a probe's steps come to, all of them in one process."""
     findings = []
     for step in range(len(PROBES[probe].steps)):
         findings.append(
-            worker.call(run_step, OP, candidate, probe, step, "cpu:0", str(folder), timeout=60)
+            worker.call(run_step, op, candidate, probe, step, "cpu:0", str(folder), timeout=60)
         )
         if findings[-1].state != "pass":
             return findings[-1]
@@ -100,6 +101,16 @@ def test_probe_correct_candidate_passes(worker, tmp_path, probe):
     if probe == MAY_NOT_BE_READ and found.state == "not_run":
         pytest.skip(found.evidence)
     assert found.state == NOT_PASSED.get(probe, "pass"), found
+
+
+@pytest.mark.parametrize("probe", PROBES)
+def test_probe_op_of_two_inputs_passes_where_it_applies(worker, tmp_path, probe):
+    if not PROBES[probe].applies(REGISTRY.ops[DENSE]):
+        pytest.skip("needs what this op lacks")
+    found = ask(worker, probe, "matvec", tmp_path, op=DENSE)
+    if probe == MAY_NOT_BE_READ and found.state == "not_run":
+        pytest.skip(found.evidence)
+    assert found.state == "pass", found
 
 
 def skip_without_exports(probe):

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-from matrix_candidates import OP
+from matrix_candidates import DENSE, OP
 from poolbench.core.candidate import Candidate
 from poolbench.core.errors import WorkerFailure
 from poolbench.core.registry import REGISTRY
 from poolbench.engine import cleanup
 from poolbench.engine.run import Run, RunOptions
 from poolbench.matrix import PROBES, record
-from poolbench.matrix.probe import Finding, Trial
+from poolbench.matrix.probe import Finding
 from poolbench.matrix.runner import PendingCell, all_keys, fill, plan_cells
 from poolbench.store.journal import read_run
 from poolbench.worker import session
@@ -136,12 +135,32 @@ def test_plan_cells_gpu_runs_only_what_a_gpu_may_change(candidates):
 
 
 def test_applies_op_without_window_skips_its_checks():
-    window = Trial(op=REGISTRY.ops[OP], candidate=None).has_window
-    plain = SimpleNamespace(axis_names=("shape",))
-    assert window
-    assert not PROBES["overlap"].applies(plain)
-    assert PROBES["nan"].applies(plain)
+    means = REGISTRY.ops["global_avg_pool"]
+    assert not PROBES["overlap"].applies(means)
+    assert PROBES["nan"].applies(means)
+    assert PROBES["fit-xla"].applies(means)
     assert (OP, "right", "overlap") in all_keys()
+
+
+def test_applies_op_of_two_inputs_gets_the_checks_that_fit():
+    applicable = {key for key, probe in PROBES.items() if probe.applies(REGISTRY.ops[DENSE])}
+    assert applicable >= {
+        "forward-xla",
+        "gradient-graph",
+        "dtype-float16",
+        "nan",
+        "repeat-calls",
+        "save-export",
+    }
+    assert not applicable & {
+        "overlap",
+        "tie",
+        "fit-xla",
+        "dynamic-batch",
+        "channels_first",
+        "save-keras",
+        "onnx",
+    }
 
 
 def test_pending_cell_is_decided_by_last_pass_or_first_failure():
@@ -214,27 +233,16 @@ def test_run_matrix_leaves_the_workers_of_races_alone(candidates, opened, tmp_pa
     assert all(worker.closed for worker in opened)
 
 
-def test_record_matrix_resumed_runs_only_missing_cells(candidates, opened, tmp_path, monkeypatch):
-    refused = Finding(state="unsupported", evidence="refused")
-    monkeypatch.setattr(FakeWorker, "call", lambda *_, timeout: refused)
-    options = RunOptions(folder=tmp_path / "run")
-    keys = all_keys()
-    assert record.record_matrix(options, ops=["none"], say=[].append) == 0
-    assert not read_run(options.folder).capabilities
-    said = []
-    resumed = RunOptions(folder=options.folder, resume=True)
-    assert record.record_matrix(resumed, ops=[OP], say=said.append) == 0
-    assert len(read_run(options.folder).capabilities) == len(keys)
-    assert record.record_matrix(resumed, ops=[OP], say=said.append) == 0
-    assert any(line.startswith("0 cells in") for line in said)
-    assert len(read_run(options.folder).capabilities) == len(keys)
-
-
-def test_record_matrix_failing_own_candidate_returns_one(candidates, opened, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        FakeWorker, "call", lambda *_, timeout: Finding(state="wrong", evidence="off")
-    )
-    said = []
-    options = RunOptions(folder=tmp_path / "run")
-    assert record.record_matrix(options, ops=[OP], say=said.append) == 1
-    assert any("wrong: off" in line for line in said)
+def test_run_matrix_resumed_runs_only_missing_cells(candidates, opened, tmp_path):
+    folder, said = tmp_path / "run", []
+    keys = [(OP, "one", "nan"), (OP, "one", "negative"), (OP, "two", "nan")]
+    with Run(RunOptions(folder=folder)) as run:
+        record.run_matrix(run, keys[:2], say=said.append)
+    with Run(RunOptions(folder=folder, resume=True)) as run:
+        found = record.run_matrix(run, keys, say=said.append)
+    assert list(found) == keys
+    assert len(read_run(folder).capabilities) == len(keys)
+    assert [line.split(" in ")[0] for line in said if " cells in " in line] == [
+        "2 cells",
+        "1 cells",
+    ]

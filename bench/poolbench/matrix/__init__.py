@@ -1,6 +1,6 @@
-"""What works where: the probes of the support matrix, by key.
+"""The checks of the support matrix, by key.
 
-Pure: importing this loads neither TensorFlow nor Keras. `poolbench.matrix.runner` runs them.
+Importing this loads neither TensorFlow nor Keras. `poolbench.matrix.runner` runs the checks.
 """
 
 from poolbench.matrix.probe import SupportProbe

@@ -25,7 +25,8 @@ from poolbench.core.registry import REGISTRY
 from poolbench.engine.cleanup import guarded_folder
 from poolbench.engine.process import WorkerLike
 from poolbench.matrix import PROBES
-from poolbench.matrix.probe import Finding, SupportProbe, Trial, attempt
+from poolbench.matrix.probe import Finding, SupportProbe, attempt
+from poolbench.matrix.trial import Trial
 
 Key = tuple[str, str, str]
 # The stages run one after the other. In a stage, threads work side by side, each with one worker

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from poolbench.core.case import Case
-from poolbench.matrix.probe import Trial
+from poolbench.matrix.trial import Trial
 
 LAMBDA_WORDS = "wrapped in a keras.layers.Lambda"
 

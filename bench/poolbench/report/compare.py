@@ -32,6 +32,7 @@ from poolbench.report.environments import timing_facts
 from poolbench.report.frame import MARGIN, axis_cell, axis_names, is_right, with_axes
 from poolbench.report.medians import middle_of, process_medians
 from poolbench.stats import estimate
+from poolbench.stats import verdict as verdicts
 from poolbench.store.journal import StoredRun
 
 # One process says nothing of how processes differ: a candidate that was stopped early in its first process must
@@ -204,13 +205,13 @@ def _table(
 
 def _verdicts(
     estimates: Mapping[int, estimate.Estimate], stopped_early: Collection[int], margin: float
-) -> dict[int, estimate.Comparison]:
+) -> dict[int, verdicts.Comparison]:
     """Return verdicts under one false-discovery control for each of the two margins."""
     usual = {row: found for row, found in estimates.items() if row not in stopped_early}
     wide = {row: found for row, found in estimates.items() if row in stopped_early}
     return {
-        **estimate.compare_run(usual, margin),
-        **estimate.compare_run(wide, max(margin, SETTLED_MARGIN)),
+        **verdicts.compare_run(usual, margin),
+        **verdicts.compare_run(wide, max(margin, SETTLED_MARGIN)),
     }
 
 
@@ -218,7 +219,7 @@ def _row(
     old: Measurement,
     new: Measurement,
     change: Change | None,
-    found: estimate.Comparison | None,
+    found: verdicts.Comparison | None,
     stopped_early: bool,
     axes: Sequence[str],
 ) -> tuple[Any, ...]:

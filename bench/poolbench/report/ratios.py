@@ -13,6 +13,7 @@ import pandas as pd
 from poolbench.core.records import Measurement, Samples, common_clock, samples_by
 from poolbench.report.roofline import limit_seconds
 from poolbench.stats import estimate
+from poolbench.stats import verdict as judging
 from poolbench.stats.estimate import Estimate
 from poolbench.stats.prior import tabulate
 from poolbench.stats.runs import RunsEstimate, combine
@@ -53,7 +54,7 @@ def reported_confidence(options: Mapping[str, Any]) -> float:
     least, most = (options.get(name) for name in ("processes", "max_processes"))
     if not isinstance(least, int) or not isinstance(most, int):
         return 0.95
-    return estimate.StopRule(min_processes=least, max_processes=most).reported_confidence
+    return estimate.reported_confidence(least, most)
 
 
 def paired(one: Measurement, other: Measurement) -> Pair:
@@ -161,9 +162,9 @@ def columns_of(table: pd.DataFrame, found: RowEstimates, margin: float) -> pd.Da
         for (kind, row), one in found.pooled.items()
         if kind == "baseline" and not stopped[row] and one.mean.low is not None
     }
-    verdicts = estimate.compare_run(judged, margin, 1 - found.confidence) if judged else {}
+    verdicts = judging.compare_run(judged, margin, 1 - found.confidence) if judged else {}
     within = {row: found.within["baseline", row] for row in judged}
-    disagree = estimate.flag_disagreeing(within)
+    disagree = judging.flag_disagreeing(within)
     rows = []
     for row in range(len(table)):
         verdict = str(verdicts[row].verdict) if row in verdicts else ""
@@ -205,7 +206,7 @@ def _processes_needed(found: RowEstimates, row: int, margin: float) -> float:
     """Return further processes that would decide; nan where what lies between runs is too large."""
     pooled, within = found.pooled["baseline", row], found.within["baseline", row]
     distance = abs(abs(pooled.mean.log_ratio) - math.log1p(margin))
-    needed = estimate.processes_needed(within, margin)
+    needed = judging.processes_needed(within, margin)
     hopeless = needed is None or distance <= 2 * pooled.tau / math.sqrt(pooled.runs)
     return math.nan if hopeless or needed is None else needed
 

@@ -22,6 +22,7 @@ from poolbench.report.frame import RunFrame, axes_in
 from poolbench.report.pairs import Interval, Pairs, estimate_pairs, mean_over_cases
 from poolbench.report.support import supports
 from poolbench.stats import estimate
+from poolbench.stats import verdict as verdicts
 from poolbench.stats.estimate import Estimate
 
 LEAST = 0.5  # share of an op's cases that a candidate must have been in to be drawn in the profile
@@ -190,7 +191,7 @@ def _tied(loaded: RunFrame, order: Sequence[int], pairs: Pairs) -> list[int]:
     if len(order) == 1:
         return list(order)
     row_of = {id(loaded.samples[row]): row for row in order}
-    kept = estimate.best_set(
+    kept = verdicts.best_set(
         {str(row): loaded.samples[row] for row in order},
         estimator=lambda one, other: pairs.mean[row_of[id(one)], row_of[id(other)]],
     )
