@@ -12,7 +12,8 @@ from poolbench.core.case import case_label
 from poolbench.core.registry import REGISTRY, import_file
 from poolbench.store.journal import read_run
 from poolbench.worker import session
-from poolbench.worker.check import check, make_inputs
+from poolbench.worker.check import check
+from poolbench.worker.inputs import make_inputs
 
 FILE = Path(__file__).parent / "candidates" / "dense_op.py"
 ROOT = FILE.parent.parent.parent
@@ -29,7 +30,7 @@ def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("results")
     done = subprocess.run(
         [
-            sys.executable, "-m", "pytest", str(FILE), "-q", "-p", "no:cacheprovider",
+            sys.executable, "-m", "poolbench", "run", str(FILE),
             "--axis", "width=8,16", "--axis", "activation=relu", "-k", "not tf-matmul",
             "--processes", "1", "--budget", "0.2", "--results", str(folder), "--run", "dense",
         ],
