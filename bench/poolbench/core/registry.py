@@ -198,6 +198,15 @@ def load_suites(files: Iterable[str | Path]) -> Registry:
     return REGISTRY
 
 
+def user_files(named: Iterable[Path] = ()) -> tuple[Path, ...]:
+    """Return the files beyond the package that registered an op or a candidate, the named ones first."""
+    package = Path(__file__).parent.parent
+    registered = [op.file for op in REGISTRY.ops.values()]
+    registered += [entry.file for entry in REGISTRY.candidates.values()]
+    files = [*named, *(Path(file).resolve() for file in registered)]
+    return tuple(dict.fromkeys(file for file in files if package not in file.parents))
+
+
 def import_file(path: Path) -> None:
     """Import a file by path, once per process, under a name of its own.
 
