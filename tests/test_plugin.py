@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -116,9 +117,16 @@ def test_plugin_leaves_a_session_without_benchmarks_of_ours_as_it_is(tmp_path):
 def installed(tmp_path_factory):
     """The Python of an environment with the wheel, which shares this environment's libraries."""
     folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"  # a copy: setuptools leaves its build folder in the source
+    for name in ("bench", "suites"):
+        shutil.copytree(
+            ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info")
+        )
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
     done = subprocess.run(
-        [*pip, "wheel", "--no-deps", "-w", str(folder), str(ROOT)],
+        [*pip, "wheel", "--no-deps", "-w", str(folder), str(source)],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     if "No matching distribution found for setuptools" in done.stderr:
