@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from poolbench.core.axes import STANDARD, AxisInfo, Value, declare
-from poolbench.core.candidate import FORMS, FRAMEWORKS, Builder, Candidate, KnownFailure
+from poolbench.core.candidate import FORMS, FRAMEWORKS, Builder, Candidate, KnownFailure, Snippet
 from poolbench.core.case import Case
 from poolbench.core.errors import UsageError
 from poolbench.core.op import Op
@@ -131,6 +131,7 @@ def candidate(
     form: str = "function",
     framework: str = "tensorflow",
     failures: tuple[KnownFailure, ...] = (),
+    snippet: Snippet | None = None,
 ) -> Callable[[Builder], Builder]:
     """Register the decorated builder, `build(case) -> callable(*inputs)`, as a candidate.
 
@@ -151,7 +152,7 @@ def candidate(
         REGISTRY.add_candidate(
             Candidate(
                 op=op, name=name, form=form, framework=framework, about=about or doc, build=build,
-                failures=failures, file=build.__code__.co_filename,
+                failures=failures, file=build.__code__.co_filename, snippet=snippet,
                 builtin=(build.__module__ or "").startswith("poolbench."),
             )
         )  # fmt: skip
