@@ -315,7 +315,8 @@ def tests(session: nox.Session) -> None:
 def backends(session: nox.Session) -> None:
     """The layer to take away on Keras's JAX and PyTorch backends."""
     python = _cpu(session, "test", "backends")
-    words = ["tests/test_layers.py", "-k", "another_backend", *session.posargs]
+    files = [f"tests/test_{name}.py" for name in ("layers", "masked_pooling", "adaptive_pooling")]
+    words = [*files, "-k", "another_backend or on_jax", *session.posargs]
     session.run(python, "-m", "pytest", "-q", *words, external=True, env=_environment())
 
 

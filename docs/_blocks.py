@@ -15,10 +15,12 @@ from poolbench.core.records import Measurement
 from poolbench.core.registry import input_nbytes
 from poolbench.core.text import format_nbytes, format_seconds, one_line, significant
 from poolbench.engine.race import BANDWIDTH_LIMIT_FROM_NBYTES, Plan
+from poolbench.report.formats import as_markdown
 from poolbench.report.frame import RunFrame, is_right
+from poolbench.report.machine_tables import selftest_table
 from poolbench.report.page import selftest_sentence
-from poolbench.report.recommend import choices, headline
-from poolbench.report.tables import as_markdown, headline_table, network_sentence, selftest_table
+from poolbench.report.recommend import answer
+from poolbench.report.tables import headline_table, network_sentence
 from poolbench.stats import estimate
 from poolbench.stats.planning import START_SECONDS, predict_seconds
 from poolbench.store.journal import MAX_NBYTES, encode_line
@@ -41,7 +43,7 @@ ASKED: tuple[tuple[str, str, str], ...] = (
     ("what became slower", "python report.py compare BASE RUN", "tests/test_compare.py"),
     ("figures that hold: coverage, false alarms, power", "nox -s selftest", "tests/test_stats.py"),
     ("the promises of real timings", "nox -s acceptance", "tests/test_acceptance.py"),
-    ("what works where", "nox -s matrix", "tests/test_capabilities.py"),
+    ("what works where", "nox -s matrix", "tests/test_matrix_probes.py"),
     ("a layer to take away", "nox -s backends", "tests/test_layers.py"),
     ("profiles, opened in TensorBoard", "nox -s trace && nox -s tensorboard", "tests/test_profile.py"),
     ("nothing lost: faults, resume, bad input", "nox -s tests-full", "tests/faults/test_faults.py"),
@@ -55,10 +57,10 @@ ASKED: tuple[tuple[str, str, str], ...] = (
 def headline_block(loaded: RunFrame, root: Path) -> str:
     """Return the headline table and the machine that it was measured on."""
     del root
-    table = headline_table(loaded, headline(loaded, choices(loaded)))
+    table = headline_table(loaded, answer(loaded))
     columns = [
-        "op", "mode", "direction", "use", "time a call", "speed over the baseline",
-        "speed over the recipe", "of the memory's bandwidth limit",
+        "op", "mode", "direction", "use", "time per call", "speed over the baseline",
+        "speed over the textbook implementation", "of the memory-bandwidth limit",
     ]  # fmt: skip
     environment = loaded.run.header.environment
     machine, versions = environment.machine, environment.versions

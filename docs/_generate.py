@@ -30,9 +30,10 @@ from _blocks import (
 from _gpu import gpu_bandwidth_block, gpu_block, gpu_means_block, gpu_runs
 from _stored import acceptance_block, scale_block, tool_comparison_block
 from poolbench.core.records import MatrixCell
+from poolbench.core.registry import load_builtin
 from poolbench.matrix import GROUPS, PROBES
-from poolbench.report.frame import RunFrame, load, register_builtin
-from poolbench.report.tables import as_markdown
+from poolbench.report.formats import as_markdown
+from poolbench.report.frame import RunFrame, load
 from poolbench.store.journal import StoredRun
 
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ by `python docs/_generate.py`.
 
 def support_page(runs: Sequence[StoredRun]) -> str:
     """Return docs/support.md: one table per op and device, implementations by groups of checks."""
-    register_builtin()
+    load_builtin()
     lines = [SUPPORT_INTRO.strip()]
     for run in runs:
         versions, devices = run.header.environment.versions, run.header.environment.devices

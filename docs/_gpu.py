@@ -10,9 +10,12 @@ from poolbench.core.case import Case
 from poolbench.core.records import Measurement
 from poolbench.core.text import format_bandwidth, format_seconds, one_line
 from poolbench.machine.nvml import is_gpu
-from poolbench.report.frame import RunFrame, is_right, load, middle_of, paired, process_medians
-from poolbench.report.recommend import choices, headline
-from poolbench.report.tables import as_markdown, headline_table
+from poolbench.report.formats import as_markdown
+from poolbench.report.frame import RunFrame, is_right, load
+from poolbench.report.medians import middle_of, process_medians
+from poolbench.report.ratios import paired
+from poolbench.report.recommend import answer
+from poolbench.report.tables import headline_table
 from poolbench.stats import estimate
 from poolbench.store.journal import JOURNAL
 
@@ -42,7 +45,7 @@ def gpu_block(_: RunFrame, root: Path) -> str:
     """Return the headline table of each GPU and the lead of DepthMaxPool2D there."""
     parts = []
     for loaded in gpu_runs(root):
-        table = headline_table(loaded, headline(loaded, choices(loaded)))
+        table = headline_table(loaded, answer(loaded))
         table = table[table["device"].map(is_gpu)]
         columns = [
             "op", "mode", "direction", "use", "time a call", "speed over the baseline",

@@ -10,8 +10,8 @@ from typing import Any
 
 import pandas as pd
 from poolbench.core.text import format_seconds
+from poolbench.report.formats import as_markdown
 from poolbench.report.frame import RunFrame
-from poolbench.report.tables import as_markdown
 
 VERSUS = Path("results") / "reference-versus" / "versus.json"
 VERSUS_PICTURE = Path("docs") / "images" / "versus.png"

@@ -8,7 +8,8 @@ from poolbench.core.errors import StoreError, UsageError
 from poolbench.core.records import MatrixCell
 from poolbench.core.registry import REGISTRY, parse_axis
 from poolbench.engine.run import Run
-from poolbench.matrix.runner import Key, all_keys, run_matrix
+from poolbench.matrix.record import run_matrix
+from poolbench.matrix.runner import Key, all_keys
 
 Matrix = dict[Key, list[MatrixCell]]
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import pytest
 from poolbench.engine.run import Run
-from poolbench.models.study import Entry, entries_of, run_entry
+from poolbench.models.results import Entry
+from poolbench.models.study import run_entry
+from poolbench.models.suite import entries_of
 
 FAILED = ("wrong", "error", "crashed", "out_of_memory", "timeout")
 

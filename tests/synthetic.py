@@ -24,8 +24,10 @@ from poolbench.core.records import (
     TimeBreakdown,
     TraceSummary,
 )
-from poolbench.core.registry import input_nbytes
+from poolbench.core.registry import input_nbytes, load_builtin
 from poolbench.store.journal import Journal
+
+load_builtin()  # declares the axes of the cases below
 
 SHAPES = (
     (1, 7, 7, 96),

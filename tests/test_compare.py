@@ -1,4 +1,4 @@
-"""Two runs compared: verdicts against a yardstick of the same rounds, and every way in which they cannot be."""
+"""Two runs compared: verdicts against a normalizer of the same rounds, and every way in which they cannot be."""
 
 import io
 import itertools
@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 from poolbench.cli import main
-from poolbench.core.records import MatrixCell, TimeBreakdown
-from poolbench.report import compare
+from poolbench.core.records import FASTER_THAN_LIMIT, MatrixCell, TimeBreakdown
+from poolbench.report import compare, compare_text
 from poolbench.store.journal import JOURNAL, encode_line, read_run
 
 from tests import synthetic
@@ -58,14 +58,14 @@ def refusal(*words):
     return err
 
 
-def test_a_run_against_itself_has_nothing_slower(base):
+def test_compare_run_with_itself_finds_nothing_slower(base):
     code, out, _ = call(base, base)
     assert code == 0
     assert "Nothing became slower" in out and "Slower: 0. Faster: 0." in out
 
 
-def test_a_candidate_slowed_by_a_tenth_is_named_and_no_other(base, tmp_path):
-    slowed = write(tmp_path / "slowed", records(2, slowed={VICTIM: 1.1}))
+def test_compare_candidate_slowed_by_a_quarter_is_named_and_no_other(base, tmp_path):
+    slowed = write(tmp_path / "slowed", records(2, slowed={VICTIM: 1.25}))
     code, out, err = call(base, slowed)
     assert code == 1
     assert VICTIM in out.splitlines()[2] and VICTIM in err
@@ -74,11 +74,11 @@ def test_a_candidate_slowed_by_a_tenth_is_named_and_no_other(base, tmp_path):
     assert set(found.table["verdict"][:2]) == {"SLOWER"}  # the surest first
 
 
-def test_a_journal_doctored_by_a_tenth_is_told(base, tmp_path):
+def test_compare_one_measurement_slowed_by_a_quarter_is_slower_alone(base, tmp_path):
     """The same samples but for one candidate in one case: what is slower is that one alone."""
     run = read_run(base)
     victim = next(m for m in run.measurements if m.candidate == VICTIM)
-    seconds = tuple(1.1 * value for value in victim.samples.seconds)
+    seconds = tuple(1.25 * value for value in victim.samples.seconds)
     doctored = msgspec.structs.replace(
         victim, samples=msgspec.structs.replace(victim.samples, seconds=seconds)
     )
@@ -87,20 +87,20 @@ def test_a_journal_doctored_by_a_tenth_is_told(base, tmp_path):
     table = compare.compare_runs(run, other).table
     slower = table[table["verdict"] == "SLOWER"]
     assert list(slower["candidate"]) == [VICTIM]
-    assert slower["ratio"].iloc[0] == pytest.approx(1.1)
+    assert slower["ratio"].iloc[0] == pytest.approx(1.25)
     assert not (table["verdict"] == "FASTER").any()
 
 
-def test_a_slower_day_is_not_a_slower_candidate(base, tmp_path):
+def test_compare_slower_day_finds_no_slower_candidate(base, tmp_path):
     slow_day = read_run(write(tmp_path / "day", records(3, slow=1.5)))
     found = compare.compare_runs(read_run(base), slow_day)
     judged = found.table[found.table["verdict"] != ""]
     assert (judged["seconds"] / judged["base_seconds"]).min() > 1.3
     assert judged["verdict"].isin(["SAME", "UNDECIDED"]).all()
-    assert set(judged["yardstick"]) == {"bandwidth_limit"}
+    assert set(judged["normalizer"]) == {"bandwidth_limit"}
 
 
-def test_a_candidate_made_quicker_is_faster(base, tmp_path):
+def test_compare_faster_candidate_is_faster(base, tmp_path):
     quicker = read_run(write(tmp_path / "quicker", records(4, slowed={VICTIM: 0.8})))
     found = compare.compare_runs(read_run(base), quicker)
     faster = found.table[found.table["verdict"] == "FASTER"]
@@ -112,21 +112,21 @@ def without(found, *probes):
 
 
 @pytest.mark.parametrize(
-    ("gone", "yardstick"),
+    ("gone", "normalizer"),
     [
         ((), "bandwidth_limit"),
         (("bandwidth-write",), "copy"),
         (("bandwidth-read", "bandwidth-write", "bandwidth-copy"), "baseline"),
     ],
 )
-def test_the_yardstick_is_the_best_that_both_runs_have(base, tmp_path, gone, yardstick):
+def test_compare_normalizer_is_the_best_of_both_runs(base, tmp_path, gone, normalizer):
     other = read_run(write(tmp_path / "other", without(records(5, slowed={VICTIM: 1.2}), *gone)))
     for pair in ((read_run(base), other), (other, read_run(base))):
         table = compare.compare_runs(*pair).table
-        assert set(table[table["ratio"].notna()]["yardstick"]) == {yardstick}
-    if yardstick == "baseline":
+        assert set(table[table["ratio"].notna()]["normalizer"]) == {normalizer}
+    if normalizer == "baseline":
         own = table[table["candidate"] == table["op"].map(synthetic.BASELINES)]
-        assert set(own["note"]) == {"is the only yardstick itself"}
+        assert set(own["note"]) == {"is itself the only normalizer"}
         assert set(own["verdict"]) == {""}
 
 
@@ -147,7 +147,7 @@ def settle(found, name):
 
 
 @pytest.mark.parametrize(("factor", "verdicts"), [(1.1, {"SAME", "UNDECIDED"}), (3.0, {"SLOWER"})])
-def test_a_settled_candidate_must_move_by_much(base, tmp_path, factor, verdicts):
+def test_compare_candidate_stopped_early_needs_a_wide_margin(base, tmp_path, factor, verdicts):
     found = settle(records(6, slowed={VICTIM: factor}), VICTIM)
     table = compare.compare_runs(
         read_run(base), read_run(write(tmp_path / "stopped_early", found))
@@ -157,7 +157,7 @@ def test_a_settled_candidate_must_move_by_much(base, tmp_path, factor, verdicts)
     assert rows["note"].str.contains("25%").all()
 
 
-def test_statuses_that_changed_are_listed_and_a_timeout_is_slower(base, tmp_path):
+def test_compare_changed_statuses_are_listed_and_timeout_is_slower(base, tmp_path):
     def change(record):
         name, mode = getattr(record, "candidate", ""), getattr(record, "case", None)
         if not name or mode.mode != "graph":
@@ -180,7 +180,7 @@ def test_statuses_that_changed_are_listed_and_a_timeout_is_slower(base, tmp_path
     assert "off by \\| a lot" in out
 
 
-def test_limitations_that_went_away_are_listed_first(base, tmp_path):
+def test_compare_moved_cells_list_removed_limitations_first(base, tmp_path):
     states = [("a", "unsupported", "pass"), ("b", "pass", "wrong"), ("c", "error", "wrong"),
               ("d", "not_run", "pass"), ("e", "pass", "pass")]  # fmt: skip
 
@@ -204,22 +204,22 @@ def test_limitations_that_went_away_are_listed_first(base, tmp_path):
     assert list(zip(moved["change"], moved["probe"], strict=True)) == [
         ("went away", "a"), ("new", "b"), ("changed", "c"),
     ]  # fmt: skip
-    assert "Limitations that came and went" in compare.as_comment(compare.compare_runs(*pair))
+    assert "Limitations that came and went" in compare_text.as_comment(compare.compare_runs(*pair))
 
 
-def test_support_matrices_alone_can_be_compared(tmp_path):
+def test_compare_support_matrices_alone_finds_nothing_slower(tmp_path):
     cell = MatrixCell(op="depth_max_pool", candidate=VICTIM, probe="trains", state="pass")
     pair = [read_run(write(tmp_path / name, [cell])) for name in ("old", "new")]
     found = compare.compare_runs(*pair)
     assert found.table.empty and found.slower == []
-    assert "Nothing became slower" in compare.as_comment(found)
+    assert "Nothing became slower" in compare_text.as_comment(found)
 
 
 # What cannot be compared: exit 2 and one line.
 
 
 @pytest.mark.parametrize("cut", [1, 200])
-def test_a_truncated_journal_is_refused(base, tmp_path, cut):
+def test_compare_truncated_journal_is_refused(base, tmp_path, cut):
     torn = write(tmp_path / "torn", records(1))
     data = (torn / JOURNAL).read_bytes()
     (torn / JOURNAL).write_bytes(data[:-cut])
@@ -227,20 +227,20 @@ def test_a_truncated_journal_is_refused(base, tmp_path, cut):
     assert "torn" in refusal(torn, base)
 
 
-def test_another_schema_version_is_refused(base, tmp_path):
+def test_compare_other_schema_version_is_refused(base, tmp_path):
     other = write(tmp_path / "other", [])
     head = msgspec.structs.replace(synthetic.header("other"), schema=99)
     (other / JOURNAL).write_bytes(encode_line(head))
     assert "schema version 99" in refusal(base, other)
 
 
-def test_no_common_case_is_refused(base, tmp_path):
+def test_compare_no_common_case_is_refused(base, tmp_path):
     elsewhere = [synthetic.op_case("depth_max_pool", pool_size=16)]
     found = synthetic.records(1, cases=elsewhere, plan=synthetic.Plan(processes=2))
     assert "in common" in refusal(base, write(tmp_path / "other", found))
 
 
-def test_a_run_that_is_not_there_is_refused(base):
+def test_compare_missing_run_is_refused(base):
     assert "no journal.jsonl" in refusal(base, "no-such-run")
 
 
@@ -253,30 +253,68 @@ UNLIKE = {
 
 
 @pytest.mark.parametrize("name", UNLIKE)
-def test_unlike_environments_are_named_and_may_be_allowed(base, tmp_path, name):
+def test_compare_different_environments_are_named_and_may_be_allowed(base, tmp_path, name):
     other = write(tmp_path / "other", records(1), **UNLIKE[name])
     line = refusal(base, other)
     assert f"--allow-different {name}" in line
     code, out, _ = call(base, other, "--allow-different", name)
-    assert code == 0 and f"Unlike, and allowed: {compare.markdown_cell(name)}" in out
+    assert code == 0 and f"Different, and allowed: {compare_text.markdown_cell(name)}" in out
 
 
-def test_only_what_was_allowed_may_differ(base, tmp_path):
+def test_compare_field_not_allowed_is_refused(base, tmp_path):
     both = {**UNLIKE["tensorflow"], **UNLIKE["cores"]}
     other = write(tmp_path / "other", records(1), **both)
     line = refusal(base, other, "--allow-different", "cores")
     assert "tensorflow (2.21.0 | 2.20.0)" in line and "cores (" not in line
 
 
-def test_another_commit_is_what_the_command_is_for(base, tmp_path):
+def test_compare_other_commit_is_accepted(base, tmp_path):
     other = write(tmp_path / "other", records(1), source={"commit": "1111111", "dirty": True})
     assert call(base, other)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("part", "field"),
+    [
+        ("versions", {"tensorboard-plugin-profile": "2.0", "pytest": "1", "pandas": "1"}),
+        ("settings", {"TF_CPP_MIN_LOG_LEVEL": "0"}),
+        ("machine", {"memory_nbytes": 1}),
+    ],
+)
+def test_compare_field_without_effect_on_timings_is_no_difference(base, tmp_path, part, field):
+    known = getattr(synthetic.ENVIRONMENT, part)
+    other = write(tmp_path / "other", records(1), **{part: {**known, **field}})
+    assert call(base, other)[0] == 0
+
+
+def test_compare_identical_code_with_a_run_effect_finds_nothing_slower(base, tmp_path):
+    """Ratios of another run of the same code move by some percent: that is no finding."""
+    moved = {
+        name: 1 + 0.03 * (-1) ** i for i, name in enumerate(synthetic.SPELLINGS["depth_max_pool"])
+    }
+    other = write(tmp_path / "moved", records(9, slowed=moved))
+    code, out, _ = call(base, other)
+    assert code == 0
+    assert "would have shown a slowdown of" in out and "poolbench compare --base REF" in out
+
+
+def test_compare_impossibly_fast_measurement_is_not_judged(base, tmp_path):
+    found = [
+        msgspec.structs.replace(r, flags=(FASTER_THAN_LIMIT,))
+        if getattr(r, "candidate", "") == VICTIM
+        else r
+        for r in records(2, slowed={VICTIM: 3.0})
+    ]
+    table = compare.compare_runs(read_run(base), read_run(write(tmp_path / "fast", found))).table
+    rows = table[table["candidate"] == VICTIM]
+    assert set(rows["verdict"]) == {""}
+    assert set(rows["note"]) == {"faster than the memory allows: not judged"}
 
 
 # Notes and text.
 
 
-def test_a_run_cut_off_between_two_races_is_said_to_be_unfinished(base, tmp_path):
+def test_compare_unfinished_run_is_noted(base, tmp_path):
     found = records(1)[:-1]
     last = found[-1].case
     short = read_run(write(tmp_path / "short", [r for r in found if r.case != last]))
@@ -286,26 +324,26 @@ def test_a_run_cut_off_between_two_races_is_said_to_be_unfinished(base, tmp_path
 
 
 def test_select_and_every_format(base, tmp_path):
-    slowed = write(tmp_path / "slowed", records(2, slowed={VICTIM: 1.1}))
+    slowed = write(tmp_path / "slowed", records(2, slowed={VICTIM: 1.25}))
     pick = ("--select", "op=global_avg_pool")
     code, out, _ = call(base, slowed, *pick, "--format", "csv")
     table = pd.read_csv(io.StringIO(out))
     assert code == 0  # what is slower is another op's
     assert set(table["op"]) == {"global_avg_pool"}
-    for name in compare.FORMATS:
+    for name in compare_text.FORMATS:
         code, out, _ = call(base, slowed, "--format", name)
         assert code == 1 and VICTIM in out
 
 
-def test_a_long_table_is_cut_and_says_so(base):
+def test_comment_long_table_is_cut_and_says_so(base):
     found = compare.compare_runs(read_run(base), read_run(base))
     many = pd.concat([found.table] * 20, ignore_index=True)
-    text = compare.as_comment(compare.keep(found, many))
-    assert f"{len(many) - compare.ROWS_SHOWN} more rows" in text
+    text = compare_text.as_comment(compare.keep(found, many))
+    assert f"{len(many) - compare_text.ROWS_SHOWN} more rows" in text
     assert len(text) < 65_536
 
 
-def test_rows_are_sorted_by_verdict_then_by_how_sure_then_by_how_large():
+def test_compare_rows_are_sorted_by_verdict_p_and_size():
     rows = itertools.product(("SAME", "SLOWER", "FASTER"), (0.04, 0.001), (1.1, 1.3))
     table = pd.DataFrame(rows, columns=["verdict", "adjusted_p", "ratio"])
     found = compare._sorted(table)
@@ -314,7 +352,7 @@ def test_rows_are_sorted_by_verdict_then_by_how_sure_then_by_how_large():
     assert list(found["ratio"][:4]) == [1.3, 1.1, 1.3, 1.1]
 
 
-def test_hostile_names_reach_neither_the_comment_nor_the_page_as_markup(base, tmp_path):
+def test_comment_and_page_hostile_name_is_escaped(base, tmp_path):
     hostile = "<script>alert(1)</script>|`x`"
 
     def rename(record):
@@ -327,8 +365,8 @@ def test_hostile_names_reach_neither_the_comment_nor_the_page_as_markup(base, tm
         for name, seed, factor in (("old", 1, 1.0), ("new", 2, 1.3))
     ]
     found = compare.compare_runs(*pair)
-    assert "<script" not in compare.as_comment(found)
-    page = compare.write_page(found, tmp_path / "out").read_text()
+    assert "<script" not in compare_text.as_comment(found)
+    page = compare_text.write_page(found, tmp_path / "out").read_text()
     assert "<script" not in page and "&lt;script&gt;" in page
     assert np.isfinite(found.table["ratio"][0]) and hostile in found.slower[0]
 

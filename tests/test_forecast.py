@@ -37,7 +37,7 @@ def test_the_components_are_those_that_were_put_in(levels):
         scale * rng.standard_normal(shape)
         for scale, shape in zip(levels, [(60, 1, 1), (60, 8, 1), (60, 8, 9)], strict=True)
     )
-    found = estimate.components(
+    found = planning.components(
         samples(np.exp(process + allocation + round_)), samples(np.ones((60, 8, 9)))
     )
     assert (found.process, found.allocation, found.round) == pytest.approx(levels, abs=0.025)
@@ -46,7 +46,7 @@ def test_the_components_are_those_that_were_put_in(levels):
 
 def test_a_level_that_was_not_repeated_has_no_component():
     once = samples(np.ones((1, 4, 4)))
-    assert estimate.components(once, once) is None
+    assert planning.components(once, once) is None
 
 
 @pytest.fixture

@@ -1,17 +1,10 @@
 """DepthMaxPool2D, the layer to take away, against the reference and on its own."""
 
-import json
-import shutil
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
+from alone import run_alone
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-
-LAYERS = Path(__file__).parent.parent / "bench" / "poolbench" / "layers.py"
 
 tf = pytest.importorskip("tensorflow")
 import keras  # noqa: E402
@@ -214,20 +207,6 @@ def test_padding_is_accepted_in_any_letter_case():
     assert DepthMaxPool2D(2, padding="SAME").padding == "same"
 
 
-def run_alone(folder, code, **environment):
-    """Run code in a folder that holds a copy of layers.py and nothing else of ours."""
-    shutil.copy(LAYERS, folder / "layers.py")
-    import os
-
-    done = subprocess.run(
-        [sys.executable, "-I", "-c", f"import sys; sys.path.insert(0, {str(folder)!r})\n{code}"],
-        cwd=folder, capture_output=True, text=True, check=False,
-        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", **environment}, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 def test_a_copy_of_the_file_alone_reloads_a_saved_model_in_safe_mode(tmp_path):
     inputs = keras.Input((4, 4, 7))
     model = keras.Model(inputs, DepthMaxPool2D(3, padding="same", name="pool")(inputs))
@@ -239,7 +218,9 @@ def test_a_copy_of_the_file_alone_reloads_a_saved_model_in_safe_mode(tmp_path):
         "model = keras.saving.load_model('model.keras', safe_mode=True)\n"
         "print(json.dumps(np.asarray(model(np.load('x.npy'))).tolist()))\n"
     )
-    np.testing.assert_array_equal(np.array(run_alone(tmp_path, code), "float32"), model(x))
+    np.testing.assert_array_equal(
+        np.array(run_alone("layers", tmp_path, code), "float32"), model(x)
+    )
 
 
 JAX_CODE = """
@@ -274,7 +255,7 @@ BACKENDS = {"jax": JAX_CODE, "torch": TORCH_CODE}
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_it_is_right_on_another_backend(tmp_path, backend):
     pytest.importorskip(backend)
-    found = run_alone(tmp_path, BACKENDS[backend], KERAS_BACKEND=backend)
+    found = run_alone("layers", tmp_path, BACKENDS[backend], KERAS_BACKEND=backend)
     x = np.random.default_rng(0).integers(-2, 3, (2, 3, 3, 7)).astype("float32")
     for padding, (y, dx) in found.items():
         expected, windows = brute_force(x, 3, 3, padding)
@@ -334,4 +315,4 @@ def test_it_works_under_op_determinism(tmp_path):
         "    y = layer(x)\n"
         "print(json.dumps(tape.gradient(y, x).numpy().ravel().tolist()))\n"
     )
-    assert run_alone(tmp_path, code) == [0, 0, 1] * 8
+    assert run_alone("layers", tmp_path, code) == [0, 0, 1] * 8

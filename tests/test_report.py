@@ -17,20 +17,22 @@ import synthetic
 from poolbench.core.axes import RESERVED
 from poolbench.core.errors import StoreError
 from poolbench.core.records import Accuracy, ModelResult
+from poolbench.core.registry import load_builtin
 from poolbench.core.text import format_value, inverse, markdown_cell, with_interval
-from poolbench.report import page, recommend, tables
+from poolbench.report import formats, page, recommend, tables
 from poolbench.report.frame import (
     COLUMNS,
     axes_in,
-    find_run,
     lay_out,
     load,
-    register_builtin,
     with_axes,
 )
 from poolbench.report.select import select
+from poolbench.report.snippets import snippet
 from poolbench.stats import estimate
+from poolbench.stats.runs import widen
 from poolbench.store.journal import StoredRun
+from poolbench.store.runs import find_run
 
 ROOT = Path(__file__).parent.parent
 CASE = synthetic.op_case("depth_max_pool")
@@ -52,23 +54,26 @@ def row_of(loaded, candidate, race=0):
     return table[(table["candidate"] == candidate) & (table["race"] == race)].iloc[0]
 
 
-def test_a_row_a_candidate_and_a_meaning_a_column(loaded):
+def test_frame_has_a_row_per_candidate_and_a_meaning_per_column(loaded):
     assert len(loaded.table) == 7 + 3 * 5
     assert list(loaded.table.columns) == with_axes(COLUMNS, axes_in(loaded.table))
     assert set(COLUMNS) <= RESERVED
 
 
-def test_ratio_is_that_of_stats(loaded):
+def test_ratio_has_the_next_run_s_interval_and_the_verdict_the_mean_s(loaded):
     table = loaded.table
     row = table.index[table["candidate"] == "slices-maximum"][0]
     base = table.index[(table["candidate"] == "reshape-reduce_max") & (table["race"] == 0)][0]
-    expected = estimate.estimate(loaded.samples[row], loaded.samples[base])
-    assert table.at[row, "ratio"] == pytest.approx(expected.ratio)
-    assert table.at[row, "ratio_high"] == pytest.approx(expected.ratio_high)
+    within = estimate.estimate(loaded.samples[row], loaded.samples[base])
+    expected = widen(within, eager=False, one_thread=False)
+    assert table.at[row, "ratio"] == pytest.approx(within.ratio)
+    assert table.at[row, "ratio_high"] == pytest.approx(expected.next_run.ratio_high)
+    assert table.at[row, "mean_high"] == pytest.approx(expected.mean.ratio_high)
+    assert within.ratio_high < table.at[row, "mean_high"] < table.at[row, "ratio_high"]
     assert table.at[row, "verdict"] == "SLOWER"
 
 
-def test_many_estimates_at_once_are_those_one_by_one():
+def test_estimate_all_equals_estimate_one_by_one():
     rng = np.random.default_rng(2)
     race = [m for m in synthetic.race(CASE, rng) if len(m.samples)]
     torn = msgspec.structs.replace(
@@ -88,7 +93,7 @@ def test_many_estimates_at_once_are_those_one_by_one():
         assert found.contended_used == expected.contended_used
 
 
-def test_what_is_not_right_is_not_ranked():
+def test_answer_wrong_candidate_is_not_ranked():
     race = synthetic.race(CASE, np.random.default_rng(1))
     wrong = [
         msgspec.structs.replace(m, accuracy=Accuracy(worst=1.5, max_relative=1, max_absolute=1))
@@ -100,17 +105,17 @@ def test_what_is_not_right_is_not_ranked():
     row = row_of(loaded, "transpose-reduce_max")
     assert not row["right"]
     assert row["verdict"] == ""
-    assert all("transpose-reduce_max" not in c.best for c in recommend.choices(loaded))
+    assert all("transpose-reduce_max" not in c.best for c in recommend.answer(loaded).choices)
 
 
-def test_a_status_is_a_row_with_its_reason(loaded):
+def test_frame_failed_candidate_has_a_row_with_its_reason(loaded):
     row = row_of(loaded, "recipe-verbatim")
     assert row["status"] == "unsupported"
     assert "padding" in row["reason"]
     assert np.isnan(row["seconds"])
 
 
-def test_a_run_whose_races_looked_whether_they_could_stop_reports_wider_intervals():
+def test_frame_adaptive_run_reports_wider_intervals():
     records = synthetic.race(CASE, np.random.default_rng(1))
     looked = synthetic.header()
     looked = msgspec.structs.replace(looked, options=looked.options | {"max_processes": 10})
@@ -125,7 +130,7 @@ def test_a_run_whose_races_looked_whether_they_could_stop_reports_wider_interval
     assert often["ratio_low"] < once["ratio_low"] < once["ratio_high"] < often["ratio_high"]
 
 
-def test_settled_has_no_interval():
+def test_frame_candidate_stopped_early_has_no_interval():
     race = [
         msgspec.structs.replace(m, stopped_early=True) if m.candidate == "slices-maximum" else m
         for m in synthetic.race(CASE, np.random.default_rng(1))
@@ -134,10 +139,10 @@ def test_settled_has_no_interval():
     row = row_of(loaded, "slices-maximum")
     assert row["ratio"] > 3
     assert np.isnan(row["ratio_low"])
-    assert "(stopped early)" in tables.measurement_table(loaded.table)["time a call"].str.cat()
+    assert "(stopped early)" in tables.measurement_table(loaded.table)["time per call"].str.cat()
 
 
-def test_a_verdict_finer_than_the_noise_floor_is_withheld():
+def test_frame_verdict_finer_than_noise_floor_is_withheld():
     audit = [m for m in synthetic.extras() if type(m).__name__ == "Selftest"]
     noisy = [msgspec.structs.replace(one, noise_floor=0.5) for one in audit]
     race = synthetic.race(CASE, np.random.default_rng(1))
@@ -150,7 +155,7 @@ def test_a_verdict_finer_than_the_noise_floor_is_withheld():
     assert found["noisy"]["slices-maximum"] == "SLOWER"
 
 
-def test_efficiency_is_bandwidth_limit_over_time_from_one_mebibyte_up():
+def test_efficiency_is_limit_over_time_from_one_mebibyte_up():
     small = synthetic.op_case("depth_max_pool", shape=(1, 7, 7, 96))
     loaded = lay_out(run_of(synthetic.records(cases=[CASE, small])))
     large = loaded.table[loaded.table["race"] == 0].dropna(subset="efficiency")
@@ -160,49 +165,38 @@ def test_efficiency_is_bandwidth_limit_over_time_from_one_mebibyte_up():
     assert loaded.table.loc[loaded.table["race"] == 1, "efficiency"].isna().all()
 
 
-def test_ratio_to_the_recipe_is_empty_with_its_reason_where_the_recipe_fails():
+def test_textbook_ratio_where_textbook_fails_is_empty_with_reason():
     case = synthetic.op_case("depth_max_pool", direction="training")
-    loaded = lay_out(run_of(synthetic.records(cases=[case])), registry=register_builtin())
+    loaded = lay_out(run_of(synthetic.records(cases=[case])), registry=load_builtin())
     row = row_of(loaded, "transpose-reduce_max")
-    assert np.isnan(row["recipe_ratio"])
-    assert "MaxPoolingGrad" in row["recipe_reason"]
+    assert np.isnan(row["textbook_ratio"])
+    assert "MaxPoolingGrad" in row["textbook_reason"]
 
 
-def test_of_equals_the_one_with_fewest_red_cells_is_recommended():
+def test_pick_of_equals_takes_fewest_failed_checks():
     red = {("op", "a"): 2, ("op", "b"): 1, ("op", "c"): 1}
-    assert recommend.recommend("op", ["a", "b", "c"], red) == "b"
+    assert recommend.pick("op", ["a", "b", "c"], red) == "b"
 
 
-def test_the_sentence_names_the_candidate_its_speed_and_the_bandwidth_limit(loaded):
-    register_builtin()
-    found = recommend.choices(loaded)
-    text = recommend.sentence(loaded, found[0])
-    assert found[0].recommended in text
-    assert "95% interval" in text
-    assert "of what the memory allows" in text
+def test_sentences_name_candidate_speed_and_bandwidth_limit(loaded):
+    choice = recommend.answer(loaded).choices[0]
+    found = tables.sentences(loaded, choice)
+    assert choice.recommended in found[0]
+    assert any("as fast as the textbook implementation" in text for text in found)
+    assert any("of the memory-bandwidth limit" in text for text in found)
+    assert max(len(text.split()) for text in found) <= 25
 
 
-def test_every_snippet_of_ours_stands_by_itself():
-    registry = register_builtin()
-    loaded_before = "tensorflow.python" in sys.modules  # another test's doing
-    for op, name in registry.candidates:
-        code = recommend.snippet(op, name)
-        space = {}
-        exec(compile(code, name, "exec"), space)
-        assert registry.candidates[op, name].build.__name__ in space
-    assert ("tensorflow.python" in sys.modules) == loaded_before
+def test_snippet_unknown_candidate_is_empty():
+    assert snippet(CASE, "unknown") == ""
 
 
-def test_a_candidate_whose_file_is_not_at_hand_has_no_snippet():
-    assert recommend.snippet("depth_max_pool", "nobody's") == ""
-
-
-def test_no_networks_no_sentence_and_small_shares_choose_by_support(loaded):
+def test_network_sentence_small_share_advises_support_matrix(loaded):
     assert tables.network_sentence([]) == ""
     assert "support matrix" in tables.network_sentence(loaded.run.networks)
 
 
-def test_empty_run_renders(tmp_path):
+def test_render_empty_run_says_what_is_missing(tmp_path):
     folder = synthetic.write(tmp_path / "empty", [])
     written = page.render(load(folder), tmp_path / "out")
     text = written.page.read_text()
@@ -210,14 +204,14 @@ def test_empty_run_renders(tmp_path):
         assert words.split(":")[0].split("`")[0].replace("'", "&#39;")[:40] in text
 
 
-def test_units_are_at_the_edge():
+def test_format_value_scales_units():
     assert format_value(0.0012, "s") == "1.20 ms"
     assert format_value(0.91, "%") == "91%"
     assert with_interval(5.2, 4.9, 5.5) == "5.20x [4.90, 5.50]"
     assert inverse(0.5, 0.4, 0.8) == (2.0, 1.25, 2.5)
 
 
-def test_nothing_hostile_passes_unescaped(tmp_path):
+def test_render_hostile_text_is_escaped(tmp_path):
     case = synthetic.op_case("depth_max_pool")
     race = [
         msgspec.structs.replace(m, candidate=HOSTILE, reason=HOSTILE)
@@ -233,30 +227,30 @@ def test_nothing_hostile_passes_unescaped(tmp_path):
     assert all(set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789-_./") for name in names)
 
 
-def test_json_in_a_script_element_cannot_end_it():
+def test_embed_json_cannot_end_a_script_element():
     text = page.embed_json({"a": "</script><!--\u2028&"})
     assert not set("<>&\u2028") & set(text)
     assert json.loads(text) == {"a": "</script><!--\u2028&"}
 
 
-def test_a_cell_of_markdown_stays_one_cell():
+def test_markdown_cell_stays_one_cell():
     assert "\n" not in markdown_cell("a\n|b")
     assert markdown_cell("a|b") == "a\\|b"
     assert "<" not in markdown_cell("<img>")
 
 
-def test_a_column_that_is_markdown_keeps_its_markup():
+def test_as_markdown_own_markup_column_is_kept():
     frame = pd.DataFrame({"ours": ["**no**"], "theirs": ["**no**"]})
-    rows = tables.as_markdown(frame, markup=["ours"]).splitlines()
+    rows = formats.as_markdown(frame, markup=["ours"]).splitlines()
     assert rows[-1] == "| **no** | \\*\\*no\\*\\* |"
 
 
-def test_a_spreadsheet_runs_no_formula():
-    assert "'=1+1" in tables.as_csv(pd.DataFrame({"name": ["=1+1"]}))
+def test_as_csv_formula_gets_an_apostrophe():
+    assert "'=1+1" in formats.as_csv(pd.DataFrame({"name": ["=1+1"]}))
 
 
-def test_the_newest_run_is_rendered_and_the_reference_on_a_fresh_clone(tmp_path):
-    with pytest.raises(StoreError, match="nox -s bench-cpu"):
+def test_find_run_takes_newest_run_or_reference(tmp_path):
+    with pytest.raises(StoreError, match="poolbench run"):
         find_run(tmp_path, None)
     reference = synthetic.write(tmp_path / "reference", [])
     assert find_run(tmp_path, None) == reference
@@ -265,7 +259,7 @@ def test_the_newest_run_is_rendered_and_the_reference_on_a_fresh_clone(tmp_path)
     assert find_run(tmp_path, "mine") == own
 
 
-def test_select_names_the_columns_there_are(loaded):
+def test_select_unknown_column_names_the_columns(loaded):
     kept = select(loaded.table, [("op", ("depth_max_pool",)), ("pool_size", ("3",))])
     assert set(kept["op"]) == {"depth_max_pool"}
     with pytest.raises(Exception, match="no column 'nope'"):
@@ -343,7 +337,7 @@ def test_it_goes_on_in_noxs_environment_and_says_so(tmp_path):
     assert found.stdout.split()[-1] == "some-run"
 
 
-def test_the_sentence_on_networks_is_of_whole_networks_as_they_were_built():
+def test_network_sentence_is_of_whole_models_as_built():
     def record(network, op, candidate, share, **fields):
         fields = {"direction": "training", "mode": "graph", "batch": 8} | fields
         return ModelResult(

@@ -1,8 +1,11 @@
 """A plain pytest-benchmark file becomes a run, and is kept as it was."""
 
 import json
+import os
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 from poolbench.core.errors import StoreError
@@ -109,3 +112,91 @@ def test_a_run_that_is_there_is_not_written_over(tmp_path):
     import_file(path, tmp_path / "results")
     with pytest.raises(StoreError, match="pick another name"):
         import_file(path, tmp_path / "results")
+
+
+def changed(path, value):
+    """A file of one benchmark with one value replaced, as JSON text."""
+    whole = {"machine_info": {}, "benchmarks": [plain()], "version": "5.1.0", "datetime": "2026"}
+    *steps, last = path
+    target = whole
+    for step in steps:
+        target = target[step]
+    target[last] = value
+    return json.dumps(whole)
+
+
+FIRST = ("benchmarks", 0)
+IN_THE_WILD = {
+    "extra_info-nan": changed((*FIRST, "extra_info"), {"loss": float("nan"), 'a "NaN"': "NaN"}),
+    "ops-infinity": changed((*FIRST, "stats", "ops"), float("inf")),
+    "machine_info-null": changed(("machine_info",), None),
+    "datetime-null": changed(("datetime",), None),
+    "data-null": changed((*FIRST, "stats", "data"), None),
+    "float-rounds": changed((*FIRST, "stats", "rounds"), 5.0),
+    "float-iterations": changed((*FIRST, "stats", "iterations"), 5.0),
+    "old-cpu-brand": changed(("machine_info", "cpu"), {"brand": "An old processor"}),
+    "group-named-as-op": changed((*FIRST, "group"), "depth_max_pool"),
+    "many-rounds": changed(
+        (*FIRST, "stats", "data"), [1e-6 * (i % 977 + 1) for i in range(198_334)]
+    ),
+}
+
+
+@pytest.mark.parametrize("name", IN_THE_WILD)
+def test_import_file_in_the_wild_becomes_a_run(tmp_path, name):
+    path = tmp_path / "x.json"
+    path.write_text(IN_THE_WILD[name])
+    run = read_run(import_file(path, tmp_path / "results"))
+    (found,) = run.measurements
+    assert found.status == "ok" and len(found.samples) in (1, 3, 198_334)
+    if name == "old-cpu-brand":
+        assert run.header.environment.machine["processor"] == "An old processor"
+    if name == "group-named-as-op":
+        assert found.case.op == "depth_max_pool (imported)"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_import_file_with_a_byte_order_mark_becomes_a_run(tmp_path, encoding):
+    path = tmp_path / "x.json"
+    path.write_bytes(changed(("version",), "5").encode(encoding))
+    assert len(read_run(import_file(path, tmp_path / "results")).measurements) == 1
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"benchmark took 3 ms\n", "no pytest-benchmark file"),
+        (b"\x1f\x8b\x08\x00\x00\x00\x00\x00", "compressed by gzip"),
+        (changed(("benchmarks",), []).encode(), "holds no benchmark"),
+    ],
+)
+def test_import_refusal_names_the_kind_and_leaves_nothing(tmp_path, data, said):
+    path = tmp_path / "x.json"
+    path.write_bytes(data)
+    with pytest.raises(StoreError, match=said):
+        import_file(path, tmp_path / "results")
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize("kind", ["device", "fifo", "folder"])
+def test_import_refuses_what_is_no_regular_file(tmp_path, kind):
+    path = {"device": Path("/dev/zero"), "fifo": tmp_path / "fifo", "folder": tmp_path}[kind]
+    if kind == "fifo":
+        os.mkfifo(path)
+    with pytest.raises(StoreError, match="is no regular file"):
+        import_file(path, tmp_path / "results")
+
+
+def test_import_above_the_journal_s_limit_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr("poolbench.store.journal.MAX_NBYTES", 1000)
+    with pytest.raises(StoreError, match="is full"):
+        import_file(write(tmp_path, plain(), plain("b")), tmp_path / "results")
+    assert not list((tmp_path / "results").iterdir())
+
+
+def test_import_of_20_000_benchmarks_is_quick(tmp_path):
+    path = write(tmp_path, *(plain(f"test_{number}") for number in range(20_000)))
+    start = time.process_time()
+    folder = import_file(path, tmp_path / "results")
+    assert time.process_time() - start < 10
+    assert len(read_run(folder).measurements) == 20_000

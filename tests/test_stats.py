@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from poolbench.core.records import Samples
-from poolbench.stats import estimate
+from poolbench.stats import estimate, planning
+from poolbench.stats import verdict as verdicts
 
 ALLOCATIONS, ROUNDS = 3, 5
 
@@ -72,7 +73,7 @@ def stop(units, rule, truth):
 @pytest.mark.parametrize("first", [3, 5])
 @pytest.mark.parametrize("kind", KINDS)
 def test_looking_again_keeps_coverage_and_false_alarms(kind, first):
-    rule = estimate.StopRule(min_processes=first)
+    rule = planning.StopRule(min_processes=first)
     for spread in (0.003, 0.01, 0.02, 0.04):
         for truth in (0.0, 0.03, math.log(1.05), 0.06):
             units = make_units(kind, 3000, 10, truth=truth, spread=spread)
@@ -147,7 +148,7 @@ def test_ten_equal_candidates_have_a_false_sole_winner_in_at_most_5_percent():
     alone = 0
     for seed in range(100):
         cubes = make_cubes("independent", 10, 5, seed=seed)
-        found = estimate.best_set({str(n): make_samples(cube) for n, cube in enumerate(cubes)})
+        found = verdicts.best_set({str(n): make_samples(cube) for n, cube in enumerate(cubes)})
         assert found.best in found.names
         alone += len(found) == 1
     assert alone <= 5
@@ -207,7 +208,7 @@ def test_one_outlier_round_hardly_moves_the_estimate():
 def test_one_process_has_no_interval_unless_allocations_are_asked_for():
     pair = make_pair(processes=1)
     assert estimate.estimate(*pair).low is None
-    assert estimate.verdict(estimate.estimate(*pair)) == "UNDECIDED"
+    assert verdicts.verdict(estimate.estimate(*pair)) == "UNDECIDED"
     assert estimate.estimate(*pair, level="allocation").processes == ALLOCATIONS
 
 
@@ -219,18 +220,24 @@ def test_nothing_paired_has_no_estimate():
     ("truth", "expected"), [(-0.3, "FASTER"), (0.3, "SLOWER"), (0.0, "SAME"), (0.0488, "UNDECIDED")]
 )
 def test_verdicts(truth, expected):
-    comparisons = estimate.compare_run({0: estimate.from_error(truth, 0.004, 4, 5)}, 0.05)
+    comparisons = verdicts.compare_run({0: estimate.from_error(truth, 0.004, 4, 5)}, 0.05)
     assert comparisons[0].verdict == expected
 
 
 def test_an_undecided_one_says_how_many_processes_it_takes():
-    found = estimate.compare_run({0: estimate.from_error(0.03, 0.01, 4, 5)}, 0.05)[0]
+    found = verdicts.compare_run({0: estimate.from_error(0.03, 0.01, 4, 5)}, 0.05)[0]
     assert found.verdict == "UNDECIDED"
     assert found.processes_needed >= 1
 
 
-def test_adjusted_p_are_those_of_benjamini_and_hochberg():
-    assert estimate.adjust([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.04, 0.04])
+def test_compare_run_adjusts_p_as_benjamini_and_hochberg_do():
+    pairs = {n: estimate.from_error(0.1 + 0.02 * n, 0.03, 4, 5) for n in range(3)}
+    c, b, a = (verdicts.compare_run({n: pairs[n]})[n].adjusted_p for n in range(3))
+    assert a < b < c
+    found = verdicts.compare_run(pairs)
+    expected = [c, min(3 * b / 2, c), min(3 * a, 3 * b / 2, c)]
+    assert [found[n].adjusted_p for n in range(3)] == pytest.approx(expected)
+    assert verdicts.compare_run({}) == {}
 
 
 def test_differences_and_means_of_estimates():
@@ -242,14 +249,14 @@ def test_differences_and_means_of_estimates():
 
 def test_two_mode_processes_are_flagged_among_quiet_ones():
     quiet = {n: estimate.from_error(0.0, 0.004 + 0.0001 * n, 4, 5) for n in range(20)}
-    assert estimate.flag_disagreeing({**quiet, "odd": estimate.from_error(0.05, 0.05, 4, 5)}) == {
+    assert verdicts.flag_disagreeing({**quiet, "odd": estimate.from_error(0.05, 0.05, 4, 5)}) == {
         "odd"
     }
 
 
 def test_resolution_needs_two_processes_and_narrows_with_more():
     widths = [
-        estimate.resolution(
+        planning.resolution(
             process=0.01, allocation=0.01, round=0.01, processes=n, allocations=4, rounds=4
         )
         for n in (1, 3, 10)

@@ -1,6 +1,7 @@
 import math
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import msgspec
@@ -34,6 +35,11 @@ load_builtin()
 CASE = make_case(op="depth_max_pool", shape=(1, 2, 2, 6), pool_size=3)
 
 
+def one(line):
+    (record,) = decode_line(line)
+    return record
+
+
 def measurement(**fields):
     return Measurement(**({"case": CASE, "candidate": "a", "status": "ok"} | fields))
 
@@ -60,12 +66,12 @@ def write(folder, *records):
 @given(st.text(), st.lists(st.floats(0, 1e3), max_size=5))
 def test_a_record_comes_back_equal(text, seconds):
     record = measurement(reason=text, tail=text, samples=samples(seconds))
-    assert decode_line(encode_line(record)) == record
+    assert one(encode_line(record)) == record
 
 
 def test_non_finite_numbers_survive():
     accuracy = Accuracy(worst=math.nan, max_relative=math.inf, max_absolute=-math.inf)
-    back = decode_line(encode_line(measurement(accuracy=accuracy))).accuracy
+    back = one(encode_line(measurement(accuracy=accuracy))).accuracy
     assert math.isnan(back.worst)
     assert (back.max_relative, back.max_absolute) == (math.inf, -math.inf)
 
@@ -78,30 +84,90 @@ def test_non_finite_figures_survive():
         state="wrong",
         figures={"x": math.nan, "y": -math.inf, "z": "text"},
     )
-    figures = decode_line(encode_line(cell)).figures
+    figures = one(encode_line(cell)).figures
     assert math.isnan(figures["x"])
     assert (figures["y"], figures["z"]) == (-math.inf, "text")
 
 
 def test_a_lone_surrogate_is_spelled_out():
-    assert decode_line(encode_line(measurement(reason="a\udc80b"))).reason == "a\\udc80b"
+    assert one(encode_line(measurement(reason="a\udc80b"))).reason == "a\\udc80b"
 
 
-def test_a_race_that_was_torn_is_left_out_whole(tmp_path):
+def test_journal_torn_race_is_left_out_whole(tmp_path):
     path = write(tmp_path, HEADER, measurement(candidate="before"))
+    kept = path.read_bytes()
     with Journal(tmp_path) as journal:
         journal.append(*(measurement(candidate=name) for name in "abc"))
     whole = path.read_bytes()
-    lines = whole.splitlines(keepends=True)
-    for kept in (3, 4):
-        path.write_bytes(b"".join(lines[:kept]) + lines[kept][:10])
-        run = read_run(tmp_path)
-        assert [m.candidate for m in run.measurements] == ["before"]
-        assert "the last race was torn" in run.dropped
-        Journal(tmp_path).close()
-        assert path.read_bytes() == b"".join(lines[:2])
+    path.write_bytes(whole[:-10])
+    run = read_run(tmp_path)
+    assert [m.candidate for m in run.measurements] == ["before"]
+    assert "the last race was torn" in run.dropped
+    Journal(tmp_path).close()
+    assert path.read_bytes() == kept
     path.write_bytes(whole)
     assert [m.candidate for m in read_run(tmp_path).measurements] == ["before", "a", "b", "c"]
+
+
+def schema1_line(name, more):
+    case = {"op": CASE.op, **CASE.axes, "distribution": "normal"}
+    body = msgspec.json.encode(
+        {"type": "measurement", "case": case, "candidate": name, "status": "ok"}
+    )
+    return b'{"crc32":"%08x","more":%d,"record":%s}\n' % (zlib.crc32(body), more, body)
+
+
+def test_journal_schema_1_batch_is_read_whole_or_not_at_all(tmp_path):
+    path = write(tmp_path, HEADER)
+    whole = path.read_bytes() + schema1_line("a", 1) + schema1_line("b", 0)
+    path.write_bytes(whole + schema1_line("c", 2) + schema1_line("d", 1))
+    run = read_run(tmp_path)
+    assert [m.candidate for m in run.measurements] == ["a", "b"]
+    assert "the last race was torn" in run.dropped
+    assert run.measurements[0].case == CASE
+
+
+def test_journal_damaged_line_costs_its_own_race_and_is_said(tmp_path):
+    path = write(tmp_path, HEADER, *(measurement(candidate=name) for name in "abc"))
+    lines = path.read_bytes().splitlines(keepends=True)
+    flipped = bytearray(lines[2])
+    flipped[60] ^= 1
+    path.write_bytes(b"".join([*lines[:2], bytes(flipped), *lines[3:]]))
+    run = read_run(tmp_path)
+    assert [m.candidate for m in run.measurements] == ["a", "c"]
+    assert "line 3 is damaged" in run.dropped
+    with Journal(tmp_path) as journal:
+        journal.append(measurement(candidate="b"))
+    assert [m.candidate for m in read_run(tmp_path).measurements] == ["a", "c", "b"]
+
+
+def test_journal_of_many_damaged_lines_is_refused(tmp_path):
+    path = write(tmp_path, HEADER)
+    path.write_bytes(path.read_bytes() + b"{}\n" * (journal.MAX_DAMAGED + 1))
+    with pytest.raises(StoreError, match="cannot be read"):
+        read_run(tmp_path)
+
+
+def test_journal_above_the_limit_is_refused_untouched(tmp_path, monkeypatch):
+    path = write(tmp_path, HEADER, measurement())
+    whole = path.read_bytes() + b"torn"
+    path.write_bytes(whole)
+    monkeypatch.setattr(journal, "MAX_NBYTES", len(whole) - 1)
+    with pytest.raises(StoreError, match="too large"):
+        Journal(tmp_path)
+    assert path.read_bytes() == whole
+
+
+def test_journal_writes_nothing_that_cannot_be_read(tmp_path, monkeypatch):
+    path = write(tmp_path, HEADER)
+    whole = path.read_bytes()
+    monkeypatch.setattr(journal, "MAX_NBYTES", len(whole) + 100)
+    with Journal(tmp_path) as opened, pytest.raises(StoreError, match="is full"):
+        opened.append(measurement())
+    monkeypatch.setattr(journal, "MAX_LINE_NBYTES", 100)
+    with Journal(tmp_path) as opened, pytest.raises(StoreError, match="a line has at most 100"):
+        opened.append(measurement())
+    assert path.read_bytes() == whole
 
 
 @given(st.data())
@@ -147,10 +213,14 @@ def test_the_next_writer_cuts_a_torn_line(tmp_path):
     assert len(read_run(tmp_path).measurements) == 1
 
 
-def test_a_changed_byte_is_noticed(tmp_path):
+def test_journal_changed_byte_is_noticed(tmp_path):
     path = write(tmp_path, HEADER, measurement(reason="quick"))
     path.write_bytes(path.read_bytes().replace(b"quick", b"quack"))
-    with pytest.raises(StoreError, match=r"line 2 .* checksum"):
+    run = read_run(tmp_path)
+    assert not run.measurements
+    assert "line 2 is damaged and is left out: its checksum does not match" in run.dropped
+    path.write_bytes(path.read_bytes().replace(b"2026", b"2027"))
+    with pytest.raises(StoreError, match=r"line 1 .* checksum"):
         read_run(tmp_path)
 
 
@@ -188,7 +258,7 @@ def test_what_is_no_journal_is_said_in_one_line(tmp_path, data):
 )  # fmt: skip
 def test_what_the_types_do_not_say_is_checked_too(record, said):
     with pytest.raises(StoreError, match=said):
-        decode_line(encode_line(record))
+        one(encode_line(record))
 
 
 def test_what_is_too_large_is_refused(tmp_path, monkeypatch):
@@ -276,5 +346,6 @@ def test_networks_of_a_model_measured_twice_are_the_last(tmp_path):
     )  # fmt: skip
     again = msgspec.structs.replace(first, figures={"peak_nbytes": 3})
     with Journal(tmp_path / "run") as journal_:
-        journal_.append(HEADER, first, second, again)
+        journal_.append(HEADER)
+        journal_.append(first, second, again)
     assert read_run(tmp_path / "run").networks == [again, second]

@@ -1,341 +1,379 @@
-"""What `which` tells of a saved model from its config alone, and (slow) what it answers whole."""
+"""`poolbench which`: files and options as they are read, and the answer from what was measured."""
 
-import base64
 import json
-import re
-import subprocess
-import sys
+import struct
 import zipfile
+from pathlib import Path
 
 import poolbench.ops  # noqa: F401 (registers the ops)
 import pytest
-from click.testing import CliRunner
-from poolbench.cli import main
 from poolbench.core.errors import UsageError
 from poolbench.core.records import Measurement, Samples
-from poolbench.models.advise import (
+from poolbench.models.advise import advise, default_batch
+from poolbench.models.answer import (
     conclude,
-    default_batch,
-    inspect,
-    parse_input,
+    describe_layers,
+    describe_pools,
+    is_wide,
     percent,
-    read_config,
     times,
 )
-from poolbench.models.study import ALONE, AS_BUILT, Described, Entry, Source, Stepped
-from poolbench.models.zoo import DEPTH, GLOBAL, Mend, Pool
+from poolbench.models.config import (
+    MAX_CONFIG_DEPTH,
+    InputOption,
+    InputSpec,
+    Unknown,
+    brief,
+    clean,
+    consumed_shapes,
+    fill_shapes,
+    find_unknown,
+    fixed_batch,
+    parse_input,
+    read_file,
+)
+from poolbench.models.pools import Pool, title_of
+from poolbench.models.probe import Form
+from poolbench.models.results import Described, Entry, Stepped
+from poolbench.models.steps import ALONE, AS_BUILT
+from poolbench.models.zoo import Source
+
+DEPTH = "depth_max_pool"
 
 
-def lambda_layer(code, *, name="pool", **keys):
-    function = {"class_name": "__lambda__", "config": {"code": base64.b64encode(code).decode()}}
-    config = {"name": name, "function": function}
-    return {"module": "keras.layers", "class_name": "Lambda", "config": config, **keys}
+def layer(kind, name=None, module="keras.layers", **keys):
+    return {"module": module, "class_name": kind, "config": {"name": name or kind.lower()}, **keys}
 
 
-def layer(kind, shape=None, **config):
-    entry = {
-        "module": "keras.layers",
-        "class_name": kind,
-        "config": {"name": kind.lower(), **config},
-    }
-    return entry | ({"build_config": {"input_shape": shape}} if shape else {})
-
-
-def model(*layers):
-    return {"module": "keras", "class_name": "Sequential", "config": {"layers": list(layers)}}
+def model(*layers, kind="Sequential"):
+    return {"module": "keras", "class_name": kind, "config": {"name": "m", "layers": list(layers)}}
 
 
 def keras_file(folder, config, name="m.keras"):
     path = folder / name
     with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("config.json", json.dumps(config))
+        archive.writestr("config.json", config if isinstance(config, str) else json.dumps(config))
     return path
 
 
-MAX = b"\xe3nn\xda\x08max_pool"
-MEAN = b"\xe3\xdareduce_mean"
-INPUT = [None, 8, 8, 12]
+def refusal(path, **options):
+    with pytest.raises(UsageError) as error:
+        advise(path, say=lambda line: None, **options)
+    text = str(error.value)
+    assert "\n" not in text
+    assert len(text) < 300
+    return text
 
 
-def mend_of(*layers):
-    (refused,) = inspect(model(*layers))
-    return refused.mend
+# Files
 
 
-def test_a_lambda_that_divides_the_depth_by_three_is_a_depth_pool_of_three():
-    found = mend_of(
-        lambda_layer(MAX, build_config={"input_shape": INPUT}),
-        layer("GlobalAveragePooling2D"),
-        layer("Dense", [None, 4]),
-    )
-    assert found == Mend(layer="pool", op=DEPTH, pool_size=3, candidate="lambda-max_pool")
-
-
-def test_a_flattened_depth_pool_is_told_from_the_length():
-    found = mend_of(
-        lambda_layer(MAX, build_config={"input_shape": INPUT}),
-        layer("Flatten"),
-        layer("Dense", [None, 8 * 8 * 4]),
-    )
-    assert found is not None
-    assert found.pool_size == 3
-
-
-def test_a_lambda_that_means_over_the_image_is_a_global_pool():
-    found = mend_of(
-        lambda_layer(MEAN, build_config={"input_shape": INPUT}), layer("Dense", [None, 12])
-    )
-    assert found == Mend(layer="pool", op=GLOBAL, candidate="lambda-reduce_mean")
-
-
-def test_a_functional_model_tells_the_shapes_by_its_edges():
-    def edge(shape, source):
-        tensor = {"shape": shape, "keras_history": [source, 0, 0]}
-        return [{"args": [{"class_name": "__keras_tensor__", "config": tensor}], "kwargs": {}}]
-
-    found = mend_of(
-        lambda_layer(MAX, inbound_nodes=edge(INPUT, "conv")),
-        layer("Conv2D") | {"inbound_nodes": edge([None, 8, 8, 2], "pool")},
-    )
-    assert found is not None
-    assert found.pool_size == 6
-
-
-def test_a_custom_class_is_mended_without_a_guess_at_its_spelling():
-    custom = {"module": None, "class_name": "DepthMax", "registered_name": "DepthMax"}
-    entry = custom | {"config": {"name": "d"}, "build_config": {"input_shape": INPUT}}
-    assert mend_of(entry, layer("Conv2D", [None, 8, 8, 6])) == Mend(
-        layer="d", op=DEPTH, pool_size=2, candidate=""
-    )
-
-
-@pytest.mark.parametrize(
-    ("code", "following"),
-    [
-        (b"relu", [None, 8, 8, 4]),  # nothing says what it does
-        (b"max_pool reduce_mean", [None, 8, 8, 4]),  # both
-        (MAX, [None, 8, 8, 5]),  # 5 does not divide 12
-        (MAX, [None, 8, 8, 12]),  # a pool over the image
-        (MEAN, [None, 8, 8, 4]),
-    ],
-)
-def test_what_cannot_be_told_is_not_guessed(code, following):
-    pool = lambda_layer(code, build_config={"input_shape": INPUT})
-    assert mend_of(pool, layer("Conv2D", following)) is None
-
-
-def test_a_nested_model_is_searched_too():
-    inner = model(lambda_layer(MAX, build_config={"input_shape": INPUT}))
-    assert [found.layer for found in inspect(model(inner, layer("Dense", [None, 4])))] == ["pool"]
-
-
-def test_layers_of_keras_and_ours_load():
-    ours = {"module": "poolbench.layers", "registered_name": "poolbench>DepthMaxPool2D"}
-    assert not inspect(model(layer("Dense"), ours | {"class_name": "D", "config": {"name": "d"}}))
-
-
-@pytest.mark.parametrize("content", [b"", b"import keras", b"PK\x03\x04 broken", b"\x89HDF\r\n"])
-def test_a_file_that_is_no_model_gets_one_line_and_2(content, tmp_path):
+@pytest.mark.parametrize("content", [b"", b"import keras", b"PK\x03\x04 broken", b"\x89PNG\r\n"])
+def test_read_file_other_content_is_refused_in_one_line(content, tmp_path):
     path = tmp_path / "x.keras"
     path.write_bytes(content)
-    done = CliRunner().invoke(main, ["which", str(path)])
-    assert done.exit_code == 2
-    said = done.stderr
-    assert said.count("\n") == 1
-    assert "is no Keras model; expected a file that model.save" in said
+    assert "is no Keras model; expected a file that model.save" in refusal(path)
 
 
-def test_a_missing_file_gets_one_line_and_2(tmp_path):
-    done = CliRunner().invoke(main, ["which", str(tmp_path / "none.keras")])
-    assert done.exit_code == 2
-    assert "cannot read none.keras" in done.stderr
+def test_read_file_missing_file_is_refused(tmp_path):
+    assert "cannot read none.keras" in refusal(tmp_path / "none.keras")
 
 
-@pytest.mark.parametrize("config", [[], 3, {}, {"config": 4}, None])
-def test_a_config_that_is_none_is_refused(config, tmp_path):
-    with pytest.raises(UsageError, match="no Keras model"):
-        read_config(keras_file(tmp_path, config))
+@pytest.mark.parametrize("config", [[], 3, {}, {"config": 4}, None, "{", "[" * 100_000])
+def test_read_file_config_of_no_model_is_refused(config, tmp_path):
+    assert "is no Keras model" in refusal(keras_file(tmp_path, config))
 
 
-def test_sizes_are_read_and_bad_ones_refused():
-    assert parse_input("224x224x3") == (224, 224, 3)
-    assert parse_input(None) is None
-    for text in ("224", "0x2x3", "axbxc", "1x2x3x4"):
+def test_read_file_saved_model_folder_is_named(tmp_path):
+    folder = tmp_path / "exported"
+    folder.mkdir()
+    (folder / "saved_model.pb").write_bytes(b"")
+    assert "is a SavedModel folder" in refusal(folder)
+
+
+def test_read_file_tflite_is_named(tmp_path):
+    path = tmp_path / "m.tflite"
+    path.write_bytes(struct.pack("<I", 28) + b"TFL3" + bytes(20))
+    assert "is a TensorFlow Lite model" in refusal(path)
+
+
+def test_read_file_hdf5_is_left_to_a_worker(tmp_path):
+    path = tmp_path / "m.h5"
+    path.write_bytes(b"\x89HDF\r\n\x1a\n")
+    assert read_file(path) is None
+
+
+def test_read_file_zip_bomb_is_refused_unread(tmp_path):
+    path = keras_file(tmp_path, model())
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("model.weights.h5", bytes(64 << 20))
+    assert "unpacks to 67108864 bytes" in refusal(path)
+
+
+def test_read_file_huge_config_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("poolbench.models.config.MAX_CONFIG_NBYTES", 1000)
+    path = keras_file(tmp_path, model(*[layer("Dense")] * 100))
+    assert "has a config.json of over 1000 bytes" in refusal(path)
+
+
+def test_read_file_deep_nesting_is_refused(tmp_path):
+    config = model(layer("Dense"))
+    for _ in range(MAX_CONFIG_DEPTH):
+        config = model(config)
+    path = keras_file(tmp_path, config)
+    assert "levels deep" in refusal(path)
+
+
+@pytest.mark.parametrize("member", ["../evil.py", "/etc/evil", "assets/../../evil", "C:\\evil"])
+def test_read_file_path_out_of_the_archive_is_refused(member, tmp_path):
+    path = keras_file(tmp_path, model())
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(member, b"x")
+    assert "leads out of the archive" in refusal(path)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["m.keras"]
+
+
+def test_clean_and_brief_leave_no_dump_and_no_escape_code():
+    assert clean("a\x1b[31m\nb" + "x" * 100).isprintable()
+    text = brief(
+        "\x1b[1mCould not locate class 'Net'. Make sure custom classes are decorated. Full object config: "
+        "{'module': None, 'class_name': 'Net'}\x1b[0m"
+    )
+    assert text == "Could not locate class 'Net'"
+
+
+# Layers
+
+
+def test_find_unknown_lambdas_and_classes_once_each_in_nested_models():
+    inner = model(layer("Lambda", "pool"), layer("Dense"))
+    wrapped = layer("TimeDistributed")
+    wrapped["config"]["layer"] = inner
+    custom = layer("DepthMax", "d", module=None, registered_name="DepthMax")
+    ours = layer(
+        "DepthMaxPool2D", module="poolbench.layers", registered_name="poolbench>DepthMaxPool2D"
+    )
+    found = find_unknown(model(wrapped, inner, custom, ours, layer("Dense")))
+    assert found == [Unknown(name="pool", kind="Lambda"), Unknown(name="d", kind="DepthMax")]
+    assert not find_unknown(model(custom), classes=frozenset({"DepthMax"}))
+
+
+def test_find_unknown_model_class_is_the_root():
+    (found,) = find_unknown({"module": None, "class_name": "Net", "config": {"name": "n"}})
+    assert found.root
+
+
+def test_consumed_shapes_are_those_that_followers_take():
+    tensor = {"shape": [None, 8, 8, 2], "keras_history": ["pool", 0, 0]}
+    node = {"args": [{"class_name": "__keras_tensor__", "config": tensor}], "kwargs": {}}
+    functional = model(
+        layer("Lambda", "pool"), layer("Conv2D", inbound_nodes=[node]), kind="Functional"
+    )
+    assert consumed_shapes(functional) == {"pool": (None, 8, 8, 2)}
+    sequential = model(
+        layer("Lambda", "pool"), layer("Dense", build_config={"input_shape": [None, 4]})
+    )
+    assert consumed_shapes(sequential) == {"pool": (None, 4)}
+
+
+# Inputs
+
+
+def test_parse_input_takes_sizes_and_a_name():
+    assert parse_input("48x48x3") == InputOption(name="", shape=(48, 48, 3))
+    assert parse_input("image=16x32x32x3") == InputOption(name="image", shape=(16, 32, 32, 3))
+    for text in ("", "0x2x3", "axbxc", "=3x3", "image=", "48x"):
         with pytest.raises(UsageError, match="224x224x3"):
             parse_input(text)
 
 
-def test_a_large_model_gets_a_smaller_batch():
+IMAGE = InputSpec(name="image", shape=(None, None, None, 3))
+FIXED = InputSpec(name="mask", shape=(None, 64, 64, 1))
+VIDEO = InputSpec(name="video", shape=(None, None, 32, 32, 3))
+
+
+def filled(specs, *texts, batch=4):
+    return fill_shapes(specs, [parse_input(text) for text in texts], batch)
+
+
+def test_fill_shapes_open_input_is_filled_and_fixed_one_kept():
+    expected = ((4, 48, 48, 3), (4, 64, 64, 1))
+    assert filled([IMAGE, FIXED], "48x48x3") == expected
+    assert filled([IMAGE, FIXED], "image=48x48x3") == expected
+    assert filled([IMAGE, FIXED], "48x48x3", "64x64x1") == expected
+    assert filled([FIXED]) == ((4, 64, 64, 1),)
+
+
+@pytest.mark.parametrize(
+    ("specs", "options", "said"),
+    [
+        ([IMAGE], [], "`image` leaves sizes open (?x?x3); give them: --input 224x224x3"),
+        ([IMAGE, FIXED], [], "--input image=224x224x3"),
+        ([VIDEO], [], "--input 16x32x32x3"),
+        ([VIDEO], ["48x48x3"], "takes ?x32x32x3; --input 48x48x3 does not fit it"),
+        ([FIXED], ["48x48x1"], "takes 64x64x1; --input 48x48x1 does not fit it"),
+        ([IMAGE], ["photo=48x48x3"], "no input is called `photo`; the model takes `image`"),
+        ([IMAGE], ["48x48x3", "48x48x3"], "the model has 1 inputs"),
+    ],
+)
+def test_fill_shapes_misfit_names_the_input_and_an_option(specs, options, said):
+    with pytest.raises(UsageError) as error:
+        filled(specs, *options)
+    assert said in str(error.value)
+
+
+def test_fill_shapes_suggestion_works():
+    from poolbench.models.config import suggest
+
+    for spec in (IMAGE, VIDEO, InputSpec(name="t", shape=(None, None, 8))):
+        assert filled([spec], suggest(spec, named=True).removeprefix("--input "))
+
+
+def test_fixed_batch_is_the_files_own():
+    assert fixed_batch([InputSpec(name="x", shape=(16, 4, 4, 3))]) == 16
+    assert fixed_batch([IMAGE]) is None
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"processes": 1}, "--processes takes at least 2"),
+        ({"batch": 0}, "--batch at least 1"),
+        ({"write": Path("model.h5")}, "--write takes a new file called NAME.keras"),
+    ],
+)
+def test_advise_options_out_of_range_are_refused(options, said, tmp_path):
+    assert said in refusal(keras_file(tmp_path, model()), **options)
+
+
+def test_default_batch_of_a_large_model_is_smaller():
     assert default_batch(1e6, "training") == 32
     assert default_batch(4e9, "training") == 1
     assert default_batch(2e8, "forward") == 32
 
 
-def test_figures_are_written_with_their_intervals():
-    assert percent((0.011, 0.013, 0.015)) == "1.3% [1.1, 1.5]"
-    assert times((1.3, 1.4, 1.5)) == "1.40x [1.30, 1.50]"
+# The answer
 
-
+FORM = Form(op=DEPTH, parameters={"pool_size": 3, "padding": "valid"})
 POOL = Pool(
-    layer="dp", kind="DepthMaxPool2D", op=DEPTH, shape=(8, 4, 4, 12), pool_size=3, padding="valid"
-)
+    names=("dp",), kind="DepthMaxPool2D", title="depthwise max pooling of 3", given=(8, 4, 4, 12),
+    made=(8, 4, 4, 4), form=FORM, inputs=8, gradients=4,
+)  # fmt: skip
+STOCK = "keras.Sequential([\n    keras.layers.MaxPooling2D(pool_size=(1, 3)),\n], name='dp')"
 
 
-def stepped(**seconds):
-    """A race of 3 processes whose contenders always took this long."""
+def stepped(status="ok", spread=0.001, code=(), pastable=STOCK, **seconds):
+    """Return a race of 3 processes whose contenders took this long, as-built with a status."""
     entry = Entry(name="m", source=Source(kind="file"), direction="training", batch=8)
     places = [(r, a) for r in range(3) for a in range(2)]
     measured = {}
     for name, value in seconds.items():
+        wide = spread if name == ALONE + AS_BUILT else 0.001
         columns = Samples(
             process=tuple(r for r, _ in places),
             allocation=tuple(a for _, a in places),
             round=(0,) * len(places),
             calls=(1,) * len(places),
-            seconds=tuple(value * (1 + 0.001 * r) for r, _ in places),
+            seconds=tuple(value * (1 + wide * r) for r, _ in places),
             contended=(0,) * len(places),
         )
         measured[name] = Measurement(
-            case=POOL.case(), candidate=name, status="ok", baseline=AS_BUILT, samples=columns
-        )
-    described = Described(pools=(POOL,), shapes=((8, 4, 4, 12),), layers=3, macs=1.0)
-    return Stepped(entry=entry, case=POOL.case(), described=described, measurements=measured)
+            case=entry.case, candidate=name, baseline=AS_BUILT, samples=columns,
+            status=status if name == AS_BUILT else "ok",
+            reason="" if status == "ok" else "UnimplementedError: no gradient",
+        )  # fmt: skip
+    found = Described(
+        pools=(POOL,), shapes=((8, 4, 4, 12),), code=code,
+        pastable={DEPTH: {"keras-stock": pastable}} if pastable else {DEPTH: {}},
+    )  # fmt: skip
+    return Stepped(entry=entry, described=found, measurements=measured)
 
 
-def test_a_small_share_says_keep_what_you_have():
+def test_conclude_small_share_says_that_nothing_is_to_be_won():
     first = stepped(**{AS_BUILT: 1.0, ALONE + AS_BUILT: 0.016 * 10})
-    (line,) = conclude(first, None, [])
-    assert re.fullmatch(r"Pooling is 1% \[1, 1\] of your training step at batch 8: keep .*", line)
+    lines, chosen = conclude(first, None)
+    assert lines == [
+        "Pooling is 1% [1, 1] of your training step at batch 8: no implementation of it can win more than 1%, "
+        "so nothing is to be won."
+    ]
+    assert not chosen
 
 
-def test_a_quicker_step_says_replace_and_how():
+def test_conclude_faster_step_says_replace_and_what_to_write():
     placed = stepped(**{AS_BUILT: 1.4, f"{DEPTH}=keras-stock": 1.0})
-    first = stepped(**{AS_BUILT: 1.4, ALONE + AS_BUILT: 8.0})
-    line, snippet = conclude(first, placed, [])
-    assert "replace `dp` by Reshape, MaxPooling2D, Reshape: 1.40x [1.40, 1.40] the step" in line
-    assert "MaxPooling2D((1, 3))" in snippet
+    (head, line, text), chosen = conclude(stepped(**{AS_BUILT: 1.4, ALONE + AS_BUILT: 8.0}), placed)
+    assert head.startswith("Pooling is 36%")
+    assert line == "Replace `dp` by keras.Sequential: 1.40x [1.40, 1.40] the step."
+    assert "MaxPooling2D(pool_size=(1, 3))" in text
+    assert chosen == {DEPTH: "keras-stock"}
 
 
-def test_a_step_that_is_no_quicker_keeps_what_it_has():
+@pytest.mark.parametrize(
+    ("pastable", "why"),
+    [
+        (STOCK, "no other implementation is faster here"),
+        ("", "no other implementation of it ships"),
+    ],
+)
+def test_conclude_large_share_without_a_gain_says_why(pastable, why):
     placed = stepped(**{AS_BUILT: 1.0, f"{DEPTH}=keras-stock": 1.01})
-    first = stepped(**{AS_BUILT: 1.0, ALONE + AS_BUILT: 8.0})
-    assert conclude(first, placed, [])[-1].endswith("keep what you have.")
+    first = stepped(**{AS_BUILT: 1.0, ALONE + AS_BUILT: 8.0}, pastable=pastable)
+    assert conclude(first, placed)[0][-1].endswith(f": {why}, so nothing is to be won.")
 
 
-def test_a_lambda_is_replaced_whatever_its_share():
-    lambda_ = lambda_layer(MAX, build_config={"input_shape": INPUT})
-    refused = inspect(model(lambda_, layer("Conv2D", [None, 8, 8, 4])))
-    both = stepped(**{AS_BUILT: 1.4, ALONE + AS_BUILT: 0.1, f"{DEPTH}=layer-depth_max_pool": 1.0})
-    lines = conclude(both, both, refused)
-    assert "Replace the Lambda `pool` by DepthMaxPool2D: 1.40x [1.40, 1.40] the step" in lines[1]
-    assert "it will load again" in lines[1]
+def test_conclude_code_is_replaced_whatever_its_share():
+    placed = stepped(**{AS_BUILT: 1.0, f"{DEPTH}=keras-stock": 1.0})
+    first = stepped(**{AS_BUILT: 1.0, ALONE + AS_BUILT: 0.16}, code=("dp",))
+    assert "and safe mode loads it" in conclude(first, placed)[0][1]
 
 
-SAVE = """
-import sys, keras, tensorflow as tf
-from poolbench.layers import DepthMaxPool2D
-L = keras.layers
-def stem(*image): return [keras.Input(image), L.Conv2D(48, 3, activation="relu")]
-tail = lambda: [L.GlobalAveragePooling2D(name="global_pool"), L.Dense(4)]
-pool = lambda x: tf.nn.max_pool(x, (1, 1, 1, 3), (1, 1, 1, 3), "VALID")
-folder = sys.argv[1] + "/"
-keras.Sequential([*stem(24, 24, 3), L.Lambda(pool, name="depth_pool"), *tail()]).save(folder + "lambda.keras")
-i = keras.Input((None, None, 3))
-x = L.GlobalAveragePooling2D(name="global_pool")(L.Conv2D(8, 3)(i))
-keras.Model(i, L.Dense(4)(x)).save(folder + "functional.keras")
-keras.Sequential([*stem(24, 24, 3), DepthMaxPool2D(3, name="depth_pool"), L.Flatten(), L.Dense(4)]).save(folder + "depth.keras")
-keras.Sequential([*stem(24, 24, 3), L.Flatten(), L.Dense(4)]).save(folder + "none.keras")
-keras.applications.MobileNetV2(weights=None, input_shape=(96, 96, 3)).save(folder + "mobilenet.keras")
-"""
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models")
-    subprocess.run([sys.executable, "-c", SAVE, str(folder)], check=True, capture_output=True)
-    return folder
-
-
-def ask(*words):
-    """What the door prints, its exit code 0."""
-    done = subprocess.run(
-        [sys.executable, "-m", "poolbench", "which", *map(str, words)],
-        capture_output=True, text=True, check=False, timeout=600,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-@pytest.mark.slow
-def test_a_lambda_stack_is_told_why_and_what_to_write(saved):
-    said = ask(saved / "lambda.keras", "--batch", "8", "--budget", "4")
-    assert "the Lambda `depth_pool` holds Python code" in said
-    assert "Replace the Lambda `depth_pool` by DepthMaxPool2D: " in said
-    assert "it will load again" in said
-    assert "DepthMaxPool2D(pool_size=3, name='depth_pool')" in said
-
-
-@pytest.mark.slow
-def test_a_functional_model_is_raced_at_the_sizes_given(saved):
-    said = ask(saved / "functional.keras", "--input", "48x48x3", "--batch", "8", "--budget", "4")
-    assert "`global_pool` (GlobalAveragePooling2D): global average pooling at 8x46x46x8" in said
-    assert re.search(r"Pooling is [\d.]+% \[[\d.]+, [\d.]+\] of your training step", said)
-
-
-@pytest.mark.slow
-def test_open_sizes_are_asked_for_in_one_line(saved):
-    done = subprocess.run(
-        [sys.executable, "-m", "poolbench", "which", str(saved / "functional.keras")],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 2
-    assert "leaves sizes open; give them: --input 224x224x3" in done.stderr
-
-
-@pytest.mark.slow
-def test_our_own_layer_is_found_and_its_share_told(saved):
-    said = ask(saved / "depth.keras", "--batch", "8", "--budget", "4")
-    assert "`depth_pool` (DepthMaxPool2D): depthwise max pooling of 3 at 8x22x22x48" in said
-    assert re.search(r"Pooling is [\d.]+% \[[\d.]+, [\d.]+\] of your training step", said)
-
-
-@pytest.mark.slow
-def test_a_model_without_pooling_has_nothing_to_choose(saved):
-    assert "there is nothing to choose" in ask(saved / "none.keras")
-
-
-@pytest.mark.slow
-def test_a_model_not_made_here_is_answered(saved):
-    said = ask(saved / "mobilenet.keras", "--batch", "2", "--processes", "2", "--budget", "6")
-    assert "at 2x3x3x1280" in said
-    assert re.search(r"Pooling is .* of your training step|too unsteady here", said)
-
-
-@pytest.mark.slow
-def test_the_promised_gain_is_kept(saved):
-    """The step with the replacement, raced anew against the original, is where the promise said."""
-    from poolbench.engine.race import Plan
-    from poolbench.models.advise import ADVISED, _Fleet
-    from poolbench.models.study import race_network
-    from poolbench.stats.estimate import estimate
-
-    (refused,) = inspect(read_config(saved / "lambda.keras"))
-    entry = Entry(
-        name="lambda",
-        source=Source(kind="file", name=str(saved / "lambda.keras"), mends=(refused.mend,)),
-        direction="forward",
-        batch=8,
-        candidates={op: (name,) for op, name in ADVISED.items()},
+def test_conclude_step_that_fails_is_made_to_run():
+    first = stepped(status="error", **{AS_BUILT: 1.0, ALONE + AS_BUILT: 1.0})
+    placed = stepped(status="error", **{AS_BUILT: 1.0, f"{DEPTH}=keras-stock": 1.0})
+    head, line, _ = conclude(first, placed)[0]
+    assert head == (
+        "Your training step does not run as it is here (UnimplementedError: no gradient)."
     )
-    found = []
-    for seed in (0, 1):
-        fleet = _Fleet()
-        try:
-            raced = race_network(entry, fleet, Plan(seed=seed, timeout_seconds=180.0))
-        finally:
-            fleet.close()
-        placed = raced.measurements[f"{DEPTH}={ADVISED[DEPTH]}"]
-        found.append(estimate(raced.measurements[AS_BUILT].samples, placed.samples))
-    promise, kept = found
-    assert promise.ratio_low <= kept.ratio_high
-    assert kept.ratio_low <= promise.ratio_high
+    assert line == "Replace `dp` by keras.Sequential: the training step runs here."
+
+
+def test_conclude_wide_share_is_not_given_as_known():
+    first = stepped(spread=0.9, **{AS_BUILT: 1.0, ALONE + AS_BUILT: 5.0})
+    assert is_wide(first.share(ALONE + AS_BUILT, AS_BUILT))
+    head = conclude(first, None)[0][0]
+    assert head.startswith("Pooling is between ")
+    assert "it is not known better on this machine" in head
+
+
+def test_describe_layers_names_the_option_that_runs_the_code():
+    found = Described(
+        pools=(), shapes=(), notes={"gate": "no pooling"},
+        unknown=(Unknown(name="l\x1b", kind="Lambda"), Unknown(name="d", kind="DepthMax")),
+    )  # fmt: skip
+    one, other, third = describe_layers(found)
+    assert "`l?` is a Lambda" in one
+    assert "--trust" in one
+    assert "--custom FILE" in other
+    assert third == "`gate` is no pooling."
+
+
+def test_describe_pools_counts_calls_and_comparisons():
+    found = Described(pools=(POOL, POOL), shapes=())
+    (line,) = describe_pools(found, 32)
+    assert line == (
+        "  `dp` (DepthMaxPool2D): depthwise max pooling of 3 at 32x4x4x12, equal on 8 inputs and 4 gradients, "
+        "called 2 times"
+    )
+
+
+def test_title_of_says_what_is_kept_and_pooled():
+    mean = Form(op="global_avg_pool")
+    assert title_of(mean, (2, 8, 8, 4), (2, 1, 1, 4)) == "global average pooling, dimensions kept"
+    assert title_of(mean, (2, 16, 4), (2, 4)) == "global average pooling over time"
+    same = Form(op=DEPTH, parameters={"pool_size": 3, "padding": "same"})
+    assert title_of(same, (2, 8, 8, 8), (2, 8, 8, 3)) == "depthwise max pooling of 3, same"
+
+
+def test_figures_are_written_with_their_intervals():
+    assert percent((0.011, 0.013, 0.015)) == "1.3% [1.1, 1.5]"
+    assert times((1.3, 1.4, 1.5)) == "1.40x [1.30, 1.50]"

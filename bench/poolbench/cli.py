@@ -139,33 +139,41 @@ def report(
     runs: Sequence[str], margin: float, kind: str | None, selected: Any, out: Path | None,
     show: bool, results: Path,
 ) -> None:  # fmt: skip
-    """Render a run: page, figures, tables. Default: the newest run."""
+    """Render a run, or several of one machine and code as one. Default: the newest run."""
     with _no_collection():
-        from poolbench.report.frame import find_run
+        from poolbench.store.runs import find_run
 
-        for name in runs or (None,):
-            _report(find_run(results, name), margin, kind, selected, out, show=show)
+        folders = [find_run(results, name) for name in runs or (None,)]
+        _report(folders, margin, kind, selected, out, show=show)
 
 
 def _report(
-    folder: Path, margin: float, kind: str | None, selected: Any, out: Path | None, *, show: bool
+    folders: Sequence[Path],
+    margin: float,
+    kind: str | None,
+    selected: Any,
+    out: Path | None,
+    *,
+    show: bool,
 ) -> None:
     from poolbench.report.frame import load
     from poolbench.report.select import select_frame
 
-    loaded = load(folder, margin=margin)
-    if loaded.run.dropped:
-        click.echo(f"{folder.name}: {loaded.run.dropped}", err=True)
+    loaded = load(*folders, margin=margin)
+    for one in loaded.runs:
+        if one.dropped:
+            click.echo(f"{one.path.name}: {one.dropped}", err=True)
     loaded = select_frame(loaded, selected)
     if kind:
-        from poolbench.report.tables import WRITERS, measurement_table
+        from poolbench.report.formats import WRITERS
+        from poolbench.report.tables import measurement_table
 
         table = loaded.table if kind in ("csv", "json") else measurement_table(loaded.table)
         emit(WRITERS[kind](table).rstrip("\n"))
         return
     from poolbench.report.page import render
 
-    written = render(loaded, out or folder / "report")
+    written = render(loaded, out or folders[-1] / "report")
     emit(f"{written.headline}\npage: {written.page}")
     if show:
         _show(written.page)
@@ -185,23 +193,24 @@ def compare(
     with _no_collection():
         from poolbench.core.text import one_line
         from poolbench.report import compare as comparing
-        from poolbench.report.frame import find_run
+        from poolbench.report import compare_text
         from poolbench.report.select import select
         from poolbench.store.journal import read_run
+        from poolbench.store.runs import find_run
 
         before, after = (read_run(find_run(results, name)) for name in (base, run))
         found = comparing.compare_runs(before, after, margin=margin, allowed=list(allow_different))
         if selected:
             found = comparing.keep(found, select(found.table, selected))
-        emit(comparing.FORMATS[kind or "markdown"](found).rstrip("\n"))
+        emit(compare_text.FORMATS[kind or "markdown"](found).rstrip("\n"))
         if out or show:
-            page = comparing.write_page(found, out or after.path / "report")
+            page = compare_text.write_page(found, out or after.path / "report")
             click.echo(f"page: {page}", err=True)
             if show:
                 _show(page)
         if not found.slower:
             return 0
-        click.echo(one_line(comparing.headline(found), 500), err=True)
+        click.echo(one_line(compare_text.headline(found), 500), err=True)
         return EXIT_FOUND
 
 
@@ -222,19 +231,34 @@ def import_command(file: Path, run: str | None, results: Path) -> None:
 
 @main.command()
 @click.argument("model", type=click.Path(path_type=Path))
+@click.option("--input", "inputs", multiple=True, metavar="[NAME=]SIZES",
+              help="Sizes that the model leaves open: 224x224x3, image=224x224x3.")  # fmt: skip
 @click.option(
-    "--input", "image", metavar="HxWxC", help="Sizes that the model leaves open: 224x224x3."
+    "--batch", type=COUNT, help="Batch size. Default: the file's, or 32, or less for a large model."
 )
-@click.option("--batch", type=COUNT, help="Batch size. Default: 32, or less for a large model.")
 @click.option("--direction", type=click.Choice(["training", "forward"]), default="training")
 @click.option("--mode", type=click.Choice(["graph", "xla", "eager"]), default="graph")
+@click.option("--trust", is_flag=True, help="Run the Python code of the file's Lambdas.")
+@click.option(
+    "--custom",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="A Python file that defines classes of the model.",
+)
+@click.option(
+    "--write",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write the model with the advised replacement: out.keras.",
+)
 @click.option("--processes", type=COUNT, default=3, help="Fresh processes, at least 2.")
 @click.option("--budget", type=DURATION, default=12.0, help="Seconds of rounds in each race.")
-def which(model: Path, **asked: Any) -> None:
+def which(model: Path, **asked: Any) -> int:
     """Say which implementation the pooling of a saved Keras model should use here."""
-    from poolbench.models.advise import Question, answer
+    from poolbench.models.advise import advise
 
-    answer(Question(model=model, **asked), say=emit)
+    return advise(model, **asked, say=emit)
 
 
 @main.command()

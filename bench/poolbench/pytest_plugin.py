@@ -404,12 +404,13 @@ def _bench(config: pytest.Config) -> Run:
 def _begin(config: pytest.Config, setup: _Setup) -> Run:
     import psutil
 
-    from poolbench.engine.run import Run, RunOptions, new_run_folder
+    from poolbench.engine.run import Run, RunOptions
+    from poolbench.store.runs import RUN_NAME, new_run_folder
 
     plan = _plan(config)
     results = config.rootpath / config.getoption("--results")
     name = config.getoption("--resume") or config.getoption("poolbench_run")
-    if name and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,80}", name):
+    if name and not RUN_NAME.fullmatch(name):
         raise pytest.UsageError(f"a run's name is letters, digits, '.', '_', '-'; got {name!r}")
     sweep = config.getoption("--sweep")
     options = RunOptions(

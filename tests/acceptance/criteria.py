@@ -17,7 +17,8 @@ from poolbench.engine.aa import (
     of_injected,
     share_marked,
 )
-from poolbench.stats.estimate import Comparison, best_set, difference
+from poolbench.stats.estimate import difference
+from poolbench.stats.verdict import Comparison, best_set
 
 from acceptance.measurements import Compared
 

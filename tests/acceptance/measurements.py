@@ -30,7 +30,8 @@ from poolbench.engine.aa import (
 from poolbench.engine.process import Worker
 from poolbench.engine.race import Plan
 from poolbench.engine.scheduler import WorkerPool
-from poolbench.stats.estimate import Comparison, compare_run, estimate
+from poolbench.stats.estimate import estimate
+from poolbench.stats.verdict import Comparison, compare_run
 from poolbench.store.journal import StoredRun, read_run
 
 from acceptance.loops import BIASES, measure_bias, measure_sleep

@@ -103,10 +103,10 @@ def mutate_bytes(data, generator):
     return bytes(data)
 
 
-def journal_line(record, more=0):
-    body = json.dumps(record).encode()
+def journal_line(records, more=0):
+    body = json.dumps(records).encode()
     follow = b'"more":%d,' % more if more else b""
-    return b'{"crc32":"%08x",%s"record":%s}\n' % (zlib.crc32(body), follow, body)
+    return b'{"crc32":"%08x","schema":2,%s"records":%s}\n' % (zlib.crc32(body), follow, body)
 
 
 def mutate_journal(lines, generator):
@@ -116,10 +116,10 @@ def mutate_journal(lines, generator):
     lines = list(lines)
     for _ in range(generator.randint(1, 2)):
         number = generator.randrange(len(lines))
-        record = json.loads(lines[number])["record"]
+        records = json.loads(lines[number])["records"]
         more = generator.choice((0, 0, 0, 1, -1, 10**12))
         try:
-            lines[number] = journal_line(mutate_value(record, generator), more)
+            lines[number] = journal_line(mutate_value(records, generator), more)
         except (KeyError, TypeError, RecursionError):
             continue
     if generator.random() < 0.2:

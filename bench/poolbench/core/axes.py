@@ -26,7 +26,8 @@ RESERVED = frozenset(
     """
     op axes get replace line race label nbytes moved_nbytes candidate form status reason issue right baseline clock
     seconds seconds_low seconds_high wall_seconds samples processes first_seconds ratio ratio_low ratio_high
-    verdict processes_needed recipe_ratio recipe_low recipe_high recipe_reason bandwidth_limit_seconds efficiency
+    mean_low mean_high verdict processes_needed textbook_ratio textbook_low textbook_high textbook_reason
+    bandwidth_limit_seconds efficiency
     efficiency_low efficiency_high worst max_relative tie peak_nbytes stopped_early disagree flags steal others
     blocks_marked blocks_redone cores_distant smt_sibling_busy node kind tail probe bandwidth
     """.split()

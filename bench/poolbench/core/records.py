@@ -99,6 +99,9 @@ class Samples(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         return len(self.seconds)
 
 
+FASTER_THAN_LIMIT = "faster-than-limit"  # a flag: the memory allows no such time
+
+
 class Accuracy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A candidate's answer held against the float64 reference.
 

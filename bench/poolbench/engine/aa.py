@@ -20,7 +20,8 @@ from poolbench.core.case import Case, make_case
 from poolbench.core.records import Contention, Measurement, Samples
 from poolbench.core.registry import REGISTRY
 from poolbench.engine.race import Fleet, Plan, Race, Tasks
-from poolbench.stats.estimate import Estimate, Verdict, estimate, verdict
+from poolbench.stats.estimate import Estimate, estimate
+from poolbench.stats.verdict import Verdict, verdict
 from poolbench.worker.contender import OpenedContender, open_call
 from poolbench.worker.session import Session, bind
 from poolbench.worker.timing import time_block

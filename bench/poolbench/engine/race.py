@@ -210,15 +210,15 @@ class Race:
         return self._pace
 
     def _pace_of(self, candidate: Samples, baseline: Samples) -> float:
-        from poolbench.stats import estimate
+        from poolbench.stats import estimate, planning
 
-        seen = estimate.components(candidate, baseline)
+        seen = planning.components(candidate, baseline)
         if seen is None:
             return 1.0
         half_width = seen.half_width(
             processes=self.plan.processes, allocations=self.plan.allocations, rounds=seen.rounds
         )
-        pace = estimate.pace(
+        pace = planning.pace(
             half_width, self.plan.precision, done=self._processes, processes=self.plan.processes
         )
         clear = abs(estimate.estimate(candidate, baseline).log_ratio) > math.log1p(
@@ -762,7 +762,7 @@ def device_contention(usages: Sequence[DeviceUsage]) -> dict[str, Any]:
 
 def precise_enough(race: Race, processes: int) -> bool:
     """Whether every interval is as narrow as the plan asks, or its verdict is clear already."""
-    from poolbench.stats.estimate import StopRule
+    from poolbench.stats.planning import StopRule
 
     rule = StopRule(
         precision=race.plan.precision,

@@ -32,9 +32,9 @@ from poolbench.core.plan import WorkerSpec
 from poolbench.core.records import Environment, Node
 from poolbench.core.registry import load_suites
 from poolbench.engine.race import Result, Seconds
-from poolbench.engine.run import differing_fields, source_digests
 from poolbench.engine.scheduler import Done, RaceSpec, Scheduler, WorkerPool, device_names, refuse
 from poolbench.machine.info import collect_environment, source_state
+from poolbench.store.runs import differing_fields, source_digests
 
 if TYPE_CHECKING:
     from poolbench.store.journal import StoredRun

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import hashlib
 import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 
 from poolbench.core.candidate import Candidate
-from poolbench.core.case import Case, case_label
+from poolbench.core.case import Case
 from poolbench.core.errors import UsageError
 from poolbench.core.plan import WorkerSpec
 from poolbench.core.records import (
@@ -38,7 +37,8 @@ from poolbench.engine.scheduler import (
     too_large,
 )
 from poolbench.machine.info import collect_environment
-from poolbench.store.journal import JOURNAL, Journal, StoredRun, read_run
+from poolbench.store.journal import Journal, StoredRun, read_run
+from poolbench.store.runs import differing_fields, differing_options, source_digests
 
 if TYPE_CHECKING:
     from poolbench.engine.ray_cluster import RayScheduler
@@ -46,7 +46,6 @@ if TYPE_CHECKING:
 R = TypeVar("R", bound=Record)
 Key = tuple[Case, str]
 # What a resumed run must be asked alike, for its measurements to be those of one run.
-COMPARED_OPTIONS = ("seed", "processes", "max_processes", "budget_seconds", "precision", "margin")
 ORDER_OF_ROUNDS = "random Latin squares of the contenders by random.Random(f'{seed} {case!r}')"
 
 
@@ -223,12 +222,15 @@ class Run:
             self._journal = None
             raise
 
-    def journal(self) -> Journal:
-        """The open journal; the first call writes its header, or checks the devices in it."""
+    def journal(self, devices: Mapping[str, str] | None = None) -> Journal:
+        """The open journal; the first call writes its header, or checks the devices in it.
+
+        `devices`: by name, where no worker of a race can tell them.
+        """
         self.prepare()
         assert self._journal is not None
         if not self._begun:
-            self._begin(self._journal)
+            self._begin(self._journal, devices)
             self._begun = True
         return self._journal
 
@@ -281,9 +283,9 @@ class Run:
         """Why the case is refused before anything is allocated; '' if it fits."""
         return too_large(case, self.options.memory_nbytes)
 
-    def _begin(self, journal: Journal) -> None:
+    def _begin(self, journal: Journal, devices: Mapping[str, str] | None) -> None:
         """Write the header; of a resumed run, check the devices, which only a worker can tell."""
-        devices = device_names(self._local.fleet.started())
+        devices = dict(devices or device_names(self._local.fleet.started()))
         if self.resumed is not None:
             here, known = self.environment(), self.resumed.header.environment.devices
             shared = [name for name in known if name in devices]  # NumPy's worker sees no GPU
@@ -324,11 +326,7 @@ class Run:
         old = run.header.environment
         here = msgspec.structs.replace(self.environment(), devices=old.devices)
         asked = dict(self.options.asked) | {"seed": self.options.plan.seed}
-        before = dict(run.header.options) | {"seed": run.header.seed}
-        options = [
-            key for key in COMPARED_OPTIONS if key in before and before[key] != asked.get(key)
-        ]
-        self._refuse_different(old, here, name, options)
+        self._refuse_different(old, here, name, differing_options(run.header, asked))
         self.resumed = run
         self.done = {(m.case, m.candidate): m for m in run.measurements}
         self.networks = run.networks
@@ -351,40 +349,3 @@ class Run:
                 + " ".join(f"--allow-different {shlex.quote(field)}" for field in refused)
                 + ", or begin a new run"
             )
-
-
-def source_digests(files: Sequence[Path]) -> dict[str, str]:
-    """What the code is: {'code': digest of this package, 'mine.py': digest of a user's file, ...}."""
-    package = Path(__file__).parent.parent
-    digest = hashlib.sha256()
-    for path in sorted(package.rglob("*.py")):
-        digest.update(f"{path.relative_to(package).as_posix()}\0".encode() + path.read_bytes())
-    digests = {"code": digest.hexdigest()[:16]}
-    for path in files:
-        digests[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-    return digests
-
-
-def differing_fields(old: Environment, new: Environment) -> list[str]:
-    """Names of what differs between two environments: 'tensorflow', 'processor', 'commit', ..."""
-    names = []
-    for part in ("machine", "devices", "versions", "settings", "source"):
-        before, after = getattr(old, part), getattr(new, part)
-        names += [key for key in sorted({*before, *after}) if before.get(key) != after.get(key)]
-    return names
-
-
-def new_run_folder(results: Path, label: str) -> Path:
-    """results/<UTC time>-<label>, one that is not there yet."""
-    stamp = dt.datetime.now(dt.timezone.utc).strftime("%Y%m%d-%H%M%S")
-    folder = results / f"{stamp}-{label}"
-    number = 1
-    while (folder / JOURNAL).exists():
-        number += 1
-        folder = results / f"{stamp}-{label}-{number}"
-    return folder
-
-
-def describe_case(case: Case) -> str:
-    """The case with its op, for a line of progress."""
-    return f"{case.op} {case_label(case)}"

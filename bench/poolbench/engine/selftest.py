@@ -30,8 +30,9 @@ from poolbench.engine.aa import (
     source_of,
 )
 from poolbench.engine.process import Worker
-from poolbench.engine.run import COMPARED_OPTIONS, Run, RunOptions, new_run_folder
+from poolbench.engine.run import Run, RunOptions
 from poolbench.store.journal import JOURNAL
+from poolbench.store.runs import COMPARED_OPTIONS, new_run_folder, newest_run
 
 SECONDS = 110.0
 # As many as fit: one A/A comparison in twenty lies beyond the floor, and few tell little of it.
@@ -121,13 +122,6 @@ def describe(records: Sequence[Selftest]) -> str:
         f"{contended:.0%} of the blocks under contention; {last.seconds:.0f} s"
     )
     return "\n".join(lines)
-
-
-def newest_run(results: Path) -> Path | None:
-    """The run whose journal was written last; None without any."""
-    journals = sorted(results.glob(f"*/{JOURNAL}"), key=lambda path: path.stat().st_mtime)
-    own = [path.parent for path in journals if not path.parent.name.startswith("reference")]
-    return own[-1] if own else None
 
 
 def open_run(results: Path, name: str | None) -> Run:

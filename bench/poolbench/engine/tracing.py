@@ -23,12 +23,19 @@ from poolbench.core.case import Case, case_label, case_slug
 from poolbench.core.errors import UsageError, WorkerFailure
 from poolbench.core.op import Op
 from poolbench.core.plan import WorkerSpec
-from poolbench.core.records import Header, TraceSummary
+from poolbench.core.records import TraceSummary
 from poolbench.core.registry import REGISTRY, parse_axis
 from poolbench.core.sweep import Sweep, product
 from poolbench.engine.process import Worker
 from poolbench.report import tensorboard
-from poolbench.store.journal import JOURNAL, Journal, decode_line
+from poolbench.store.journal import Journal, read_header
+from poolbench.store.runs import (
+    check_run_name,
+    differing_fields,
+    has_journal,
+    new_run_folder,
+    newest_run,
+)
 from poolbench.worker.trace import MEMORY_EVENTS, trace_candidate
 
 TIMEOUT_SECONDS = 120.0
@@ -270,15 +277,10 @@ def run_folder(results: Path, name: str) -> Path:
     Raises:
         UsageError: the name is no run's name, or the run is another machine's.
     """
-    from poolbench.engine.run import new_run_folder
-
     if not name:
-        journals = sorted(results.glob(f"*/{JOURNAL}"), key=lambda path: -path.stat().st_mtime)
-        fitting = (path.parent for path in journals if not differs_from(path.parent))
-        return next(fitting, None) or new_run_folder(results, "trace")
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,80}", name):
-        raise UsageError(f"--run takes letters, digits, '.', '_', '-'; got {name!r}")
-    if different := differs_from(results / name):
+        fitting = newest_run(results, lambda folder: not differs_from(folder), reference=True)
+        return fitting or new_run_folder(results, "trace")
+    if different := differs_from(results / check_run_name(name)):
         raise UsageError(
             f"{name} was run elsewhere: {', '.join(different)} differ; pick another --run NAME"
         )
@@ -287,15 +289,11 @@ def run_folder(results: Path, name: str) -> Path:
 
 def differs_from(folder: Path) -> list[str]:
     """In what a run's machine or TensorFlow differ from what is here; [] where there is no run."""
-    from poolbench.engine.run import differing_fields
     from poolbench.machine.info import collect_environment
 
-    if not _has_journal(folder):
+    if not has_journal(folder):
         return []
-    with (folder / JOURNAL).open("rb") as file:
-        header = decode_line(file.readline())
-    if not isinstance(header, Header):
-        return ["journal"]
+    header = read_header(folder)
     different = differing_fields(header.environment, collect_environment({}))
     return [field for field in different if field in COMPARED_FIELDS]
 
@@ -304,13 +302,8 @@ def open_journal(folder: Path, asked: Mapping[str, Any], files: tuple[Path, ...]
     """The run's journal, open for appending; a new run gets its header first."""
     from poolbench.engine.run import Run, RunOptions
 
-    if not _has_journal(folder):
+    if not has_journal(folder):
         with Run(RunOptions(folder=folder, asked=asked, files=files)) as bench:
             bench.worker(WorkerSpec())  # the header names the devices, which only a worker can tell
             bench.journal()
     return Journal(folder)
-
-
-def _has_journal(folder: Path) -> bool:
-    path = folder / JOURNAL
-    return path.is_file() and path.stat().st_size > 0

@@ -1,9 +1,9 @@
-"""What works where: the probes of the support matrix, by key.
+"""The checks of the support matrix, by key.
 
-Pure: importing this loads neither TensorFlow nor Keras. `poolbench.matrix.runner` runs them.
+Importing this loads neither TensorFlow nor Keras. `poolbench.matrix.runner` runs the checks.
 """
 
-from poolbench.matrix.probe import Probe
+from poolbench.matrix.probe import SupportProbe
 from poolbench.matrix.probes import (
     depth,
     dtypes,
@@ -21,7 +21,7 @@ _BY_THEME = (run, silent, repeat, threads, depth, shapes, dtypes, values, save, 
 
 # In the order of the matrix: groups stay together.
 GROUPS = ("runs", "trains", "depth", "shapes", "numbers", "values", "repeats", "exports")
-PROBES: dict[str, Probe] = {
+PROBES: dict[str, SupportProbe] = {
     probe.key: probe
     for probe in sorted(
         (probe for theme in _BY_THEME for probe in theme.PROBES),
@@ -29,4 +29,4 @@ PROBES: dict[str, Probe] = {
     )
 }
 
-__all__ = ["GROUPS", "PROBES", "Probe"]
+__all__ = ["GROUPS", "PROBES", "SupportProbe"]

@@ -1,6 +1,6 @@
-"""What a probe is, what it finds, and how what several findings say becomes one cell.
+"""Checks of the support matrix: their declaration, their findings, and one cell from several findings.
 
-Pure: the report imports this for titles and questions; TensorFlow is imported inside the probes.
+Importing this loads no framework: TensorFlow is imported inside the checks.
 """
 
 from __future__ import annotations
@@ -8,24 +8,26 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from poolbench.core.candidate import Candidate
-from poolbench.core.case import Case, make_case
+from poolbench.core.case import Case
 from poolbench.core.errors import printable
 from poolbench.core.op import Op
 from poolbench.core.plan import WorkerSpec
 from poolbench.core.records import CellState
+
+if TYPE_CHECKING:
+    from poolbench.matrix.trial import Trial
 
 MODES = ("eager", "graph", "xla")
 Figures = dict[str, float | int | str | None]
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
-    """What one step of a probe saw; plain data, so that it can leave the worker."""
+    """Hold what one step of a check found; plain data, so that it can leave the worker."""
 
     state: CellState
     evidence: str = ""
@@ -33,45 +35,11 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     issue: str = ""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Trial:
-    """A candidate on a device, as a probe meets it in a worker.
-
-    Attributes:
-        op, candidate: who is tried.
-        device: 'cpu:0', ...
-        folder: scratch for what is saved and loaded; the same for all steps of a probe.
-    """
-
-    op: Op
-    candidate: Candidate
-    device: str = "cpu:0"
-    folder: Path = Path()
-
-    @property
-    def has_window(self) -> bool:
-        """Whether the op pools over windows along the depth, so that the depth may not divide."""
-        return "pool_size" in self.op.axis_names
-
-    def case(self, **fields: Any) -> Case:
-        """A small case: N, H, W and C all differ; the window, where there is one, is 3."""
-        usual: dict[str, Any] = {"op": self.op.name, "shape": SHAPE, "mode": "eager"}
-        usual["device"] = self.device
-        if self.has_window:
-            usual |= {"pool_size": 3, "padding": "valid"}
-        # Replaced unchecked: probes ask for integer dtypes and an empty batch too, which no sweep has.
-        return make_case(**usual).replace(**fields)
-
-
-# Every mode compiles for these: small, and no two axes of one length.
-SHAPE = (2, 4, 5, 6)
-
-StoredRun = Callable[[Trial], Finding]
+RunStep = Callable[["Trial"], Finding]
 Judge = Callable[[Sequence[Finding]], Finding]
 
-# The processes that steps run in. 'shared' serves everything that needs no process of its own; the
-# others exist because TensorFlow cannot change these things once it has started, or because the
-# claim is about another process.
+# The kinds of processes that steps run in. Most steps use 'shared'. The others exist because
+# TensorFlow fixes a setting when it starts, or because the check is about another process.
 PROCESSES: Mapping[str, WorkerSpec] = {
     "shared": WorkerSpec(),
     "deterministic": WorkerSpec(deterministic=True),
@@ -83,31 +51,31 @@ PROCESSES: Mapping[str, WorkerSpec] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """A part of a probe that runs in one process (a key of PROCESSES)."""
+    """A part of a check that runs in one process (a key of PROCESSES)."""
 
-    run: StoredRun
+    run: RunStep
     process: str = "shared"
 
 
 def last(findings: Sequence[Finding]) -> Finding:
-    """What the last step found."""
+    """Return the finding of the last step."""
     return findings[-1]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Probe:
-    """A row of the matrix.
+class SupportProbe:
+    """A check of the support matrix.
 
     Attributes:
-        key: 'gradient-xla'; what a support-matrix cell record refers to.
+        key: 'gradient-xla'; records of cells refer to it.
         title: for the table's head: 'gradient, XLA'.
-        group: probes of a group stand together.
-        question: what a pass says yes to.
-        steps: run one after the other; the first that does not pass is the cell.
-        judge: makes the cell of what the steps found when all passed.
-        window: asked only of ops with a window along the depth.
-        accelerators: asked on GPUs too, not only on the CPU.
-        exports: asked only with --exports.
+        group: checks of a group stand together.
+        question: the question that a pass answers with yes.
+        steps: run one after the other; the first that does not pass decides the cell.
+        judge: makes one finding of the findings of all steps if all passed.
+        requires: features that an op must have for the check to apply; see `features`.
+        accelerators: run on GPUs too, not only on the CPU.
+        exports: run only with --with-exports.
     """
 
     key: str
@@ -116,17 +84,33 @@ class Probe:
     question: str
     steps: tuple[Step, ...]
     judge: Judge = last
-    window: bool = False
+    requires: tuple[str, ...] = ()
     accelerators: bool = True
     exports: bool = False
 
     def applies(self, op: Op) -> bool:
-        """Whether the question makes sense for the op."""
-        return not self.window or "pool_size" in op.axis_names
+        """Return whether the op has everything that the check requires."""
+        return features(op).issuperset(self.requires)
+
+
+def features(op: Op) -> frozenset[str]:
+    """Return what checks may require of an op: the names of its axes, 'one-input' and 'image'.
+
+    'image': its one input has four dimensions, those of the axis `shape` (N, H, W, C).
+    """
+    case = op.make_case()
+    specs = list(op.inputs(case).values())
+    found = set(op.axis_names)
+    if len(specs) == 1:
+        found.add("one-input")
+        shape = case.get("shape")
+        if isinstance(shape, tuple) and len(shape) == 4 and sorted(shape) == sorted(specs[0].shape):
+            found.add("image")
+    return frozenset(found)
 
 
 def attempt(trial: Trial, case: Case, ask: Callable[[], Finding]) -> Finding:
-    """What `ask` finds; an error that it raises becomes a finding of its own."""
+    """Return the finding of `ask`; an exception becomes a finding."""
     try:
         return ask()
     except Exception as error:  # noqa: BLE001 (what a candidate raises is a result)
@@ -135,14 +119,14 @@ def attempt(trial: Trial, case: Case, ask: Callable[[], Finding]) -> Finding:
 
 @dataclass(frozen=True, kw_only=True)
 class Refusal:
-    """An error by which TensorFlow or Keras says itself that it does not do this."""
+    """An error by which TensorFlow or Keras reports that it does not support something."""
 
     matches: str
     reason: str
     issue: str = ""
 
 
-# Texts of documented refusals, of whichever candidate: an error that matches none is an `error`.
+# Documented refusals of the frameworks. An error that matches none is an `error`.
 REFUSALS = (
     Refusal(
         matches="MaxPoolingGrad is not yet supported on the depth dimension",
@@ -195,7 +179,7 @@ REFUSALS = (
 
 
 def explain_error(candidate: Candidate, case: Case, error: BaseException) -> Finding:
-    """`unsupported` where the error is documented, by its candidate or upstream; else `error`."""
+    """Return `unsupported` if the error is documented by the candidate or upstream; else `error`."""
     whole = " ".join(f"{type(error).__name__}: {error}".split())
     text = error_words(error)
     for failure in candidate.failures:
@@ -211,7 +195,7 @@ def explain_error(candidate: Candidate, case: Case, error: BaseException) -> Fin
     return Finding(state="error", evidence=text)
 
 
-# Where an error came from, in TensorFlow's and Keras' words: paths of this machine, no evidence.
+# Paragraphs in which TensorFlow and Keras say where an error came from: paths of this machine.
 _ORIGIN = re.compile(
     r"""\s*(File\ "|Detected\ at\ node|in\ user\ code:|Graph\ execution\ error:|Traceback\ |
     Exception\ encountered\ when\ calling|Arguments\ received\ by|Stack\ trace\ for)""",
@@ -225,8 +209,8 @@ _NOISE = re.compile(
 
 
 def error_words(error: BaseException, limit: int = 300) -> str:
-    """An error's type and what it says, in one line, without stack traces and names of nodes."""
-    # Keras says first what it was doing, with all its configuration, and then why it failed.
+    """Return an error's type and message in one line, without stack traces and names of nodes."""
+    # Keras prints the whole configuration first and the reason last.
     inner = str(error).rpartition("Exception encountered: ")[2]
     blocks = re.split(r"\n\s*\n", inner.strip())
     said = [block for block in blocks if not _ORIGIN.match(block)] or blocks[-1:]
@@ -236,16 +220,16 @@ def error_words(error: BaseException, limit: int = 300) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
-# From best to worst: a silent wrong answer is worse than any error.
+# From best to worst: a wrong answer without an error is worse than any error.
 SEVERITY: tuple[CellState, ...] = (
     "pass", "not_run", "unsupported", "error", "timeout", "crashed", "wrong",
 )  # fmt: skip
 
 
 def combine(findings: Mapping[str, Finding]) -> Finding:
-    """One cell of several findings, by name: the worst state, every finding's words.
+    """Combine findings by name: the worst state, and the evidence of all.
 
-    Equal words are said once: 'eager, graph: ...; xla: ...'.
+    Equal evidence is given once: 'eager, graph: ...; xla: ...'.
     """
     said: dict[str, list[str]] = {}
     for name, finding in findings.items():
@@ -265,7 +249,7 @@ def combine(findings: Mapping[str, Finding]) -> Finding:
 
 
 def in_modes(trial: Trial, ask: Callable[[str], Finding], modes: Sequence[str] = MODES) -> Finding:
-    """One finding over the modes, each tried whatever the others came to."""
+    """Return one finding over the modes; each is tried, whatever the others found."""
     return combine(
         {mode: attempt(trial, trial.case(mode=mode), lambda mode=mode: ask(mode)) for mode in modes}  # type: ignore[misc]
     )

@@ -1,21 +1,21 @@
-"""A candidate as a Keras layer, as its user would make it one."""
+"""Make a Keras layer of a candidate, as its user would."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from poolbench.core.case import Case
-from poolbench.matrix.probe import Trial
+from poolbench.matrix.trial import Trial
 
 LAMBDA_WORDS = "wrapped in a keras.layers.Lambda"
-_FUNCTIONS: list[Any] = []
 
 
 def as_layer(trial: Trial, case: Case, *, mixed: bool = False) -> Any:
-    """The candidate where it is a Keras layer; a function goes into a Lambda, as the book does.
+    """Return the candidate if it is a Keras layer; a Lambda around it if it is a function.
 
-    `mixed`: the layer gets the mixed policy of the case's dtype, by the name that Keras takes for
-    a layer's dtype; a function sees the dtype alone, and its Lambda has the policy that is set.
+    `mixed`: a layer gets the mixed policy of the case's dtype, by the name that Keras takes as a
+    layer's dtype. A function sees the dtype alone, and its Lambda has the global policy.
     """
     import keras
 
@@ -24,15 +24,21 @@ def as_layer(trial: Trial, case: Case, *, mixed: bool = False) -> Any:
     built = trial.candidate.build(case)
     if isinstance(built, keras.layers.Layer):
         return built
-    # By a global, as a notebook's lambda finds its `tf`: what a candidate's function closes over is
-    # no business of Keras', which would try to save it.
-    _FUNCTIONS.append(built)
-    place = len(_FUNCTIONS) - 1
-    return keras.layers.Lambda(lambda x, place=place: _FUNCTIONS[place](x))
+    return keras.layers.Lambda(_as_global(built))
+
+
+def _as_global(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Return a lambda that finds `function` among its globals, as a notebook's lambda finds its `tf`.
+
+    Keras saves a lambda's code, defaults and closure; in a closure it would try to save the function.
+    """
+    names = {"candidate": function, "__name__": __name__}
+    found: Callable[[Any], Any] = eval("lambda x: candidate(x)", names)  # noqa: S307 (a constant text)
+    return found
 
 
 def is_lambda(layer: Any) -> bool:
-    """Whether the layer is a Lambda, the candidate's own or as_layer's."""
+    """Return whether the layer is a Lambda, the candidate's own or that of `as_layer`."""
     import keras
 
     return isinstance(layer, keras.layers.Lambda)

@@ -1,40 +1,31 @@
-"""Which implementation to use: for each race the set not shown slower, and the one recommended of it."""
+"""Which implementation to use: the best set of each race, and one recommendation per op and device.
+
+The recommendation has the least regret (Savage 1951, JASA 46:55): of the implementations that are
+right in every case of the run, the one whose largest loss against the best of each case is least,
+then the one whose mean loss is.
+"""
 
 from __future__ import annotations
 
-import dis
 import functools
-import inspect
-import itertools
 import math
-import re
-import types
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from poolbench.core.axes import axes_of, is_usual, label_value
-from poolbench.core.candidate import Candidate
+from poolbench.core.records import MatrixCell
 from poolbench.core.registry import REGISTRY, Registry
-from poolbench.core.text import (
-    format_seconds,
-    format_share,
-    format_times,
-    inverse,
-    join_names,
-    significant,
-    with_interval,
-)
-from poolbench.machine.nvml import is_gpu
-from poolbench.report.frame import RunFrame, axes_in, red_cells
+from poolbench.report.cases import GROUP, base_values, plain
+from poolbench.report.frame import RunFrame, axes_in
+from poolbench.report.pairs import Interval, Pairs, estimate_pairs, mean_over_cases
+from poolbench.report.support import supports
 from poolbench.stats import estimate
+from poolbench.stats import verdict as verdicts
+from poolbench.stats.estimate import Estimate
 
-GROUP = ("op", "device", "mode", "direction")  # one line of the headline each
-CHOSEN_BY = (*GROUP, "dtype", "shape")  # what the page's chooser asks for
-NO_CODE = 1 << 20  # code that is not at hand sorts after all that is
+LEAST = 0.5  # share of an op's cases that a candidate must have been in to be drawn in the profile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,11 +33,11 @@ class Choice:
     """The answer of one race.
 
     Attributes:
-        race: its number; `row` the table's row of the recommended candidate, `fastest_row` of the fastest.
+        race: its number; `row` is the table's row of the recommended candidate, `fastest_row` of the fastest.
         fastest: the right candidate with the least time.
-        best: the candidates not shown slower than the best, the fastest first.
-        recommended: of these the one with the fewest red cells, then the shortest code.
-        alone: only one candidate was right, so that nothing was chosen.
+        best: the candidates statistically tied for best, the fastest first.
+        recommended: of these the op's recommendation, else the one with the fewest failed checks.
+        alone: only one candidate was right, so that there was no choice.
     """
 
     race: int
@@ -58,222 +49,309 @@ class Choice:
     alone: bool
 
 
-def recommend(
-    op: str, best: Sequence[str], red: Mapping[tuple[str, str], int], registry: Registry = REGISTRY
-) -> str:
-    """Of equals the one with the fewest red cells, then the shortest code, then the fastest."""
-    return min(best, key=lambda name: (red.get((op, name), 0), code_length(op, name, registry)))
+@dataclass(frozen=True, kw_only=True)
+class Loss:
+    """What a candidate loses in one race: its time over the best one's.
+
+    Attributes:
+        row, best_row: of the candidate and of the best one; the same where the candidate is the best.
+        ratio: with the interval of this machine's mean, corrected for all comparisons of the op.
+    """
+
+    row: int
+    best_row: int
+    ratio: Interval
 
 
-def code_length(op: str, name: str, registry: Registry = REGISTRY) -> int:
-    """Characters of the candidate's code."""
-    entry = registry.candidates.get((op, name))
-    if entry is None:
-        return NO_CODE
-    try:
-        return len(_code(entry))
-    except (OSError, TypeError):
-        return NO_CODE
+@dataclass(frozen=True, kw_only=True)
+class Recommendation:
+    """One answer for an op on a device, over all cases of the run.
+
+    Attributes:
+        op, device, candidate: the answer; `base_row` is its row nearest to the op's base case.
+        cases, all_cases: in which it was raced and right, and in which anything was.
+        complete: it is right in every case; else it is the one right in the most.
+        largest, mean: its loss against the best of each case, 1.0 for none, with intervals corrected
+            for the choice among the implementations that are right in every case.
+        losses: by race, the largest first; `exceptions` are those shown to exceed the margin.
+        tied: other implementations whose largest loss is not shown to be larger.
+        over: the textbook implementation, else the baseline; '' where the op has neither.
+        speed_up: geometric mean of `over`'s time over its own, in the `over_cases` where both are right.
+        least, most: the speed-up's range over these cases.
+    """
+
+    op: str
+    device: str
+    candidate: str
+    base_row: int
+    cases: int
+    all_cases: int
+    complete: bool
+    largest: Interval
+    mean: Interval
+    losses: tuple[Loss, ...]
+    exceptions: tuple[Loss, ...]
+    tied: tuple[str, ...]
+    over: str
+    over_cases: int
+    speed_up: Interval
+    least: float
+    most: float
 
 
-def snippet(op: str, name: str, registry: Registry = REGISTRY) -> str:
-    """Code to copy: the builder and what it needs of its module; '' where its file is not at hand."""
-    entry = registry.candidates.get((op, name))
-    if entry is None:
-        return ""
-    imports: dict[str, str] = {}
-    sources: dict[str, str] = {}
-    try:
-        _collect(entry.build, imports, sources)
-    except (OSError, TypeError):
-        return ""
-    head = ["from __future__ import annotations", "", "from types import SimpleNamespace"]
-    return "\n".join([*head, *imports.values()]) + "\n\n\n".join(["", *sources.values()])
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """Everything that is chosen in a run.
+
+    Attributes:
+        choices: one per race with a right candidate.
+        recommendations: by (op, device).
+        profiles: by (op, device), for each candidate its time over the best one's in each case that
+            it was raced in; inf where it failed.
+    """
+
+    choices: tuple[Choice, ...]
+    recommendations: Mapping[tuple[str, str], Recommendation]
+    profiles: Mapping[tuple[str, str], Mapping[str, tuple[float, ...]]]
 
 
-def _collect(
-    function: Callable[..., Any], imports: dict[str, str], sources: dict[str, str]
-) -> None:
-    """Add a function's source, and before it that of all it uses; what is not ours is imported."""
-    name = function.__name__
-    sources[name] = ""  # two that call each other are each written once
-    for used in _global_names(function.__code__):
-        value = function.__globals__.get(used)
-        if inspect.ismodule(value):
-            imports[used] = f"import {value.__name__} as {used}"
-        elif inspect.isfunction(value) and _is_ours(value, function):
-            if used not in sources:
-                _collect(value, imports, sources)
-        elif inspect.isfunction(value) or inspect.isclass(value):
-            imports[used] = f"from {value.__module__} import {used}"
-        elif isinstance(value, (str, int, float, tuple)):
-            imports[used] = f"{used} = {value!r}"
-    del sources[name]
-    sources[name] = _undecorated(inspect.getsource(function)).rstrip()
+def failed_checks(cells: Iterable[MatrixCell]) -> dict[tuple[str, str], int]:
+    """Return by (op, candidate) the number of cells of the support matrix that are not 'pass'."""
+    counts: dict[tuple[str, str], int] = defaultdict(int)
+    for cell in cells:
+        counts[cell.op, cell.candidate] += cell.state not in ("pass", "not_run")
+    return counts
 
 
-def _is_ours(value: Any, function: Callable[..., Any]) -> bool:
-    return bool(
-        value.__module__ == function.__module__ or value.__module__.startswith("poolbench.")
-    )
+def pick(op: str, best: Sequence[str], failed: Mapping[tuple[str, str], int]) -> str:
+    """Return the one with the fewest failed checks; of equals the first, which is the fastest."""
+    return min(best, key=lambda name: failed.get((op, name), 0))
 
 
-def _global_names(code: types.CodeType) -> list[str]:
-    """Global names that a function and those within it load, in the order of the text."""
-    own = [str(step.argval) for step in dis.get_instructions(code) if step.opname == "LOAD_GLOBAL"]
-    inner = [one for one in code.co_consts if isinstance(one, types.CodeType)]
-    return list(dict.fromkeys([*own, *(name for one in inner for name in _global_names(one))]))
-
-
-def _undecorated(source: str) -> str:
-    """The function without a decorator, which would register it with this project."""
-    start = re.search(r"^def ", source, flags=re.MULTILINE)
-    return source[start.start() :] if start else source
-
-
-def call(at: Mapping[str, Any], name: str, registry: Registry = REGISTRY) -> str:
-    """The lines after the snippet: the case of a row as plain values, and the built callable."""
-    op = str(at["op"])
-    entry = registry.candidates.get((op, name))
-    if entry is None:
-        return ""
-    values = {axis: _plain(at[axis]) for axis in axes_of(op) if axis in at}
-    if "shape" in values:
-        values["shape"] = tuple(int(part) for part in str(values["shape"]).split("x"))
-    fields = ", ".join(f"{axis}={value!r}" for axis, value in {"op": op, **values}.items())
-    return f"case = SimpleNamespace({fields})\npool = {entry.build.__name__}(case)  # y = pool(x)"
-
-
-@functools.lru_cache
-def _code(entry: Candidate) -> str:
-    """Its source text, which takes a millisecond to cut out of its file."""
-    return entry.code
-
-
-def choices(loaded: RunFrame, registry: Registry = REGISTRY) -> list[Choice]:
-    """One choice a race that has a right candidate, in the order of the races."""
-    red = red_cells(loaded.run.capabilities)
+@functools.lru_cache(maxsize=1)  # page, terminal and tables of one run ask for it
+def answer(loaded: RunFrame, registry: Registry | None = None) -> Answers:
+    """Return what is chosen in a run; nothing wrong, failed or impossibly fast is among it."""
+    registry = registry or REGISTRY
     table = loaded.table
     right = table[table["right"] & table["seconds"].notna()]
-    names = table["candidate"].tolist()
-    ops = table["op"].tolist()
     races = {
-        race: _in_order(table, _by_one_clock(table, right.index[rows].tolist()))
+        int(race): _by_one_clock(table, right.index[rows].tolist())
         for race, rows in right.groupby("race", sort=True).indices.items()
     }
-    estimates = _estimates(loaded, races.values())
-    found = []
-    for race, index in races.items():
-        op = str(ops[index[0]])
-        best = _best_rows(loaded, index, estimates)
-        best_names = tuple(names[row] for row in best)
-        chosen = recommend(op, best_names, red, registry)
-        found.append(
+    pairs = estimate_pairs(loaded, races.values())
+    places = list(zip(table["op"], table["device"], strict=True))
+    by_place: dict[tuple[str, str], dict[int, list[int]]] = defaultdict(dict)
+    for race, rows in races.items():
+        by_place[places[rows[0]]][race] = rows
+    recommendations = {
+        place: found
+        for place, some in by_place.items()
+        if (found := _recommendation(loaded, place, some, pairs, registry)) is not None
+    }
+    failed = failed_checks(cell for one in supports(loaded) for cell in one.cells)
+    names = table["candidate"].tolist()
+    choices = []
+    for race, rows in races.items():
+        place = places[rows[0]]
+        order = _in_order(table, rows, pairs)
+        best = _tied(loaded, order, pairs)
+        tied = [names[row] for row in best]
+        usual = recommendations[place].candidate if place in recommendations else ""
+        chosen = usual if usual in tied else pick(place[0], tied, failed)
+        choices.append(
             Choice(
-                race=int(race),
-                row=best[best_names.index(chosen)],
-                fastest_row=best[0],
-                fastest=best_names[0],
-                best=best_names,
-                recommended=chosen,
-                alone=len(index) == 1,
+                race=race, row=best[tied.index(chosen)], fastest_row=best[0], fastest=tied[0],
+                best=tuple(tied), recommended=chosen, alone=len(rows) == 1,
             )
-        )
-    return found
+        )  # fmt: skip
+    profiles = {place: _profile(table, some, pairs) for place, some in by_place.items()}
+    return Answers(choices=tuple(choices), recommendations=recommendations, profiles=profiles)
 
 
 def _by_one_clock(table: pd.DataFrame, rows: Sequence[int]) -> list[int]:
-    """On a GPU the rows that its own clock timed: who goes on on the host cannot be compared with them."""
+    """Return on a GPU the rows timed by its own clock: wall times cannot be compared with them."""
     clocks = table["clock"].to_numpy()
     return [row for row in rows if clocks[row] == "device"] or list(rows)
 
 
-def _in_order(table: pd.DataFrame, rows: Sequence[int]) -> list[int]:
-    """The rows that may be the best, the fastest first: a stopped early one is not among them."""
-    stopped_early, ratio, seconds = (
-        table[name].to_numpy() for name in ("stopped_early", "ratio", "seconds")
-    )
-    open_rows = [row for row in rows if not stopped_early[row]] or list(rows)
-    # Over the baseline where there is one, for that is paired; else by the time itself.
-    return sorted(
-        open_rows, key=lambda row: ratio[row] if math.isfinite(ratio[row]) else seconds[row]
-    )
+def _in_order(table: pd.DataFrame, rows: Sequence[int], pairs: Pairs) -> list[int]:
+    """Return the rows that may be the best, the fastest first by paired ratios; none stopped early."""
+    stopped = table["stopped_early"].to_numpy()
+    left = [row for row in rows if not stopped[row]] or list(rows)
+
+    def total(row: int) -> float:
+        logs = (pairs.mean[row, other].log_ratio for other in left if other != row)
+        return math.fsum(value for value in logs if math.isfinite(value))
+
+    return sorted(left, key=total)
 
 
-def _estimates(
-    loaded: RunFrame, races: Iterable[Sequence[int]]
-) -> dict[tuple[int, int], estimate.Estimate]:
-    """Every pair of every race, estimated at once; keys are the identities of the two Samples."""
-    pairs = [
-        (loaded.samples[one], loaded.samples[other])
-        for rows in races
-        for one, other in itertools.combinations(rows, 2)
-    ]
-    found = estimate.estimate_all(pairs)
-    return {(id(one), id(other)): f for (one, other), f in zip(pairs, found, strict=True)}
-
-
-def _best_rows(
-    loaded: RunFrame, order: Sequence[int], estimates: Mapping[tuple[int, int], estimate.Estimate]
-) -> list[int]:
-    """Rows not shown slower than the best, the fastest first."""
+def _tied(loaded: RunFrame, order: Sequence[int], pairs: Pairs) -> list[int]:
+    """Return the rows not shown slower than the best, the fastest first."""
     if len(order) == 1:
         return list(order)
-    kept = estimate.best_set(
+    row_of = {id(loaded.samples[row]): row for row in order}
+    kept = verdicts.best_set(
         {str(row): loaded.samples[row] for row in order},
-        estimator=lambda one, other: estimates[id(one), id(other)],
+        estimator=lambda one, other: pairs.mean[row_of[id(one)], row_of[id(other)]],
     )
     return [row for row in order if str(row) in set(kept)] or list(order[:1])
 
 
-def base_values(table: pd.DataFrame, op: str) -> dict[str, object]:
-    """The value of each axis that most of the op's cases have: what the others are varied around."""
-    cases = table[table["op"] == op].drop_duplicates("race")
-    values: dict[str, object] = {}
-    for name in axes_in(table):
-        codes, found = pd.factorize(cases[name], use_na_sentinel=False)
-        counts = np.bincount(codes)
-        top = [_plain(found[i]) for i in np.flatnonzero(counts == counts.max())]
-        usual = [value for value in top if is_usual(op, name, value)]
-        values[name] = usual[0] if usual else top[0]
-    return values
+# Regret.
 
 
-def _plain(value: object) -> object:
-    """A pandas cell as Python's own type, None for a missing one."""
-    if value is None or pd.isna(value):
-        return None
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    return value.item() if hasattr(value, "item") else value
+def _recommendation(
+    loaded: RunFrame,
+    place: tuple[str, str],
+    races: Mapping[int, Sequence[int]],
+    pairs: Pairs,
+    registry: Registry,
+) -> Recommendation | None:
+    """Return the candidate of least regret over the races of an op on a device."""
+    names = loaded.table["candidate"].tolist()
+    rows_of: dict[str, list[int]] = defaultdict(list)
+    for rows in races.values():
+        for row in rows:
+            rows_of[names[row]].append(row)
+    most = max(map(len, rows_of.values()))
+    eligible = [name for name, rows in rows_of.items() if len(rows) == most]
+    race_of = {row: rows for rows in races.values() for row in rows}
+    found = {
+        name: _regret(rows_of[name], race_of, pairs, choices=len(eligible)) for name in eligible
+    }
+    chosen = min(eligible, key=lambda name: (found[name][0][0], found[name][1][0]))
+    largest, mean, losses = found[chosen]
+    beyond = [loss for loss in losses if loss.ratio[1] > 1 + loaded.margin]
+    over, over_rows = _compared(loaded, place[0], chosen, rows_of, race_of, registry)
+    speeds = [
+        e for row, other in over_rows if math.isfinite((e := pairs.next_run[other, row]).log_ratio)
+    ]
+    return Recommendation(
+        op=place[0], device=place[1], candidate=chosen, cases=len(rows_of[chosen]), all_cases=len(races),
+        base_row=_nearest(loaded, place[0], rows_of[chosen]), complete=most == len(races),
+        largest=largest, mean=mean, losses=tuple(losses), exceptions=tuple(beyond),
+        tied=tuple(n for n in eligible if n != chosen and not found[n][0][1] > largest[2]),
+        over=over, over_cases=len(speeds), speed_up=mean_over_cases(speeds, loaded.confidence),
+        least=min((e.ratio for e in speeds), default=math.nan),
+        most=max((e.ratio for e in speeds), default=math.nan),
+    )  # fmt: skip
 
 
-def at_base(
-    table: pd.DataFrame, op: str, free: Iterable[str], fixed: Mapping[str, object] | None = None
-) -> pd.DataFrame:
-    """The op's rows in which every axis but `free` has its base value, or the one in `fixed`."""
-    base = {**base_values(table, op), **(fixed or {})}
-    free = set(free)
-    keep = table["op"] == op
-    for name, value in base.items():
-        if name not in free:
-            keep &= table[name].isna() if value is None else table[name] == value
-    return table[keep]
+def _regret(
+    rows: Sequence[int], race_of: Mapping[int, Sequence[int]], pairs: Pairs, *, choices: int
+) -> tuple[Interval, Interval, list[Loss]]:
+    """Return a candidate's largest and mean loss against the best of each race, and the losses.
+
+    The intervals hold for the chosen one of `choices` candidates (Bonferroni). A lower end of the
+    largest loss also allows for all comparisons, of which the largest was taken; an upper end need
+    not, for it is the largest of upper ends of which one belongs to the true largest loss.
+    """
+    comparisons = [
+        [(other, pairs.mean[row, other]) for other in race_of[row] if other != row] for row in rows
+    ]
+    count = choices * max(1, sum(map(len, comparisons)))
+    losses, kept = [], []
+    upper = 0.0
+    for row, beside in zip(rows, comparisons, strict=True):
+        some = [(other, found) for other, found in beside if math.isfinite(found.log_ratio)]
+        upper = max([upper, *(_end(found, 0.025 / choices) for _, found in some)])
+        other, found = max(some, key=lambda one: one[1].log_ratio, default=(row, None))
+        if found is None or found.log_ratio <= 0:
+            losses.append(Loss(row=row, best_row=row, ratio=(1.0, 1.0, 1.0)))
+            kept.append(estimate.from_error(0.0, 0.0, 1, 1))
+            continue
+        lowest, highest = (math.exp(_end(found, sign * 0.025 / count)) for sign in (-1, 1))
+        ends = (max(1.0, lowest), highest)
+        losses.append(Loss(row=row, best_row=other, ratio=(found.ratio, *ends)))
+        kept.append(found)
+    mean, low, high = mean_over_cases(kept, 1 - 0.05 / choices)
+    losses.sort(key=lambda loss: -loss.ratio[0])
+    largest = losses[0].ratio[0]
+    lowest = max(loss.ratio[1] for loss in losses)
+    return (
+        (largest, lowest, max(largest, math.exp(upper))),
+        (mean, max(1.0, low), high),
+        losses,
+    )
 
 
-def headline(loaded: RunFrame, found: Sequence[Choice]) -> list[Choice]:
-    """One choice for each op, device, mode and direction: at the base case, else the largest measured."""
+def _end(found: Estimate, tail: float) -> float:
+    """Return the end of a log ratio's interval with this one-sided tail: below it for a tail below 0."""
+    if not found.degrees > 0:
+        return found.log_ratio
+    reach = estimate.quantile(1 - 2 * abs(tail), found.degrees) * found.standard_error
+    return float(found.log_ratio + math.copysign(reach, tail))
+
+
+def _compared(
+    loaded: RunFrame,
+    op: str,
+    chosen: str,
+    rows_of: Mapping[str, Sequence[int]],
+    race_of: Mapping[int, Sequence[int]],
+    registry: Registry,
+) -> tuple[str, list[tuple[int, int]]]:
+    """Return the textbook implementation, else the baseline, and its rows beside the chosen one's."""
+    entry = registry.ops.get(op)
+    baseline = str(loaded.table.at[rows_of[chosen][0], "baseline"])
+    over = (entry.textbook if entry else "") or baseline
+    if over in (chosen, ""):
+        over = baseline if baseline != chosen else ""
+    theirs = set(rows_of.get(over, ()))
+    return over, [
+        (row, other) for row in rows_of[chosen] for other in race_of[row] if other in theirs
+    ]
+
+
+def _nearest(loaded: RunFrame, op: str, rows: Sequence[int]) -> int:
+    """Return the row nearest to the op's base case, the largest input first."""
+    base = base_values(loaded.table, op)
+
+    def distance(row: int) -> tuple[int, float]:
+        at = loaded.row(row)
+        return sum(plain(at[name]) != base[name] for name in base), -at["nbytes"]
+
+    return min(rows, key=distance)
+
+
+def _profile(
+    table: pd.DataFrame, races: Mapping[int, Sequence[int]], pairs: Pairs
+) -> dict[str, tuple[float, ...]]:
+    """Return by candidate its time over the best one's in each race it was in; inf where it failed."""
+    found: dict[str, list[float]] = defaultdict(list)
+    names = table["candidate"].tolist()
+    everyone = table[table["race"].isin(races)].groupby("race", sort=False).indices
+    positions = table[table["race"].isin(races)].index
+    for race, rows in races.items():
+        ranked = set(rows)
+        for place in everyone[race]:
+            row = int(positions[place])
+            if row in ranked:
+                logs = (pairs.mean[row, other].log_ratio for other in rows if other != row)
+                worst = max((value for value in logs if math.isfinite(value)), default=0.0)
+                found[names[row]].append(math.exp(max(0.0, worst)))
+            else:
+                found[names[row]].append(math.inf)
+    return {
+        name: tuple(some)
+        for name, some in found.items()
+        if len(some) >= LEAST * len(races) and any(map(math.isfinite, some))
+    }
+
+
+def headline(loaded: RunFrame, choices: Sequence[Choice]) -> list[Choice]:
+    """Return one choice per op, device, mode and direction: nearest to the base case, then the largest."""
     table = loaded.table
-    by_race = {choice.race: choice for choice in found}
+    by_race = {choice.race: choice for choice in choices}
     picked = []
     for key, rows in table.groupby(list(GROUP), sort=False):
-        op = key[0]
-        base = base_values(table, str(op))
+        base = base_values(table, str(key[0]))
         cases = rows[rows["race"].isin(by_race)].drop_duplicates("race")
         if cases.empty:
             continue
         distance = sum(
-            (cases[name].map(_plain) != base[name]).astype(int)
+            (cases[name].map(plain) != base[name]).astype(int)
             for name in axes_in(table)
             if name not in GROUP
         )
@@ -284,77 +362,10 @@ def headline(loaded: RunFrame, found: Sequence[Choice]) -> list[Choice]:
     return picked
 
 
-def others_label(at: Mapping[str, Any]) -> str:
-    """The settings that the chooser does not ask for one by one: 'k3, valid', '1 thread', ..."""
-    parts = []
-    op = str(at["op"])
-    for name in axes_of(op):
-        value: Any = None if name in CHOSEN_BY else _plain(at.get(name))
-        if value is not None and not is_usual(op, name, value):
-            parts.append(label_value(op, name, value))
-    return ", ".join(parts) or "as usual"
-
-
-def sentence(loaded: RunFrame, choice: Choice, registry: Registry = REGISTRY) -> str:
-    """'on cpu:0, under xla, forward, use X: 5.2 times as fast as the recipe [4.9, 5.5], 91% of what the memory allows'.
-
-    Says no more than the data: no interval where the race was stopped early, no rank where only one was right.
-    """
-    at = loaded.row(choice.row)
-    op = registry.ops.get(at["op"])
-    parts = [
-        f"On {at['device']}, {MODE_WORDS.get(at['mode'], at['mode'])}, {at['direction']}, "
-        f"use {choice.recommended}: {format_seconds(at['seconds'])} a call" + _clock_words(at)
-    ]
-    recipe = _speed_up(at, "recipe_ratio", "recipe_low", "recipe_high")
-    baseline = _speed_up(at, "ratio", "ratio_low", "ratio_high")
-    if recipe and op and choice.recommended != op.textbook:
-        parts.append(f"{recipe} the speed of the book's recipe ({op.textbook})")
-    elif baseline and choice.recommended != at["baseline"]:
-        parts.append(f"{baseline} the speed of {at['baseline']}")
-    if math.isfinite(at["efficiency"]):
-        parts.append(f"{format_share(at['efficiency'])} of what the memory allows")
-    text = ", ".join(parts) + "."
-    if choice.alone:
-        text += " Nothing else was right here."
-    elif len(choice.best) > 1:
-        rest = [name for name in choice.best if name != choice.recommended]
-        text += f" Not shown slower: {join_names(rest)}."
-    return text
-
-
-def _clock_words(at: Mapping[str, Any]) -> str:
-    """By which clock a time on a GPU is; '' on a CPU."""
-    if at["clock"] == "device":
-        return f" by the device's clock ({format_seconds(at['wall_seconds'])} from Python)"
-    return " from Python" if is_gpu(at["device"]) else ""
-
-
-MODE_WORDS = {"xla": "under XLA", "graph": "in a graph", "eager": "eagerly"}
-
-
-def _speed_up(at: Mapping[str, Any], middle: str, low: str, high: str) -> str:
-    values = inverse(*(float(at[name]) for name in (middle, low, high)))
-    value, lower, upper = values
-    if not math.isfinite(value):
-        return ""
-    if math.isfinite(lower) and math.isfinite(upper):
-        return f"{significant(value)} times (95% interval {significant(lower)} to {significant(upper)})"
-    return f"{significant(value)} times"
-
-
-def caveats(loaded: RunFrame, op: str, name: str) -> list[str]:
-    """What the support matrix says against a candidate, one line a cell that is not 'pass'."""
+def caveats(cells: Sequence[MatrixCell], op: str, name: str) -> list[str]:
+    """Return what the support matrix says against a candidate, one line per failed check."""
     return [
         f"{cell.probe}: {cell.state}" + (f" ({cell.evidence})" if cell.evidence else "")
-        for cell in loaded.run.capabilities
+        for cell in cells
         if cell.op == op and cell.candidate == name and cell.state not in ("pass", "not_run")
     ]
-
-
-def speed_up_text(at: Mapping[str, Any], columns: tuple[str, str, str]) -> str:
-    """'5.20x [4.90, 5.50]' of a row's three columns of a time ratio, as a speed-up."""
-    return with_interval(*inverse(*(float(at[name]) for name in columns)))
-
-
-__all__ = ["Choice", "choices", "format_times", "headline", "recommend", "sentence"]

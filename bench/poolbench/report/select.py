@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from poolbench.core.errors import UsageError
@@ -37,14 +36,7 @@ def select_frame(loaded: RunFrame, wanted: Selection) -> RunFrame:
     """Return the run with the selected measurements alone."""
     if not wanted:
         return loaded
-    kept = select(loaded.table, wanted).index
-    limits = loaded.bandwidth_limits
-    return replace(
-        loaded,
-        table=loaded.table.loc[kept].reset_index(drop=True),
-        samples=[loaded.samples[i] for i in kept],
-        bandwidth_limits={new: limits[old] for new, old in enumerate(kept) if old in limits},
-    )
+    return loaded.keep(list(select(loaded.table, wanted).index))
 
 
 def _as_text(value: object) -> str:

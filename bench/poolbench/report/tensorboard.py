@@ -15,6 +15,7 @@ from pathlib import Path
 from urllib.parse import quote, urlencode
 
 from poolbench.core.errors import UsageError
+from poolbench.store.runs import RUN_NAME
 
 PROFILES = Path("plugins") / "profile"
 SUFFIX = ".xplane.pb"
@@ -39,7 +40,7 @@ def find_logdir(results: Path, run: str = "") -> Path:
     """
     if run:
         logdir = results / run / "traces"
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,80}", run) or not find_traces(logdir):
+        if not RUN_NAME.fullmatch(run) or not find_traces(logdir):
             raise UsageError(f"run {run!r} holds no trace; {RECORD_FIRST} --run {run}")
         return logdir
     logdirs = [path for path in results.glob("*/traces") if find_traces(path)]

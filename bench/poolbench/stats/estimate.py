@@ -9,9 +9,8 @@ report runs.
 from __future__ import annotations
 
 import math
-import warnings
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Literal, TypeVar
@@ -24,17 +23,9 @@ from poolbench.core.records import Samples
 
 Array = npt.NDArray[Any]
 Level = Literal["process", "allocation"]
-Verdict = Literal["FASTER", "SLOWER", "SAME", "UNDECIDED"]
 Key = TypeVar("Key", bound=Hashable)
 
-FASTER: Verdict = "FASTER"
-SLOWER: Verdict = "SLOWER"
-SAME: Verdict = "SAME"
-UNDECIDED: Verdict = "UNDECIDED"
-
-MOST_PROCESSES = 200  # a prediction beyond this says only that it is hopeless
 MOST_LOG = 709.0  # beyond it math.exp overflows
-MIDMEAN_VARIANCE = 1.2  # of an interquartile mean over that of a mean, normal noise
 # Of so many rounds that follow each other the quickest counts, for either side: what slows a round, a guest
 # of the host on a processor's other thread, slows one implementation more than
 # another, and comes and goes by the minute.
@@ -104,65 +95,20 @@ class Estimate:
 
     def p_faster(self, margin: float) -> float:
         """One-sided p against 'not faster than 1/(1 + margin)'."""
-        return float(_p_below(self.log_ratio, self.standard_error, self.degrees, -_log(margin)))
+        return float(
+            _p_below(self.log_ratio, self.standard_error, self.degrees, -log_margin(margin))
+        )
 
     def p_slower(self, margin: float) -> float:
         """One-sided p against 'not slower than 1 + margin'."""
-        return float(_p_below(-self.log_ratio, self.standard_error, self.degrees, -_log(margin)))
+        return float(
+            _p_below(-self.log_ratio, self.standard_error, self.degrees, -log_margin(margin))
+        )
 
     def p_same(self, margin: float) -> float:
         """The larger p of the two one-sided tests (TOST) against 'outside the margin'."""
-        args = (self.standard_error, self.degrees, _log(margin))
+        args = (self.standard_error, self.degrees, log_margin(margin))
         return float(max(_p_below(self.log_ratio, *args), _p_below(-self.log_ratio, *args)))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Components:
-    """Standard deviations of the log ratio at the three levels; `rounds`: in an allocation."""
-
-    process: float
-    allocation: float
-    round: float
-    rounds: float
-
-    def half_width(self, *, processes: int, allocations: int, rounds: float) -> float:
-        """Relative half width to expect of so many processes, allocations in each and rounds in each of these."""
-        return resolution(
-            process=self.process,
-            allocation=self.allocation,
-            round=self.round,
-            processes=processes,
-            allocations=allocations,
-            rounds=rounds,
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """A verdict within a run; `adjusted_p` is its p after false-discovery control.
-
-    `processes_needed`: further processes predicted to settle an UNDECIDED one; None if not UNDECIDED
-    or hopeless.
-    """
-
-    estimate: Estimate
-    verdict: Verdict
-    adjusted_p: float
-    processes_needed: int | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class BestSet:
-    """Names not shown slower than the best, and the one with the lowest time."""
-
-    names: tuple[str, ...]
-    best: str
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.names)
-
-    def __len__(self) -> int:
-        return len(self.names)
 
 
 def _exp(value: float) -> float:
@@ -170,7 +116,8 @@ def _exp(value: float) -> float:
     return math.exp(value) if not value > MOST_LOG else math.inf
 
 
-def _log(margin: float) -> float:
+def log_margin(margin: float) -> float:
+    """Return the log of 1 + margin."""
     if margin < 0:
         raise ValueError(f"margin must be 0 or more; got {margin}")
     return math.log1p(margin)
@@ -188,9 +135,6 @@ def _p_below(value: Any, error: Any, degrees: Any, bound: float) -> Any:
     if error == 0:
         return 0.0 if value < bound else 1.0
     return special.stdtr(degrees, (value - bound) / error)
-
-
-# The cores: arrays with any leading axes.
 
 
 def interquartile_mean(values: Array) -> Array:
@@ -239,9 +183,6 @@ def mean_and_error(units: Array) -> tuple[Array, Array, int]:
     mean = units.mean(axis=-1)
     error = units.std(axis=-1, ddof=1) / math.sqrt(n) if n > 1 else np.full_like(mean, np.nan)
     return mean, error, n - 1
-
-
-# Samples to estimates.
 
 
 def log_ratios(candidate: Samples, baseline: Samples, *, neighbours: int = NEIGHBOURS) -> Paired:
@@ -438,7 +379,15 @@ def difference(a: Estimate, b: Estimate) -> Estimate:
     return _combine((a, b), (1.0, -1.0))
 
 
-ratio_to = difference
+def reported_confidence(least: int, most: int) -> float:
+    """Return the confidence of the intervals of a run that chose its number of processes by what it saw.
+
+    Runs of today have a fixed number. Earlier ones looked after 5, 7 and 10 processes; the simulation behind the
+    figures is in docs/method.md.
+    """
+    if most <= least:
+        return 0.95
+    return 0.97 if least >= 5 else 0.975
 
 
 def geometric_mean(estimates: Iterable[Estimate]) -> Estimate:
@@ -447,255 +396,3 @@ def geometric_mean(estimates: Iterable[Estimate]) -> Estimate:
     if not found:
         return from_error(math.nan, math.nan, 0, 0)
     return _combine(found, [1 / len(found)] * len(found))
-
-
-# Verdicts.
-
-
-def _verdict_p(found: Estimate, margin: float) -> tuple[float, Verdict]:
-    """Twice the smallest of the three one-sided p, and the verdict that it stands for.
-
-    Twice: a true SAME can be missed on two sides. At 0.05 it says that the 95% interval lies wholly
-    in the verdict's region.
-    """
-    ways: tuple[tuple[float, Verdict], ...] = (
-        (found.p_faster(margin), FASTER),
-        (found.p_slower(margin), SLOWER),
-        (found.p_same(margin), SAME),
-    )
-    p, name = min(ways, key=lambda way: way[0])
-    return min(1.0, 2 * p), name
-
-
-def verdict(found: Estimate, margin: float = 0.05, *, alpha: float = 0.05) -> Verdict:
-    """The verdict of one comparison by itself."""
-    p, name = _verdict_p(found, margin)
-    return name if p <= alpha else UNDECIDED
-
-
-def adjust(p: Sequence[float], *, method: Literal["bh", "by"] = "bh") -> list[float]:
-    """Benjamini-Hochberg adjusted p; 'by' (Benjamini-Yekutieli) under any dependence."""
-    values = np.asarray(p, dtype=np.float64)
-    n = len(values)
-    if not n:
-        return []
-    order = np.argsort(values)
-    factor = n * (np.sum(1 / np.arange(1, n + 1)) if method == "by" else 1.0)
-    steps = values[order] * factor / np.arange(1, n + 1)
-    adjusted = np.empty(n)
-    adjusted[order] = np.minimum(1.0, np.minimum.accumulate(steps[::-1])[::-1])
-    return [float(value) for value in adjusted]
-
-
-def compare_run(
-    pairs: Mapping[Key, Estimate],
-    margin: float = 0.05,
-    fdr: float = 0.05,
-    *,
-    method: Literal["bh", "by"] = "bh",
-) -> dict[Key, Comparison]:
-    """Verdicts of a whole run; of those given, at most `fdr` are expected to be false."""
-    judged = {key: _verdict_p(found, margin) for key, found in pairs.items()}
-    adjusted = adjust([p for p, _ in judged.values()], method=method)
-    comparisons = {}
-    for (key, (_, name)), p in zip(judged.items(), adjusted, strict=True):
-        clear = p <= fdr
-        comparisons[key] = Comparison(
-            estimate=pairs[key],
-            verdict=name if clear else UNDECIDED,
-            adjusted_p=p,
-            processes_needed=None if clear else processes_needed(pairs[key], margin),
-        )
-    return comparisons
-
-
-def processes_needed(found: Estimate, margin: float) -> int | None:
-    """Further processes until the interval, as spread as now, leaves the edge; None: hopeless."""
-    distance = abs(abs(found.log_ratio) - _log(margin))
-    if not (found.degrees > 0 and distance > 0):
-        return None
-    totals = np.arange(found.processes + 1, MOST_PROCESSES + 1)
-    reach = quantile(found.confidence, totals - 1) * found.spread / np.sqrt(totals)
-    fits = totals[reach <= distance]
-    return int(fits[0]) - found.processes if len(fits) else None
-
-
-def best_set(
-    samples: Mapping[str, Samples],
-    *,
-    confidence: float = 0.95,
-    estimator: Callable[[Samples, Samples], Estimate] = estimate,
-) -> BestSet:
-    """Names not shown slower than the best: Hsu's comparisons, at simultaneous `confidence`.
-
-    `estimator` is there for callers that estimated their pairs all at once (`estimate_all`).
-
-    A name is out when it is shown slower than some other, each of its K - 1 one-sided comparisons
-    at (1 - confidence) / (K - 1): so the true best stays in with at least `confidence`.
-    """
-    if not samples:
-        raise ValueError("best_set needs at least one name; got none")
-    names = list(samples)
-    alpha = (1 - confidence) / max(1, len(names) - 1)
-    slower: set[str] = set()
-    total = dict.fromkeys(names, 0.0)
-    for place, one in enumerate(names):
-        for other in names[place + 1 :]:
-            found = estimator(samples[one], samples[other])
-            if not math.isfinite(found.log_ratio):
-                continue
-            total[one] += found.log_ratio
-            total[other] -= found.log_ratio
-            if found.p_slower(0.0) <= alpha:
-                slower.add(one)
-            if found.p_faster(0.0) <= alpha:
-                slower.add(other)
-    kept = tuple(sorted((name for name in names if name not in slower), key=total.__getitem__))
-    return BestSet(
-        names=kept or (min(names, key=total.__getitem__),), best=min(names, key=total.__getitem__)
-    )
-
-
-# When to stop, and what to expect.
-
-
-@dataclass(frozen=True, kw_only=True)
-class StopRule:
-    """When a race has processes enough.
-
-    Attributes:
-        precision: relative half width that is narrow enough.
-        margin: of the verdict; an interval wholly on one side of an edge is clear.
-        min_processes, max_processes: of the race.
-        looks: process counts at which to look; other counts go on.
-        confidence: of the interval that stops. Stricter than what is reported, so that a
-            spread that is small by luck seldom stops a race.
-    """
-
-    precision: float = 0.02
-    margin: float = 0.05
-    min_processes: int = 5
-    max_processes: int = 10
-    looks: tuple[int, ...] = (5, 7, 10)
-    confidence: float = 0.995
-
-    @property
-    def reported_confidence(self) -> float:
-        """Confidence for `estimate` (and 1 - it as `fdr`) that keeps its promise despite the looks.
-
-        Calibrated by simulation: tests/test_stats.py.
-        """
-        if self.max_processes <= self.min_processes:
-            return 0.95
-        return 0.97 if self.min_processes >= 5 else 0.975
-
-    def satisfied(self, log_ratio: Any, error: Any, degrees: Any) -> Array:
-        """Elementwise: narrow enough, or the verdict is clear."""
-        reach = quantile(self.confidence, degrees) * error
-        clear = np.abs(np.abs(log_ratio) - _log(self.margin)) > reach
-        return np.asarray((np.expm1(reach) <= self.precision) | clear)
-
-    def decide(
-        self, estimates: Iterable[Estimate], processes_done: int
-    ) -> Literal["stop", "processte"]:
-        """Whether to block a further process; a budget that is spent stops outside of this."""
-        if processes_done >= self.max_processes:
-            return "stop"
-        if processes_done < self.min_processes or processes_done not in {
-            *self.looks,
-            self.min_processes,
-        }:
-            return "processte"
-        done = all(
-            found.degrees > 0
-            and bool(self.satisfied(found.log_ratio, found.standard_error, found.degrees))
-            for found in estimates
-        )
-        return "stop" if done else "processte"
-
-    def enough(self, pairs: Iterable[tuple[Samples, Samples]], *, processes: int) -> bool:
-        """`decide` from (candidate, baseline) samples."""
-        return self.decide((estimate(*pair) for pair in pairs), processes) == "stop"
-
-
-def resolution(
-    *,
-    process: float,
-    allocation: float,
-    round: float,  # noqa: A002 - the level's name
-    processes: int,
-    allocations: int,
-    rounds: float,
-    confidence: float = 0.95,
-) -> float:
-    """Relative half width to expect from the standard deviations of the log at the three levels."""
-    if processes < 2:
-        return math.inf
-    per_process = process**2 + MIDMEAN_VARIANCE * (allocation**2 + round**2 / rounds) / allocations
-    reach = float(quantile(confidence, processes - 1)) * math.sqrt(per_process / processes)
-    return math.expm1(reach)
-
-
-def pace(half_width: float, precision: float, *, done: int, processes: int) -> float:
-    """Rounds that each process to come needs, over those of the `done`, to end at `precision`; inf: hopeless.
-
-    Args:
-        half_width: to expect of all `processes` if they go on as they did; it goes with the root of the rounds.
-        precision: the half-width that is asked for.
-        done: processes that have run.
-        processes: that will have run in the end.
-    """
-    if half_width <= 0:
-        return 0.0
-    # In variances of a process as it was: what all of them may add up to, less what the done ones have.
-    left = processes * (precision / half_width) ** 2 - done
-    return (processes - done) / left if left > 0 else math.inf
-
-
-def components(candidate: Samples, baseline: Samples) -> Components | None:
-    """How a measured log ratio varied at each level; None where a level was not repeated.
-
-    Of rounds by themselves: those that are the quickest of neighbours share rounds, and spread about as much
-    (docs/method.md).
-    """
-    cube = to_cube(log_ratios(candidate, baseline, neighbours=1))
-    if cube.ndim != 3 or min(cube.shape) < 2:
-        return None
-    rounds = float(np.mean(np.sum(~np.isnan(cube), axis=-1)))
-    values = allocation_values(cube)
-    with warnings.catch_warnings():
-        # An allocation of one round has no variance, and says so.
-        warnings.simplefilter("ignore", RuntimeWarning)
-        round_variance = float(np.nanmean(np.nanvar(cube, axis=-1, ddof=1)))
-        within = float(np.nanmean(np.nanvar(values, axis=-1, ddof=1)))
-        between = float(np.nanvar(process_values(cube), ddof=1))
-    # What a level shows of itself is what it varies by beyond the levels below it.
-    allocation_variance = max(0.0, within - MIDMEAN_VARIANCE * round_variance / rounds)
-    below = MIDMEAN_VARIANCE * (allocation_variance + round_variance / rounds) / cube.shape[1]
-    process_variance = max(0.0, between - below)
-    found = Components(
-        process=math.sqrt(process_variance),
-        allocation=math.sqrt(allocation_variance),
-        round=math.sqrt(round_variance),
-        rounds=rounds,
-    )
-    return None if math.isnan(sum((found.process, found.allocation, found.round))) else found
-
-
-def flag_disagreeing(pairs: Mapping[Key, Estimate]) -> set[Key]:
-    """Keys whose processes disagree by more than the rest of the run's do.
-
-    Robust z of the log spread over 3.5 (median and MAD, which is at least the sampling deviation of
-    a log standard deviation, 1 / sqrt(2 degrees)). Needs three comparisons to have a rest.
-    """
-    spreads = {key: e.spread for key, e in pairs.items() if e.degrees > 0 and e.spread > 0}
-    if len(spreads) < 3:
-        return set()
-    logs = np.log(np.array(list(spreads.values())))
-    middle = float(np.median(logs))
-    mad = 1.4826 * float(np.median(np.abs(logs - middle)))
-    return {
-        key
-        for key, value in zip(spreads, logs, strict=True)
-        if value - middle > 3.5 * max(mad, 1 / math.sqrt(2 * pairs[key].degrees))
-    }

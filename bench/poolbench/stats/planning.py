@@ -2,20 +2,40 @@
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
 
 from poolbench.core.case import Case
 from poolbench.core.errors import StoreError
 from poolbench.core.plan import PROBES
-from poolbench.core.records import Measurement
+from poolbench.core.records import Measurement, Samples
 from poolbench.core.registry import input_nbytes
 from poolbench.engine.race import Plan
 from poolbench.machine.info import machine_facts
 from poolbench.machine.nvml import is_gpu
-from poolbench.store.journal import JOURNAL, StoredRun, read_header, read_run
+from poolbench.stats.estimate import (
+    Array,
+    Estimate,
+    allocation_values,
+    estimate,
+    log_margin,
+    log_ratios,
+    process_values,
+    quantile,
+    reported_confidence,
+    to_cube,
+)
+from poolbench.store.journal import StoredRun, read_header, read_run
+from poolbench.store.runs import runs_newest_first
 
+MIDMEAN_VARIANCE = 1.2  # of an interquartile mean over that of a mean, normal noise
 START_SECONDS = 2.5  # of a worker beside others
 OPEN_SECONDS = 0.06  # of a contender: trace, first call, check
 OPEN_BYTES_PER_SECOND = 2e9
@@ -41,13 +61,11 @@ def predict_seconds(cases: Mapping[Case, tuple[str, ...]], plan: Plan) -> float:
 def resolution_text(results: Path, plan: Plan) -> str:
     """What races of the plan will tell apart here, by the newest run that this machine has made."""
     machine = machine_facts()
-    for journal in sorted(
-        results.glob(f"*/{JOURNAL}"), key=lambda path: path.stat().st_mtime, reverse=True
-    ):
+    for folder in runs_newest_first(results, reference=True):
         try:
-            if read_header(journal.parent).environment.machine != machine:
+            if read_header(folder).environment.machine != machine:
                 continue
-            run = read_run(journal.parent)
+            run = read_run(folder)
         except StoreError:  # a run that cannot be read tells nothing; who reads it is told why
             continue
         half_width = resolution_of(run, plan)
@@ -61,8 +79,6 @@ def resolution_text(results: Path, plan: Plan) -> str:
 
 def resolution_of(run: StoredRun, plan: Plan) -> float | None:
     """The median half-width that the plan would have had in the run; None if the run cannot tell."""
-    from poolbench.stats.estimate import components  # SciPy takes as long to load as all else here
-
     budget, processes = (run.header.options.get(name) for name in ("budget_seconds", "processes"))
     if not isinstance(budget, (int, float)) or not isinstance(processes, int) or budget <= 0:
         return None
@@ -90,3 +106,145 @@ def resolution_of(run: StoredRun, plan: Plan) -> float | None:
 def allocations_of(measurement: Measurement) -> int:
     """Times that the inputs were allocated in each process."""
     return max(measurement.samples.allocation, default=0) + 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Components:
+    """Standard deviations of the log ratio at the three levels; `rounds`: in an allocation."""
+
+    process: float
+    allocation: float
+    round: float
+    rounds: float
+
+    def half_width(self, *, processes: int, allocations: int, rounds: float) -> float:
+        """Relative half width to expect of so many processes, allocations in each and rounds in each of these."""
+        return resolution(
+            process=self.process,
+            allocation=self.allocation,
+            round=self.round,
+            processes=processes,
+            allocations=allocations,
+            rounds=rounds,
+        )
+
+
+def resolution(
+    *,
+    process: float,
+    allocation: float,
+    round: float,  # noqa: A002 - the level's name
+    processes: int,
+    allocations: int,
+    rounds: float,
+    confidence: float = 0.95,
+) -> float:
+    """Relative half width to expect from the standard deviations of the log at the three levels."""
+    if processes < 2:
+        return math.inf
+    per_process = process**2 + MIDMEAN_VARIANCE * (allocation**2 + round**2 / rounds) / allocations
+    reach = float(quantile(confidence, processes - 1)) * math.sqrt(per_process / processes)
+    return math.expm1(reach)
+
+
+def pace(half_width: float, precision: float, *, done: int, processes: int) -> float:
+    """Rounds that each process to come needs, over those of the `done`, to end at `precision`; inf: hopeless.
+
+    Args:
+        half_width: to expect of all `processes` if they go on as they did; it goes with the root of the rounds.
+        precision: the half-width that is asked for.
+        done: processes that have run.
+        processes: that will have run in the end.
+    """
+    if half_width <= 0:
+        return 0.0
+    # In variances of a process as it was: what all of them may add up to, less what the done ones have.
+    left = processes * (precision / half_width) ** 2 - done
+    return (processes - done) / left if left > 0 else math.inf
+
+
+def components(candidate: Samples, baseline: Samples) -> Components | None:
+    """How a measured log ratio varied at each level; None where a level was not repeated.
+
+    Of rounds by themselves: those that are the quickest of neighbours share rounds, and spread about as much
+    (docs/method.md).
+    """
+    cube = to_cube(log_ratios(candidate, baseline, neighbours=1))
+    if cube.ndim != 3 or min(cube.shape) < 2:
+        return None
+    rounds = float(np.mean(np.sum(~np.isnan(cube), axis=-1)))
+    values = allocation_values(cube)
+    with warnings.catch_warnings():
+        # An allocation of one round has no variance, and says so.
+        warnings.simplefilter("ignore", RuntimeWarning)
+        round_variance = float(np.nanmean(np.nanvar(cube, axis=-1, ddof=1)))
+        within = float(np.nanmean(np.nanvar(values, axis=-1, ddof=1)))
+        between = float(np.nanvar(process_values(cube), ddof=1))
+    # What a level shows of itself is what it varies by beyond the levels below it.
+    allocation_variance = max(0.0, within - MIDMEAN_VARIANCE * round_variance / rounds)
+    below = MIDMEAN_VARIANCE * (allocation_variance + round_variance / rounds) / cube.shape[1]
+    process_variance = max(0.0, between - below)
+    found = Components(
+        process=math.sqrt(process_variance),
+        allocation=math.sqrt(allocation_variance),
+        round=math.sqrt(round_variance),
+        rounds=rounds,
+    )
+    return None if math.isnan(sum((found.process, found.allocation, found.round))) else found
+
+
+@dataclass(frozen=True, kw_only=True)
+class StopRule:
+    """When a race has processes enough.
+
+    Attributes:
+        precision: relative half width that is narrow enough.
+        margin: of the verdict; an interval wholly on one side of an edge is clear.
+        min_processes, max_processes: of the race.
+        looks: process counts at which to look; other counts go on.
+        confidence: of the interval that stops. Stricter than what is reported, so that a
+            spread that is small by luck seldom stops a race.
+    """
+
+    precision: float = 0.02
+    margin: float = 0.05
+    min_processes: int = 5
+    max_processes: int = 10
+    looks: tuple[int, ...] = (5, 7, 10)
+    confidence: float = 0.995
+
+    @property
+    def reported_confidence(self) -> float:
+        """Confidence for `estimate` (and 1 - it as `fdr`) that keeps its promise despite the looks.
+
+        Calibrated by simulation: tests/test_stats.py.
+        """
+        return reported_confidence(self.min_processes, self.max_processes)
+
+    def satisfied(self, log_ratio: Any, error: Any, degrees: Any) -> Array:
+        """Elementwise: narrow enough, or the verdict is clear."""
+        reach = quantile(self.confidence, degrees) * error
+        clear = np.abs(np.abs(log_ratio) - log_margin(self.margin)) > reach
+        return np.asarray((np.expm1(reach) <= self.precision) | clear)
+
+    def decide(
+        self, estimates: Iterable[Estimate], processes_done: int
+    ) -> Literal["stop", "processte"]:
+        """Whether to block a further process; a budget that is spent stops outside of this."""
+        if processes_done >= self.max_processes:
+            return "stop"
+        if processes_done < self.min_processes or processes_done not in {
+            *self.looks,
+            self.min_processes,
+        }:
+            return "processte"
+        done = all(
+            found.degrees > 0
+            and bool(self.satisfied(found.log_ratio, found.standard_error, found.degrees))
+            for found in estimates
+        )
+        return "stop" if done else "processte"
+
+    def enough(self, pairs: Iterable[tuple[Samples, Samples]], *, processes: int) -> bool:
+        """`decide` from (candidate, baseline) samples."""
+        return self.decide((estimate(*pair) for pair in pairs), processes) == "stop"

@@ -1,4 +1,4 @@
-"""A plain pytest-benchmark file of any project, as a run that the report renders.
+"""Import a pytest-benchmark file of any project as a run that the report renders.
 
 The file itself is kept beside the journal, byte for byte, so that `pytest-benchmark compare` shows of the run
 what it shows of the file. The journal holds its timings: one process, one allocation, no baseline.
@@ -9,45 +9,55 @@ from __future__ import annotations
 import datetime as dt
 import math
 import re
+import shutil
+import stat
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from poolbench.core.axes import is_declared
 from poolbench.core.case import make_case
 from poolbench.core.errors import StoreError
 from poolbench.core.records import Environment, Header, Measurement, Samples
-from poolbench.store.journal import JOURNAL, Journal
+from poolbench.core.registry import load_builtin
+from poolbench.store.journal import JOURNAL, Journal, encode_line
+from poolbench.store.validate import one_line_of
 
 MAX_NBYTES = 64 << 20
+# As many as fit a line of the journal; of a benchmark with more, evenly spread ones are taken.
+MAX_SAMPLES = 250_000
 NAME = "benchmark.json"
+BYTE_ORDER_MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
+# pytest-benchmark writes NaN and Infinity, which are no JSON; a string is passed over whole.
+NON_FINITE = re.compile(rb'"(?:[^"\\]|\\.)*"?|-?\b(?:NaN|Infinity)\b', re.DOTALL)
+Number = float | None
 
 
 class _Stats(msgspec.Struct):
-    """What pytest-benchmark says of one benchmark; `data` is there unless it was left out on purpose."""
+    """The statistics of one benchmark; `data` is there unless it was left out on purpose."""
 
-    median: float
-    rounds: int = 1
-    iterations: int = 1
-    data: list[float] = []
+    median: Number = None
+    iterations: Number = None
+    data: list[Number] | None = None
 
 
 class _Benchmark(msgspec.Struct):
     name: str
     stats: _Stats
-    fullname: str = ""
+    fullname: str | None = None
     group: str | None = None
 
 
 class _File(msgspec.Struct):
     benchmarks: list[_Benchmark]
-    version: str = ""
-    datetime: str = ""
-    machine_info: dict[str, Any] = {}
+    version: str | None = None
+    datetime: str | None = None
+    machine_info: dict[str, Any] | None = None
 
 
 def import_file(path: Path, results: Path, name: str | None = None) -> Path:
-    """Make a run of a pytest-benchmark file; its folder.
+    """Make a run of a pytest-benchmark file; return its folder.
 
     Args:
         path: what `pytest --benchmark-json=FILE` wrote.
@@ -55,7 +65,7 @@ def import_file(path: Path, results: Path, name: str | None = None) -> Path:
         name: of the run; None: the file's, in letters that are safe in a path.
 
     Raises:
-        StoreError: it cannot be read or is no such file, or the run is there already.
+        StoreError: it cannot be read or is no such file, it is too large, or the run exists; nothing is left behind.
     """
     data = _read(path)
     file = _parse(path, data)
@@ -63,46 +73,79 @@ def import_file(path: Path, results: Path, name: str | None = None) -> Path:
     folder = results / run
     if (folder / JOURNAL).exists():
         raise StoreError(f"{run} holds a run already; pick another name (--run NAME)")
-    with Journal(folder) as journal:
-        journal.append(_header(run, file), *_measurements(file))
-    (folder / NAME).write_bytes(data)
+    lines = b"".join(encode_line(record) for record in (_header(run, file), *_measurements(file)))
+    existed = folder.exists()
+    try:
+        with Journal(folder) as journal:
+            journal.write(lines)
+        (folder / NAME).write_bytes(data)
+    except (StoreError, OSError) as error:
+        if not existed:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise (
+            error
+            if isinstance(error, StoreError)
+            else StoreError(f"cannot write {run}: {error.strerror}")
+        ) from None
     return folder
 
 
 def _read(path: Path) -> bytes:
     try:
-        if (size := path.stat().st_size) > MAX_NBYTES:
-            raise StoreError(f"{path} has {size} bytes; at most {MAX_NBYTES} are read")
-        return path.read_bytes()
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise StoreError(f"{path} is no regular file; expected what --benchmark-json writes")
+        if found.st_size > MAX_NBYTES:
+            raise StoreError(f"{path} has {found.st_size} bytes; at most {MAX_NBYTES} are read")
+        with path.open("rb") as file:
+            return file.read(MAX_NBYTES)
     except OSError as error:
         raise StoreError(f"cannot read {path}: {error.strerror}") from None
 
 
 def _parse(path: Path, data: bytes) -> _File:
+    if data.startswith(b"\x1f\x8b"):
+        raise StoreError(f"{path} is compressed by gzip; unpack it first (gunzip)")
     try:
-        file = msgspec.json.decode(data, type=_File)
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
-        said = str(error).split("\n")[0][:200]
+        for mark, encoding in BYTE_ORDER_MARKS.items():
+            if data.startswith(mark):
+                data = data.decode(encoding).encode()
+        file = _decode(data)
+    except (msgspec.MsgspecError, RecursionError, ValueError) as error:
         raise StoreError(
-            f"{path} is no pytest-benchmark file ({said}); expected what --benchmark-json writes"
+            f"{path} is no pytest-benchmark file ({one_line_of(error, 200)}); "
+            "expected what --benchmark-json writes"
         ) from None
     if not file.benchmarks:
         raise StoreError(f"{path} holds no benchmark")
     return file
 
 
+def _decode(data: bytes) -> _File:
+    try:
+        return msgspec.json.decode(data, type=_File)
+    except msgspec.ValidationError:
+        raise
+    except msgspec.DecodeError:
+        text = NON_FINITE.sub(lambda m: m[0] if m[0].startswith(b'"') else b"null", data)
+        if text == data:
+            raise
+        return msgspec.json.decode(text, type=_File)
+
+
 def _header(run: str, file: _File) -> Header:
-    cpu = file.machine_info.get("cpu")
-    brand = cpu.get("brand_raw", "") if isinstance(cpu, dict) else ""
+    machine = file.machine_info or {}
+    cpu = machine.get("cpu")
+    brand = (cpu.get("brand_raw") or cpu.get("brand", "")) if isinstance(cpu, dict) else ""
     text: dict[str, str | int | float | bool | None] = {"processor": _word(brand)}
-    text |= {key: _word(file.machine_info.get(key)) for key in ("machine", "system", "release")}
+    text |= {key: _word(machine.get(key)) for key in ("machine", "system", "release")}
     versions = {
-        "python": _word(file.machine_info.get("python_version")),
-        "pytest-benchmark": file.version[:40],
+        "python": _word(machine.get("python_version")),
+        "pytest-benchmark": _word(file.version)[:40],
     }
     return Header(
         run=run,
-        created=file.datetime[:40]
+        created=_word(file.datetime)[:40]
         or dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds"),
         environment=Environment(
             machine=text,
@@ -117,29 +160,32 @@ def _header(run: str, file: _File) -> Header:
 
 
 def _word(value: object) -> str:
-    """A text of the file as far as it is one; nested values are not walked through."""
+    """Return a text of the file as far as it is one; nested values are not walked through."""
     return value[:200] if isinstance(value, str) else ""
 
 
 def _measurements(file: _File) -> list[Measurement]:
-    """One measurement a benchmark; equal names are told apart by a number."""
+    """Return one measurement per benchmark; equal names are told apart by a number."""
+    load_builtin()
     seen: dict[tuple[str, str], int] = {}
     found = []
     for benchmark in file.benchmarks:
         op = (benchmark.group or "imported")[:200]
+        if is_declared(op):  # a group of that name is no case of the op: it has not its axes
+            op = f"{op} (imported)"
         name = (benchmark.fullname or benchmark.name)[:300]
         seen[op, name] = seen.get((op, name), 0) + 1
         if seen[op, name] > 1:
             name = f"{name} ({seen[op, name]})"
-        seconds = benchmark.stats.data or [benchmark.stats.median]
-        seconds = [value for value in seconds if math.isfinite(value) and value > 0]
-        found.append(
-            _measurement(op, name, seconds, max(1, min(benchmark.stats.iterations, 10**9)))
-        )
+        found.append(_measurement(op, name, benchmark.stats))
     return found
 
 
-def _measurement(op: str, name: str, seconds: list[float], calls: int) -> Measurement:
+def _measurement(op: str, name: str, stats: _Stats) -> Measurement:
+    seconds = [v for v in stats.data or [stats.median] if v and math.isfinite(v) and v > 0]
+    seconds = seconds[:: -(-len(seconds) // MAX_SAMPLES) or 1]
+    iterations = stats.iterations or 1
+    calls = max(1, int(min(iterations, 10**9))) if math.isfinite(iterations) else 1
     count = len(seconds)
     zeros = (0,) * count
     return Measurement(

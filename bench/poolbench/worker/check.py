@@ -177,22 +177,42 @@ def _judge(
 
 
 def _errors(name: str, error: Array, size: Array, bound: Tolerance) -> _Errors:
-    absolute = float(error.max())
-    if absolute == 0.0:
-        return _Errors(worst=0.0, relative=0.0, absolute=0.0)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        relative = float(np.nanmax(np.where(error > 0, error / size, 0.0)))
-        allowed = bound.absolute + bound.relative * size
-        worst = float(np.max(np.where(error > 0, error / allowed, 0.0)))
+    absolute, relative, worst = largest_errors(error, size, bound)
     reason = ""
     if worst > 1.0:
-        beyond = np.count_nonzero(error > allowed)
+        beyond = np.count_nonzero(error > bound.absolute + bound.relative * size)
         reason = (
             f"{name} is beyond the bound in {beyond} of {error.size} values: error up to "
             f"{absolute:.3g} (relative {relative:.3g}), bound relative {bound.relative:g}, "
             f"absolute {bound.absolute:g}"
         )
     return _Errors(worst=worst, relative=relative, absolute=absolute, reason=reason)
+
+
+def differences(actual: Array, expected: Array) -> Array:
+    """Return |actual - expected|; 0 for equal infinities and two NaN, inf where only one is NaN."""
+    same = (actual == expected) | (np.isnan(actual) & np.isnan(expected))
+    with np.errstate(invalid="ignore"):
+        error = np.where(same, 0.0, np.abs(actual - expected))
+    return np.where(np.isnan(error), np.inf, error)
+
+
+def largest_errors(error: Array, size: Array, bound: Tolerance) -> tuple[float, float, float]:
+    """Return the largest error, the largest error over `size` = |expected|, and over the allowed error."""
+    if not error.any():
+        return 0.0, 0.0, 0.0
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratios = (error / of for of in (size, bound.absolute + bound.relative * size))
+        # An infinite error is not small beside an infinite expected value.
+        relative, excess = (
+            float(
+                np.where(
+                    np.isnan(ratio) & (error > 0), np.inf, np.where(error > 0, ratio, 0.0)
+                ).max()
+            )
+            for ratio in ratios
+        )
+    return float(error.max()), relative, excess
 
 
 def _judge_gradients(answers: Answers, actual: tuple[Array, ...]) -> tuple[_Errors, str | None]:

@@ -1,4 +1,4 @@
-"""Depths that the window does not divide, and windows that overlap. Only for ops with a window."""
+"""Checks of depths that the window does not divide and of overlapping windows, for pooling along the depth."""
 
 from __future__ import annotations
 
@@ -10,21 +10,23 @@ import msgspec
 import numpy as np
 
 from poolbench.core.case import Case
-from poolbench.matrix import judge
-from poolbench.matrix.probe import Finding, Probe, Step, Trial, in_modes
+from poolbench.core.op import Tolerance
+from poolbench.matrix import trial as trials
+from poolbench.matrix.probe import Finding, Step, SupportProbe, in_modes
+from poolbench.matrix.trial import Trial
 
 if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
-# With a window of 3: a depth of 5 is one short, padded behind; a depth of 4 is two short, so that
-# `same` pads one before and one behind. Their groups: {0,1,2},{3,4} and {0,1},{2,3}.
+# With a window of 3, a depth of 5 is one short and is padded behind: groups {0,1,2},{3,4}. A depth of
+# 4 is two short; `same` pads one before and one behind: groups {0,1},{2,3}.
 ONE_SHORT = (2, 4, 5, 5)
 TWO_SHORT = (2, 4, 5, 4)
 Overlap = Callable[[Any], Any]
 
 
 def remainder(shape: tuple[int, ...], padding: str, words: str) -> Callable[[Trial], Finding]:
-    """A probe of a depth that the window does not divide, all its values negative."""
+    """Return a check of a depth that the window does not divide, on negative values."""
 
     def probe(trial: Trial) -> Finding:
         return in_modes(
@@ -37,17 +39,11 @@ def remainder(shape: tuple[int, ...], padding: str, words: str) -> Callable[[Tri
     return probe
 
 
-def negative_input(case: Case) -> Array:
-    """Distinct values, all below zero: what is padded with zero shows."""
-    x = judge.distinct_input(case)
-    return (x.astype(np.float64) - 4).astype(x.dtype)
-
-
 def describe_remainder(trial: Trial, case: Case, words: str) -> Finding:
-    """Hold y against the reference; say in words what was done with the tail."""
-    x = negative_input(case)
-    (y,) = judge.call(trial, case, x)
-    finding = judge.judge_forward(trial, case, x, y)
+    """Compare y with the reference; describe how the tail was treated."""
+    (x,) = trials.negative_inputs(trial, case)
+    (y,) = trials.call(trial, case, x)
+    finding = trials.compare_output(trial, case, (x,), y)
     if finding.state == "pass":
         return msgspec.structs.replace(finding, evidence=words)
     return msgspec.structs.replace(
@@ -56,11 +52,11 @@ def describe_remainder(trial: Trial, case: Case, words: str) -> Finding:
 
 
 def tail_words(trial: Trial, case: Case, x: Array, y: Array) -> str:
-    """What a wrong answer did with a tail, as far as its values tell."""
+    """Describe how an incorrect answer treated a tail, as far as its values show it."""
     dropped = case.replace(padding="valid")
     padded = case.replace(padding="same")
     for other, words in ((dropped, "drops the tail"), (padded, "pads with the lowest value")):
-        expected = judge.reference(trial, other, x)
+        expected = trials.reference(trial, other, (x,))
         if y.shape == expected.shape and np.array_equal(y.astype(np.float64), expected):
             return words
     if (y == 0).any():
@@ -69,12 +65,12 @@ def tail_words(trial: Trial, case: Case, x: Array, y: Array) -> str:
 
 
 def remainder_gradient(trial: Trial) -> Finding:
-    """The gradient where `same` pads, before and behind, in graph and XLA."""
+    """Check the gradient where `same` pads, before and behind, in graph mode and with XLA."""
 
     def ask(mode: str) -> Finding:
         found = None
         for shape in (ONE_SHORT, TWO_SHORT):
-            found = judge.try_gradient(trial, trial.case(mode=mode, shape=shape, padding="same"))
+            found = trials.try_gradient(trial, trial.case(mode=mode, shape=shape, padding="same"))
             if found.state != "pass":
                 return msgspec.structs.replace(
                     found, evidence=f"depth {shape[-1]}: {found.evidence}"
@@ -86,27 +82,28 @@ def remainder_gradient(trial: Trial) -> Finding:
 
 
 def overlap(trial: Trial) -> Finding:
-    """Windows of 3 two apart, where the implementation has a stride of its own."""
+    """Check windows of 3 with a stride of 2, for implementations that take a stride."""
     make = OVERLAPS.get(trial.candidate.name)
     if make is None or not trial.candidate.builtin:
         return Finding(
             state="not_run",
-            evidence="this implementation takes no stride: its windows lie side by side by construction",
+            evidence="this implementation takes no stride: its windows never overlap",
         )
 
     def ask(mode: str) -> Finding:
         import tensorflow as tf
 
         case = trial.case(mode=mode, shape=(2, 4, 5, 9))
-        x = judge.distinct_input(case)
+        (x,) = trials.distinct_inputs(trial, case)
         expected = np.max([x[..., i : i + 3] for i in (0, 2, 4, 6)], axis=-1).astype(np.float64)
         build = make()
         run = {"eager": build, "graph": tf.function(build)}.get(mode) or tf.function(
             build, jit_compile=True
         )
-        with judge.on_device(trial):
+        with trials.on_device(trial):
             y = run(tf.constant(x)).numpy()
-        return judge.judge_array("y", y, np.moveaxis(expected, 0, -1), case, (0.0, 0.0))
+        exact = Tolerance(relative=0.0, absolute=0.0)
+        return trials.compare("y", y, np.moveaxis(expected, 0, -1), case, exact)
 
     return in_modes(trial, ask)
 
@@ -172,7 +169,7 @@ def _layer() -> Overlap:
     return layer
 
 
-# The implementations that take a stride, with a window of 3 and a stride of 2.
+# The implementations that take a stride, called with a window of 3 and a stride of 2.
 OVERLAPS: Mapping[str, Callable[[], Overlap]] = {
     "recipe-verbatim": lambda: _native("valid"),
     "max_pool": _native,
@@ -188,47 +185,47 @@ OVERLAPS: Mapping[str, Callable[[], Overlap]] = {
 }
 
 PROBES = (
-    Probe(
+    SupportProbe(
         key="depth-remainder-valid",
         title="depth 5, window 3, valid",
         group="depth",
         question="Where the window does not divide the depth, does padding valid drop the tail, "
         "in eager, graph and XLA?",
         steps=(Step(run=remainder(ONE_SHORT, "valid", "drops the tail")),),
-        window=True,
+        requires=("pool_size", "image"),
     ),
-    Probe(
+    SupportProbe(
         key="depth-remainder-same",
         title="depth 5, window 3, same",
         group="depth",
         question="Where the window does not divide the depth, does padding same pad with the "
         "lowest value, in eager, graph and XLA? All values are negative: zero would show.",
         steps=(Step(run=remainder(ONE_SHORT, "same", "pads with the lowest value")),),
-        window=True,
+        requires=("pool_size", "image"),
     ),
-    Probe(
+    SupportProbe(
         key="padding-same",
         title="padding same by its definition",
         group="depth",
         question="At depth 4 and window 3, does padding same put one value before and one behind, "
         "as TensorFlow defines it: groups {0,1} and {2,3}?",
         steps=(Step(run=remainder(TWO_SHORT, "same", "pads one before and one behind")),),
-        window=True,
+        requires=("pool_size", "image"),
     ),
-    Probe(
+    SupportProbe(
         key="remainder-gradient",
         title="gradient where same pads",
         group="depth",
         question="Is the gradient right where padding same pads, in graph and XLA?",
         steps=(Step(run=remainder_gradient),),
-        window=True,
+        requires=("pool_size", "image"),
     ),
-    Probe(
+    SupportProbe(
         key="overlap",
         title="overlapping windows",
         group="depth",
         question="Are windows of 3 with a stride of 2 right, in eager, graph and XLA?",
         steps=(Step(run=overlap),),
-        window=True,
+        requires=("pool_size", "image"),
     ),
 )

@@ -1,4 +1,4 @@
-"""Number formats: each dtype's error against float64, and Keras' mixed precision."""
+"""Checks of number formats: each dtype's error against float64, and Keras' mixed precision."""
 
 from __future__ import annotations
 
@@ -6,30 +6,33 @@ from collections.abc import Callable
 
 import msgspec
 
-from poolbench.matrix import judge
-from poolbench.matrix.probe import Finding, Probe, Step, Trial, in_modes
+from poolbench.matrix import trial as trials
+from poolbench.matrix.probe import Finding, Step, SupportProbe, in_modes
 from poolbench.matrix.probes.run import fit_once
+from poolbench.matrix.trial import Trial
 from poolbench.matrix.wrap import as_layer
 
-# As large as pooling gets in a network: sums of this many halves are where means go wrong.
+# The largest images that models pool: means of this many float16 values lose accuracy.
 LARGE = (1, 112, 112, 6)
 FLOATS = ("float32", "float16", "bfloat16", "float64")
 INTEGERS = ("int32", "uint8")
-# One step in half precision: the update is a sum of rounded products.
+# Allowed error of one training step: the update is a sum of products rounded to half precision.
 MIXED_RELATIVE = {"float16": 0.01, "bfloat16": 0.06}
 
 
 def dtype(name: str) -> Callable[[Trial], Finding]:
-    """A probe of the values in a dtype, uniform in [1, 2), 112 by 112."""
-    make = judge.uniform_input if name in FLOATS else judge.distinct_input
+    """Return a check of the values in a dtype, uniform in [1, 2); images have 112 by 112 of them."""
+    make = trials.uniform_inputs if name in FLOATS else trials.distinct_inputs
     return lambda trial: in_modes(
         trial,
-        lambda mode: judge.try_forward(trial, trial.case(mode=mode, dtype=name, shape=LARGE), make),
+        lambda mode: trials.try_forward(
+            trial, trial.case(mode=mode, dtype=name, shape=LARGE), make
+        ),
     )
 
 
 def mixed(name: str) -> Callable[[Trial], Finding]:
-    """A probe of values, their dtype, and a step of fit under a mixed policy."""
+    """Return a check of values, dtype and one step of fit under a mixed policy."""
 
     def probe(trial: Trial) -> Finding:
         import keras
@@ -39,10 +42,10 @@ def mixed(name: str) -> Callable[[Trial], Finding]:
         keras.config.set_dtype_policy(f"mixed_{name}")
         try:
             case = trial.case(mode="graph", dtype=name)
-            x = judge.distinct_input(case)
-            with judge.on_device(trial):
+            (x,) = trials.distinct_inputs(trial, case)
+            with trials.on_device(trial):
                 y = as_layer(trial, case, mixed=True)(tf.constant(x.astype("float32"))).numpy()
-            found = judge.judge_forward(trial, case, x, y)
+            found = trials.compare_output(trial, case, (x,), y)
             if found.state != "pass":
                 return found
             fitted = fit_once(trial, "auto", name, relative=MIXED_RELATIVE[name], mixed=True)
@@ -56,34 +59,35 @@ def mixed(name: str) -> Callable[[Trial], Finding]:
 
 PROBES = (
     *(
-        Probe(
+        SupportProbe(
             key=f"dtype-{name}",
             title=name,
             group="numbers",
             question=f"Is {name} as near to float64 as it can be, over 112 by 112 values from 1 to "
-            "2, in eager, graph and XLA?",
+            "2 where the input is an image, in eager, graph and XLA?",
             steps=(Step(run=dtype(name)),),
         )
         for name in FLOATS
     ),
     *(
-        Probe(
+        SupportProbe(
             key=f"dtype-{name}",
             title=name,
             group="numbers",
             question=f"Are {name} values exact, in eager, graph and XLA?",
             steps=(Step(run=dtype(name)),),
-            window=True,
+            requires=("pool_size", "image"),
         )
         for name in INTEGERS
     ),
     *(
-        Probe(
+        SupportProbe(
             key=f"mixed_{name}",
             title=f"mixed_{name}",
             group="numbers",
             question=f"Under the policy mixed_{name}, does it compute in {name}, right, and train?",
             steps=(Step(run=mixed(name)),),
+            requires=("image",),
         )
         for name in ("float16", "bfloat16")
     ),

@@ -1,4 +1,4 @@
-"""Does it leave TensorFlow: TFLite with builtins only or with Flex, ONNX. Only with --exports."""
+"""Checks of exports from TensorFlow: TFLite with builtins only or with Flex, and ONNX."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import msgspec
 import numpy as np
 
 from poolbench.core.case import Case
-from poolbench.matrix import judge
-from poolbench.matrix.probe import Finding, Probe, Step, Trial, error_words
+from poolbench.matrix import trial as trials
+from poolbench.matrix.probe import Finding, Step, SupportProbe, error_words
+from poolbench.matrix.trial import Trial
 
 if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
@@ -18,28 +19,29 @@ ONNX_OPSET = 17
 
 
 def concrete(trial: Trial, case: Case) -> Any:
-    """The candidate as a traced function of one input, for the converters."""
+    """Return the candidate as a traced function of its input, for the converters."""
     import tensorflow as tf
 
     build = trial.candidate.build(case)
+    (spec,) = trial.specs(case)
     return tf.function(
         lambda x: build(x),  # noqa: PLW0108 (tf.function wants a function: build may be a layer)
-        input_signature=[tf.TensorSpec(case.shape, case.dtype, name="x")],
+        input_signature=[tf.TensorSpec(spec.shape, spec.dtype, name="x")],
     )
 
 
 def tflite_builtins(trial: Trial) -> Finding:
-    """Convert with TFLite's own ops alone, run, compare."""
+    """Convert with TFLite's own ops alone, run and compare."""
     return tflite(trial, ("TFLITE_BUILTINS",))
 
 
 def tflite_flex(trial: Trial) -> Finding:
-    """Convert with TensorFlow's ops allowed too, run if the interpreter can, compare."""
+    """Convert with TensorFlow's ops too, run if the interpreter can, and compare."""
     return tflite(trial, ("TFLITE_BUILTINS", "SELECT_TF_OPS"))
 
 
 def tflite(trial: Trial, ops: tuple[str, ...]) -> Finding:
-    """Convert with these sets of ops, run, compare."""
+    """Convert with these sets of ops, run and compare."""
     import tensorflow as tf
 
     case = trial.case(mode="graph")
@@ -51,7 +53,7 @@ def tflite(trial: Trial, ops: tuple[str, ...]) -> Finding:
     except Exception as error:  # noqa: BLE001 (a converter may raise anything: it is a result)
         text = error_words(error)
         return Finding(state="unsupported", evidence=f"the converter refuses it [{text}]")
-    x = judge.distinct_input(case)
+    (x,) = trials.distinct_inputs(trial, case)
     try:
         y = run_tflite(model, x)
     except (RuntimeError, ValueError) as error:
@@ -62,11 +64,11 @@ def tflite(trial: Trial, ops: tuple[str, ...]) -> Finding:
             state="not_run",
             evidence=f"it converts; this interpreter has no Flex ops, so it did not run [{text}]",
         )
-    return judge.judge_forward(trial, case, x, y)
+    return trials.compare_output(trial, case, (x,), y)
 
 
 def run_tflite(model: bytes, x: Array) -> Array:
-    """The model's answer for x, by the interpreter."""
+    """Return the model's answer for x from the interpreter."""
     import tensorflow as tf
 
     interpreter = tf.lite.Interpreter(model_content=model)
@@ -78,7 +80,7 @@ def run_tflite(model: bytes, x: Array) -> Array:
 
 
 def onnx(trial: Trial) -> Finding:
-    """Convert by tf2onnx, run by onnxruntime, compare: the converter drops what it cannot read."""
+    """Convert with tf2onnx, run with onnxruntime and compare: the converter drops unknown attributes."""
     import tensorflow as tf
 
     try:
@@ -89,25 +91,26 @@ def onnx(trial: Trial) -> Finding:
             state="not_run", evidence=f"install the extra 'export' [{error_words(error)}]"
         )
     case = trial.case(mode="graph")
+    (spec,) = trial.specs(case)
     model, _ = tf2onnx.convert.from_function(
         concrete(trial, case),
-        input_signature=[tf.TensorSpec(case.shape, case.dtype, name="x")],
+        input_signature=[tf.TensorSpec(spec.shape, spec.dtype, name="x")],
         opset=ONNX_OPSET,
     )
     session = onnxruntime.InferenceSession(
         model.SerializeToString(), providers=["CPUExecutionProvider"]
     )
-    x = judge.distinct_input(case)
+    (x,) = trials.distinct_inputs(trial, case)
     (y,) = session.run(None, {session.get_inputs()[0].name: x})
     if y.shape == x.shape and np.array_equal(x, y):
-        words = "the ONNX model is the identity: the window along the depth was dropped, silently"
+        words = "the ONNX model is the identity: the window along the depth was dropped without an error"
         return Finding(state="wrong", evidence=words)
-    found = judge.judge_forward(trial, case, x, y)
+    found = trials.compare_output(trial, case, (x,), y)
     return msgspec.structs.replace(found, evidence=f"opset {ONNX_OPSET}: {found.evidence}")
 
 
 PROBES = (
-    Probe(
+    SupportProbe(
         key="tflite-builtins",
         title="TFLite, builtins",
         group="exports",
@@ -115,8 +118,9 @@ PROBES = (
         steps=(Step(run=tflite_builtins),),
         accelerators=False,
         exports=True,
+        requires=("one-input",),
     ),
-    Probe(
+    SupportProbe(
         key="tflite-flex",
         title="TFLite with Flex",
         group="exports",
@@ -125,8 +129,9 @@ PROBES = (
         steps=(Step(run=tflite_flex),),
         accelerators=False,
         exports=True,
+        requires=("one-input",),
     ),
-    Probe(
+    SupportProbe(
         key="onnx",
         title="ONNX",
         group="exports",
@@ -134,5 +139,6 @@ PROBES = (
         steps=(Step(run=onnx),),
         accelerators=False,
         exports=True,
+        requires=("one-input",),
     ),
 )

@@ -1,4 +1,4 @@
-"""Is it the same again: bit for bit over calls and over processes, and under op determinism."""
+"""Checks that results repeat bit for bit: over calls, over processes, and under op determinism."""
 
 from __future__ import annotations
 
@@ -10,35 +10,36 @@ import msgspec
 import numpy as np
 
 from poolbench.core.case import Case
-from poolbench.matrix import judge
+from poolbench.matrix import trial as trials
 from poolbench.matrix.probe import (
     Finding,
-    Probe,
     Step,
-    Trial,
+    SupportProbe,
     attempt,
     combine,
     in_modes,
 )
+from poolbench.matrix.trial import Trial
+from poolbench.worker.inputs import numpy_dtype
 
 if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
-# Large enough that every kernel which shares its work among threads does so.
+# Large enough that kernels use all threads.
 REPEAT_SHAPE = (8, 32, 32, 24)
 CALLS = 3
 
 
 def repeat_calls(trial: Trial) -> Finding:
-    """Whether three calls on one input give the same bits, values and gradient, in each mode.
+    """Check that three calls on one input give the same bits, values and gradients, in each mode.
 
-    A mode without a gradient is judged by its values; a mode that does not run at all says why.
+    A mode without a gradient is judged by its values.
     """
     return in_modes(trial, lambda mode: repeat_mode(trial, mode))
 
 
 def repeat_mode(trial: Trial, mode: str) -> Finding:
-    """The same in one mode; the figure `digest` is a hash of the bits."""
+    """Check repetition in one mode; the figure `digest` is a hash of the bits."""
     case = trial.case(mode=mode, shape=REPEAT_SHAPE)
     training = case.replace(direction="training")
     what, found = (
@@ -51,17 +52,17 @@ def repeat_mode(trial: Trial, mode: str) -> Finding:
 
 
 def repeat_case(trial: Trial, case: Case) -> Finding:
-    """The same in one case."""
+    """Check repetition in one case."""
     from poolbench.worker.backends import to_numpy
     from poolbench.worker.session import bind
 
-    x = random_input(case)
-    host = [x]
+    inputs = random_inputs(trial, case)
+    host = list(inputs)
     if case.direction == "training":
-        host.append(judge.output_gradient(trial, case, x))
-    with judge.on_device(trial):
+        host.append(trials.output_gradient(trial, case, inputs))
+    with trials.on_device(trial):
         bound = bind(trial.candidate, case)
-        tensors = [judge.tensor(trial, array) for array in host]
+        tensors = [trials.tensor(trial, array) for array in host]
         digests = []
         for _ in range(CALLS):
             result = bound(*tensors)
@@ -74,19 +75,22 @@ def repeat_case(trial: Trial, case: Case) -> Finding:
     )
 
 
-def random_input(case: Case) -> Array:
-    """Normal values: sums of them depend on their order, which is what threads may change."""
-    values: Array = np.random.default_rng(4).standard_normal(case.shape)
-    return values.astype(judge.numpy_dtype(case.dtype))
+def random_inputs(trial: Trial, case: Case) -> tuple[Array, ...]:
+    """Return normal values: their sums depend on the order, which threads may change."""
+    random = np.random.default_rng(4)
+    return tuple(
+        random.standard_normal(spec.shape).astype(numpy_dtype(spec.dtype))
+        for spec in trial.specs(case)
+    )
 
 
 def digest(arrays: Sequence[Array]) -> str:
-    """A hash of the arrays' bits."""
+    """Return a hash of the arrays' bits."""
     return hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()[:16]
 
 
 def same_digests(findings: Sequence[Finding]) -> Finding:
-    """Whether two processes came to the same bits in every mode that ran in both."""
+    """Compare the bits of two processes in every mode that ran in both."""
     first, second = (finding.figures for finding in findings)
     names = sorted({*first} & {*second})
     different = [name for name in names if first[name] != second[name]]
@@ -96,7 +100,7 @@ def same_digests(findings: Sequence[Finding]) -> Finding:
 
 
 def digests(trial: Trial) -> Finding:
-    """The digests of every mode that runs; a mode that does not is another probe's business."""
+    """Return the digests of every mode that runs; other checks report the modes that do not."""
     found = {
         mode: attempt(trial, trial.case(mode=mode), lambda mode=mode: repeat_mode(trial, mode))  # type: ignore[misc]
         for mode in ("eager", "graph", "xla")
@@ -106,24 +110,24 @@ def digests(trial: Trial) -> Finding:
 
 
 def under_determinism(mode: str) -> Callable[[Trial], Finding]:
-    """A probe of values, gradient and repetition where op determinism is on."""
+    """Return a check of values, gradient and repetition under op determinism."""
 
     def probe(trial: Trial) -> Finding:
-        found = judge.try_gradient(trial, trial.case(mode=mode))
+        found = trials.try_gradient(trial, trial.case(mode=mode))
         return repeat_mode(trial, mode) if found.state == "pass" else found
 
     return probe
 
 
 PROBES = (
-    Probe(
+    SupportProbe(
         key="repeat-calls",
         title="same bits, three calls",
         group="repeats",
         question="Do three calls on one input give the same bits, in eager, graph and XLA?",
         steps=(Step(run=repeat_calls),),
     ),
-    Probe(
+    SupportProbe(
         key="repeat-processes",
         title="same bits, two processes",
         group="repeats",
@@ -132,7 +136,7 @@ PROBES = (
         judge=same_digests,
     ),
     *(
-        Probe(
+        SupportProbe(
             key=f"determinism-{mode}",
             title=f"op determinism, {name}",
             group="repeats",

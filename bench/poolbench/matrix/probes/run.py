@@ -1,4 +1,4 @@
-"""Does it run, and is it right: forward, gradient, second order and model.fit."""
+"""Checks that it runs and is correct: forward, gradient, second order and model.fit."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from poolbench.matrix import judge
-from poolbench.matrix.probe import Finding, Probe, Step, Trial
+from poolbench.matrix import trial as trials
+from poolbench.matrix.probe import Finding, Step, SupportProbe
+from poolbench.matrix.trial import Trial
 from poolbench.matrix.wrap import as_layer
 
 if TYPE_CHECKING:
@@ -23,17 +24,17 @@ JIT_NAMES: dict[str, tuple[str, bool | str]] = {
 
 
 def forward(mode: str) -> Callable[[Trial], Finding]:
-    """A probe of the values in a mode."""
-    return lambda trial: judge.try_forward(trial, trial.case(mode=mode))
+    """Return a check of the values in a mode."""
+    return lambda trial: trials.try_forward(trial, trial.case(mode=mode))
 
 
 def gradient(mode: str) -> Callable[[Trial], Finding]:
-    """A probe of the gradient in a mode, where no two values of a window tie."""
-    return lambda trial: judge.try_gradient(trial, trial.case(mode=mode))
+    """Return a check of the gradients in a mode, on inputs without ties."""
+    return lambda trial: trials.try_gradient(trial, trial.case(mode=mode))
 
 
 def second_order(mode: str) -> Callable[[Trial], Finding]:
-    """A probe of d|d|y|^2/dx|^2/dx, along three directions, against differences of the reference's."""
+    """Return a check of d|d|y|^2/dx|^2/dx along three directions, against finite differences."""
 
     def probe(trial: Trial) -> Finding:
         import tensorflow as tf
@@ -55,8 +56,8 @@ def second_order(mode: str) -> Callable[[Trial], Finding]:
             return outer.gradient(size, x)
 
         run = tf.function(second, jit_compile=mode == "xla") if mode != "eager" else second
-        x = judge.distinct_input(case)
-        with judge.on_device(trial):
+        (x,) = trials.distinct_inputs(trial, case)
+        with trials.on_device(trial):
             result = run(tf.constant(x))
         if result is None:
             return Finding(state="wrong", evidence="the second-order gradient is None")
@@ -84,7 +85,7 @@ def second_order(mode: str) -> Callable[[Trial], Finding]:
 
 
 def fit(jit: str) -> Callable[[Trial], Finding]:
-    """A probe of one step of model.fit: are the weights those of a step done in NumPy."""
+    """Return a check that one step of model.fit gives the weights of the same step in NumPy."""
 
     def probe(trial: Trial) -> Finding:
         return fit_once(trial, JIT_NAMES[jit][1], "float32", relative=1e-3)
@@ -97,20 +98,19 @@ def fit_once(
 ) -> Finding:
     """Fit scale -> candidate -> mean squared error for one step and compare the scale's update.
 
-    `dtype` is what the candidate computes in, `mixed` whether by a mixed policy. The scale is a
-    weight a channel, all one: a product by it is exact, so that no value of a window changes its
-    rank.
+    `dtype`: the dtype that the candidate computes in; `mixed`: by a mixed policy. The scale has one
+    weight per channel, all one: the product is exact, so that values keep their order.
     """
     import keras
 
     if trial.op.vjp is None:
         return Finding(state="not_run", evidence="the op has no reference for its gradient")
     case = trial.case(mode="graph", dtype=dtype)
-    x = judge.distinct_input(case)
-    y = judge.reference(trial, case, x)
+    (x,) = trials.distinct_inputs(trial, case)
+    y = trials.reference(trial, case, (x,))
     target = np.random.default_rng(3).integers(-64, 64, y.shape) / 64
     rate = 0.5
-    with judge.on_device(trial):
+    with trials.on_device(trial):
         layer = as_layer(trial, case, mixed=mixed)
         scale = keras.layers.DepthwiseConv2D(1, use_bias=False, depthwise_initializer="ones")
         inputs = keras.Input(x.shape[1:])
@@ -130,13 +130,13 @@ def fit_once(
     if not error <= relative:
         words = f"the weights' update is off by {100 * error:.3g}%{auto}"
         return Finding(state="wrong", evidence=words, figures=figures)
-    words = f"one step moves the weights as it should, to {100 * error:.1g}%{auto}"
+    words = f"one step moves the weights correctly, to {100 * error:.1g}%{auto}"
     return Finding(state="pass", evidence=words, figures=figures)
 
 
 PROBES = (
     *(
-        Probe(
+        SupportProbe(
             key=f"forward-{mode}",
             title=f"forward, {name}",
             group="runs",
@@ -146,7 +146,7 @@ PROBES = (
         for mode, name in MODE_NAMES.items()
     ),
     *(
-        Probe(
+        SupportProbe(
             key=f"gradient-{mode}",
             title=f"gradient, {name}",
             group="trains",
@@ -156,22 +156,24 @@ PROBES = (
         for mode, name in MODE_NAMES.items()
     ),
     *(
-        Probe(
+        SupportProbe(
             key=f"fit-{jit}",
             title=f"model.fit, {words.replace('jit_compile left at its default', 'default')}",
             group="trains",
-            question=f"Does one step of model.fit move the weights as it should, {words}?",
+            question=f"Does one step of model.fit move the weights correctly, {words}?",
             steps=(Step(run=fit(jit)),),
+            requires=("image",),
         )
         for jit, (words, _) in JIT_NAMES.items()
     ),
     *(
-        Probe(
+        SupportProbe(
             key=f"second-order-{mode}",
             title=f"second order, {MODE_NAMES[mode]}",
             group="trains",
             question=f"Is the gradient of its gradient right in {MODE_NAMES[mode]} mode?",
             steps=(Step(run=second_order(mode)),),
+            requires=("one-input",),
         )
         for mode in ("graph", "xla")
     ),

@@ -1,4 +1,4 @@
-"""Does it survive being saved: `.keras` in safe mode and SavedModel, loaded by a fresh process."""
+"""Checks of saved models: `.keras` in safe mode and SavedModel, loaded by a fresh process."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from poolbench.matrix import judge
-from poolbench.matrix.probe import Finding, Probe, Step, Trial, explain_error
+from poolbench.matrix import trial as trials
+from poolbench.matrix.probe import Finding, Step, SupportProbe, explain_error
+from poolbench.matrix.trial import Trial
 from poolbench.matrix.wrap import LAMBDA_WORDS, as_layer, is_lambda
 
 KERAS_FILE = "model.keras"
@@ -20,12 +21,13 @@ NOTE = "note.json"
 
 
 def save_keras(trial: Trial) -> Finding:
-    """Save a model of the candidate, and beside it who its layer is."""
+    """Save a model of the candidate and a note on its layer."""
     import keras
 
     case = trial.case()
     layer = as_layer(trial, case)
-    inputs = keras.Input(case.shape[1:])
+    (spec,) = trial.specs(case)
+    inputs = keras.Input(spec.shape[1:])
     model = keras.Model(inputs, layer(inputs))
     model.save(trial.folder / KERAS_FILE)
     note = {"module": type(layer).__module__, "lambda": is_lambda(layer)}
@@ -34,7 +36,7 @@ def save_keras(trial: Trial) -> Finding:
 
 
 def load_keras(trial: Trial) -> Finding:
-    """Load the model in safe mode and hold its values against the reference."""
+    """Load the model in safe mode and compare its values with the reference."""
     import keras
 
     note = json.loads((trial.folder / NOTE).read_text(encoding="utf-8"))
@@ -45,15 +47,16 @@ def load_keras(trial: Trial) -> Finding:
     except Exception as error:  # noqa: BLE001 (what loading raises is the result)
         refused = explain_error(trial.candidate, case, error)
         return msgspec.structs.replace(refused, evidence=words + refused.evidence)
-    x = judge.distinct_input(case)
-    found = judge.judge_forward(trial, case, x, np.asarray(keras.ops.convert_to_numpy(model(x))))
+    (x,) = trials.distinct_inputs(trial, case)
+    y = np.asarray(keras.ops.convert_to_numpy(model(x)))
+    found = trials.compare_output(trial, case, (x,), y)
     return msgspec.structs.replace(
         found, evidence=f"{words}loads in safe mode, {needs}; {found.evidence}"
     )
 
 
 def load_with_imports(path: Path, module: str) -> tuple[Any, str]:
-    """The model, and what had to be imported for it: nothing but Keras, if that is enough."""
+    """Return the model and what had to be imported for it besides Keras."""
     import keras
 
     try:
@@ -72,44 +75,47 @@ def save_export(trial: Trial) -> Finding:
 
     case = trial.case()
     target = str(trial.folder / EXPORT_FOLDER)
-    with judge.on_device(trial):
+    with trials.on_device(trial):
         build = trial.candidate.build(case)
-        if isinstance(build, keras.layers.Layer):
-            inputs = keras.Input(case.shape[1:])
+        specs = trial.specs(case)
+        if isinstance(build, keras.layers.Layer) and len(specs) == 1:
+            inputs = keras.Input(specs[0].shape[1:])
             model = keras.Model(inputs, build(inputs))
             model.export(target, verbose=False)
         else:
             module = tf.Module()
             module.serve = tf.function(
-                lambda x: build(x),  # noqa: PLW0108 (build may be no function)
-                input_signature=[tf.TensorSpec(case.shape, case.dtype)],
+                lambda *inputs: build(*inputs),  # noqa: PLW0108 (build may be no function)
+                input_signature=[tf.TensorSpec(spec.shape, spec.dtype) for spec in specs],
             )
             tf.saved_model.save(module, target)
     return Finding(state="pass", evidence="exported")
 
 
 def load_export(trial: Trial) -> Finding:
-    """Load the export and hold its values against the reference."""
+    """Load the export and compare its values with the reference."""
     import tensorflow as tf
 
     case = trial.case()
-    x = judge.distinct_input(case)
-    with judge.on_device(trial):
-        y = tf.saved_model.load(str(trial.folder / EXPORT_FOLDER)).serve(tf.constant(x)).numpy()
-    return judge.judge_forward(trial, case, x, y)
+    inputs = trials.distinct_inputs(trial, case)
+    with trials.on_device(trial):
+        serve = tf.saved_model.load(str(trial.folder / EXPORT_FOLDER)).serve
+        y = serve(*map(tf.constant, inputs)).numpy()
+    return trials.compare_output(trial, case, inputs, y)
 
 
 PROBES = (
-    Probe(
+    SupportProbe(
         key="save-keras",
         title=".keras, safe mode",
         group="exports",
         question="Does a model with it, saved as .keras, load in safe mode in a fresh process and "
         "give the right values? (A function is wrapped in a keras.layers.Lambda.)",
         steps=(Step(run=save_keras), Step(run=load_keras, process="fresh")),
+        requires=("one-input",),
         accelerators=False,
     ),
-    Probe(
+    SupportProbe(
         key="save-export",
         title="SavedModel",
         group="exports",

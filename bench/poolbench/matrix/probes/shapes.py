@@ -1,4 +1,4 @@
-"""Shapes that are not known beforehand, that are empty, or that are laid out the other way."""
+"""Checks of unknown sizes, empty batches and the layout channels_first."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from typing import Any
 
 import msgspec
 
-from poolbench.matrix import judge
-from poolbench.matrix.probe import MODES, Finding, Probe, Step, Trial, in_modes
+from poolbench.matrix import trial as trials
+from poolbench.matrix.probe import MODES, Finding, Step, SupportProbe, in_modes
+from poolbench.matrix.trial import Trial
 
-# Which places of (N, H, W, C) are None, and a second shape that the same function must take.
+# Name, the dimensions of (N, H, W, C) that are None, and a second shape for the same function.
 DYNAMIC: Mapping[str, tuple[str, tuple[int, ...], tuple[int, ...]]] = {
     "batch": ("batch", (0,), (3, 4, 5, 6)),
     "space": ("height and width", (1, 2), (2, 7, 3, 6)),
@@ -19,7 +20,7 @@ DYNAMIC: Mapping[str, tuple[str, tuple[int, ...], tuple[int, ...]]] = {
 
 
 def dynamic(which: str) -> Callable[[Trial], Finding]:
-    """A probe of one traced function that takes two shapes; of a layer, as a model too."""
+    """Return a check that one traced function takes two shapes; a layer is tried as a model too."""
     _, unknown, second = DYNAMIC[which]
 
     def ask(trial: Trial, mode: str) -> Finding:
@@ -28,7 +29,7 @@ def dynamic(which: str) -> Callable[[Trial], Finding]:
 
         case = trial.case(mode="graph" if mode == "model" else mode)
         signature = [None if i in unknown else size for i, size in enumerate(case.shape)]
-        with judge.on_device(trial):
+        with trials.on_device(trial):
             build = trial.candidate.build(case)
             if mode == "model":
                 inputs = keras.Input(tuple(signature[1:]), batch_size=signature[0])
@@ -42,9 +43,9 @@ def dynamic(which: str) -> Callable[[Trial], Finding]:
             finding = Finding(state="not_run")
             for shape in (case.shape, second):
                 of_shape = case.replace(shape=shape)
-                x = judge.distinct_input(of_shape)
+                (x,) = trials.distinct_inputs(trial, of_shape)
                 y = run(tf.constant(x)).numpy()
-                finding = judge.judge_forward(trial, of_shape, x, y)
+                finding = trials.compare_output(trial, of_shape, (x,), y)
                 if finding.state != "pass":
                     words = f"at {'x'.join(map(str, shape))} {finding.evidence}"
                     return msgspec.structs.replace(finding, evidence=words)
@@ -58,15 +59,15 @@ def dynamic(which: str) -> Callable[[Trial], Finding]:
 
 
 def empty_batch(trial: Trial) -> Finding:
-    """Values and gradient of no images at all: empty arrays of the right shape."""
+    """Check that an empty batch gives an empty output and gradient of the right shape."""
     shape = (0, 4, 5, 6)
 
     def ask(mode: str) -> Finding:
         case = trial.case(mode=mode, shape=shape)
-        found = judge.try_forward(trial, case)
+        found = trials.try_forward(trial, case)
         if found.state != "pass" or trial.op.vjp is None:
             return found
-        found = judge.try_gradient(trial, case)
+        found = trials.try_gradient(trial, case)
         if found.state == "pass":
             return msgspec.structs.replace(found, evidence="empty values and an empty gradient")
         return msgspec.structs.replace(found, evidence=f"empty values; gradient: {found.evidence}")
@@ -75,39 +76,42 @@ def empty_batch(trial: Trial) -> Finding:
 
 
 def channels_first(trial: Trial) -> Finding:
-    """Values where x is (N, C, H, W)."""
+    """Check the values where x is (N, C, H, W)."""
     return in_modes(
         trial,
-        lambda mode: judge.try_forward(trial, trial.case(mode=mode, data_format="channels_first")),
+        lambda mode: trials.try_forward(trial, trial.case(mode=mode, data_format="channels_first")),
         MODES,
     )
 
 
 PROBES = (
     *(
-        Probe(
+        SupportProbe(
             key=f"dynamic-{which}",
             title=f"dynamic {words}",
             group="shapes",
             question=f"Does one traced function take any {words}, in graph and XLA (a layer also "
             "as a Keras model)?",
             steps=(Step(run=dynamic(which)),),
+            requires=("image",),
         )
         for which, (words, _, _) in DYNAMIC.items()
     ),
-    Probe(
+    SupportProbe(
         key="empty-batch",
         title="empty batch",
         group="shapes",
         question="Does a batch of no images give empty values and an empty gradient, in eager, "
         "graph and XLA?",
         steps=(Step(run=empty_batch),),
+        requires=("image",),
     ),
-    Probe(
+    SupportProbe(
         key="channels_first",
         title="channels_first",
         group="shapes",
         question="Are the values right where x is (N, C, H, W), in eager, graph and XLA?",
         steps=(Step(run=channels_first),),
+        requires=("image", "data_format"),
     ),
 )

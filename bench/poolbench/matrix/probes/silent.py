@@ -1,4 +1,4 @@
-"""Arguments that eager mode and XLA both take, and answer differently, without a word."""
+"""A check for arguments that eager mode and XLA both accept but answer differently, without an error."""
 
 from __future__ import annotations
 
@@ -9,21 +9,27 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from poolbench.core.case import Case
-from poolbench.matrix import judge
-from poolbench.matrix.probe import Finding, Probe, Step, Trial, error_words
+from poolbench.core.op import Tolerance
+from poolbench.matrix import trial as trials
+from poolbench.matrix.probe import Finding, Step, SupportProbe, error_words
+from poolbench.matrix.trial import Trial
+from poolbench.worker.check import differences, largest_errors
 
 if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
 
+EXACT = Tolerance(relative=0.0, absolute=0.0)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
-    """A call that its user may write, and what it should come to.
+    """A call that a user may write, with its correct answer.
 
     Attributes:
-        words: the arguments.
+        words: the arguments as text.
         make: returns the function of x.
-        right: the answer for x, in NumPy.
+        right: returns the correct answer for x, in NumPy.
     """
 
     words: str
@@ -47,7 +53,7 @@ def _with_argmax() -> Any:
 
 
 def _groups(x: Array) -> Array:
-    """Maximum over threes along the depth."""
+    """Return the maximum over groups of three along the depth."""
     y: Array = x.reshape(*x.shape[:-1], -1, 3).max(-1)
     return y
 
@@ -69,7 +75,7 @@ NATIVE = (
         right=_groups,
     ),
 )
-# Beside the cases that every candidate is asked: implementations whose own arguments reach further.
+# Further arguments of single implementations.
 EXTRA: Mapping[str, tuple[Arguments, ...]] = {
     "max_pool": NATIVE,
     "lambda-max_pool": NATIVE,
@@ -78,7 +84,7 @@ EXTRA: Mapping[str, tuple[Arguments, ...]] = {
 
 
 def silent(trial: Trial) -> Finding:
-    """Whether eager and XLA, where both answer, answer alike; a difference is `wrong`."""
+    """Check that eager mode and XLA agree wherever both answer; a difference is `wrong`."""
     differing, compared, refused = [], 0, 0
     for words, case in cases(trial).items():
         answers = [answer(trial, case, mode) for mode in ("eager", "xla")]
@@ -94,7 +100,7 @@ def silent(trial: Trial) -> Finding:
         if words_of:
             differing.append(words_of)
     tried = f"{compared} sets of arguments compared" + (
-        f", {refused} refused aloud in one of the modes" if refused else ""
+        f", {refused} refused with an error in one of the modes" if refused else ""
     )
     if differing:
         return Finding(state="wrong", evidence=f"{'; '.join(differing)} ({tried})")
@@ -104,8 +110,8 @@ def silent(trial: Trial) -> Finding:
 
 
 def cases(trial: Trial) -> dict[str, Case]:
-    """What every candidate is asked: depths that do not divide, or long means in half precision."""
-    if trial.has_window:
+    """Return the cases to try: depths that the window does not divide, or long sums in half precision."""
+    if {"pool_size", "image"} <= trial.features:
         return {
             f"depth {depth}, window 3, {padding}": trial.case(
                 shape=(2, 4, 5, depth), padding=padding
@@ -113,52 +119,54 @@ def cases(trial: Trial) -> dict[str, Case]:
             for depth, padding in ((6, "same"), (5, "valid"), (5, "same"), (4, "same"))
         }
     return {
-        f"{dtype}, 56 by 56 values": trial.case(shape=(1, 56, 56, 6), dtype=dtype)
+        f"{dtype}, 56 by 56 values" if "image" in trial.features else dtype: trial.case(
+            shape=(1, 56, 56, 6), dtype=dtype
+        )
         for dtype in ("float16", "bfloat16", "float32")
     }
 
 
 def answer(trial: Trial, case: Case, mode: str) -> Array | str:
-    """The candidate's values in a mode as float64, or its error's text."""
+    """Return the candidate's values in a mode as float64, or the text of its error."""
     of_mode = case.replace(mode=mode)
     try:
-        (y,) = judge.call(trial, of_mode, judge.uniform_input(of_mode))
-    except Exception as error:  # noqa: BLE001 (an error said aloud is not silent)
+        (y,) = trials.call(trial, of_mode, *trials.uniform_inputs(trial, of_mode))
+    except Exception as error:  # noqa: BLE001 (an error is not silent)
         return error_words(error)
     return y.astype(np.float64)
 
 
 def alike(trial: Trial, case: Case, first: Array, second: Array) -> bool:
-    """Equal within twice what each may be off."""
-    relative, absolute = judge.bound_of(trial, case)
-    return (
-        first.shape == second.shape
-        and judge.errors(first, second, (2 * relative, 2 * absolute))[2] <= 1
-    )
+    """Return whether two answers agree within twice the tolerance."""
+    if first.shape != second.shape:
+        return False
+    one = trials.tolerance_of(trial, case)
+    twice = Tolerance(relative=2 * one.relative, absolute=2 * one.absolute)
+    return largest_errors(differences(first, second), np.abs(second), twice)[2] <= 1
 
 
 def difference(eager: Array, xla: Array) -> str:
-    """How two answers differ, in words."""
+    """Describe how two answers differ."""
     if eager.shape != xla.shape:
         return f"eager gives shape {eager.shape}, XLA {xla.shape}"
-    worst = judge.errors(eager, xla, (1.0, 0.0))[1]
+    worst = largest_errors(differences(eager, xla), np.abs(xla), EXACT)[1]
     return f"eager and XLA differ by up to {100 * worst:.3g}%"
 
 
 def describe_arguments(trial: Trial, arguments: Arguments) -> str:
-    """What goes wrong with these arguments in eager mode or XLA; '' if nothing does, silently."""
+    """Describe the incorrect answers to these arguments in eager mode or XLA; '' if there are none."""
     import tensorflow as tf
 
-    x = judge.distinct_input(trial.case())
+    (x,) = trials.distinct_inputs(trial, trial.case())
     right = arguments.right(x)
     wrong = []
     for mode, jit in (("eager", None), ("XLA", True)):
         function = arguments.make()
         run = tf.function(function, jit_compile=True) if jit else function
         try:
-            with judge.on_device(trial):
+            with trials.on_device(trial):
                 y = run(tf.constant(x)).numpy()
-        except Exception:  # noqa: BLE001, S112 (an error said aloud is not silent)
+        except Exception:  # noqa: BLE001, S112 (an error is not silent)
             continue
         if y.shape == x.shape and np.array_equal(x, y):
             wrong.append(f"{mode} returns its input unchanged")
@@ -170,7 +178,7 @@ def describe_arguments(trial: Trial, arguments: Arguments) -> str:
 
 
 PROBES = (
-    Probe(
+    SupportProbe(
         key="silent",
         title="eager and XLA agree",
         group="runs",

@@ -1,4 +1,4 @@
-"""How much more threads help: a process with one beside a process with all. Evidence only."""
+"""A check that measures thread scaling: a process with one thread beside a process with all."""
 
 from __future__ import annotations
 
@@ -6,37 +6,38 @@ import os
 import time
 from collections.abc import Sequence
 
-from poolbench.matrix import judge
-from poolbench.matrix.probe import Finding, Probe, Step, Trial
+from poolbench.matrix import trial as trials
+from poolbench.matrix.probe import Finding, Step, SupportProbe
+from poolbench.matrix.trial import Trial
 
 SHAPE = (16, 56, 56, 48)
 CALLS = 7
-# A ratio beyond this many times the cores was not made by them.
+# A larger ratio than this many times the cores is background load.
 CREDIBLE = 1.25
 
 
-def seconds_a_call(trial: Trial) -> Finding:
-    """The least seconds of a few calls in graph mode, in this process."""
+def time_call(trial: Trial) -> Finding:
+    """Return the fewest seconds of a few calls in graph mode, in this process."""
     import tensorflow as tf
 
     from poolbench.worker.session import bind
 
     case = trial.case(mode="graph", shape=SHAPE)
-    with judge.on_device(trial):
+    with trials.on_device(trial):
         bound = bind(trial.candidate, case)
-        x = tf.random.stateless_normal(SHAPE, seed=(0, 1))
-        bound(x)
+        inputs = [trials.tensor(trial, array) for array in trials.uniform_inputs(trial, case)]
+        bound(*inputs)
         times = []
         for _ in range(CALLS):
             start = time.perf_counter()
-            bound(x)
+            bound(*inputs)
             tf.test.experimental.sync_devices()
             times.append(time.perf_counter() - start)
     return Finding(state="pass", figures={"seconds": min(times)})
 
 
 def scaling(findings: Sequence[Finding]) -> Finding:
-    """The ratio of the two processes' least times, in words; they were visited in turn."""
+    """Describe the ratio of the two processes' shortest times; their steps alternate."""
     times = [float(finding.figures["seconds"] or 0) for finding in findings]
     one, every = min(times[::2]), min(times[1::2])
     cores = (
@@ -48,11 +49,13 @@ def scaling(findings: Sequence[Finding]) -> Finding:
         "cores": cores,
     }
     if cores == 1:
-        words = "this machine has one core: nothing to scale over"
+        words = "this machine has one core"
         return Finding(state="not_run", evidence=words, figures=figures)
     ratio = one / every
     if ratio > CREDIBLE * cores:
-        words = f"read {ratio:.2f} on {cores} cores: something else used the machine; run it again"
+        words = (
+            f"measured {ratio:.2f} on {cores} cores: other programs used the machine; run it again"
+        )
         return Finding(state="not_run", evidence=words, figures=figures)
     words = f"{ratio:.2f} times as fast with all {cores} cores as with one thread (one pair only)"
     return Finding(state="pass", evidence=words, figures=figures)
@@ -61,7 +64,7 @@ def scaling(findings: Sequence[Finding]) -> Finding:
 VISITS = 2
 
 PROBES = (
-    Probe(
+    SupportProbe(
         key="threads",
         title="thread scaling",
         group="repeats",
@@ -69,8 +72,8 @@ PROBES = (
         "processes, in graph mode; it passes when it was read.",
         steps=VISITS
         * (
-            Step(run=seconds_a_call, process="one-thread"),
-            Step(run=seconds_a_call, process="other"),
+            Step(run=time_call, process="one-thread"),
+            Step(run=time_call, process="other"),
         ),
         judge=scaling,
         accelerators=False,

@@ -1,4 +1,4 @@
-"""Values that break assumptions: NaN, -inf, nothing above zero, and ties."""
+"""Checks of special values: NaN, -inf, all negative, and ties."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import msgspec
 import numpy as np
 
 from poolbench.core.case import Case
-from poolbench.matrix import judge
-from poolbench.matrix.probe import Finding, Probe, Step, Trial, in_modes
-from poolbench.matrix.probes.depth import negative_input
+from poolbench.matrix import trial as trials
+from poolbench.matrix.probe import Finding, Step, SupportProbe, in_modes
+from poolbench.matrix.trial import Trial
 
 if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
@@ -22,37 +22,46 @@ TIED_GROUPS = ((5, 5, 5), (5, 5, 1), (1, 5, 5), (5, 1, 5))
 NAN_ISSUE = "tensorflow#125965"
 
 
-def with_groups(case: Case, groups: tuple[tuple[float, ...], ...]) -> Array:
-    """An x whose first pixel holds these groups along the depth; the rest is distinct and lower."""
-    x = negative_input(case)
+def with_groups(trial: Trial, case: Case, groups: tuple[tuple[float, ...], ...]) -> Array:
+    """Return images whose first pixel holds these groups along the depth; the rest is distinct and lower."""
+    (x,) = trials.negative_inputs(trial, case)
     x[0, 0, 0, :] = np.concatenate([np.asarray(group, x.dtype) for group in groups])
     return x
 
 
+def nan_inputs(trial: Trial, case: Case) -> tuple[Array, ...]:
+    """Return inputs with NaN in the first pixel of images, or in the first value of other inputs."""
+    if "image" in trial.features:
+        return (with_groups(trial, case, NAN_GROUPS),)
+    first, *rest = trials.negative_inputs(trial, case)
+    first.reshape(-1)[:1] = NAN
+    return first, *rest
+
+
 def not_a_number(trial: Trial) -> Finding:
-    """Whether NaN comes out as NumPy has it and leaves the other groups alone, in each mode."""
+    """Check that NaN comes out as in NumPy and leaves other values alone, in each mode."""
     case = trial.case(shape=(2, 4, 5, 12))
 
     def ask(mode: str) -> Finding:
         of_mode = case.replace(mode=mode)
-        x = with_groups(of_mode, NAN_GROUPS)
-        (y,) = judge.call(trial, of_mode, x)
-        found = judge.judge_forward(trial, of_mode, x, y)
+        inputs = nan_inputs(trial, of_mode)
+        (y,) = trials.call(trial, of_mode, *inputs)
+        found = trials.compare_output(trial, of_mode, inputs, y)
         words = "NaN comes out, and nowhere else"
         if found.state != "pass":
-            words = nan_words(trial, of_mode, x, y)
+            words = nan_words(trial, of_mode, inputs, y)
         return msgspec.structs.replace(found, evidence=words, figures={})
 
     found = in_modes(trial, ask)
     return msgspec.structs.replace(found, issue=NAN_ISSUE if found.state == "wrong" else "")
 
 
-def nan_words(trial: Trial, case: Case, x: Array, y: Array) -> str:
-    """'[1,n,3] -> 3, [n,n,n] -> n, ...' or, without windows, how many of the NaN came out."""
-    expected = judge.reference(trial, case, x)
+def nan_words(trial: Trial, case: Case, inputs: tuple[Array, ...], y: Array) -> str:
+    """Return '[1n3] -> 3, [nnn] -> n, ...' or, without windows, how many NaN came out."""
+    expected = trials.reference(trial, case, inputs)
     if y.shape != expected.shape:
         return f"y has shape {y.shape}; {expected.shape} is right"
-    if not trial.has_window:
+    if "pool_size" not in trial.features:
         return f"{int(np.isnan(y).sum())} NaN came out, {int(np.isnan(expected).sum())} is right"
     names = ("".join("n" if v != v else f"{v:g}" for v in group) for group in NAN_GROUPS)  # noqa: PLR0124
     row = y[0, 0, 0].astype(np.float64)
@@ -60,38 +69,38 @@ def nan_words(trial: Trial, case: Case, x: Array, y: Array) -> str:
 
 
 def minus_infinity(trial: Trial) -> Finding:
-    """Whether windows of -inf alone give -inf, in each mode."""
+    """Check that windows of -inf alone give -inf, in each mode."""
 
-    def make(case: Case) -> Array:
-        x = negative_input(case)
-        x[0] = -np.inf
-        return x
+    def make(trial: Trial, case: Case) -> tuple[Array, ...]:
+        inputs = trials.negative_inputs(trial, case)
+        inputs[0][:1] = -np.inf
+        return inputs
 
-    return in_modes(trial, lambda mode: judge.try_forward(trial, trial.case(mode=mode), make))
+    return in_modes(trial, lambda mode: trials.try_forward(trial, trial.case(mode=mode), make))
 
 
 def all_negative(trial: Trial) -> Finding:
-    """Whether values all below zero come out as they are, in each mode."""
+    """Check inputs that are all below zero, in each mode."""
     return in_modes(
-        trial, lambda mode: judge.try_forward(trial, trial.case(mode=mode), negative_input)
+        trial, lambda mode: trials.try_forward(trial, trial.case(mode=mode), trials.negative_inputs)
     )
 
 
 def tie(trial: Trial) -> Finding:
-    """Where a tie's gradient goes, and whether it sums to one, in each mode that has a gradient."""
+    """Check that the gradient of a tie goes to tied values and sums to one, in each mode."""
     return in_modes(trial, lambda mode: tie_in_mode(trial, mode))
 
 
 def tie_in_mode(trial: Trial, mode: str) -> Finding:
-    """The same in one mode."""
+    """Check the gradient of ties in one mode."""
     if trial.op.check_gradient.window_sum is None:
         return Finding(state="not_run", evidence="the op's gradient is unique: nothing ties")
     case = trial.case(mode=mode, shape=(2, 4, 5, 12), direction="training")
-    x = with_groups(case, TIED_GROUPS)
-    dy = judge.output_gradient(trial, case, x)
-    _, dx = judge.call(trial, case, x, dy)
+    x = with_groups(trial, case, TIED_GROUPS)
+    dy = trials.output_gradient(trial, case, (x,))
+    _, dx = trials.call(trial, case, x, dy)
     total = trial.op.check_gradient.window_sum(dx.astype(np.float64), case)
-    largest = judge.reference(trial, case, x)
+    largest = trials.reference(trial, case, (x,))
     share = dx[0, 0, 0].reshape(len(TIED_GROUPS), -1) / dy[0, 0, 0][:, None].astype(np.float64)
     rule = tie_rule(share)
     figures: dict[str, float | int | str | None] = {"rule": rule}
@@ -109,7 +118,7 @@ def tie_in_mode(trial: Trial, mode: str) -> Finding:
 
 
 def tie_rule(share: Array) -> str:
-    """How the gradient of TIED_GROUPS was shared out, in words; `share` is (groups, window)."""
+    """Describe how the gradient of TIED_GROUPS was shared; `share` has shape (groups, window)."""
     tied = np.asarray(TIED_GROUPS) == 5
     index = np.arange(tied.shape[1])
     rules = {
@@ -125,23 +134,28 @@ def tie_rule(share: Array) -> str:
 
 
 def probe_of(
-    key: str, title: str, question: str, run: Callable[[Trial], Finding], *, window: bool = False
-) -> Probe:
-    """A probe of this group, asked in all three modes."""
-    return Probe(
+    key: str,
+    title: str,
+    question: str,
+    run: Callable[[Trial], Finding],
+    *,
+    requires: tuple[str, ...] = (),
+) -> SupportProbe:
+    """Return a check of this group, in all three modes."""
+    return SupportProbe(
         key=key,
         title=title,
         group="values",
         question=f"{question}, in eager, graph and XLA?",
         steps=(Step(run=run),),
-        window=window,
+        requires=requires,
     )
 
 
 PROBES = (
-    probe_of("nan", "NaN", "Does a NaN come out as NumPy has it", not_a_number),
+    probe_of("nan", "NaN", "Does a NaN come out as in NumPy", not_a_number),
     probe_of("minus-inf", "-inf", "Does a window of -inf alone give -inf", minus_infinity),
     probe_of("negative", "all negative", "Do windows below zero come out right", all_negative),
     probe_of("tie", "ties", "Does the gradient at a tie go to the tied values and sum to one", tie,
-             window=True),
+             requires=("pool_size", "image")),
 )  # fmt: skip

@@ -1,40 +1,45 @@
-"""What the time does as one axis of a case changes: size, window, padding, mode, direction, threads."""
+"""Time per call along the axes of a case: size, mode and direction, and any other axis of the op."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
+from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator
 
+from poolbench.core.axes import axes_of, label_value
 from poolbench.core.text import format_seconds, join_names, significant
+from poolbench.report.cases import MODE_WORDS, at_base, base_values, plain
 from poolbench.report.figures.style import (
     INK,
     MODES,
+    Look,
     Maker,
     Plot,
     curve,
     dots,
     figure,
     finish,
+    kind_marks,
+    label_ends,
     legend_below,
-    names_of,
+    looks,
     nbytes_axis,
-    palette,
     right_rows,
     settings,
     short,
+    slug,
     time_axis,
     title_of,
     varied,
 )
-from poolbench.report.frame import RunFrame
-from poolbench.report.recommend import MODE_WORDS, at_base, base_values
+from poolbench.report.frame import RunFrame, axes_in
 
 
 def plot_time_by_size(direction: str) -> Maker:
-    """Time against the input's bytes, a panel a mode, with the memory's bandwidth limit."""
+    """Time against the input's bytes, a panel a mode, with the memory-bandwidth limit."""
 
     def make(loaded: RunFrame, op: str, device: str) -> Plot | None:
         rows = right_rows(
@@ -44,7 +49,7 @@ def plot_time_by_size(direction: str) -> Maker:
         modes = [mode for mode in MODES if mode in set(rows["mode"])]
         if not modes:
             return None
-        look = palette(names_of(loaded, op))
+        look = looks(loaded, op)
         width = 3.1 * len(modes) + 0.6
         fig, axes = figure(1, len(modes), width, 4.3, sharex=True, sharey=True)
         handles: dict[str, Any] = {}
@@ -61,21 +66,21 @@ def plot_time_by_size(direction: str) -> Maker:
                 (mark,) = axis.plot(
                     bandwidth_limit.index, bandwidth_limit.values, "--", color=INK, lw=1.4
                 )
-                handles["memory's bandwidth limit"] = mark
+                handles["memory-bandwidth limit"] = mark
             axis.set_title(MODE_WORDS.get(mode, mode))
             axis.set_xlabel("input (bytes)")
             axis.set_xscale("log")
             axis.set_yscale("log")
             nbytes_axis(axis.xaxis, rows["nbytes"].tolist())
             time_axis(axis.yaxis)
-        axes[0][0].set_ylabel("time a call")
+        axes[0][0].set_ylabel("time per call")
         legend_below(fig, handles, max(2, len(modes)))
         title = f"{title_of(op)}, {direction}: {_size_message(rows, modes)}"
         finish(fig, title, width)
         return Plot(
             name=f"time-by-size-{direction}",
             title=title,
-            caption="Median time a call; bars span the processes' medians. "
+            caption="Median time per call; bars span the processes' medians. "
             + settings(loaded, op, device, ("shape", "mode", "direction")),
             figure=fig,
         )
@@ -97,87 +102,76 @@ def _size_message(rows: pd.DataFrame, modes: Sequence[str]) -> str:
     return f"fastest and slowest differ by {join_names(parts)} at the largest input"
 
 
-def plot_divisor(loaded: RunFrame, op: str, device: str) -> Plot | None:
-    """Time against the window, at the base case."""
-    rows = varied(
-        right_rows(at_base(loaded.table, op, ("pool_size",), {"device": device})), "pool_size"
-    )
-    if rows.empty:
-        return None
-    look = palette(names_of(loaded, op))
+def plot_by_axis(name: str) -> Maker:
+    """Time along one axis at the base case: lines where its values are sizes, else a mark per value."""
+
+    def make(loaded: RunFrame, op: str, device: str) -> Plot | None:
+        rows = right_rows(at_base(loaded.table, op, (name,), {"device": device}))
+        rows = varied(rows[rows[name].notna()], name)
+        if rows.empty:
+            return None
+        spread = rows.groupby("candidate")["seconds"].agg(lambda s: s.max() / s.min())
+        most = str(spread.idxmax())
+        words = name.replace("_", " ")
+        title = (
+            f"{title_of(op)}: {words} changes the time of {short(most)} most, "
+            f"by {significant(float(spread.max()), 2)}x"
+        )
+        draw = _lines if _is_ordinal(op, name, rows[name]) else _marks
+        caption = "Median time per call; bars span the processes' medians. "
+        return Plot(
+            name=f"by-{slug(name)}",
+            title=title,
+            caption=caption + settings(loaded, op, device, (name,)),
+            figure=draw(rows, name, title, looks(loaded, op)),
+        )
+
+    return make
+
+
+def _is_ordinal(op: str, name: str, values: pd.Series) -> bool:
+    """Return whether values are drawn along a scale: three sizes or more."""
+    axis = axes_of(op).get(name)
+    if axis is not None and axis.kind == "category":
+        return False
+    return bool(pd.api.types.is_numeric_dtype(values)) and values.nunique() > 2
+
+
+def _lines(rows: pd.DataFrame, name: str, title: str, look: Mapping[str, Look]) -> Figure:
     width = 7.4
     fig, axes = figure(1, 1, width, 4.2)
     axis = axes[0][0]
-    handles = {}
-    for name, line in rows.sort_values("pool_size").groupby("candidate", sort=False):
-        handles[short(name)] = curve(axis, line, "pool_size", look[name])
-    bandwidth_limit = (
-        rows.dropna(subset="bandwidth_limit_seconds")
-        .groupby("pool_size")["bandwidth_limit_seconds"]
-        .median()
-    )
-    if len(bandwidth_limit):
-        (handles["memory's bandwidth limit"],) = axis.plot(
-            bandwidth_limit.index, bandwidth_limit.values, "--", color=INK, lw=1.4
-        )
+    ends = []
+    for candidate, line in rows.sort_values(name).groupby("candidate", sort=False):
+        curve(axis, line, name, look[str(candidate)])
+        ends.append((float(line["seconds"].iloc[-1]), str(candidate), look[str(candidate)][0]))
+    limit = rows.dropna(subset="bandwidth_limit_seconds")
+    limit = limit.groupby(name)["bandwidth_limit_seconds"].median()
+    if len(limit):
+        axis.plot(limit.index, limit.values, "--", color=INK, lw=1.4)
+        ends.append((float(limit.iloc[-1]), "bandwidth limit", INK))
     axis.set_xscale("log", base=2)
     axis.set_yscale("log")
-    ticks = sorted(int(k) for k in rows["pool_size"].unique())
-    axis.set_xticks(ticks, [str(k) for k in ticks])
+    ticks = sorted(rows[name].unique())
+    axis.set_xticks(ticks, [str(plain(tick)) for tick in ticks])
     axis.xaxis.set_minor_locator(FixedLocator([]))
     time_axis(axis.yaxis)
-    axis.set_xlabel("window along the depth (channels)")
-    axis.set_ylabel("time a call")
-    legend_below(fig, handles, 3)
-    spread = rows.groupby("candidate")["seconds"].agg(lambda s: s.max() / s.min())
-    most = str(spread.idxmax())
-    title = f"{title_of(op)}: the window changes {short(most)} most, by {significant(float(spread.max()), 2)}x"
+    axis.set_xlabel(name.replace("_", " "))
+    axis.set_ylabel("time per call")
+    label_ends(axis, ends)
     finish(fig, title, width)
-    caption = "Median time a call; bars span the processes' medians. " + settings(
-        loaded, op, device, ("pool_size",)
-    )
-    return Plot(name="divisor", title=title, caption=caption, figure=fig)
+    return fig
 
 
-def plot_padding(loaded: RunFrame, op: str, device: str) -> Plot | None:
-    """Time with valid and with same padding, for depths that the window divides and does not."""
-    table = loaded.table
-    rows = right_rows(at_base(table, op, ("padding", "shape"), {"device": device}))
-    base = base_values(table, op)
-    if rows.empty or rows["padding"].isna().all() or base["pool_size"] is None:
-        return None
-    depth = rows["shape"].str.rsplit("x", n=1).str[1].astype(int)
-    divides = depth % int(str(base["pool_size"])) == 0
-    near = rows["nbytes"].between(*_within(rows, str(base["shape"])))
-    rows = rows[near].assign(
-        setting=[
-            f"{p}, depth {d}" for p, d in zip(rows["padding"][near], depth[near], strict=True)
-        ],
-        divides=divides[near],
-    )
-    rows = varied(rows, "setting")
-    if rows.empty:
-        return None
-    counts = rows.groupby("candidate")["seconds"].agg(lambda s: s.max() / s.min())
-    most = str(counts.idxmax())
-    title = f"{title_of(op)}: padding costs {short(most)} most, up to {significant(float(counts.max()), 2)}x"
-    fig = dots(
-        rows, value="seconds", low="seconds_low", high="seconds_high", hue="setting",
-        label="time a call (bars span the processes' medians)", title=title, log=True, formatter=format_seconds,
+def _marks(rows: pd.DataFrame, name: str, title: str, look: Mapping[str, Look]) -> Figure:
+    del look  # a mark's shape tells the value apart
+    ops = rows["op"]
+    labels = [_label(op, name, value) for op, value in zip(ops, rows[name], strict=True)]
+    return dots(
+        rows.assign(setting=labels),
+        value="seconds", low="seconds_low", high="seconds_high", hue="setting",
+        label="time per call (bars span the processes' medians)", title=title, log=True, formatter=format_seconds,
     )  # fmt: skip
-    return Plot(
-        name="padding",
-        title=title,
-        caption="Depths that the window does not divide need padding or lose their tail. "
-        + settings(loaded, op, device, ("padding", "shape")),
-        figure=fig,
-    )
-
-
-def _within(rows: pd.DataFrame, shape: str) -> tuple[float, float]:
-    size = rows.loc[rows["shape"] == shape, "nbytes"]
-    middle = float(size.iloc[0]) if len(size) else float(rows["nbytes"].max())
-    return 0.9 * middle, 1.1 * middle
 
 
 def _direction_shapes(loaded: RunFrame, op: str, device: str) -> dict[str, str]:
@@ -217,24 +211,23 @@ def plot_mode_direction(loaded: RunFrame, op: str, device: str) -> Plot | None:
     place = {name: i for i, name in enumerate(names)}
     width = 4.2 * len(directions) + 1
     fig, axes = figure(1, len(directions), width, 1.7 + 0.36 * len(names), sharey=True)
-    look = palette(list(MODES))
+    look = kind_marks(MODES)
     handles: dict[str, Any] = {}
     for axis, direction in zip(axes[0], directions, strict=True):
         for i, mode in enumerate(MODES):
             part = rows[(rows["direction"] == direction) & (rows["mode"] == mode)]
             if part.empty:
                 continue
-            colour, marker = look[mode]
             low = (part["seconds"] - part["seconds_low"]).clip(lower=0)
             high = (part["seconds_high"] - part["seconds"]).clip(lower=0)
             handles[MODE_WORDS[mode]] = axis.errorbar(
                 part["seconds"], [place[n] + (i - 1) * 0.22 for n in part["candidate"]], xerr=[low, high],
-                fmt=marker, color=colour, ms=5, elinewidth=1.2, capsize=2,
+                ms=5, elinewidth=1.2, capsize=2, **look[mode],
             )  # fmt: skip
         axis.set_xscale("log")
         time_axis(axis.xaxis)
         axis.set_title(f"{direction}, {shapes[direction]}")
-        axis.set_xlabel("time a call")
+        axis.set_xlabel("time per call")
         axis.set_yticks(range(len(names)), [short(name) for name in names])
         axis.set_ylim(-0.6, len(names) - 0.4)
     legend_below(fig, handles, 3)
@@ -243,8 +236,9 @@ def plot_mode_direction(loaded: RunFrame, op: str, device: str) -> Plot | None:
     return Plot(
         name="mode-direction",
         title=title,
-        caption="Median time a call; bars span the processes' medians. A missing mark: not right or not supported "
-        "there. " + settings(loaded, op, device, ("mode", "direction", "shape")),
+        caption="Median time per call; bars span the processes' medians. A missing mark: "
+        "not right, or not supported there. "
+        + settings(loaded, op, device, ("mode", "direction", "shape")),
         figure=fig,
     )
 
@@ -255,37 +249,17 @@ def _mode_message(rows: pd.DataFrame) -> str:
     for direction, group in best.groupby("direction", sort=True):
         top = group.sort_values("seconds").iloc[0]
         parts.append(
-            f"{direction} is quickest {MODE_WORDS.get(top['mode'], top['mode'])} ({format_seconds(top['seconds'])})"
+            f"{direction} is fastest {MODE_WORDS.get(top['mode'], top['mode'])} ({format_seconds(top['seconds'])})"
         )
     return ", ".join(parts)
 
 
-def plot_threads(loaded: RunFrame, op: str, device: str) -> Plot | None:
-    """Time on one thread and on all."""
-    rows = varied(
-        right_rows(at_base(loaded.table, op, ("threads",), {"device": device})), "threads"
-    )
-    if rows.empty:
-        return None
-    rows = rows.assign(
-        setting=[
-            f"{int(n)} thread{'s' if n > 1 else ''}" if n else "all threads"
-            for n in rows["threads"]
-        ]
-    )
-    wide = rows.pivot_table(index="candidate", columns="threads", values="seconds")
-    gain = (wide[1] / wide[0]).dropna() if {0, 1} <= set(wide.columns) else pd.Series(dtype=float)
-    what = (
-        f"all threads make {short(str(gain.idxmax()))} {significant(float(gain.max()), 2)}x as fast as one, "
-        f"{short(str(gain.idxmin()))} {significant(float(gain.min()), 2)}x"
-        if len(gain) > 1
-        else "time by number of threads"
-    )
-    title = f"{title_of(op)}: {what}"
-    fig = dots(
-        rows, value="seconds", low="seconds_low", high="seconds_high", hue="setting",
-        label="time a call (bars span the processes' medians)", title=title, log=True, formatter=format_seconds,
-    )  # fmt: skip
-    return Plot(
-        name="threads", title=title, caption=settings(loaded, op, device, ("threads",)), figure=fig
-    )
+def _label(op: str, name: str, value: object) -> str:
+    known: Any = plain(value)
+    return label_value(op, name, known)
+
+
+def axis_makers(loaded: RunFrame) -> list[Maker]:
+    """Return a maker per axis; modes and directions have a figure of their own, shapes two."""
+    names = axes_in(loaded.table)
+    return [plot_by_axis(n) for n in names if n not in ("shape", "mode", "direction", "device")]

@@ -1,9 +1,10 @@
-"""What helps to choose: share of the bandwidth limit, speed over the baseline, break-even, support."""
+"""Figures to choose by: profile, roofline, speed over the baseline, break-even, support."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,60 +12,131 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.patches import Patch
+from matplotlib.ticker import FixedLocator, FuncFormatter
 
-from poolbench.core.axes import STANDARD, axes_of
 from poolbench.core.records import MatrixCell
 from poolbench.core.text import format_share, join_names, significant
+from poolbench.report.cases import MODE_WORDS, at_base, base_values
 from poolbench.report.figures.style import (
+    COLOURS,
+    GREY,
     INK,
     MODES,
     Plot,
     dots,
     figure,
     finish,
+    label_ends,
     legend_below,
+    looks,
     names_of,
+    nbytes_axis,
     right_rows,
     settings,
     short,
+    time_axis,
     title_of,
 )
-from poolbench.report.frame import RunFrame
-from poolbench.report.recommend import MODE_WORDS, at_base, base_values
+from poolbench.report.frame import RunFrame, axes_in
+from poolbench.report.recommend import Answers
 from poolbench.report.tables import break_even_table
 
+NEAR, FARTHEST = 1.1, 10.0  # factors of the best: what counts as near, and where the profile ends
 
-def plot_efficiency(loaded: RunFrame, op: str, device: str) -> Plot | None:
-    """Share of the memory's bandwidth limit that each candidate reaches, by mode."""
-    rows = at_base(loaded.table, op, ("mode",), {"device": device, "direction": "forward"})
-    rows = right_rows(rows)
-    rows = rows[rows["efficiency"].notna()]
-    if rows.empty:
+
+def plot_profile(loaded: RunFrame, answers: Answers, op: str, device: str) -> Plot | None:
+    """Performance profile (Dolan and More 2002): share of cases within a factor of the best."""
+    profile = answers.profiles.get((op, device), {})
+    advice = answers.recommendations.get((op, device))
+    if advice is None or advice.all_cases < 2 or len(profile) < 2:
         return None
+    look = looks(loaded, op)
+    share = {name: float(np.mean(np.array(v) <= NEAR)) for name, v in profile.items()}
+    names = sorted(profile, key=lambda name: (name != advice.candidate, -share[name]))
+    shown = [name for name in names if look[name][0] != GREY or len(names) <= len(COLOURS)]
+    width = 7.4
+    fig, axes = figure(1, 1, width, 3.6)
+    axis = axes[0][0]
+    ends = []
+    for name in reversed(shown):
+        values = np.sort(profile[name])
+        inside = values[values <= FARTHEST]
+        x = np.concatenate([[1.0], inside, [FARTHEST]])
+        y = np.concatenate([[0.0], np.arange(1, len(inside) + 1), [len(inside)]]) / len(values)
+        first = name == advice.candidate
+        axis.step(x, y, where="post", color=look[name][0], lw=2.4 if first else 1.2)
+        ends.append((float(y[-1]), name, look[name][0]))
+    axis.set_xscale("log")
+    axis.set_xlim(1, FARTHEST)
+    axis.set_ylim(0, 1.03)
+    ticks = [1, 1.1, 1.25, 1.5, 2, 3, 5, 10]
+    axis.set_xticks(ticks, [f"{tick:g}x" for tick in ticks])
+    axis.xaxis.set_minor_locator(FixedLocator([]))
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{100 * v:.0f}%"))
+    axis.set_xlabel("time over the best one's in the same case")
+    axis.set_ylabel("share of cases")
+    label_ends(axis, ends)
+    near = sum(value <= NEAR for value in profile.get(advice.candidate, ()))
+    title = (
+        f"{title_of(op)}: {short(advice.candidate)} is within {NEAR - 1:.0%} of the best "
+        f"in {near} of {advice.all_cases} cases"
+    )
+    finish(fig, title, width)
+    caption = (
+        "Higher and further left is better. A case that failed, was wrong, or was faster than the memory "
+        "allows counts as never. Drawn: what was raced in at least half of the cases."
+    )
+    return Plot(name="profile", title=title, caption=caption, figure=fig)
+
+
+def plot_roofline(loaded: RunFrame, op: str, device: str) -> Plot | None:
+    """Bytes moved against time in all cases, with the measured memory-bandwidth limit."""
+    table = loaded.table
+    rows = right_rows(table[(table["op"] == op) & (table["device"] == device)])
+    limit = rows.dropna(subset="bandwidth_limit_seconds")
+    limit = limit.groupby("moved_nbytes")["bandwidth_limit_seconds"].median()
+    if len(limit) < 2:
+        return None
+    look = looks(loaded, op)
+    width = 7.4
+    fig, axes = figure(1, 1, width, 4.6)
+    axis = axes[0][0]
+    handles: dict[str, Any] = {}
+    for name in reversed(look):  # the first ones on top
+        part = rows[rows["candidate"] == name]
+        colour, marker = look[name]
+        (mark,) = axis.plot(
+            part["moved_nbytes"], part["seconds"], marker, color=colour, ms=4.5, alpha=0.85
+        )
+        if len(part) and colour != GREY:
+            handles[short(name)] = mark
+    (mark,) = axis.plot(limit.index, limit.values, "--", color=INK, lw=1.4)
+    handles["memory-bandwidth limit"] = mark
+    axis.set_xscale("log")
+    axis.set_yscale("log")
+    nbytes_axis(axis.xaxis, rows["moved_nbytes"].tolist())
+    time_axis(axis.yaxis)
+    axis.set_xlabel("bytes that a call must move")
+    axis.set_ylabel("time per call")
+    legend_below(fig, dict(reversed(handles.items())), 3)
     best = rows.loc[rows["efficiency"].idxmax()]
     title = (
-        f"{title_of(op)}: {short(best['candidate'])} {MODE_WORDS.get(best['mode'], best['mode'])} reaches "
-        f"{format_share(best['efficiency'])} of what the memory allows"
+        f"{title_of(op)}: {short(best['candidate'])} comes nearest to the memory-bandwidth limit, "
+        f"{format_share(best['efficiency'])} of it {MODE_WORDS.get(best['mode'], best['mode'])}"
     )
-    fig = dots(
-        rows, value="efficiency", low="efficiency_low", high="efficiency_high", hue="mode",
-        label="bandwidth limit time / time, 95% interval", title=title, percent=True,
-    )  # fmt: skip
-    fig.axes[0].axvline(1, color=INK, ls="--", lw=1)
-    return Plot(
-        name="efficiency",
-        title=title,
-        caption="Bandwidth limit time: bytes read over the read bandwidth plus bytes written over the write bandwidth, "
-        "both measured in the same rounds. " + settings(loaded, op, device, ("mode", "direction")),
-        figure=fig,
+    finish(fig, title, width)
+    caption = (
+        f"All cases on {device}, a mark each. The limit is bytes over the bandwidth that probes reached "
+        "in the same rounds, from 1 MiB up."
     )
+    return Plot(name="roofline", title=title, caption=caption, figure=fig)
 
 
 def plot_heatmap(loaded: RunFrame, op: str, device: str) -> Plot | None:
     """Speed over the baseline, candidates down, mode, direction and size across."""
     table = loaded.table
     rows = at_base(table, op, ("shape", "mode", "direction"), {"device": device})
-    if rows.empty or rows["race"].nunique() < 2:
+    if rows.empty or rows["race"].nunique() < 2 or "shape" not in rows:
         return None
     sizes = rows.drop_duplicates("shape").sort_values("nbytes")["shape"].tolist()
     names = [name for name in names_of(loaded, op) if name in set(rows["candidate"])]
@@ -164,15 +236,12 @@ def plot_break_even(loaded: RunFrame, op: str, device: str) -> Plot | None:
     rows = break_even_table(loaded)
     if rows.empty:
         return None
-    base = base_values(loaded.table, op)
-    rows = rows[
-        (rows["op"] == op) & (rows["device"] == device)
-        & (rows["dtype"] == base["dtype"]) & (rows["direction"] == "forward") & (rows["threads"] == base["threads"])
-        & (rows["cache"] == base["cache"])
-    ]  # fmt: skip
-    for name in axes_of(op):
-        if name not in STANDARD and base.get(name) is not None:
-            rows = rows[rows[name] == base[name]]
+    base = {**base_values(loaded.table, op), "device": device, "direction": "forward"}
+    keep = rows["op"] == op
+    for name in axes_in(loaded.table):
+        if name != "mode":
+            keep &= rows[name] == ("" if base[name] is None else base[name])
+    rows = rows[keep]
     paid = rows[rows["calls"].notna()]
     if paid.empty:
         return None

@@ -16,19 +16,23 @@ import pandas as pd
 
 mpl.use("Agg")
 
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from poolbench.core.axes import axes_of
+from poolbench.core.axes import axes_of, is_usual
 from poolbench.core.registry import REGISTRY
 from poolbench.core.text import format_nbytes, format_seconds, one_line, significant
+from poolbench.report.cases import base_values
 from poolbench.report.frame import RunFrame
-from poolbench.report.recommend import base_values
+from poolbench.report.recommend import answer
 
 INK = "#1a1a1b"  # becomes currentColor on the page, so that figures follow light and dark
 MODES = ("eager", "graph", "xla")
+# Told apart with any colour vision, in light and in dark.
+COLOURS = ("#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#56b4e9", "#a5673f", "#8a6fdb")
+GREY = "#8a8a8a"
+Look = tuple[str, str]
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "<", ">", "*", "h", "p")
 STYLE = {
     "axes.edgecolor": INK,
@@ -79,70 +83,110 @@ Maker = Callable[[RunFrame, str, str], "Plot | None"]
 
 
 def styled() -> Any:
-    """A context in which figures are made in the report's style."""
+    """Return a context in which figures are made in the report's style."""
     return mpl.rc_context(STYLE)
 
 
 def title_of(op: str) -> str:
-    """The op's heading; its name where nobody registered it here."""
+    """Return the op's title; its name where it is not registered here."""
     entry = REGISTRY.ops.get(op)
     return one_line((entry.title if entry else "") or op, 60)
 
 
 def slug(text: str) -> str:
-    """Letters that are safe in a file name, and no more than forty of them."""
+    """Return at most forty letters that are safe in a file name."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower())[:40].strip("-") or "x"
 
 
 def short(name: str) -> str:
-    """A name as a label."""
+    """Return a name as a label."""
     return one_line(name, 32)
 
 
-def palette(names: Sequence[str]) -> dict[str, tuple[Any, str]]:
-    """Colour and marker by candidate; markers go on where the ten colours begin again."""
-    colours = sns.color_palette("colorblind", 10)
-    return {name: (colours[i % 10], MARKERS[i % len(MARKERS)]) for i, name in enumerate(names)}
+def looks(loaded: RunFrame, op: str) -> dict[str, Look]:
+    """Return colour and marker by candidate: the same in every figure of a run.
+
+    Eight have a colour: the recommended ones, the baseline, then those raced most. The rest are grey.
+    """
+    rows = loaded.table[loaded.table["op"] == op]
+    advised = [r.candidate for (o, _), r in answer(loaded).recommendations.items() if o == op]
+    over = [r.over for (o, _), r in answer(loaded).recommendations.items() if o == op and r.over]
+    counts = rows.loc[rows["right"], "candidate"].value_counts(sort=True)
+    order = dict.fromkeys([*advised, *over, *rows["baseline"], *counts.index, *rows["candidate"]])
+    names = [name for name in order if name in set(rows["candidate"])]
+    return {
+        name: (COLOURS[i] if i < len(COLOURS) else GREY, MARKERS[i % len(MARKERS)])
+        for i, name in enumerate(names)
+    }
+
+
+def kind_marks(kinds: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Return marks for modes and settings, told apart by shape: colour means a candidate everywhere."""
+    shapes = ({"marker": "o"}, {"marker": "s", "mfc": "none"}, {"marker": "^", "alpha": 0.6})
+    return {
+        kind: {"color": INK, "linestyle": "none", **shapes[i % len(shapes)]}
+        for i, kind in enumerate(kinds)
+    }
+
+
+def label_ends(axis: Axes, ends: Sequence[tuple[float, str, Any]]) -> None:
+    """Write names at the right edge, at the heights where their lines end, moved apart to be read.
+
+    Args:
+        axis: with its limits and scales set.
+        ends: value, name and colour of each line.
+    """
+    low, high = axis.get_ylim()
+    log = axis.get_yscale() == "log"
+
+    def height(value: float) -> float:
+        if log:
+            return (math.log(value) - math.log(low)) / (math.log(high) - math.log(low))
+        return (value - low) / (high - low)
+
+    at = -1.0
+    for value, name, colour in sorted(ends, key=lambda end: end[0]):
+        at = max(height(value), at + 0.058)
+        axis.annotate(
+            short(name), (1.015, at), xycoords="axes fraction", va="center", fontsize=8, color=colour,
+            annotation_clip=False,
+        )  # fmt: skip
 
 
 def names_of(loaded: RunFrame, op: str) -> list[str]:
-    """The op's candidates in the order of the run: their colours are the same in every figure."""
+    """Return the op's candidates in the order of the run."""
     table = loaded.table
     return list(dict.fromkeys(table.loc[table["op"] == op, "candidate"]))
 
 
 def settings(loaded: RunFrame, op: str, device: str, free: Sequence[str]) -> str:
-    """The base values that a figure holds still, in words."""
+    """Return the base values that a figure holds still, in words."""
     base = {**base_values(loaded.table, op), "device": device}
     words = []
     for name in axes_of(op):
-        value = base[name]
-        if name in ("device", "cache", "data_format", "distribution"):
+        value = base.get(name)
+        if name in free or name == "device" or value is None or is_usual(op, name, value):
             continue
-        if name in free or value is None:
-            continue
-        words.append(
-            f"{name.replace('_', ' ')} {'all' if name == 'threads' and value == 0 else value}"
-        )
+        words.append(f"{name.replace('_', ' ')} {value}")
     return f"On {device}; {', '.join(words)}."
 
 
 def figure(
     rows: int, columns: int, width: float, height: float, **kwargs: Any
 ) -> tuple[Figure, Any]:
-    """A figure of axes, shape (rows, columns), laid out so that nothing overlaps."""
+    """Return a figure and its axes, shape (rows, columns), laid out so that nothing overlaps."""
     fig = Figure(figsize=(width, height), layout="constrained")
     axes = fig.subplots(rows, columns, squeeze=False, **kwargs)
     return fig, axes
 
 
 def finish(fig: Figure, title: str, width: float) -> None:
-    """The title above, wrapped to the figure's width."""
+    """Set the title, wrapped to the figure's width."""
     fig.suptitle(textwrap.fill(title, int(width * 9.5)), color=INK, fontweight="bold")
 
 
 def legend_below(fig: Figure, handles: dict[str, Any], columns: int) -> None:
-    """One legend for all axes, under them."""
+    """Draw one legend for all axes, below them."""
     if handles:
         fig.legend(
             list(handles.values()), list(handles), loc="outside lower center", ncols=columns,
@@ -194,11 +238,11 @@ def varied(rows: pd.DataFrame, axis: str) -> pd.DataFrame:
 
 
 def right_rows(rows: pd.DataFrame) -> pd.DataFrame:
-    """Those that may be ranked."""
+    """Return the rows that may be ranked."""
     return rows[rows["right"] & rows["seconds"].notna()]
 
 
-def curve(axis: Axes, rows: pd.DataFrame, x: str, look: tuple[Any, str]) -> Any:
+def curve(axis: Axes, rows: pd.DataFrame, x: str, look: Look) -> Any:
     """Time over a column of one candidate's rows, with bars that span the processes' medians."""
     colour, marker = look
     low = (rows["seconds"] - rows["seconds_low"]).clip(lower=0)
@@ -232,7 +276,7 @@ def dots(
     width = 7.4
     fig, axes = figure(1, 1, width, 1.5 + 0.34 * len(names))
     axis = axes[0][0]
-    look = palette([str(kind) for kind in kinds])
+    look = kind_marks([str(kind) for kind in kinds])
     place = {name: i for i, name in enumerate(names)}
     handles: dict[str, Any] = {}
     for i, kind in enumerate(kinds):
@@ -241,16 +285,8 @@ def dots(
         y = [place[name] + offset for name in part["candidate"]]
         below = (part[value] - part[low]).clip(lower=0).fillna(0)
         above = (part[high] - part[value]).clip(lower=0).fillna(0)
-        colour, marker = look[str(kind)]
         handles[str(kind)] = axis.errorbar(
-            part[value],
-            y,
-            xerr=[below, above],
-            fmt=marker,
-            color=colour,
-            ms=5,
-            elinewidth=1.2,
-            capsize=2,
+            part[value], y, xerr=[below, above], ms=5, elinewidth=1.2, capsize=2, **look[str(kind)]
         )
     axis.set_yticks(range(len(names)), [short(name) for name in names])
     axis.set_ylim(-0.6, len(names) - 0.4)

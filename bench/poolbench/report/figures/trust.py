@@ -7,51 +7,47 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import seaborn as sns
-from matplotlib.ticker import FixedLocator, FuncFormatter
+from matplotlib.ticker import FuncFormatter
 
 from poolbench.core.records import Selftest
 from poolbench.core.text import format_share, join_names
+from poolbench.report.cases import at_base
 from poolbench.report.figures.style import (
     INK,
     Plot,
     figure,
     finish,
     legend_below,
-    names_of,
-    palette,
+    looks,
+    nbytes_axis,
     right_rows,
     settings,
     short,
     time_axis,
     title_of,
 )
-from poolbench.report.frame import RunFrame, process_medians
-from poolbench.report.recommend import at_base
+from poolbench.report.frame import RunFrame
+from poolbench.report.medians import process_medians
 
 
 def plot_accuracy(loaded: RunFrame, op: str, device: str) -> Plot | None:
-    """Error against spatial size beside speed, for ops whose error grows with the window (global average)."""
+    """Error against input size beside speed, for ops that round."""
     table = loaded.table
     rows = table[(table["op"] == op) & (table["device"] == device) & table["worst"].notna()]
-    if op == "depth_max_pool" or rows.empty or not (rows["worst"] > 0).any():
-        return None
-    rows = rows[rows["max_relative"] > 0]
+    rows = rows[(rows["worst"] > 0) & (rows["max_relative"] > 0)]
     if rows.empty:
         return None
-    parts = rows["shape"].str.split("x", expand=True).astype(int)
-    rows = rows.assign(positions=parts[1] * parts[2])
     dtype = str(rows.groupby("dtype")["max_relative"].max().idxmax())
     rows = rows[rows["dtype"] == dtype]
     if rows["mode"].nunique() > 1:
         rows = rows[rows["mode"] == rows["mode"].mode().iloc[0]]
-    look = palette(names_of(loaded, op))
+    look = looks(loaded, op)
     width = 8.6
     fig, axes = figure(1, 2, width, 4.2, sharey=True)
     handles: dict[str, Any] = {}
     for name, line in rows.groupby("candidate", sort=False):
         colour, marker = look[name]
-        by_size = line.groupby("positions")["max_relative"].max()
+        by_size = line.groupby("nbytes")["max_relative"].max()
         (handles[short(name)],) = axes[0][0].plot(
             by_size.index, by_size.values, marker=marker, color=colour, ms=4.5, lw=1.1
         )
@@ -62,13 +58,11 @@ def plot_accuracy(loaded: RunFrame, op: str, device: str) -> Plot | None:
     for axis in axes[0]:
         axis.set_xscale("log")
         axis.set_yscale("log")
-        handles["bound of a right answer"] = axis.axhline(limit, color=INK, ls="--", lw=1.2)
-    ticks = sorted(set(rows["positions"]))
-    axes[0][0].set_xticks(ticks, [str(tick) for tick in ticks])
-    axes[0][0].xaxis.set_minor_locator(FixedLocator([]))
-    axes[0][0].set_xlabel("positions averaged (H x W)")
+        handles["tolerance"] = axis.axhline(limit, color=INK, ls="--", lw=1.2)
+    nbytes_axis(axes[0][0].xaxis, rows["nbytes"].tolist())
+    axes[0][0].set_xlabel("input (bytes)")
     axes[0][0].set_ylabel("largest relative error")
-    axes[0][1].set_xlabel("time a call, largest input")
+    axes[0][1].set_xlabel("time per call, largest input")
     time_axis(axes[0][1].xaxis)
     axes[0][0].yaxis.set_major_formatter(
         FuncFormatter(lambda v, _: f"{v:.0e}" if v < 1e-4 else format_share(v))
@@ -78,7 +72,7 @@ def plot_accuracy(loaded: RunFrame, op: str, device: str) -> Plot | None:
     message = (
         f"{join_names([short(n) for n in wrong])} {'is' if len(wrong) == 1 else 'are'} wrong"
         if wrong
-        else "every candidate stays within the bound"
+        else "every candidate stays within the tolerance"
     )
     title = f"{title_of(op)} in {dtype}: {message}"
     finish(fig, title, width)
@@ -86,7 +80,7 @@ def plot_accuracy(loaded: RunFrame, op: str, device: str) -> Plot | None:
         name="accuracy",
         title=title,
         caption=f"Against the float64 reference; on {device}, mode {rows['mode'].iloc[0]}. Right: the same errors "
-        "beside the time. What is above the bound is never ranked.",
+        "beside the time. What is above the tolerance is never ranked.",
         figure=fig,
     )
 
@@ -101,11 +95,11 @@ def plot_spread(loaded: RunFrame, op: str, device: str) -> Plot | None:
     width = 7.4
     fig, axes = figure(1, 1, width, 1.6 + 0.4 * len(names))
     axis = axes[0][0]
-    colours = sns.color_palette("colorblind", 10)
+    look = looks(loaded, op)
     spreads: dict[str, float] = {}
     for index, row in rows.iterrows():
         samples = loaded.samples[int(index)]
-        y = names.index(row["candidate"])
+        y, colour = names.index(row["candidate"]), look[row["candidate"]][0]
         relative = np.asarray(samples.seconds) / row["seconds"]
         process = np.asarray(samples.process)
         kinds = np.unique(process)
@@ -120,9 +114,9 @@ def plot_spread(loaded: RunFrame, op: str, device: str) -> Plot | None:
                 ".",
                 ms=2.5,
                 alpha=0.55,
-                color=colours[i % 10],
+                color=colour,
             )
-            axis.plot([medians[i]], [y + offset], "|", ms=8, mew=1.6, color=colours[i % 10])
+            axis.plot([medians[i]], [y + offset], "|", ms=8, mew=1.6, color=INK)
     axis.set_yticks(range(len(names)), [short(name) for name in names])
     axis.set_ylim(-0.6, len(names) - 0.4)
     axis.axvline(1, color=INK, lw=0.8)
@@ -136,7 +130,7 @@ def plot_spread(loaded: RunFrame, op: str, device: str) -> Plot | None:
     return Plot(
         name="spread",
         title=title,
-        caption="A dot is a block, a bar a process's median, a colour a process (a fresh process); drawn at 0.5 or "
+        caption="A dot is a block, a bar the median of a process. Rows are processes. Drawn at 0.5 or "
         "2.0 if beyond. " + settings(loaded, op, device, ()),
         figure=fig,
     )
@@ -173,7 +167,7 @@ def plot_selftest(selftests: Sequence[Selftest]) -> Plot | None:
     legend_below(fig, dict(zip(names, handles, strict=True)), 4)
     same = [s for s in rows if s.injected == 0]
     alarms = sum(s.faster + s.slower for s in same)
-    title = f"Selftest: {alarms} false alarms in {sum(s.comparisons for s in same)} comparisons of an op with itself"
+    title = f"Self-test: {alarms} false alarms in {sum(s.comparisons for s in same)} comparisons of an op with itself"
     finish(fig, title, width)
     floor = max((s.noise_floor for s in same), default=math.nan)
     caption = (

@@ -32,7 +32,7 @@ const FIELDS = ["op", "device", "mode", "direction", "dtype", "shape", "others"]
 const chooser = document.getElementById("chooser");
 const answer = document.getElementById("answer");
 const byKey = new Map(data.answers.map((a) => [JSON.stringify(a.key), a]));
-const of = (rows, op, name) => (rows.find((r) => r[0] === op && r[1] === name) || [])[2];
+const caveatsOf = (op, device, name) => (data.caveats.find((r) => r[0] === op && r[1] === device && r[2] === name) || [])[3];
 const distinct = (values) => [...new Set(values)];
 
 function options(select, values, labels = values) {
@@ -55,13 +55,14 @@ function offer() {
     option.value = s;
     return option;
   }));
+  chooser.elements.shape.parentElement.hidden = sizes.every((s) => !s);
   options(chooser.elements.others, distinct(mine.map((a) => a.key[6])));
 }
 function start() {
   const ops = distinct(data.answers.map((a) => a.key[0]));
   if (!ops.length) {
     chooser.hidden = true;
-    answer.replaceChildren(element("p", "Nothing in this run is right and timed, so there is nothing to choose from: measure with"), copyable("nox -s bench-cpu"));
+    answer.replaceChildren(element("p", "Nothing in this run is right and timed. This command measures:"), copyable("poolbench run"));
     return;
   }
   const devices = distinct([...data.answers.map((a) => a.key[1]), "cpu:0", "gpu:0"]);
@@ -91,41 +92,45 @@ function fill() { // the op's most measured combination
   const first = mine.reduce((best, a) => (score(a) > score(best) ? a : best), mine[0]);
   FIELDS.slice(1).forEach((name, i) => { chooser.elements[name].value = first.key[i + 1]; });
 }
+async function copy(button, pre) {
+  const label = button.textContent;
+  try {
+    await navigator.clipboard.writeText(pre.textContent);
+    button.textContent = "Copied";
+  } catch { // a page from disk may not use the clipboard: select the text instead
+    getSelection().selectAllChildren(pre);
+    button.textContent = "Selected: press Ctrl+C";
+  }
+  setTimeout(() => { button.textContent = label; }, 2000);
+}
 function copyable(text) {
-  const box = element("div");
+  const box = element("div", undefined, "code");
   const pre = element("pre", text);
   pre.tabIndex = 0;
   const button = element("button", "Copy");
   button.type = "button";
-  button.addEventListener("click", async () => {
-    try {
-      await navigator.clipboard.writeText(text);
-      button.textContent = "Copied";
-    } catch { // a page from disk may not use the clipboard: select the text instead
-      getSelection().selectAllChildren(pre);
-      button.textContent = "Selected: press Ctrl+C";
-    }
-    setTimeout(() => { button.textContent = "Copy"; }, 2000);
-  });
+  button.addEventListener("click", () => copy(button, pre));
   box.append(pre, button);
   return box;
 }
+for (const button of document.querySelectorAll(".card .copy"))
+  button.addEventListener("click", () => copy(button, button.previousElementSibling));
 function command(chosen) {
   const [op, device, mode, direction, dtype, shape, others] = chosen;
-  const session = device.startsWith("gpu") ? "bench-gpu" : "bench-cpu";
-  const axes = [["shape", shape], ["mode", mode], ["direction", direction], ["dtype", dtype]];
+  const axes = [...(shape ? [["shape", shape]] : []), ["mode", mode], ["direction", direction], ["dtype", dtype]];
   if (!/^(cpu|gpu):0$/.test(device)) axes.push(["device", device]);
   for (const word of others.split(", ")) {
     if (/^k\d+$/.test(word)) axes.push(["pool_size", word.slice(1)]);
     if (/^(valid|same)$/.test(word)) axes.push(["padding", word]);
-    if (/^\d+thread$/.test(word)) axes.push(["threads", word.replace("thread", "")]);
+    if (/^threads\d+$/.test(word)) axes.push(["threads", word.slice(7)]);
     if (word === "relu") axes.push(["distribution", word]);
     if (word === "cold") axes.push(["cache", word]);
     if (word === "channels_first") axes.push(["data_format", word]);
   }
   const safe = (text) => (/^[A-Za-z0-9_:.-]+$/.test(text) ? text : "'...'");
-  const select = /^[A-Za-z0-9_]+$/.test(op) ? " -k " + op : "";
-  return "nox -s " + session + " --" + select + axes.map(([n, v]) => " --axis " + n + "=" + safe(v)).join("");
+  if (device === "gpu:0") axes.push(["device", "gpu"]);
+  const select = /^[A-Za-z0-9_]+$/.test(op) ? " --op " + op : "";
+  return "poolbench run" + select + axes.map(([n, v]) => " --axis " + n + "=" + safe(v)).join("");
 }
 function show() {
   const chosen = FIELDS.map((name) => chooser.elements[name].value.trim());
@@ -133,29 +138,29 @@ function show() {
   const found = byKey.get(JSON.stringify(chosen));
   answer.dataset.row = found ? found.row : "";
   if (!found) {
-    if (!/^[1-9]\d*(x[1-9]\d*){3}$/.test(chosen[5])) {
-      answer.replaceChildren(element("p", "A size is four whole numbers, batch, height, width and channels: 32x56x56x96."));
+    if (!chooser.elements.shape.parentElement.hidden && !/^[1-9]\d*(x[1-9]\d*)*$/.test(chosen[5])) {
+      answer.replaceChildren(element("p", "A shape is whole numbers with x between them: 32x56x56x96."));
       return;
     }
     answer.replaceChildren(
-      element("p", "This combination was not measured (or nothing was right in it), and a guess is no answer. This measures it:"),
+      element("p", "This case was not measured, or nothing was right in it. This command measures it:"),
       copyable(command(chosen)));
     return;
   }
-  const parts = [element("p", "Use " + found.use, "use"), element("p", found.text)];
-  const code = of(data.snippets, chosen[0], found.use);
-  if (code) parts.push(copyable(code + "\n\n\n" + found.call + "\n"));
+  const parts = [element("p", "Use " + found.use, "use"), ...found.text.map((line) => element("p", line))];
+  const code = data.codes[found.code];
+  if (code) parts.push(copyable(code));
   else parts.push(element("p", "Its code is in the file that registered it, which is not at hand here."));
-  const caveats = of(data.caveats, chosen[0], found.use) || [];
-  if (!data.matrix) parts.push(element("p", "Its caveats are unknown here: this run has no support matrix (nox -s capabilities)."));
-  else if (!caveats.length) parts.push(element("p", "The support matrix has nothing against it."));
+  const caveats = caveatsOf(chosen[0], chosen[1], found.use);
+  if (caveats === undefined) parts.push(element("p", "No support matrix is at hand. To record one, type: poolbench matrix"));
+  else if (!caveats.length) parts.push(element("p", "It passes every check of the support matrix."));
   else {
-    parts.push(element("p", "Caveats, from the support matrix:"));
+    parts.push(element("p", "Failed checks of the support matrix:"));
     const list = element("ul");
     list.append(...caveats.map((text) => element("li", text)));
     parts.push(list);
   }
-  if (found.disagree) parts.push(element("p", "Its processes disagree by more than the rest of the run's do.", "warn"));
+  if (found.disagree) parts.push(element("p", "Its processes disagree by more than those of the rest of the run.", "warn"));
   const why = element("p");
   const link = element("a", "Its row and samples");
   link.href = "#all";
@@ -193,7 +198,7 @@ async function openSamples(row) {
     const values = [...new Float32Array(bytes.buffer)];
     if (!values.length) { note.textContent += ": no samples"; return; }
     const sorted = [...values].sort((a, b) => a - b);
-    note.textContent = values.length + " samples in " + lengths.length + " runs of a process, seconds a call in each block: least " +
+    note.textContent = values.length + " samples in " + lengths.length + " processes, seconds per call in each block: least " +
       seconds(sorted[0]) + ", median " + seconds(sorted[sorted.length >> 1]) + ", most " + seconds(sorted[sorted.length - 1]) + ".";
     plot.append(strip(values, lengths, sorted));
   } catch (error) { note.textContent = String(error.message); }
@@ -206,7 +211,7 @@ function strip(values, lengths, sorted) {
     if (content !== undefined) made.textContent = content;
     return made;
   };
-  const root = svg("svg", { viewBox: `0 0 ${W} ${H}`, role: "img", "aria-label": "samples in the order of measuring, a colour a process" });
+  const root = svg("svg", { viewBox: `0 0 ${W} ${H}`, role: "img", "aria-label": "samples in the order of measuring, a colour per process" });
   const low = sorted[0], high = sorted[sorted.length - 1] > low ? sorted[sorted.length - 1] : low * 1.01 + 1e-12;
   const x = (i) => L + ((i + 0.5) / values.length) * (W - L - 10);
   const y = (v) => 10 + (1 - (v - low) / (high - low)) * (H - B - 20);
@@ -214,7 +219,7 @@ function strip(values, lengths, sorted) {
     root.append(svg("line", { x1: L, x2: W - 10, y1: y(v), y2: y(v), stroke: "#80808055" }));
     root.append(svg("text", { x: L - 8, y: y(v) + 4, "text-anchor": "end", "font-size": 13, fill: "currentColor" }, seconds(v)));
   }
-  root.append(svg("text", { x: (W + L) / 2, y: H - 8, "text-anchor": "middle", "font-size": 13, fill: "currentColor" }, "blocks in the order of measuring; a colour a process"));
+  root.append(svg("text", { x: (W + L) / 2, y: H - 8, "text-anchor": "middle", "font-size": 13, fill: "currentColor" }, "blocks in the order of measuring; a colour per process"));
   const colours = ["#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#ca9161", "#949494", "#56b4e9"];
   let at = 0;
   lengths.forEach((length, process) => {

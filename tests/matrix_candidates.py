@@ -4,6 +4,7 @@ import numpy as np
 from poolbench import (
     Op,
     Sweep,
+    TensorSpec,
     Tolerance,
     candidate,
     choice_axis,
@@ -15,6 +16,7 @@ from poolbench import (
 from poolbench.ops.shared import IMAGE_AXES, image_spec
 
 OP = "probed_depth_max"
+DENSE = "probed_dense"
 
 
 def padding_of(case):
@@ -295,3 +297,23 @@ def native(case):
 
     k = case.pool_size
     return lambda x: tf.nn.max_pool(x, (1, 1, 1, k), (1, 1, 1, k), case.padding.upper())
+
+
+register(
+    Op(
+        name=DENSE,
+        axes=(size_axis("m", 3), size_axis("k", 5)),
+        inputs=lambda c: {"x": TensorSpec((c.m, c.k), c.dtype), "w": TensorSpec((c.k,), c.dtype)},
+        reference=lambda _, x, w: x @ w,
+        vjp=lambda _, dy, x, w: (np.outer(dy, w), x.T @ dy),
+        baseline="matvec",
+        sweeps={"default": Sweep()},
+    )
+)
+
+
+@candidate(op=DENSE, name="matvec")
+def matvec(case):
+    import tensorflow as tf
+
+    return lambda x, w: tf.linalg.matvec(x, w)

@@ -1,0 +1,142 @@
+"""Record the support matrix in a run's journal."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from poolbench.core.errors import WorkerFailure
+from poolbench.core.records import MatrixCell
+from poolbench.engine.process import Worker, WorkerLike
+from poolbench.matrix.probe import PROCESSES
+from poolbench.matrix.runner import Key, PendingCell, all_keys, fill, plan_cells
+from poolbench.store.journal import read_run
+from poolbench.worker import session
+
+if TYPE_CHECKING:
+    from poolbench.engine.run import Run, RunOptions
+
+
+def record_matrix(
+    options: RunOptions,
+    *,
+    ops: Sequence[str] = (),
+    devices: Sequence[str] = (),
+    exports: bool = False,
+    say: Callable[[str], None] = print,
+) -> int:
+    """Fill the matrix of a run, new or resumed; return 0, or 1 if an own candidate failed a check.
+
+    Ops and the user's candidates are registered beforehand. A candidate that ships may fail: which
+    checks it fails is the result. `ops` and `devices`: those to try; none: all.
+    """
+    from poolbench.core.registry import REGISTRY
+    from poolbench.engine.run import Run
+
+    keys = [key for key in all_keys() if not ops or key[0] in ops]
+    with Run(options, progress=say) as run:
+        cells = run_matrix(run, keys, exports=exports, devices=devices, say=say)
+    failed = [
+        cell
+        for (op, candidate, _), found in cells.items()
+        for cell in found
+        if is_failure(cell) and not REGISTRY.candidates[op, candidate].builtin
+    ]
+    for cell in failed:
+        say(f"{cell.op} {cell.candidate} {cell.probe} {cell.device} {cell.state}: {cell.evidence}")
+    return 1 if failed else 0
+
+
+def is_failure(cell: MatrixCell) -> bool:
+    """Return whether a cell is neither a pass nor something that was refused or not run."""
+    return cell.state not in ("pass", "unsupported", "not_run")
+
+
+def run_matrix(
+    run: Run,
+    keys: Sequence[Key],
+    *,
+    exports: bool = False,
+    devices: Sequence[str] = (),
+    say: Callable[[str], None] = print,
+) -> dict[Key, list[MatrixCell]]:
+    """Fill the matrix of a run, journal every cell, and return them by (op, candidate, check).
+
+    The workers are the matrix' own: those of the run's races stay as they are. `devices`: those to
+    try; none: all that TensorFlow sees.
+    """
+    spare: list[Worker] = []
+
+    def open_worker(process: str) -> Worker:
+        if process == "shared" and spare:
+            return spare.pop()
+        options = run.options
+        worker = Worker(
+            PROCESSES[process], files=options.files, memory_nbytes=options.memory_nbytes
+        )
+        # Start before the first cell's clock does. A start that fails fails again in that cell.
+        with contextlib.suppress(WorkerFailure):
+            worker.wait_started()
+        return worker
+
+    spare.append(open_worker("shared"))
+    try:
+        seen: dict[str, str] = spare[0].call(session.list_devices, timeout=60.0)
+        run.journal(seen)
+        return _fill_missing(run, keys, devices or sorted(seen), open_worker, exports, say)
+    finally:
+        for worker in spare:
+            worker.close()
+
+
+def _fill_missing(
+    run: Run,
+    keys: Sequence[Key],
+    devices: Sequence[str],
+    open_worker: Callable[[str], WorkerLike],
+    exports: bool,
+    say: Callable[[str], None],
+) -> dict[Key, list[MatrixCell]]:
+    """Fill and journal the cells that the journal lacks; return all by (op, candidate, check)."""
+    start = time.monotonic()
+    found: dict[Key, list[MatrixCell]] = {}
+    for record in read_run(run.options.folder).capabilities:
+        found.setdefault((record.op, record.candidate, record.probe), []).append(record)
+    known = {(record.device, *key) for key, records in found.items() for record in records}
+    cells = [
+        cell
+        for cell in plan_cells(keys, devices)
+        if (cell.device, cell.op, cell.candidate, cell.probe.key) not in known
+    ]
+    counter = CellCounter(cells)
+    limit = run.options.plan.timeout_seconds
+    for record in fill(cells, open_worker, timeout_seconds=limit, exports=exports):
+        run.append(record)
+        found.setdefault((record.op, record.candidate, record.probe), []).append(record)
+        if line := counter.count(record):
+            say(line)
+    say(f"{len(cells)} cells in {time.monotonic() - start:.0f} s: {counter.line()}")
+    say(f"stored in {run.options.folder}")
+    return found
+
+
+class CellCounter:
+    """Count cells by state and report progress at every tenth of them."""
+
+    def __init__(self, cells: Sequence[PendingCell]) -> None:
+        self._total = len(cells)
+        self._states: dict[str, int] = {}
+        self._done = 0
+
+    def count(self, record: MatrixCell) -> str:
+        """Count a record; return a line of progress at every tenth of the cells, else ''."""
+        self._states[record.state] = self._states.get(record.state, 0) + 1
+        self._done += 1
+        tenth = max(1, self._total // 10)
+        return f"[{self._done}/{self._total}] {self.line()}" if self._done % tenth == 0 else ""
+
+    def line(self) -> str:
+        """Return the counts: '812 pass, 40 unsupported, 3 wrong'."""
+        return ", ".join(f"{count} {state}" for state, count in sorted(self._states.items()))

@@ -1,0 +1,245 @@
+"""A candidate on trial: small cases, inputs, calls, and answers compared with the float64 reference."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from poolbench.core.candidate import Candidate
+from poolbench.core.case import Case, make_case
+from poolbench.core.op import Op, TensorSpec, Tolerance
+from poolbench.matrix.probe import Finding, features
+from poolbench.worker.check import BOUNDS, bound_for, differences, in_float64, largest_errors
+from poolbench.worker.inputs import numpy_dtype
+
+if TYPE_CHECKING:
+    Array = np.ndarray[Any, Any]
+    Arrays = tuple[Array, ...]
+    MakeInputs = Callable[["Trial", Case], Arrays]
+
+# Of images: every mode compiles for these sizes, and no two axes have the same length.
+SHAPE = (2, 4, 5, 6)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """A candidate on a device, as a check sees it in a worker.
+
+    Attributes:
+        folder: scratch for what is saved and loaded; the same for all steps of a check.
+    """
+
+    op: Op
+    candidate: Candidate
+    device: str = "cpu:0"
+    folder: Path = Path()
+
+    @property
+    def features(self) -> frozenset[str]:
+        """What the checks may require of the op."""
+        return features(self.op)
+
+    def case(self, **values: Any) -> Case:
+        """Return a small case with these values; one of an axis that the op lacks is left out.
+
+        Values are not checked: integer dtypes and empty batches are in no sweep. A shape is that of
+        images, (N, H, W, C), and left out for other ops.
+        """
+        small = min(self.op.sweep("quick").cases(), key=self._nbytes)
+        own: dict[str, Any] = {
+            axis.name: small.get(axis.name) for axis in self.op.axes if not axis.quiet
+        }
+        if "image" in self.features:
+            values = {"shape": SHAPE} | values
+        else:
+            values.pop("shape", None)
+        values = {"pool_size": 3, "padding": "valid", "mode": "eager", **values}
+        known: dict[str, Any] = {
+            name: value for name, value in values.items() if name in self.op.axis_names
+        }
+        return make_case(op=self.op.name, **own).replace(**known, device=self.device)
+
+    def _nbytes(self, case: Case) -> int:
+        return sum(spec.nbytes for spec in self.op.inputs(case).values())
+
+    def specs(self, case: Case) -> list[TensorSpec]:
+        """Return the op's inputs for the case, in declared order."""
+        return list(self.op.inputs(case).values())
+
+
+def distinct_inputs(trial: Trial, case: Case, seed: int = 0) -> Arrays:
+    """Return inputs in which no two values along the last axis (the channels) are equal, up to 256.
+
+    Multiples of 1/64 in [-2, 2): every float dtype down to bfloat16 represents them exactly, so that
+    every error is the candidate's. Integer dtypes get the whole numbers of one byte.
+    """
+    random = np.random.default_rng(seed)
+    return tuple(_distinct(spec, case, random) for spec in trial.specs(case))
+
+
+def _distinct(spec: TensorSpec, case: Case, random: np.random.Generator) -> Array:
+    channels = _channel_axis(spec, case)
+    lengths = list(spec.shape) or [1]
+    last = lengths.pop(channels)
+    codes: Array = np.argsort(random.random((*lengths, 256)), axis=-1)[..., np.arange(last) % 256]
+    codes = np.moveaxis(codes, -1, channels).reshape(spec.shape)
+    dtype = numpy_dtype(spec.dtype)
+    if spec.dtype == "uint8":
+        return codes.astype(dtype)
+    whole = np.issubdtype(dtype, np.integer)
+    return (codes - 128 if whole else (codes - 128) / 64).astype(dtype)
+
+
+def _channel_axis(spec: TensorSpec, case: Case) -> int:
+    first = len(spec.shape) == 4 and case.get("data_format") == "channels_first"
+    return 1 if first else -1
+
+
+def uniform_inputs(trial: Trial, case: Case, seed: int = 0) -> Arrays:
+    """Return inputs uniform in [1, 2): their sums grow with their length, as after a ReLU."""
+    random = np.random.default_rng(seed)
+    return tuple(
+        random.uniform(1, 2, spec.shape).astype(numpy_dtype(spec.dtype))
+        for spec in trial.specs(case)
+    )
+
+
+def negative_inputs(trial: Trial, case: Case) -> Arrays:
+    """Return distinct inputs, all below zero, which padding with zeros would change."""
+    return tuple((x.astype(np.float64) - 4).astype(x.dtype) for x in distinct_inputs(trial, case))
+
+
+def reference(trial: Trial, case: Case, inputs: Sequence[Array]) -> Array:
+    """Return the correct output in float64."""
+    y: Array = trial.op.reference(case, *_in_float64(case, inputs))
+    return y
+
+
+def _in_float64(case: Case, inputs: Sequence[Array]) -> list[Array]:
+    """Return data in float64, also that of an integer case; indices as they are."""
+    data = numpy_dtype(case.dtype)
+    return [x.astype(np.float64) if x.dtype == data else in_float64(x) for x in inputs]
+
+
+def output_gradient(trial: Trial, case: Case, inputs: Sequence[Array], seed: int = 1) -> Array:
+    """Return a gradient of the output: no zeros, neighbours differ, exact in every float dtype."""
+    shape = reference(trial, case, inputs).shape
+    values = np.random.default_rng(seed).integers(1, 128, shape) / 64
+    dy: Array = values.astype(numpy_dtype(case.dtype))
+    return dy
+
+
+def call(trial: Trial, case: Case, *host: Array) -> Arrays:
+    """Return the candidate's outputs for the case, on the host: (y,) or, in training, (y, gradients)."""
+    from poolbench.worker.backends import to_numpy
+    from poolbench.worker.session import bind
+
+    with on_device(trial):
+        bound = bind(trial.candidate, case)
+        result = bound(*(tensor(trial, array) for array in host))
+    results = result if isinstance(result, tuple) else (result,)
+    return tuple(to_numpy(value) for value in results)
+
+
+def tensor(trial: Trial, array: Array) -> Any:
+    """Return the array as the candidate takes it."""
+    if trial.candidate.framework == "numpy":
+        return array
+    import tensorflow as tf
+
+    return tf.constant(array)
+
+
+def on_device(trial: Trial) -> Any:
+    """Return a context in which TensorFlow places everything on the trial's device."""
+    if trial.candidate.framework == "numpy":
+        return contextlib.nullcontext()
+    import tensorflow as tf
+
+    return tf.device(trial.device)
+
+
+def try_forward(trial: Trial, case: Case, make: MakeInputs = distinct_inputs) -> Finding:
+    """Call the candidate forward and compare y with the reference."""
+    inputs = make(trial, case)
+    (y,) = call(trial, case, *inputs)
+    return compare_output(trial, case, inputs, y)
+
+
+def compare_output(trial: Trial, case: Case, inputs: Sequence[Array], y: Array) -> Finding:
+    """Compare y with the reference."""
+    return compare("y", y, reference(trial, case, inputs), case, tolerance_of(trial, case))
+
+
+def try_gradient(trial: Trial, case: Case) -> Finding:
+    """Call the candidate forward and backward; compare the output and every gradient."""
+    if trial.op.vjp is None:
+        return Finding(state="not_run", evidence="the op has no reference for its gradient")
+    case = case.replace(direction="training")
+    inputs = distinct_inputs(trial, case)
+    dy = output_gradient(trial, case, inputs)
+    y, *gradients = call(trial, case, *inputs, dy)
+    finding = compare_output(trial, case, inputs, y)
+    specs = trial.op.inputs(case).items()
+    names = [f"d{name}" for name, spec in specs if spec.differentiable]
+    correct = trial.op.vjp(case, *_in_float64(case, [dy, *inputs]))
+    if len(gradients) != len(names):
+        words = f"it returned {len(gradients)} gradients; {', '.join(names)} is right"
+        return Finding(state="wrong", evidence=words)
+    for name, actual, expected in zip(names, gradients, correct, strict=True):
+        if finding.state == "pass":
+            finding = compare(name, actual, expected, case, BOUNDS[case.dtype])
+    return finding
+
+
+def tolerance_of(trial: Trial, case: Case) -> Tolerance:
+    """Return the error that a correct output may have; none for integers."""
+    if np.issubdtype(numpy_dtype(case.dtype), np.integer):
+        return Tolerance(relative=0.0, absolute=0.0)
+    return bound_for(trial.op, case)
+
+
+def compare(
+    name: str,
+    actual: Array,
+    expected: Array,
+    case: Case,
+    tolerance: Tolerance,
+    dtype: str | None = None,
+) -> Finding:
+    """Pass if shape and dtype are correct and the error is at most absolute + relative * |expected|."""
+    if actual.shape != expected.shape:
+        return Finding(
+            state="wrong", evidence=f"{name} has shape {actual.shape}; {expected.shape} is right"
+        )
+    wanted = dtype or case.dtype
+    if actual.dtype != numpy_dtype(wanted):
+        return Finding(state="wrong", evidence=f"{name} is {actual.dtype}; {wanted} is right")
+    error = differences(actual.astype(np.float64), expected)
+    absolute, relative, excess = largest_errors(error, np.abs(expected), tolerance)
+    figures: dict[str, float | int | str | None] = {
+        f"{name} largest relative error": relative,
+        f"{name} largest absolute error": absolute,
+    }
+    if excess > 1:
+        place = np.unravel_index(error.argmax(), error.shape)
+        words = f"{name} is {float(actual[place]):.5g} where {expected[place]:.5g} is right"
+        if absolute < np.inf:
+            words += (
+                f": off by {format_error(relative, absolute)}; relative {tolerance.relative:.2g} "
+                f"and absolute {tolerance.absolute:.2g} are allowed"
+            )
+        return Finding(state="wrong", evidence=words, figures=figures)
+    size = "exact" if absolute == 0 else f"off by {format_error(relative, absolute)} at most"
+    return Finding(state="pass", evidence=f"{name} is {size}", figures=figures)
+
+
+def format_error(relative: float, absolute: float) -> str:
+    """Format an error: '0.37% (absolute 0.0055)', or 'relative 4e-08 (absolute 1e-08)' if small."""
+    size = f"{100 * relative:.3g}%" if 1e-4 <= relative < 1e3 else f"relative {relative:.2g}"
+    return f"{size} (absolute {absolute:.2g})"

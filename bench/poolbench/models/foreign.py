@@ -1,0 +1,131 @@
+"""Code that a model file needs: the user's own classes, Lambdas that may run, and stand-ins for what may not."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import importlib.util
+import marshal
+import types
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from poolbench.core.errors import UsageError
+from poolbench.models import config as files
+from poolbench.models.config import OpenShape
+
+
+def custom_classes(paths: tuple[str, ...]) -> dict[str, Any]:
+    """Import the user's files and return the Keras classes that they define, by every name they go by.
+
+    Raises:
+        UsageError: a file cannot be imported.
+    """
+    import keras
+
+    found: dict[str, Any] = {}
+    for text in paths:
+        path = Path(text)
+        spec = importlib.util.spec_from_file_location(f"poolbench_custom_{path.stem}", path)
+        if spec is None or spec.loader is None or not path.is_file():
+            raise UsageError(
+                f"--custom takes a Python file; {files.clean(path.name)} is not readable as one"
+            )
+        module = importlib.util.module_from_spec(spec)
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:  # noqa: BLE001 (the user's file may raise anything)
+            raise UsageError(
+                f"--custom {files.clean(path.name)} cannot be imported: {files.brief(error)}"
+            ) from None
+        for name, value in vars(module).items():
+            if isinstance(value, (type, types.FunctionType)) and value.__module__ == spec.name:
+                found[name] = found[keras.saving.get_registered_name(value)] = value
+    return found
+
+
+def make_stand_in(shapes: Mapping[str, OpenShape]) -> type[Any]:
+    """Return a class whose `from_config` makes a layer with the output shape that the file tells."""
+    import keras
+
+    class StandIn(keras.layers.Layer):  # type: ignore[misc]
+        def __init__(self, output: OpenShape | None, **kwargs: Any) -> None:
+            super().__init__(**kwargs)
+            self.output_sizes = output
+
+        @classmethod
+        def from_config(cls, config: dict[str, Any]) -> Any:
+            name = str(config.get("name", "unknown"))
+            return cls(shapes.get(name), name=name)
+
+        def compute_output_shape(self, *given: Any, **_: Any) -> OpenShape:
+            first = tuple(given[0]) if given else (None,)
+            while first and isinstance(first[0], (tuple, list)):
+                first = tuple(first[0])
+            if self.output_sizes is None:
+                return first
+            return (first[0], *self.output_sizes[1:])
+
+        def call(self, *given: Any, **_: Any) -> Any:
+            x = keras.tree.flatten(given)[0]
+            if self.output_sizes is None:
+                return x
+            own = self.output_sizes[1:]
+            known = [x.shape[i + 1] if i + 1 < len(x.shape) else 1 for i in range(len(own))]
+            sizes = [a if b is None else b for a, b in zip(known, own, strict=True)]
+            batch = keras.ops.shape(x)[0]
+            return keras.ops.zeros((batch, *(size or 1 for size in sizes)), self.compute_dtype)
+
+    return StandIn
+
+
+class TrustedLambda:
+    """Makes a Lambda of a file run: Keras's own loader gives its code no `tf`, `keras` or `np`."""
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], **_: Any) -> Any:
+        import keras
+
+        own: dict[str, Any] = {
+            key: config[key] for key in ("name", "dtype", "arguments") if key in config
+        }
+        function = _function_of(config["function"])
+        policy = own.get("dtype")
+        if isinstance(policy, dict):
+            own["dtype"] = keras.saving.deserialize_keras_object(policy)
+        shape = config.get("output_shape")
+        if isinstance(shape, list):
+            own["output_shape"] = tuple(shape)
+        return keras.layers.Lambda(function, **own)
+
+
+def _function_of(saved: Any) -> Callable[..., Any]:
+    """Return the function that a saved Lambda holds.
+
+    Raises:
+        UsageError: it is not Python code of this Python version.
+    """
+    import keras
+    import tensorflow as tf
+
+    if isinstance(saved, dict):
+        saved = saved.get("config")
+    if isinstance(saved, dict):
+        saved = (saved.get("code"), saved.get("defaults"), saved.get("closure"))
+    if not isinstance(saved, (list, tuple)) or len(saved) != 3 or not isinstance(saved[0], str):
+        raise UsageError("a Lambda of a named function needs the file that defines it: --custom")
+    text, defaults, closure = saved
+    try:
+        code = marshal.loads(base64.b64decode(text))  # noqa: S302 (only with --trust)
+    except (binascii.Error, ValueError, EOFError, TypeError):
+        raise UsageError("the code of a Lambda was written by another version of Python") from None
+    names = {
+        "tf": tf, "tensorflow": tf, "keras": keras, "np": np, "numpy": np, "ops": keras.ops,
+        "layers": keras.layers, "K": keras.backend, "backend": keras.backend,
+        "__builtins__": __builtins__,
+    }  # fmt: skip
+    cells = tuple(types.CellType(value) for value in closure or ())
+    return types.FunctionType(code, names, "lambda", tuple(defaults or ()) or None, cells)

@@ -1,0 +1,120 @@
+"""Pools: what one call of a model's pooling is, and how a reader calls it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from poolbench.core.axes import Shape
+from poolbench.core.case import Case
+from poolbench.core.registry import REGISTRY
+from poolbench.models.probe import Form
+
+# Keras's own pooling layers that no shipped op may cover, by class: how a reader calls them.
+OTHER_POOLING = {
+    "MaxPooling": "max pooling", "AveragePooling": "average pooling",
+    "GlobalMaxPooling": "global max pooling", "GlobalAveragePooling": "global average pooling",
+    "AdaptiveMaxPooling": "adaptive max pooling",
+    "AdaptiveAveragePooling": "adaptive average pooling",
+}  # fmt: skip
+
+
+class Pool(msgspec.Struct, frozen=True, kw_only=True):
+    """One call of a model's pooling.
+
+    Attributes:
+        names: of the layer or operation; of a stretch, of all of its.
+        kind: its class, or those of the stretch.
+        title: what it computes, for the reader.
+        given, made: shapes of its input and output, with N.
+        dtype: of its input.
+        form: the op that it equals; None where no shipped op covers it.
+        inputs, gradients: on how many inputs its values and its gradients were compared with the op's.
+        note: why its gradient was not compared.
+    """
+
+    names: tuple[str, ...]
+    kind: str
+    title: str
+    given: Shape
+    made: Shape
+    dtype: str = "float32"
+    form: Form | None = None
+    inputs: int = 0
+    gradients: int = 0
+    note: str = ""
+
+    @property
+    def layer(self) -> str:
+        """Name of what computes it; of a stretch, of its last operation."""
+        return self.names[-1]
+
+    @property
+    def key(self) -> str:
+        """The pool in one word, the same at every batch size."""
+        return pool_key(self.names, self.given)
+
+    @property
+    def op(self) -> str:
+        """Name of the op, '' where no shipped op covers the pool."""
+        return self.form.op if self.form else ""
+
+    def case(self, **fields: Any) -> Case:
+        """Return the op's case that this call is."""
+        assert self.form is not None
+        return self.form.case(self.given, self.dtype, **fields)
+
+
+def pool_key(names: Sequence[str], given: Shape) -> str:
+    """Return 'reshape,max:24x24x12' from the names and the input's shape."""
+    return f"{','.join(names)}:{'x'.join(map(str, given[1:]))}"
+
+
+def other_pool(operation: Any, given: Shape, made: Shape, dtype: str) -> Pool | None:
+    """Return a pooling layer of Keras that no shipped op covers; None if it is none."""
+    import keras
+
+    kind = type(operation)
+    title = OTHER_POOLING.get(kind.__name__.rstrip("123D"))
+    if title is None or not given or getattr(keras.layers, kind.__name__, None) is not kind:
+        return None
+    window = getattr(operation, "pool_size", None)
+    return Pool(
+        names=(operation.name,),
+        kind=kind.__name__,
+        title=title
+        + (f" of {'x'.join(map(str, window))}" if isinstance(window, (tuple, list)) else ""),
+        given=given,
+        made=made,
+        dtype=dtype,
+    )
+
+
+def title_of(form: Form, given: Shape, made: Shape) -> str:
+    """Say what a form computes: 'depthwise max pooling of 3, same'."""
+    words = REGISTRY.ops[form.op].title.lower() or form.op
+    parameters = dict(form.parameters)
+    size = parameters.pop("pool_size", None)
+    text = words + (f" of {size}" if size else "")
+    pooled = [
+        i for i in range(1, len(given)) if len(given) == len(made) and made[i] == 1 < given[i]
+    ]
+    if not parameters and (pooled == [len(given) - 1] or _lost(given, made) == [len(given) - 1]):
+        text += " over all channels"
+    elif _lost(given, made) == [1] and len(given) == 3:
+        text += " over time"
+    notes = [value for value in parameters.values() if value != "valid"]
+    if form.data_format == "channels_first" and not form.is_view(given):
+        notes.append("channels_first")
+    if pooled:
+        notes.append("dimensions kept")
+    return ", ".join([text, *map(str, notes)])
+
+
+def _lost(given: Shape, made: Shape) -> list[int]:
+    """Return the axis that `made` lacks, in a list; [] if not exactly one."""
+    if len(made) != len(given) - 1:
+        return []
+    return [i for i in range(1, len(given)) if (*given[:i], *given[i + 1 :]) == made][-1:]

@@ -1,0 +1,223 @@
+"""What a race of a model's steps came to: shares, throughput, latencies, and the records of a journal."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+
+from poolbench.core.axes import Axis, Shape, declare, size_axis
+from poolbench.core.case import Case, make_case
+from poolbench.core.records import ALL_POOLING, Measurement, ModelResult, Samples
+from poolbench.core.registry import REGISTRY
+from poolbench.models.config import Unknown
+from poolbench.models.pools import Pool
+from poolbench.models.steps import ALONE, AS_BUILT, alone_copies, parse_contender
+from poolbench.models.zoo import Source
+
+# Low, middle and high of a ratio.
+Interval = tuple[float, float, float]
+PERCENTILES = (50.0, 95.0, 99.0, 99.9)
+# A model's step is a case too: of which model, at which batch size.
+OP = "model"
+declare(OP, (Axis(name="model", parse=str, example="resnet50"), size_axis("batch", 1)))
+
+
+class Described(msgspec.Struct, frozen=True, kw_only=True):
+    """What the parent needs to know of a model.
+
+    Attributes:
+        pools: its pooling calls.
+        shapes: of its inputs.
+        layers: how many it has.
+        macs: multiplications and additions of one forward call, about.
+        pastable: op to the candidates that can be written into the model, with what to write.
+        unknown: layers that need code that may not run.
+        notes: what layers of the user's code are, where they are no pool.
+        trains: whether a weight can be trained and an output is a float.
+        weights: how many weights can be trained.
+        batch: the batch size that the file fixes.
+        code: names of the layers whose code is not Keras's and ran.
+    """
+
+    pools: tuple[Pool, ...]
+    shapes: tuple[Shape, ...]
+    layers: int = 0
+    macs: float = 0.0
+    pastable: dict[str, dict[str, str]] = {}
+    unknown: tuple[Unknown, ...] = ()
+    notes: dict[str, str] = {}
+    trains: bool = True
+    weights: int = 1
+    batch: int | None = None
+    code: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One race of a model's step.
+
+    Attributes:
+        name: of the model.
+        source: how a worker gets it.
+        direction: 'forward' or 'training'.
+        batch: its batch size.
+        mode: as in Case.
+        in_place: whether each implementation is put in place; otherwise only its pooling alone is raced,
+            for a model that takes long to trace and whose step a pool cannot move.
+        alone: whether pooling alone is raced too.
+        candidates: op to the candidates that race; an op that is not named races all of its own.
+        latency_calls: single calls to time of each implementation; 0: none.
+        processes: fresh processes.
+        budget_seconds: of rounds.
+    """
+
+    name: str
+    source: Source
+    direction: str
+    batch: int
+    mode: str = "graph"
+    device: str = "cpu:0"
+    threads: int = 0
+    in_place: bool = True
+    alone: bool = True
+    candidates: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    latency_calls: int = 0
+    processes: int = 3
+    budget_seconds: float = 4.0
+
+    @property
+    def label(self) -> str:
+        """'resnet50-head-training-graph-32'."""
+        return f"{self.name}-{self.direction}-{self.mode}-{self.batch}"
+
+    @property
+    def case(self) -> Case:
+        """The case that the step is."""
+        return make_case(
+            op=OP,
+            model=self.name,
+            batch=self.batch,
+            direction=self.direction,
+            mode=self.mode,
+            device=self.device,
+            threads=self.threads,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stepped:
+    """A race of a network's steps that has been run."""
+
+    entry: Entry
+    described: Described
+    measurements: dict[str, Measurement]
+    latencies: dict[str, list[float]] = dataclasses.field(default_factory=dict)
+
+    @property
+    def copies(self) -> int:
+        """How often one call of pooling alone runs each pool."""
+        return alone_copies(self.described.pools)
+
+    def share(self, alone: str, step: str) -> Interval | None:
+        """Return pooling's time over the step's; None without an interval."""
+        return self.ratio(alone, step, 1 / self.copies) if self.copies else None
+
+    def ratio(self, slow: str, fast: str, factor: float = 1.0) -> Interval | None:
+        """Return one contender's time over another's, the first multiplied; None without an interval."""
+        one, other = self.measurements.get(slow), self.measurements.get(fast)
+        if one is None or other is None or {one.status, other.status} != {"ok"}:
+            return None
+        if not (len(one.samples) and len(other.samples)):
+            return None
+        from poolbench.stats.estimate import estimate  # SciPy, which collection need not wait for
+
+        found = estimate(scaled(one.samples, factor), other.samples)
+        if found.low is None:
+            return None
+        return _rounded(found.ratio_low), _rounded(found.ratio), _rounded(found.ratio_high)
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.4g}")
+
+
+def scaled(samples: Samples, factor: float) -> Samples:
+    """The samples with their seconds multiplied."""
+    seconds = tuple(value * factor for value in samples.seconds)
+    return msgspec.structs.replace(samples, seconds=seconds)
+
+
+def model_records(stepped: Stepped) -> list[ModelResult]:
+    """What goes into the journal: each op's implementations, then the network as it was built."""
+    found = []
+    for name in stepped.measurements:
+        if name.startswith(ALONE) or name == AS_BUILT:
+            continue
+        ((op, candidate),) = parse_contender(name).items()
+        found.append(_record(stepped, name, op=op, candidate=candidate))
+    found.append(_record(stepped, AS_BUILT, op=ALL_POOLING, candidate=AS_BUILT))
+    return found
+
+
+def _record(stepped: Stepped, name: str, *, op: str, candidate: str) -> ModelResult:
+    entry, step = stepped.entry, stepped.measurements[name]
+    return ModelResult(
+        model=entry.name,
+        op=op,
+        candidate=candidate,
+        direction=entry.direction,
+        mode=entry.mode,
+        batch=entry.batch,
+        status=step.status,
+        reason=step.reason,
+        baseline=AS_BUILT if op == ALL_POOLING else REGISTRY.ops[op].baseline,
+        samples=step.samples,
+        share=stepped.share(ALONE + name, name),
+        figures=figures(stepped, name),
+    )
+
+
+def figures(stepped: Stepped, name: str) -> dict[str, float | int | str | None]:
+    """Throughput, peak memory and latency percentiles of a step, by names with their units."""
+    step = stepped.measurements[name]
+    found: dict[str, float | int | str | None] = {}
+    if len(step.samples):
+        middle = statistics.median(step.samples.seconds)
+        found["throughput_images_per_second"] = float(f"{stepped.entry.batch / middle:.4g}")
+        found["peak_nbytes"] = step.peak_nbytes
+    if stepped.latencies.get(name):
+        found |= percentiles(stepped.latencies[name])
+    if name == AS_BUILT and (best := fastest_alone(stepped)) is not None:
+        found["fastest_pooling"], found["pooling_nbytes"] = (
+            best,
+            sum(4 * int(np.prod(pool.given)) for pool in stepped.described.pools if pool.op),
+        )
+    return found
+
+
+def percentiles(seconds: Sequence[float]) -> dict[str, float | int | str | None]:
+    """{'latency_p50_seconds': ..., 'latency_p99.9_seconds': ..., 'latency_calls': 3000}."""
+    values = np.percentile(seconds, PERCENTILES)
+    named = {
+        f"latency_p{percentile:g}_seconds": float(f"{value:.4g}")
+        for percentile, value in zip(PERCENTILES, values, strict=True)
+    }
+    return {**named, "latency_calls": len(seconds)}
+
+
+def fastest_alone(stepped: Stepped) -> str | None:
+    """The op and implementation whose pooling alone took least, where every pool is of one op."""
+    times = {
+        name.removeprefix(ALONE): statistics.median(m.samples.seconds)
+        for name, m in stepped.measurements.items()
+        if name.startswith(ALONE) and name != ALONE + AS_BUILT and len(m.samples)
+        if m.status == "ok"
+    }
+    if not times or len({pool.op for pool in stepped.described.pools if pool.op}) != 1:
+        return None
+    return min(times, key=lambda name: times[name])

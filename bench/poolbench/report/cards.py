@@ -1,0 +1,143 @@
+"""The card of an op: what to use, what it wins and costs, where it works, and code to paste."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from poolbench.core.registry import REGISTRY, Registry
+from poolbench.core.text import format_times, one_line, with_interval
+from poolbench.report.cases import base_values, case_words
+from poolbench.report.frame import RunFrame
+from poolbench.report.recommend import Answers, Loss, Recommendation
+from poolbench.report.snippets import snippet
+from poolbench.report.support import STANDS_IN, Support
+
+SHOWN = 3  # exceptions on a card; the table has them all
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fact:
+    """A figure of a card: '2.78x', its interval '[2.60, 2.97]', and what it is."""
+
+    value: str
+    interval: str
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """What a card shows; every text is plain, and untrusted where it names a candidate."""
+
+    title: str
+    device: str
+    name: str
+    about: str
+    facts: Sequence[Fact]
+    lines: Sequence[str]
+    exceptions: Sequence[str]
+    works: str
+    fails: Sequence[str]
+    source: str
+    code: str
+    code_case: str
+
+
+def cards(
+    loaded: RunFrame, answers: Answers, supports: Sequence[Support], registry: Registry = REGISTRY
+) -> list[Card]:
+    """Return one card per op and device that has a recommendation."""
+    at = {(one.op, one.device): one for one in supports}
+    return [
+        _card(loaded, advice, at.get(place), registry)
+        for place, advice in answers.recommendations.items()
+    ]
+
+
+def _card(
+    loaded: RunFrame, advice: Recommendation, support: Support | None, registry: Registry
+) -> Card:
+    op, entry = registry.ops.get(advice.op), registry.candidates.get((advice.op, advice.candidate))
+    base = base_values(loaded.table, advice.op)
+    cells = support.of(advice.candidate) if support else []
+    bad = [c for c in cells if c.state != "pass"]
+    case = loaded.measurement(advice.base_row).case
+    return Card(
+        title=(op.title if op else "") or advice.op,
+        device=advice.device,
+        name=advice.candidate,
+        about=entry.about if entry else "",
+        facts=_facts(loaded, advice, base),
+        lines=_lines(advice),
+        exceptions=_exceptions(loaded, advice, base),
+        works=f"Passes {len(cells) - len(bad)} of {len(cells)} checks of the support matrix."
+        if cells
+        else "No support matrix is at hand.",
+        fails=[f"{c.probe}: {c.state.replace('_', ' ')}" for c in bad],
+        source=STANDS_IN if support and support.borrowed and cells else "",
+        code=snippet(case, advice.candidate, registry),
+        code_case=case_words(loaded.row(advice.base_row), base),
+    )
+
+
+def _fact(value: tuple[float, float, float], text: str, unit: str = "x") -> Fact:
+    middle, _, interval = with_interval(*value, unit).partition(" ")
+    return Fact(value=middle, interval=interval, text=text)
+
+
+def _facts(loaded: RunFrame, advice: Recommendation, base: Mapping[str, object]) -> list[Fact]:
+    found = []
+    if advice.over_cases:
+        span = ""
+        if advice.over_cases > 1:
+            span = f", {format_times(advice.least)} to {format_times(advice.most)}"
+        found.append(
+            _fact(
+                advice.speed_up,
+                f"as fast as {advice.over}: mean of {advice.over_cases} cases{span}",
+            )
+        )
+    found.append(
+        _fact(
+            advice.mean,
+            f"the time of the best of each case: mean of {advice.cases} cases, "
+            f"at most {format_times(advice.largest[0])}",
+        )
+    )
+    at = loaded.row(advice.base_row)
+    share = (at["efficiency"], at["efficiency_low"], at["efficiency_high"])
+    if math.isfinite(share[0]):
+        found.append(_fact(share, f"of the memory-bandwidth limit, {case_words(at, base)}", "%"))
+    return found
+
+
+def _lines(advice: Recommendation) -> list[str]:
+    """Return what a reader must know of the choice, in sentences of at most 25 words."""
+    if advice.complete:
+        found = [f"It is right in all {advice.cases} cases of this run, with the least regret."]
+    else:
+        found = [
+            f"No implementation is right in all {advice.all_cases} cases: this one is in {advice.cases}."
+        ]
+    if advice.over and advice.over_cases < advice.cases:
+        left = advice.cases - advice.over_cases
+        found.append(f"In {left} of them {advice.over} fails or was not raced.")
+    if advice.tied:
+        found.append(
+            f"Its largest loss is not told apart from that of {', '.join(advice.tied[:3])}."
+        )
+    return found
+
+
+def _exceptions(loaded: RunFrame, advice: Recommendation, base: Mapping[str, object]) -> list[str]:
+    found = [exception_text(loaded, loss, base) for loss in advice.exceptions[:SHOWN]]
+    rest = len(advice.exceptions) - SHOWN
+    return [*found, f"and {rest} more cases"] if rest > 0 else found
+
+
+def exception_text(loaded: RunFrame, loss: Loss, base: Mapping[str, object]) -> str:
+    """Return 'in eager mode, forward, 1x8x8x96: x is 1.60x [1.30, 2.00] as fast'."""
+    where = case_words(loaded.row(loss.row), base)
+    best = one_line(str(loaded.row(loss.best_row)["candidate"]), 60)
+    return f"{where}: {best} is {with_interval(*loss.ratio)} as fast"

@@ -1,0 +1,188 @@
+"""How candidates' times changed from one run to another, over a normalizer of the same rounds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from poolbench.core.case import Case
+from poolbench.core.records import Clock, Measurement, Samples, samples_by
+from poolbench.report import ratios
+from poolbench.report.frame import is_right
+from poolbench.report.roofline import limit_samples
+from poolbench.stats import estimate
+from poolbench.stats.runs import RunsEstimate, detectable_slowdown, widen
+from poolbench.store.journal import StoredRun
+
+RaceKey = tuple[Case, str]
+Pair = tuple[estimate.Estimate, estimate.Estimate]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Race:
+    """One case on one node in one run: candidates and probes by name."""
+
+    candidates: dict[str, Measurement] = field(default_factory=dict)
+    probes: dict[str, Measurement] = field(default_factory=dict)
+    bandwidth_limits: dict[tuple[int, int, str], Samples | None] = field(default_factory=dict)
+
+    def bandwidth_limit(
+        self, read_nbytes: int, written_nbytes: int, clock: Clock
+    ) -> Samples | None:
+        """Return the time that the memory needs for these bytes, block by block."""
+        key = (read_nbytes, written_nbytes, clock)
+        if key not in self.bandwidth_limits:
+            moved = read_nbytes or written_nbytes
+            self.bandwidth_limits[key] = (
+                limit_samples(self.probes, read_nbytes, written_nbytes, clock=clock)
+                if moved
+                else None
+            )
+        return self.bandwidth_limits[key]
+
+
+def races_of(run: StoredRun) -> dict[RaceKey, Race]:
+    """Return the races of a run by case and node."""
+    races: dict[RaceKey, Race] = {}
+    for m in run.measurements:
+        race = races.setdefault((m.case, m.node), Race())
+        if m.kind == "candidate":
+            race.candidates[m.candidate] = m
+        elif m.status == "ok" and len(m.samples):
+            race.probes[m.candidate] = m
+    return races
+
+
+def common(
+    before: Mapping[RaceKey, Race], after: Mapping[RaceKey, Race]
+) -> list[tuple[RaceKey, str]]:
+    """Return the candidates that both runs raced in the same case on the same node."""
+    return [
+        (key, name)
+        for key, race in before.items()
+        if key in after
+        for name in race.candidates
+        if name in after[key].candidates
+    ]
+
+
+def _from_bandwidth_limit(race: Race, asked: Measurement) -> Samples | None:
+    return race.bandwidth_limit(asked.read_nbytes, asked.written_nbytes, asked.clock)
+
+
+def _from_copy(race: Race, asked: Measurement) -> Samples | None:
+    # The probe copies the case's own input: the same bytes in both runs.
+    probe = race.probes.get("bandwidth-copy")
+    return None if probe is None else samples_by(probe, asked.clock)
+
+
+def _from_baseline(race: Race, asked: Measurement) -> Samples | None:
+    baseline = race.candidates.get(asked.baseline)
+    if baseline is None or asked.candidate == asked.baseline or not is_right(baseline):
+        return None
+    return samples_by(baseline, asked.clock)
+
+
+# The first that both runs have. The baseline last: it may itself be what changed.
+NORMALIZERS: dict[str, Callable[[Race, Measurement], Samples | None]] = {
+    "bandwidth_limit": _from_bandwidth_limit,
+    "copy": _from_copy,
+    "baseline": _from_baseline,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """How a candidate's time over its normalizer changed from base to run.
+
+    Attributes:
+        estimate: of the ratio, run over base, with what lies between two runs.
+        normalizer: what both runs divide by.
+        detectable: the slowdown found with probability 0.9, 0.1 for 10%; inf without an interval.
+    """
+
+    estimate: estimate.Estimate
+    normalizer: str
+    detectable: float
+
+
+def _change(
+    old: RunsEstimate, new: RunsEstimate, normalizer: str, within: Pair, margin: float
+) -> Change | None:
+    """Return the change between two ratios; without an interval where a side has none."""
+    before, after = (
+        one.mean if one.mean.low is not None else own
+        for one, own in zip((old, new), within, strict=True)
+    )
+    if not (math.isfinite(before.log_ratio) and math.isfinite(after.log_ratio)):
+        return None
+    return Change(
+        estimate=estimate.difference(after, before),
+        normalizer=normalizer,
+        detectable=detectable_slowdown(after, before, margin=margin),
+    )
+
+
+def changes(
+    raced: Sequence[tuple[Race, Race, str]], margin: float
+) -> list[tuple[Change | None, str]]:
+    """Return for each candidate its change and its normalizer: all by their best normalizer at once.
+
+    A candidate without a change by it is compared by its next normalizer. One that was stopped
+    early has one process: its interval is that of the allocations.
+    """
+    first: dict[int, tuple[str, Samples, Samples]] = {}
+    for at, (before, after, name) in enumerate(raced):
+        old, new = before.candidates[name], after.candidates[name]
+        found = next(_normalizers(before, after, old), None)
+        if found is not None and not (old.stopped_early or new.stopped_early):
+            first[at] = found
+    pairs, classes = [], []
+    for at, (_, left, right) in first.items():
+        before, after, name = raced[at]
+        old = before.candidates[name]
+        pairs += [(old.samples, left), (samples_by(after.candidates[name], old.clock), right)]
+        classes += [ratios.class_of(old)] * 2
+    over, within = ratios.pool([pairs], classes)
+    done = {
+        at: _change(
+            over[2 * i], over[2 * i + 1], first[at][0], (within[2 * i], within[2 * i + 1]), margin
+        )
+        for i, at in enumerate(first)
+    }
+    found_all = [done.get(at) or _one_change(*one, margin) for at, one in enumerate(raced)]
+    return [(found, found.normalizer if found else "") for found in found_all]
+
+
+def _one_change(before: Race, after: Race, name: str, margin: float) -> Change | None:
+    asked = before.candidates[
+        name
+    ]  # its bytes for both: a change of their count is no change of time
+    for normalizer, left, right in _normalizers(before, after, asked):
+        within = (
+            _estimate(asked, left, asked.clock),
+            _estimate(after.candidates[name], right, asked.clock),
+        )
+        eager, one_thread = ratios.class_of(asked)
+        old, new = (widen(one, eager=eager, one_thread=one_thread) for one in within)
+        if (found := _change(old, new, normalizer, within, margin)) is not None:
+            return found
+    return None
+
+
+def _normalizers(
+    before: Race, after: Race, asked: Measurement
+) -> Iterator[tuple[str, Samples, Samples]]:
+    """Yield (name, its samples in base, in run) of each normalizer that both have, the best first."""
+    for normalizer, take in NORMALIZERS.items():
+        left, right = take(before, asked), take(after, asked)
+        if left is not None and right is not None and len(left) and len(right):
+            yield normalizer, left, right
+
+
+def _estimate(m: Measurement, normalizer: Samples, clock: Clock) -> estimate.Estimate:
+    """Return the log ratio by the clock of the base run's measurement, within its run."""
+    return estimate.estimate(
+        samples_by(m, clock), normalizer, level="allocation" if m.stopped_early else "process"
+    )

@@ -1,0 +1,149 @@
+"""A comparison of two runs as text: headline, Markdown for a pull request, HTML page."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+
+from poolbench.core.text import format_seconds, format_share, markdown_cell, with_interval
+from poolbench.report.compare import ORDER, Compared, place_of, rows_of
+from poolbench.report.formats import WRITERS, as_markdown
+from poolbench.report.template import fill_template
+
+ROWS_SHOWN = 100  # of a table in Markdown: a comment on a pull request holds 65,536 characters
+FINER = "For finer ones race both in one run: poolbench compare --base REF."
+
+
+def changed_statuses(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the measurements whose status changed, those that work now last."""
+    rows = [
+        (
+            "works now" if row["status"] == "ok" else "broke" if row["base_status"] == "ok" else "changed",
+            row["op"],
+            row["candidate"],
+            row["label"],
+            row["base_status"],
+            row["status"],
+            row["note"],
+        )
+        for row in rows_of(table[table["base_status"] != table["status"]])
+    ]  # fmt: skip
+    order = {"broke": 0, "changed": 1, "works now": 2}
+    rows.sort(key=lambda row: order[row[0]])
+    names = ("change", "op", "candidate", "case", "before", "after", "why")
+    return pd.DataFrame(rows, columns=list(names))
+
+
+def verdict_table(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the verdicts as text, in the table's order."""
+    rows = [
+        {
+            "verdict": row["verdict"].lower() or "not judged",
+            "op": row["op"],
+            "candidate": row["candidate"],
+            "case": place_of(row),
+            "time over base's": with_interval(row["ratio"], row["ratio_low"], row["ratio_high"]),
+            "base": format_seconds(row["base_seconds"]),
+            "run": format_seconds(row["seconds"]),
+            "normalised by": row["normalizer"],
+            "note": row["note"],
+        }
+        for row in rows_of(table)
+    ]
+    return pd.DataFrame(rows)
+
+
+def summary(found: Compared) -> str:
+    """Return 'Slower: 1. Faster: 0. Same: 40. Undecided: 3. Not judged: 2.'."""
+    counts = Counter(found.table["verdict"])
+    words = {name: name.capitalize() or "Not judged" for name in ORDER}
+    words["SAME"] = "Same"
+    return " ".join(f"{word}: {counts.get(name, 0)}." for name, word in words.items())
+
+
+def headline(found: Compared) -> str:
+    """Return one sentence: what became slower, by name."""
+    slower = found.slower
+    if not slower:
+        return "Nothing became slower."
+    return f"Slower: {'; '.join(slower[:5])}" + (
+        f"; and {len(slower) - 5} more." if len(slower) > 5 else "."
+    )
+
+
+def method(found: Compared) -> list[str]:
+    """Return what the figures are and what they could have shown, in short sentences."""
+    text = [
+        "Ratios are run over base, each normalised by the memory-bandwidth limit, the copy probe or the baseline.",
+        "Their 95% intervals hold what lies between two runs of one code (prior by class).",
+        f"The margin is {format_share(found.margin)}; at most 5% of the verdicts are expected to be false.",
+    ]
+    if math.isfinite(found.detectable):
+        text.append(
+            f"Half of these comparisons would have shown a slowdown of {format_share(found.detectable)}. {FINER}"
+        )
+    return text
+
+
+def as_comment(found: Compared) -> str:
+    """Return the comparison as Markdown for a pull request."""
+    judged = found.table
+    clear = judged[judged["verdict"].isin(["SLOWER", "FASTER"])]
+    rest = judged[~judged["verdict"].isin(["SLOWER", "FASTER"])]
+    statuses = changed_statuses(judged)
+    parts = [
+        f"## {markdown_cell(found.run)} against {markdown_cell(found.base)}\n",
+        f"**{markdown_cell(headline(found))}** {summary(found)}\n",
+        " ".join(method(found)) + "\n",
+    ]
+    parts += [f"{markdown_cell(note)}\n" for note in found.notes]
+    if found.differences:
+        words = ", ".join(f"{d.name} ({d.before} | {d.after})" for d in found.differences)
+        parts.append(f"Different, and allowed: {markdown_cell(words)}.\n")
+    if len(clear):
+        parts.append(f"### Slower and faster\n\n{_shown(verdict_table(clear))}")
+    if len(statuses):
+        parts.append(f"### Statuses that changed\n\n{_shown(statuses)}")
+    if len(found.cells):
+        parts.append(f"### Limitations that came and went\n\n{_shown(found.cells)}")
+    if len(rest):
+        parts.append(
+            f"<details><summary>The other {len(rest)}</summary>\n\n{_shown(verdict_table(rest))}\n</details>\n"
+        )
+    return "\n".join(parts)
+
+
+def _shown(frame: pd.DataFrame) -> str:
+    text = as_markdown(frame.head(ROWS_SHOWN))
+    left = len(frame) - ROWS_SHOWN
+    return text + (f"\n{left} more rows: `--format csv` prints all.\n" if left > 0 else "")
+
+
+def write_page(found: Compared, folder: Path) -> Path:
+    """Write the comparison as one HTML file in the folder and return its path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    page = folder / "compare.html"
+    context = {
+        "found": found,
+        "headline": headline(found),
+        "summary": summary(found),
+        "method": " ".join(method(found)),
+        "statuses": changed_statuses(found.table),
+        "verdicts": verdict_table(found.table),
+    }
+    page.write_text(fill_template("compare.html", context), encoding="utf-8")
+    return page
+
+
+def _whole(write: Callable[[pd.DataFrame], str]) -> Callable[[Compared], str]:
+    return lambda found: write(found.table)
+
+
+FORMATS: dict[str, Callable[[Compared], str]] = {
+    **{name: _whole(write) for name, write in WRITERS.items()},
+    "markdown": as_comment,
+}

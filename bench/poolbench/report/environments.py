@@ -1,0 +1,48 @@
+"""Which facts of an environment can change a timing: what runs that pool or compare must share."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from poolbench.core.errors import UsageError
+from poolbench.core.records import Environment
+from poolbench.stats.runs import check_same_machine
+from poolbench.store.journal import StoredRun
+
+MACHINE = frozenset(
+    "processor architecture features cores threads usable_threads last_level_cache_nbytes system release"
+    " virtual kept_awake idle_states_disabled".split()
+)
+# Packages that compute, or bring kernels; pytest, pandas and the profiler's viewer do neither.
+VERSIONS = re.compile(
+    r"python|numpy|ml_dtypes|(tensorflow|tf|keras|jax|torch|triton|nvidia|cuda|cudnn|onednn|openvino)([-_].*|\w*)"
+)
+SETTINGS = re.compile(r"(?!TF_CPP_MIN_LOG_LEVEL$|TF_CLI_CONFIG_FILE$).*")
+
+
+def timing_facts(environment: Environment) -> dict[str, object]:
+    """Return the fields on which a timing can depend, by name."""
+    return {
+        **{name: value for name, value in environment.machine.items() if name in MACHINE},
+        **environment.devices,
+        **{name: v for name, v in environment.versions.items() if VERSIONS.fullmatch(name)},
+        **{name: v for name, v in environment.settings.items() if SETTINGS.fullmatch(name)},
+    }
+
+
+def check_poolable(runs: Sequence[StoredRun]) -> None:
+    """Raise UsageError unless the runs are of one machine and one code.
+
+    The digest of the package decides on the code; a journal without one is told by its commit.
+    """
+    heads = [run.header.environment for run in runs]
+    sources = [
+        {"code": head.source.get("code") or head.source.get("commit", "unknown")} for head in heads
+    ]
+    try:
+        check_same_machine(
+            [timing_facts(head) | source for head, source in zip(heads, sources, strict=True)]
+        )
+    except ValueError as error:
+        raise UsageError(f"{error}; name runs of one machine and one code") from None

@@ -1,0 +1,110 @@
+"""The figures of a run as files, and what the page needs of each."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup, escape
+
+from poolbench.report import figures
+from poolbench.report.frame import RunFrame
+from poolbench.report.recommend import Answers
+from poolbench.report.support import Support
+
+
+def write_figures(
+    loaded: RunFrame, answers: Answers, matrices: Sequence[Support], folder: Path
+) -> list[dict[str, Any]]:
+    """Write every figure that the run has data for, as SVG and PNG; return what the page shows of each."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in (*folder.glob("*.svg"), *folder.glob("*.png")):
+        old.unlink()
+    groups: list[dict[str, Any]] = []
+    pairs = list(dict.fromkeys(zip(loaded.table["op"], loaded.table["device"], strict=True)))
+    at = {(one.op, one.device): one for one in matrices}
+    number = 0
+    for op, device in dict.fromkeys([*pairs, *at]):
+        with figures.styled():
+            drawn = [
+                plot
+                for maker in figures.makers(loaded)
+                if (op, device) in pairs
+                if (plot := maker(loaded, op, device)) is not None
+            ]
+            profile = figures.plot_profile(loaded, answers, op, device)
+            cells = at[op, device].cells if (op, device) in at else ()
+            support = figures.plot_support(cells, op, device)
+        shown = []
+        for plot in [*([profile] if profile else []), *drawn, *([support] if support else [])]:
+            number += 1
+            name = f"{number:02d}-{plot.name}-{figures.slug(op)}"
+            shown.append(_write_figure(plot, name, folder))
+        first = 1 if profile else 0
+        groups.append(
+            {
+                "op": op, "device": device, "title": figures.title_of(op), "profile": shown[:first],
+                "figures": shown[first:], "anchor": f"figures-{len(groups)}",
+                "note": f"{_direction_note(loaded, op)} {clock_note(loaded, op, device)}".strip(),
+            }
+        )  # fmt: skip
+    with figures.styled():
+        selftest = figures.plot_selftest(loaded.run.selftests)
+    if selftest is not None:
+        groups.append(
+            {
+                "op": "", "device": "", "title": "Self-test", "anchor": "figures-selftest", "note": "", "profile": [],
+                "figures": [_write_figure(selftest, f"{number + 1:02d}-selftest", folder)],
+            }
+        )  # fmt: skip
+    return groups
+
+
+def _direction_note(loaded: RunFrame, op: str) -> str:
+    """Return a remark where an op was raced in one direction only."""
+    directions = set(loaded.table.loc[loaded.table["op"] == op, "direction"])
+    return (
+        "Raced forward only: no training case of this op is in the run."
+        if directions == {"forward"}
+        else ""
+    )
+
+
+def clock_note(loaded: RunFrame, op: str, device: str) -> str:
+    """Return by which clock the times on a GPU are; '' on a CPU."""
+    table = loaded.table
+    rows = table[(table["op"] == op) & (table["device"] == device) & table["right"]]
+    by_wall = rows[rows["clock"] == "wall"]
+    if len(by_wall) == len(rows):
+        return ""
+    text = "Times are by the device's own clock: a call from Python takes longer."
+    if not by_wall.empty:
+        names = ", ".join(sorted(set(by_wall["mode"] + " " + by_wall["candidate"])))
+        text += f" By the wall's clock: {names}."
+    return text
+
+
+def _write_figure(plot: Any, name: str, folder: Path) -> dict[str, Any]:
+    png = figures.png_of(plot.figure)
+    svg = figures.svg_of(plot.figure, name)
+    standalone = '<?xml version="1.0" encoding="utf-8"?>\n' + svg
+    (folder / f"{name}.svg").write_text(standalone, encoding="utf-8")
+    (folder / f"{name}.png").write_bytes(png)
+    return {
+        "name": name,
+        "title": plot.title,
+        "caption": plot.caption,
+        "svg": inline_svg(svg, plot.title),
+    }
+
+
+def inline_svg(svg: str, title: str) -> Markup:
+    """Return our own SVG with a label for screen readers, scaled by the page instead of by its points."""
+    head_end = svg.index(">")
+    head = re.sub(r' (width|height)="[^"]*"', "", svg[:head_end])
+    match = re.search(r' width="([0-9.]+)pt"', svg[:head_end])
+    width = float(match.group(1)) if match else 600.0
+    label = f' role="img" aria-label="{escape(title)}" style="width:{width * 1.2:.0f}px"'
+    return Markup(head + label + svg[head_end:])  # noqa: S704  # matplotlib escapes its text

@@ -1,0 +1,90 @@
+"""Tables as Markdown, CSV, HTML and JSON; text from a run can neither end a cell nor start markup."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections.abc import Callable, Collection
+
+import pandas as pd
+
+from poolbench.core.text import markdown_cell
+
+
+def as_markdown(frame: pd.DataFrame, *, markup: Collection[str] = ()) -> str:
+    """A GitHub table; cells are escaped, for names and errors come from outside.
+
+    Not so those of the columns in `markup`: they are Markdown, and ours.
+    """
+    if frame.empty:
+        return "(nothing)\n"
+    out = ["| " + " | ".join(markdown_cell(str(name)) for name in frame.columns) + " |"]
+    out.append("|" + "---|" * len(frame.columns))
+    writers = [_cell if name in markup else _escaped_cell for name in frame.columns]
+    out += [
+        "| " + " | ".join(write(value) for write, value in zip(writers, row, strict=True)) + " |"
+        for row in frame.itertuples(index=False)
+    ]
+    return "\n".join(out) + "\n"
+
+
+def as_csv(frame: pd.DataFrame) -> str:
+    """Comma-separated; a cell that a spreadsheet would run as a formula gets a leading apostrophe."""
+    safe = frame.copy()
+    for name in safe.columns:
+        if not pd.api.types.is_numeric_dtype(safe[name]) and not pd.api.types.is_bool_dtype(
+            safe[name]
+        ):
+            safe[name] = [_no_formula(value) for value in safe[name]]
+    out = io.StringIO()
+    safe.to_csv(out, index=False)
+    return out.getvalue()
+
+
+def _no_formula(value: object) -> object:
+    return (
+        f"'{value}"
+        if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r")
+        else value
+    )
+
+
+def as_html(frame: pd.DataFrame) -> str:
+    """A plain HTML table, escaped."""
+    return str(frame.to_html(index=False, escape=True, border=0, na_rep=""))
+
+
+def as_json(frame: pd.DataFrame) -> str:
+    """One object a row; what is not finite is null."""
+    rows = [
+        {str(name): _json_cell(value) for name, value in zip(frame.columns, row, strict=True)}
+        for row in frame.itertuples(index=False)
+    ]
+    return json.dumps(rows, ensure_ascii=True, allow_nan=False, indent=1) + "\n"
+
+
+def _json_cell(value: object) -> object:
+    if hasattr(value, "item"):
+        value = value.item()
+    if value is None or isinstance(value, float):
+        return value if value is not None and math.isfinite(value) else None
+    return value
+
+
+def _cell(value: object) -> str:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    return str(value)
+
+
+def _escaped_cell(value: object) -> str:
+    return markdown_cell(_cell(value))
+
+
+WRITERS: dict[str, Callable[[pd.DataFrame], str]] = {
+    "markdown": as_markdown,
+    "csv": as_csv,
+    "html": as_html,
+    "json": as_json,
+}

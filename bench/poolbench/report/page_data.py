@@ -1,0 +1,142 @@
+"""What the page's script reads: answers, rows of the table, and raw samples in files beside the page."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from poolbench.core.axes import STANDARD
+from poolbench.core.records import Samples
+from poolbench.core.text import one_line, significant
+from poolbench.report.cases import CHOSEN_BY, others_label
+from poolbench.report.frame import RunFrame
+from poolbench.report.recommend import Answers, caveats
+from poolbench.report.snippets import snippet
+from poolbench.report.support import Support
+from poolbench.report.tables import sentences
+
+CHUNK = 100  # measurements in a file of samples
+
+
+def page_data(loaded: RunFrame, answers: Answers, matrices: Sequence[Support]) -> dict[str, Any]:
+    """Return what the page's script reads: the answers and the rows of the table."""
+    found = []
+    used: set[tuple[str, str, str]] = set()
+    codes: dict[str, int] = {}
+    for choice in answers.choices:
+        at = loaded.row(choice.row)
+        used.add((str(at["op"]), str(at["device"]), choice.recommended))
+        code = snippet(loaded.measurement(choice.row).case, choice.recommended)
+        found.append(
+            {
+                "key": [str(at.get(name) or "") for name in CHOSEN_BY] + [others_label(at)],
+                "use": choice.recommended,
+                "row": choice.row,
+                "text": sentences(loaded, choice),
+                "code": codes.setdefault(code, len(codes)),
+                "disagree": bool(at["disagree"]),
+            }
+        )
+    cells = {(one.op, one.device): one for one in matrices}
+    return {
+        "answers": found,
+        "codes": list(codes),
+        "caveats": [
+            [op, device, name, caveats(cells[op, device].cells, op, name)]
+            for op, device, name in sorted(used)
+            if (op, device) in cells
+        ],
+        "choices": {
+            "mode": list(STANDARD["mode"].choices),
+            "direction": list(STANDARD["direction"].choices),
+            "dtype": list(STANDARD["dtype"].choices),
+        },
+        "columns": [list(column) for column in PAGE_COLUMNS],
+        **_rows(loaded.table),
+        "chunk": CHUNK,
+    }
+
+
+PAGE_COLUMNS = (  # heading, kind
+    ("op", "text"),
+    ("case", "text"),
+    ("candidate", "text"),
+    ("status", "text"),
+    ("time per call", "seconds"),
+    ("speed over baseline", "times"),
+    ("95% of next runs", "text"),
+    ("verdict", "text"),
+    ("speed over textbook", "times"),
+    ("of bandwidth limit", "share"),
+    ("error / tolerance", "number"),
+    ("samples", "samples"),
+)
+
+
+def _rows(table: pd.DataFrame) -> dict[str, Any]:
+    """Return the rows, their texts as indices into a list of words: a run of 20,000 stays small."""
+    words: dict[str, int] = {}
+
+    def index(text: str) -> int:
+        return words.setdefault(text, len(words))
+
+    statuses = [
+        f"{status}: {one_line(reason, 160)}" if reason else status
+        for status, reason in zip(table["status"], table["reason"], strict=True)
+    ]
+    intervals = [
+        f"{significant(1 / high)} to {significant(1 / low)}"
+        if low > 0 and math.isfinite(high)
+        else ""
+        for low, high in zip(table["ratio_low"], table["ratio_high"], strict=True)
+    ]
+    verdicts = [
+        f"UNDECIDED, {int(n)} more processes" if v == "UNDECIDED" and math.isfinite(n)
+        else ("stopped early" if stopped_early and not v else v)
+        for v, n, stopped_early in zip(table["verdict"], table["processes_needed"], table["stopped_early"], strict=True)
+    ]  # fmt: skip
+    rows = [
+        [
+            index(op), index(label), index(name), index(status), rounded(seconds), _invert(ratio), index(interval),
+            index(verdict), _invert(textbook), rounded(efficiency), rounded(worst), int(count),
+        ]
+        for op, label, name, status, seconds, ratio, interval, verdict, textbook, efficiency, worst, count in zip(
+            table["op"], table["label"], table["candidate"], statuses, table["seconds"], table["ratio"],
+            intervals, verdicts, table["textbook_ratio"], table["efficiency"], table["worst"], table["samples"],
+            strict=True,
+        )
+    ]  # fmt: skip
+    return {"words": list(words), "rows": rows}
+
+
+def rounded(value: float) -> float | None:
+    """Return four significant digits; None for a value that is not finite."""
+    return float(f"{value:.4g}") if math.isfinite(value) else None
+
+
+def _invert(ratio: float) -> float | None:
+    return rounded(1 / ratio) if ratio and math.isfinite(ratio) else None
+
+
+def write_samples(samples: Sequence[Samples], folder: Path) -> None:
+    """Write raw samples in files that the page loads on demand: [float32 seconds, processes' lengths]."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("*.js"):
+        old.unlink()
+    for start in range(0, len(samples), CHUNK):
+        rows = []
+        for one in samples[start : start + CHUNK]:
+            seconds = np.asarray(one.seconds, dtype="<f4")
+            cuts = np.flatnonzero(np.diff(np.asarray(one.process))) + 1
+            lengths = np.diff([0, *cuts, len(seconds)]).tolist()
+            rows.append([base64.b64encode(seconds.tobytes()).decode(), lengths])
+        number = start // CHUNK
+        text = f"poolbenchSamples({number},{json.dumps(rows, separators=(',', ':'))});\n"
+        (folder / f"{number}.js").write_text(text, encoding="ascii")

@@ -1,0 +1,152 @@
+"""The memory-bandwidth limit of each measurement, from the probes that raced beside it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+import msgspec
+import numpy as np
+import pandas as pd
+
+from poolbench.core.case import Case, case_label
+from poolbench.core.records import Clock, Measurement, Samples, samples_by
+from poolbench.machine.nvml import is_gpu
+from poolbench.report.medians import middle_of, process_medians
+
+EFFICIENCY_FROM_NBYTES = 1 << 20  # below it the cost of the call itself decides, not the memory
+
+RaceKey = tuple[Case, str]
+Columns = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+
+
+def limits_of(
+    found: Sequence[Measurement | None], probes: Iterable[Measurement]
+) -> list[Samples | None]:
+    """Return the limit's time for each measurement's bytes in each (process, allocation, round).
+
+    None below 1 MiB, without probes, and for wall time on a GPU. Measurements of one race that move
+    the same bytes share one Samples object.
+    """
+    by_race: dict[RaceKey, dict[str, Measurement]] = {}
+    for probe in probes:
+        if probe.status == "ok" and len(probe.samples):
+            by_race.setdefault((probe.case, probe.node), {})[probe.candidate] = probe
+    known: dict[tuple[RaceKey, str, int, int], Samples | None] = {}
+    limits: list[Samples | None] = []
+    for m in found:
+        race = (m.case, m.node) if m is not None else None
+        # A probe whose launch takes longer than its run tells nothing of a GPU's memory.
+        if (
+            m is None
+            or race not in by_race
+            or m.read_nbytes + m.written_nbytes < EFFICIENCY_FROM_NBYTES
+            or (m.clock == "wall" and is_gpu(m.case.device))
+        ):
+            limits.append(None)
+            continue
+        key = (race, m.clock, m.read_nbytes, m.written_nbytes)
+        if key not in known:
+            known[key] = limit_samples(
+                by_race[race], m.read_nbytes, m.written_nbytes, clock=m.clock
+            )
+        limits.append(known[key])
+    return limits
+
+
+def limit_samples(
+    probes: Mapping[str, Measurement],
+    read_nbytes: int,
+    written_nbytes: int,
+    *,
+    clock: Clock = "wall",
+) -> Samples | None:
+    """Return the time that the memory needs for these bytes, block by block, or None.
+
+    It is bytes read over the read bandwidth plus bytes written over the write bandwidth, or all
+    bytes over the copy bandwidth, whichever is less: short probes show less than the memory's
+    bandwidth, and which probe is too short depends on the case.
+
+    Args:
+        probes: of the race, by name.
+        read_nbytes: of a call.
+        written_nbytes: of a call.
+        clock: by which the probes are read.
+
+    Returns:
+        Seconds per call for each (process, allocation, round) that both probes have; None without them.
+    """
+    read, write = probes.get("bandwidth-read"), probes.get("bandwidth-write")
+    if read is None or write is None or not read.read_nbytes or not write.written_nbytes:
+        return None
+    source, written = samples_by(read, clock), samples_by(write, clock)
+    copy = probes.get("bandwidth-copy")
+    left, right = _common_places(_places(source), _places(written))
+    if not len(left):
+        return None
+    seconds = (
+        np.array(source.seconds)[left] * (read_nbytes / read.read_nbytes)
+        + np.array(written.seconds)[right] * (written_nbytes / write.written_nbytes)
+    )  # fmt: skip
+    if copy is not None and copy.read_nbytes:
+        copied, moved = samples_by(copy, clock), copy.read_nbytes + copy.written_nbytes
+        whole = np.array(copied.seconds) * ((read_nbytes + written_nbytes) / moved)
+        if len(whole) and middle_of(whole) < middle_of(seconds):
+            return msgspec.structs.replace(copied, seconds=tuple(whole.tolist()))
+    if len(left) == len(source):
+        return msgspec.structs.replace(source, seconds=tuple(seconds.tolist()))
+    return Samples(
+        process=tuple(source.process[i] for i in left),
+        allocation=tuple(source.allocation[i] for i in left),
+        round=tuple(source.round[i] for i in left),
+        calls=tuple(source.calls[i] for i in left),
+        seconds=tuple(seconds.tolist()),
+        contended=tuple(source.contended[i] for i in left) if source.contended else (),
+    )
+
+
+def _places(samples: Samples) -> Columns:
+    return samples.process, samples.allocation, samples.round
+
+
+def _common_places(one: Columns, other: Columns) -> tuple[Sequence[int], Sequence[int]]:
+    """Return the indices on either side of the blocks that both have, in the order of the first."""
+    if one == other:  # as of two probes that raced together
+        everything = range(len(one[0]))
+        return everything, everything
+    places = {place: i for i, place in enumerate(zip(*other, strict=True))}
+    found = [
+        (i, places[place]) for i, place in enumerate(zip(*one, strict=True)) if place in places
+    ]
+    return [i for i, _ in found], [i for _, i in found]
+
+
+def limit_seconds(limit: Samples | None) -> float:
+    """Return the median of the processes' medians; nan without a limit."""
+    return float(middle_of(process_medians(limit))) if limit is not None else math.nan
+
+
+def probe_table(probes: Iterable[Measurement]) -> pd.DataFrame:
+    """Return one row per probe: its case, and bytes per second by its processes' medians."""
+    rows = []
+    for probe in probes:
+        medians = process_medians(probe.samples)
+        if probe.status != "ok" or not len(medians):
+            continue
+        case, moved = probe.case, probe.read_nbytes + probe.written_nbytes
+        rows.append(
+            {
+                "op": case.op,
+                "label": case_label(case),
+                "device": case.device,
+                "dtype": case.dtype,
+                "threads": case.threads,
+                "cache": case.cache,
+                "node": probe.node,
+                "probe": probe.candidate,
+                "nbytes": moved,
+                "bandwidth": moved / float(middle_of(medians)),
+            }
+        )
+    names = "op label device dtype threads cache node probe nbytes bandwidth".split()
+    return pd.DataFrame(rows, columns=names)

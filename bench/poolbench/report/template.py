@@ -1,0 +1,53 @@
+"""Templates of the pages, filled; what a journal holds is untrusted and escaped."""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+def fill_template(name: str, context: Mapping[str, Any]) -> str:
+    """A template of ours, filled; undefined names are an error."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    environment.globals.update(
+        style=(TEMPLATES / "page.css").read_text(encoding="utf-8"),
+        script=(TEMPLATES / "page.js").read_text(encoding="utf-8"),
+        nonce=secrets.token_urlsafe(16),
+        datatables=datatables_bundle,
+    )
+    return environment.get_template(name).render(**context)
+
+
+def datatables_bundle() -> tuple[str, str]:
+    """(script, style) of itables' offline DataTables; the script leaves the class in window.DataTable."""
+    import itables
+
+    folder = Path(itables.__file__).parent / "html"
+    script = (folder / "dt_bundle.js").read_text(encoding="utf-8")
+    style = (folder / "dt_bundle.css").read_text(encoding="utf-8")
+    export = re.search(r"export\{[^}]*?(\w+) as default[^}]*\};?", script)
+    if export is None:
+        raise RuntimeError(
+            f"itables {itables.__version__} exports its bundle in a way unknown here"
+        )
+    script = (
+        script[: export.start()] + f"window.DataTable={export.group(1)};" + script[export.end() :]
+    )
+    return script.replace("</script", "<\\/script"), style.replace("</style", "<\\/style")
+
+
+def embed_json(value: object) -> str:
+    """JSON that can stand in a script element: ASCII only, no `<`, `>` or `&`."""
+    text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

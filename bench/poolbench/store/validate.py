@@ -1,0 +1,140 @@
+"""Validate records of a journal, which is untrusted input: callers need not check again."""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+from typing import Any
+
+import msgspec
+
+from poolbench.core.axes import STANDARD, Axis, axes_of, declare_infos
+from poolbench.core.case import Case
+from poolbench.core.errors import StoreError, UsageError
+from poolbench.core.records import (
+    MAX_COUNT,
+    SCHEMA_VERSION,
+    AnyRecord,
+    Header,
+    MatrixCell,
+    Measurement,
+    ModelResult,
+    Samples,
+    Selftest,
+    TraceSummary,
+)
+from poolbench.store.schema1 import lift
+
+# Where the schema takes any scalar, a number that was not finite comes back as its text.
+NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+TRACE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}|")
+_list_decoder: msgspec.json.Decoder[tuple[AnyRecord, ...]] = msgspec.json.Decoder(
+    tuple[AnyRecord, ...], strict=False
+)
+
+
+def decode_records(body: bytes, schema: int) -> tuple[AnyRecord, ...]:
+    """Return the checked records of a line: an array of them, in schema 1 one alone.
+
+    Raises:
+        StoreError: they are not what they should be, in one line.
+    """
+    try:
+        if schema == SCHEMA_VERSION:
+            records = _list_decoder.decode(body)
+        elif schema == 1:
+            plain = msgspec.json.decode(body)
+            if not isinstance(plain, dict):
+                raise StoreError("a record is a JSON object")
+            records = (msgspec.convert(lift(plain), AnyRecord, strict=False),)
+        else:
+            raise StoreError(
+                f"its schema is {schema}; this version reads 1 to {SCHEMA_VERSION}: update poolbench"
+            )
+        return tuple(check_record(record) for record in records)
+    # A ValueError of its own comes from msgspec where a number's text is beyond any number.
+    except (msgspec.MsgspecError, RecursionError, ValueError) as error:
+        raise StoreError(one_line_of(error)) from None
+
+
+def one_line_of(error: Exception, limit: int = 300) -> str:
+    """Return an error's first line, in letters that a terminal shows as they are."""
+    text = (str(error) or type(error).__name__).split("\n")[0][:limit]
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
+def check_record(record: AnyRecord) -> AnyRecord:
+    """Return the record, if what the types do not say holds as well.
+
+    Raises:
+        StoreError: a case that no axis allows, columns of unequal lengths, a path in a name, ...
+    """
+    if isinstance(record, Header):
+        _declare_axes(record)
+    if isinstance(record, (Measurement, TraceSummary)):
+        _check_case(record.case)
+    if isinstance(record, (Measurement, ModelResult)):
+        _check_samples(record.samples)
+    if isinstance(record, Measurement):
+        _check_counts(record)
+    if isinstance(record, TraceSummary):
+        if not TRACE_NAME.fullmatch(record.trace):
+            raise StoreError(f"a trace is named by a folder's name; got {record.trace[:80]!r}")
+        parts = tuple(_restore(part) for part in record.parts)
+        return msgspec.structs.replace(record, parts=parts)
+    if isinstance(record, (MatrixCell, ModelResult, Selftest)):
+        return msgspec.structs.replace(record, figures=_restore(record.figures))
+    return record
+
+
+def _restore(figures: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: NON_FINITE.get(value, value) if isinstance(value, str) else value
+        for name, value in figures.items()
+    }
+
+
+def _declare_axes(header: Header) -> None:
+    """Make the axes of ops that are not registered here known, so that their cases have labels."""
+    try:
+        for op, infos in header.axes.items():
+            declare_infos(op, infos)
+    except UsageError as error:
+        raise StoreError(one_line_of(error)) from None
+
+
+@functools.lru_cache(maxsize=4096)
+def _check_case(case: Case) -> None:
+    if not case.op or not case.axes.keys() >= STANDARD.keys():
+        raise StoreError(f"its case is not as a case is written: {case!r:.200}")
+    known = axes_of(case.op)
+    try:
+        for name, value in case.axes.items():
+            axis = known.get(name) or Axis(name=name, parse=lambda text: text)  # checks the name
+            if name in known and axis.read(value) != value:
+                raise StoreError(f"{name} is not as a case is written: {value!r:.80}")
+    except (UsageError, TypeError, ValueError) as error:
+        raise StoreError(one_line_of(error)) from None
+
+
+def _check_samples(samples: Samples) -> None:
+    columns = (
+        samples.process, samples.allocation, samples.round, samples.calls, samples.contended,
+    )  # fmt: skip
+    count = len(samples)
+    if not {*map(len, columns)} <= {0, count}:
+        raise StoreError("its samples' columns have unequal lengths")
+    if count and not all(len(column) for column in columns[:3]):
+        raise StoreError("its samples lack process, allocation or round")
+    # A finite sum has finite parts, and is quickly found; one by one only where it is not.
+    if not math.isfinite(sum(samples.seconds)) and not all(map(math.isfinite, samples.seconds)):
+        raise StoreError("its samples are not all finite seconds")
+
+
+def _check_counts(record: Measurement) -> None:
+    counts = (record.read_nbytes, record.written_nbytes, record.peak_nbytes or 0)
+    if not all(0 <= value < MAX_COUNT for value in counts):
+        raise StoreError(f"bytes count from 0 and below {MAX_COUNT}; got {max(counts)}")
+    if not all(0 <= value < math.inf for value in record.first_call_seconds):
+        raise StoreError("its first calls are not all finite seconds from 0")

@@ -1,0 +1,200 @@
+"""One recommendation per op: least regret over all cases, and nothing wrong or impossible in it."""
+
+import msgspec
+import numpy as np
+import pytest
+import synthetic
+from poolbench.core.errors import UsageError
+from poolbench.core.records import FASTER_THAN_LIMIT, Accuracy, MatrixCell
+from poolbench.report import cards, recommend, support, tables
+from poolbench.report.frame import lay_out, load
+from poolbench.report.terminal import headline_text
+from poolbench.store.journal import StoredRun
+
+OP = "depth_max_pool"
+PLACE = (OP, "cpu:0")
+CASES = [
+    synthetic.op_case(OP, mode=mode, direction=direction)
+    for mode in synthetic.MODES
+    for direction in synthetic.DIRECTIONS
+]
+# Right in every case, and the fastest or nearly so: by the factors of synthetic.SPELLINGS.
+USUAL = "max_pool2d-reshape"
+
+
+def run_of(records, path=None, **environment):
+    return StoredRun(path=path, header=synthetic.header(**environment), records=tuple(records))
+
+
+def frame(change=lambda m: m, seed=1, cases=CASES, tmp="synthetic"):
+    from pathlib import Path
+
+    rng = np.random.default_rng(seed)
+    found = [change(m) for case in cases for m in synthetic.race(case, rng)]
+    return lay_out(run_of(found, Path(tmp)))
+
+
+def advice(loaded):
+    return recommend.answer(loaded).recommendations[PLACE]
+
+
+def test_recommendation_has_the_least_largest_loss():
+    found = advice(frame())
+    assert found.candidate == USUAL
+    assert found.complete and found.cases == len(CASES)
+    assert 1 < found.largest[0] < 1.3
+    assert found.largest[1] <= found.largest[0] <= found.largest[2]
+    assert found.mean[0] < found.largest[0]
+
+
+def test_recommendation_swapped_names_swap_the_answer():
+    names = {USUAL: "slices-maximum", "slices-maximum": USUAL}
+    swapped = frame(
+        lambda m: msgspec.structs.replace(m, candidate=names.get(m.candidate, m.candidate))
+    )
+    assert advice(swapped).candidate == "slices-maximum"
+
+
+def fast(m, by=100, name="slices-maximum", **changes):
+    """The measurement of a candidate that would win everywhere, if it might be ranked."""
+    if m.candidate != name:
+        return m
+    seconds = tuple(value / by for value in m.samples.seconds)
+    return msgspec.structs.replace(
+        m, samples=msgspec.structs.replace(m.samples, seconds=seconds), **changes
+    )
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"flags": (FASTER_THAN_LIMIT,)},
+        {"accuracy": Accuracy(worst=2.0, max_relative=1, max_absolute=1)},
+        {"status": "wrong", "reason": "off by 2"},
+        {"status": "timeout", "reason": "60 s are over"},
+    ],
+)
+def test_recommendation_unrankable_winner_is_named_nowhere(changes):
+    loaded = frame(lambda m: fast(m, **changes))
+    answers = recommend.answer(loaded)
+    assert answers.recommendations[PLACE].candidate == USUAL
+    assert all("slices-maximum" not in choice.best for choice in answers.choices)
+    assert "slices-maximum" not in headline_text(loaded)
+    assert "slices-maximum" not in tables.headline_table(loaded, answers).to_csv()
+    assert (loaded.table.set_index("candidate").loc["slices-maximum", "verdict"] == "").all()
+    (card,) = cards.cards(loaded, answers, [])
+    assert "slices-maximum" not in str(card)
+    assert all(np.isinf(answers.profiles[PLACE].get("slices-maximum", (np.inf,))))
+
+
+def test_recommendation_names_the_cases_in_which_another_is_clearly_faster():
+    def change(m):
+        return fast(m, by=14) if m.case.mode == "eager" and m.case.direction == "forward" else m
+
+    loaded = frame(change)
+    found = advice(loaded)
+    best = loaded.row(found.exceptions[0].best_row)
+    assert (best["candidate"], best["mode"], best["direction"]) == (
+        "slices-maximum", "eager", "forward",
+    )  # fmt: skip
+    (card,) = cards.cards(loaded, recommend.answer(loaded), [])
+    assert card.exceptions[0].startswith("in eager mode, forward: slices-maximum is ")
+
+
+def test_recommendation_no_candidate_right_everywhere_says_so():
+    def change(m):
+        broken = m.case.mode == "xla" and m.case.direction == "training"
+        if m.candidate == "layer-depth_max_pool" or not broken:
+            return m
+        return msgspec.structs.replace(m, status="error", reason="broke")
+
+    def break_layer(m):
+        if m.candidate == "layer-depth_max_pool" and m.case.mode == "eager":
+            return msgspec.structs.replace(m, status="error", reason="broke")
+        return m
+
+    found = advice(frame(lambda m: break_layer(change(m))))
+    assert not found.complete
+    assert found.cases == len(CASES) - 1
+
+
+def test_profile_failure_counts_as_never():
+    profile = recommend.answer(frame()).profiles[PLACE]
+    failing = np.isinf(profile["lambda-max_pool"])
+    assert failing.sum() == 2  # eager and graph training, for want of a gradient
+    assert all(min(some) == 1.0 for some in zip(*profile.values(), strict=True))
+
+
+def test_sentences_of_a_card_are_short():
+    loaded = frame()
+    (card,) = cards.cards(loaded, recommend.answer(loaded), [])
+    texts = [*card.lines, card.works, *(fact.text for fact in card.facts)]
+    sentences = [one for text in texts for one in text.split(". ")]
+    assert max(len(one.split()) for one in sentences) <= 25
+    assert all(fact.interval for fact in card.facts)
+
+
+def test_headline_text_is_ten_lines_without_control_characters():
+    hostile = "\x1b[31m[bold]red[/bold]"
+    loaded = frame(
+        lambda m: msgspec.structs.replace(m, candidate=hostile) if m.candidate == USUAL else m
+    )
+    text = headline_text(loaded)
+    lines = text.splitlines()
+    assert len(lines) <= 10
+    assert "[bold]red[/bold]" in text and "\x1b" not in text
+    assert lines[0].split()[:4] == ["op", "mode", "pass", "recommended"]
+    assert "shipped prior" in lines[-1]
+
+
+def test_frame_pools_runs_of_one_machine(tmp_path):
+    folders = [
+        synthetic.write(tmp_path / name, synthetic.records(seed, cases=CASES, with_extras=False))
+        for name, seed in (("one", 1), ("two", 2), ("three", 3))
+    ]
+    alone, pooled = load(folders[0]), load(*folders)
+    assert pooled.source == "this machine: 3 runs"
+    assert "this machine: 3 runs" in headline_text(pooled)
+    assert len(pooled.table) == len(alone.table)
+    widths = [
+        np.log(one.table["mean_high"] / one.table["mean_low"]).median() for one in (alone, pooled)
+    ]
+    assert widths[1] < widths[0]
+    assert advice(pooled).candidate == USUAL
+
+
+def test_frame_wrong_in_one_run_is_not_ranked_in_the_pool(tmp_path):
+    good = synthetic.records(1, cases=CASES, with_extras=False)
+    bad = [
+        msgspec.structs.replace(r, status="wrong") if r.candidate == USUAL else r
+        for r in synthetic.records(2, cases=CASES, with_extras=False)
+    ]
+    loaded = load(synthetic.write(tmp_path / "a", good), synthetic.write(tmp_path / "b", bad))
+    assert not loaded.table.set_index("candidate").loc[USUAL, "right"].any()
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"devices": {"cpu:0": "Another CPU"}},
+        {"source": {"commit": "1111111", "dirty": False}},
+        {"versions": {**synthetic.ENVIRONMENT.versions, "tensorflow": "2.20.0"}},
+    ],
+)
+def test_frame_unlike_runs_do_not_pool(tmp_path, environment):
+    records = synthetic.records(1, cases=CASES[:1], with_extras=False)
+    one = synthetic.write(tmp_path / "one", records)
+    two = synthetic.write(tmp_path / "two", records, synthetic.header("two", **environment))
+    with pytest.raises(UsageError, match="do not pool"):
+        load(one, two)
+
+
+def test_support_reference_run_stands_in_for_the_same_version(tmp_path):
+    cell = MatrixCell(op=OP, candidate=USUAL, probe="save-keras", state="wrong")
+    synthetic.write(tmp_path / "reference", [cell])
+    records = synthetic.records(1, cases=CASES, with_extras=False)
+    (found,) = support.supports(load(synthetic.write(tmp_path / "mine", records)))
+    assert found.borrowed and found.of(USUAL) == [cell]
+    other = {"versions": {**synthetic.ENVIRONMENT.versions, "tensorflow": "2.20.0"}}
+    newer = synthetic.write(tmp_path / "newer", records, synthetic.header("newer", **other))
+    assert support.supports(load(newer)) == []
