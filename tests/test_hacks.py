@@ -68,7 +68,7 @@ def race(session: Session, name: str) -> dict[str, tuple[str, str, str]]:
 
 @pytest.fixture
 def worker():
-    worker = Worker(WorkerSpec(tensorflow=False), files=[FILE])
+    worker = Worker(WorkerSpec(backend="numpy"), files=[FILE])
     yield worker
     worker.close()
 
@@ -103,7 +103,7 @@ def test_all_hacks_have_a_test():
 def test_file_that_changes_what_candidates_share_when_imported_is_refused(tmp_path, line, reason):
     file = tmp_path / "mine.py"
     file.write_text(line + "\n")
-    worker = Worker(WorkerSpec(tensorflow=False), files=[file])
+    worker = Worker(WorkerSpec(backend="numpy"), files=[file])
     with pytest.raises(WorkerFailure, match=f"importing mine.py: {reason}"):
         worker.call(race, "honest", timeout=30)
     worker.close()

@@ -60,12 +60,14 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
         switches: involuntary context switches.
         smt_sibling_busy: share of the looks, before and after, at which a processor's sibling was at work for another
             guest of the host (poolbench.machine.smt); None where that is not to be seen.
+        dirty: whether a candidate changed what others share: they need a fresh process.
     """
 
     blocks: tuple[Block, ...]
     cpu_seconds: float
     switches: int
     smt_sibling_busy: float | None = None
+    dirty: bool = False
 
 
 def time_batch(session: Session, requests: Sequence[BlockRequest]) -> Batch:
@@ -89,6 +91,7 @@ def time_batch(session: Session, requests: Sequence[BlockRequest]) -> Batch:
         cpu_seconds=end.ru_utime + end.ru_stime - start.ru_utime - start.ru_stime,
         switches=end.ru_nivcsw - start.ru_nivcsw,
         smt_sibling_busy=statistics.fmean(seen) if seen else None,
+        dirty=bool(session.suspects),
     )
 
 
