@@ -37,7 +37,7 @@ MEAN_RIVALS = ("lambda-reduce_mean", "avg_pool2d")
 ASKED: tuple[tuple[str, str, str], ...] = (
     ("sweep, store, report: one command", "nox -s bench-cpu", "tests/test_readme.py"),
     ("sizes, depth divisors, padding, devices", "nox -s bench-cpu -- --axis pool_size=2,3", "tests/test_case.py"),
-    ("every candidate right before it is timed", "pytest suites --benchmark-disable", "tests/test_check.py"),
+    ("every candidate right before it is timed", "poolbench run --check-only", "tests/test_check.py"),
     ("mutants of candidates are caught", "nox -s tests -- tests/test_mutants.py", "tests/test_mutants.py"),
     ("timings in results/, in our format and pytest-benchmark's", "nox -s bench-quick", "tests/test_store.py"),
     ("comparison plots and tables", "python report.py", "tests/test_readme.py"),
@@ -49,7 +49,7 @@ ASKED: tuple[tuple[str, str, str], ...] = (
     ("profiles, opened in TensorBoard", "nox -s trace && nox -s tensorboard", "tests/test_profile.py"),
     ("nothing lost: faults, resume, bad input", "nox -s tests-full", "tests/faults/test_faults.py"),
     ("GPUs, by their own clock", "nox -s bench-gpu", "tests/test_gpu.py"),
-    ("a fleet of machines", "pytest suites --ray ADDRESS", "tests/cluster/test_cluster.py"),
+    ("a fleet of machines", "poolbench run --ray-address ADDRESS", "tests/cluster/test_cluster.py"),
     ("does it matter in my network", "nox -s which -- model.keras", "tests/test_which.py"),
     ("a candidate in five lines, an op in thirty", "nox -s bench-quick -- --candidates FILE", "tests/test_readme.py"),
 )  # fmt: skip

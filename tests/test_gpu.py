@@ -32,7 +32,7 @@ from poolbench.machine.nvml import (
     nvml_handle,
     watch_device,
 )
-from poolbench.pytest_plugin import _refuse_kinds
+from poolbench.pytest_plugin import refuse_kinds
 from poolbench.store.journal import read_run
 from poolbench.worker import timing, trace, xspace
 from poolbench.worker.backends import BACKENDS
@@ -323,9 +323,9 @@ def test_energy_is_of_the_calls_between_two_steps_of_the_counter(monkeypatch):
 
 
 def test_a_kind_of_accelerator_needs_a_fleet():
-    _refuse_kinds(["cpu:0", "gpu:1"])
+    refuse_kinds(["cpu:0", "gpu:1"])
     with pytest.raises(UsageError, match="gpu:H100 names a kind of accelerator in a fleet"):
-        _refuse_kinds(["gpu:H100"])
+        refuse_kinds(["gpu:H100"])
 
 
 def test_bench_gpu_without_a_driver_stops_with_one_line_and_installs_nothing(tmp_path):

@@ -28,13 +28,6 @@ def imports_of(path, *, top_level_only=False):
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-@pytest.mark.parametrize("path", sorted((BENCH / "core").rglob("*.py")), ids=module_name)
-def test_core_imports_nothing_of_the_package_but_itself(path):
-    for imported in imports_of(path):
-        if imported.startswith("poolbench."):
-            assert imported.split(".")[1] == "core", f"{path.name} imports {imported}"
-
-
 @pytest.mark.parametrize("path", sorted(BENCH.rglob("*.py")), ids=module_name)
 def test_no_module_imports_tensorflow_at_its_top(path):
     if path.name in ("layers.py", "masked_pooling.py", "adaptive_pooling.py"):
@@ -44,11 +37,8 @@ def test_no_module_imports_tensorflow_at_its_top(path):
 
 
 @pytest.mark.parametrize("path", sorted((BENCH / "report").rglob("*.py")), ids=module_name)
-def test_the_report_knows_no_worker_and_no_framework(path):
-    for imported in imports_of(path):
-        parts = imported.split(".")
-        assert parts[0] not in HEAVY
-        assert parts[:2] not in (["poolbench", "worker"], ["poolbench", "pytest_plugin"])
+def test_report_imports_no_framework(path):
+    assert not {name.split(".")[0] for name in imports_of(path)} & HEAVY
 
 
 @pytest.mark.parametrize("path", sorted(BENCH.rglob("*.py")), ids=module_name)
@@ -109,33 +99,6 @@ def test_the_report_s_help_is_quick_and_loads_no_framework():
     assert done.returncode == 0, done.stderr
     assert "LOADED []" in done.stderr
     assert seconds < 1.5
-
-
-@pytest.mark.parametrize(
-    ("words", "says"),
-    [
-        (["--axis", "stride=2"], "no op has an axis 'stride'"),
-        (["--axis", "padding=full"], "padding must be one of 'valid', 'same'; got 'full'"),
-        (
-            ["--candidates", "nowhere.py"],
-            "--candidates takes a Python file; there is no nowhere.py",
-        ),
-        (["--processes", "0"], "takes something like 5"),
-        (["--run", "../up"], "a run's name is letters"),
-    ],
-)
-def test_a_usage_error_is_one_line_and_exit_code_4(words, says):
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "suites", "-q", *words],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 4, done.stdout + done.stderr
-    text = done.stdout + done.stderr
-    assert says in text
-    assert "Traceback" not in text
 
 
 def test_no_file_carries_a_path_of_a_machine_or_a_registry():

@@ -105,7 +105,7 @@ def test_an_address_where_no_cluster_answers_is_a_usage_error_of_one_line(addres
     pytest.importorskip("ray")
     with pytest.raises(UsageError) as caught:
         RayScheduler(address)
-    assert "--ray" in str(caught.value)
+    assert "--ray-address" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
@@ -276,12 +276,21 @@ def test_the_plugin_s_door_leads_to_the_fleet(nodes, tmp_path):
     suite = tmp_path / "test_doubling.py"
     suite.write_text(
         FILE.read_text()
-        + "\nimport pytest\n\n@pytest.mark.op('doubling')\ndef test_doubling(replay):\n    replay()\n"
+        + "\nimport pytest\n\n@pytest.mark.poolbench(op='doubling')\ndef test_doubling(poolbench):\n    poolbench.replay()\n"
     )
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "pytest", str(suite), "-q", "--ray", found.address),
-            *("--axis", "device=gpu:H100,cpu", "--sweep", "quick", "--budget", "0.2", "--run", "r"),
+            *(
+                sys.executable,
+                "-m",
+                "pytest",
+                str(suite),
+                "-q",
+                "--poolbench-ray-address",
+                found.address,
+            ),
+            *("--poolbench-axis", "device=gpu:H100,cpu", "--poolbench-sweep", "quick"),
+            *("--poolbench-budget", "0.2", "--poolbench-run", "r"),
         ],
         cwd=tmp_path,
         capture_output=True,

@@ -183,13 +183,6 @@ def parse_axis(text: str) -> tuple[str, tuple[Value, ...]]:
     return REGISTRY.parse_axis(text)
 
 
-def parse_axis_early(text: str) -> tuple[str, tuple[Value, ...]]:
-    """Return an axis and its values; as text where the op that declares it may yet be imported."""
-    load_builtin()
-    name, texts = split_axis(text)
-    return REGISTRY.parse_axis(text) if name in REGISTRY.axis_names() else (name, texts)
-
-
 def load_builtin() -> Registry:
     """Import the ops that ship, which registers them; no framework is loaded."""
     importlib.import_module("poolbench.ops")

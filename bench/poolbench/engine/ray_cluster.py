@@ -436,11 +436,11 @@ def connect(address: str, working_dir: Path | None) -> Any:
         import ray
     except ImportError:
         raise UsageError(
-            "--ray needs Ray; install it with: pip install 'poolbench[cluster]'"
+            "--ray-address needs Ray; install it with: pip install 'poolbench[cluster]'"
         ) from None
     found = re.fullmatch(r"(?:ray://)?([^:/\s]+):(\d{1,5})", address)
     if address != "auto" and found is None:
-        raise UsageError(f"--ray takes HOST:PORT, ray://HOST:PORT or auto; got {address!r}")
+        raise UsageError(f"--ray-address takes HOST:PORT, ray://HOST:PORT or auto; got {address!r}")
     environment: dict[str, Any] = {"py_modules": [str(PACKAGE)], "excludes": ["**/__pycache__"]}
     if working_dir is not None:
         environment["working_dir"] = str(working_dir)
@@ -455,7 +455,7 @@ def connect(address: str, working_dir: Path | None) -> Any:
         )
     except (OSError, OverflowError, ValueError, RuntimeError) as error:
         raise UsageError(
-            f"no Ray cluster answers at {address} (--ray): {brief(error)}; "
+            f"no Ray cluster answers at {address} (--ray-address): {brief(error)}; "
             "start one with: ray start --head"
         ) from None
     return ray

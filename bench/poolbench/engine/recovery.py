@@ -137,9 +137,9 @@ class RaceWorkers:
             try:
                 found: dict[str, Finding] = worker.call(verify, timeout=self._plan.timeout_seconds)
             except WorkerFailure as failure:
-                if failure.lost:  # the next process starts a fresh one
-                    continue
-                raise
+                if not failure.lost:  # the next process starts a fresh one otherwise
+                    self.fail(failure, spec)
+                continue
             for record in self._running(spec):
                 if finding := found.get(record.task_name):
                     reason = f"{finding.reason} (process {self._process + 1})"

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from poolbench.core.errors import reason_of
 from poolbench.core.registry import REGISTRY
 from poolbench.worker import check as checks
 from poolbench.worker.backends import Array, to_numpy
@@ -45,6 +46,12 @@ class Recheck:
 
     def judge(self, opened: OpenCase, result: Any) -> str:
         """Return why a result is wrong, or the call that gave it did wrong; '' if neither."""
+        try:
+            return self._judge(opened, result)
+        except Exception as error:  # noqa: BLE001 (what cannot be read is no answer)
+            return f"after timing, {self.words}: {reason_of(error)}"
+
+    def _judge(self, opened: OpenCase, result: Any) -> str:
         values = result if isinstance(result, tuple) else (result,)
         outputs = tuple(to_numpy(value) for value in values)
         for value, array in zip(opened.inputs, self.host, strict=True):
