@@ -28,7 +28,7 @@ from poolbench.store.journal import MAX_NBYTES, encode_line
 
 LARGE_NBYTES = 8_000_000
 OVER, OVER_LARGE = "the Lambda", "the Lambda, 8 MB and more"
-LAYER, RECIPE, OP = "layer-depth_max_pool", "lambda-max_pool", "depth_max_pool"
+LAYER, TEXTBOOK, OP = "layer-depth_max_pool", "lambda-max_pool", "depth_max_pool"
 MEAN_LAYER, MEAN_OP = "layer-global_avg_pool", "global_avg_pool"
 PREDICTED_CANDIDATES = 14
 MEAN_RIVALS = ("lambda-reduce_mean", "avg_pool2d")
@@ -61,7 +61,7 @@ def headline_block(loaded: RunFrame, root: Path) -> str:
     table = headline_table(loaded, answer(loaded))
     columns = [
         "op", "mode", "direction", "use", "time per call", "speed over the baseline",
-        "speed over the textbook implementation", "of the memory-bandwidth limit",
+        "speed over the textbook", "of bandwidth limit",
     ]  # fmt: skip
     environment = loaded.run.header.environment
     machine, versions = environment.machine, environment.versions
@@ -223,13 +223,15 @@ def _layer_rows(loaded: RunFrame, mode: str) -> list[dict[str, str]]:
             for m in race.values()
             if m.form == "layer" and m is not layer and is_right(m) and len(m.samples)
         ]
-        recipe = race.get(RECIPE)
-        if recipe is not None and recipe in others:
-            found = estimate.estimate(recipe.samples, layer.samples)
+        textbook = race.get(TEXTBOOK)
+        if textbook is not None and textbook in others:
+            found = estimate.estimate(textbook.samples, layer.samples)
             rivals.setdefault(OVER, []).append(found)
             if input_nbytes(layer.case) >= LARGE_NBYTES:
                 rivals.setdefault(OVER_LARGE, []).append(found)
-                limits.append(_seconds(recipe) / (bandwidth_limits[case_label(layer.case)] + call))
+                limits.append(
+                    _seconds(textbook) / (bandwidth_limits[case_label(layer.case)] + call)
+                )
         if others:
             best = min(others, key=_seconds)
             rivals.setdefault("the fastest other right layer", []).append(
@@ -252,10 +254,10 @@ def _seconds(measurement: Measurement) -> float:
 def _call_seconds(races: Mapping[Case, Mapping[str, Measurement]]) -> float:
     """Return the Lambda's seconds per call on arrays too small for a bandwidth limit; 0 if unknown."""
     small = [
-        _seconds(race[RECIPE])
+        _seconds(race[TEXTBOOK])
         for case, race in races.items()
-        if RECIPE in race
-        and is_right(race[RECIPE])
+        if TEXTBOOK in race
+        and is_right(race[TEXTBOOK])
         and input_nbytes(case) < BANDWIDTH_LIMIT_FROM_NBYTES
         and case.direction == "forward"
     ]

@@ -20,9 +20,10 @@ from poolbench.core.errors import UsageError
 from poolbench.core.plan import Plan, WorkerSpec
 from poolbench.core.records import common_clock, samples_by
 from poolbench.core.registry import import_file
+from poolbench.engine.device import DEVICE_ROUNDS
 from poolbench.engine.noise import device_contention
 from poolbench.engine.process import Worker
-from poolbench.engine.race import DEVICE_ROUNDS, Race
+from poolbench.engine.race import Race
 from poolbench.engine.run import Run, RunOptions
 from poolbench.machine.info import Seen, Usage, read_usage, seen_between, usage_reader
 from poolbench.machine.nvml import (

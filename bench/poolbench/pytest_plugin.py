@@ -154,14 +154,6 @@ def racing(op: Op, planned: SweepCase) -> list[str]:
     return [name for name, entry in entries.items() if name in names or not entry.builtin]
 
 
-def user_files(named: Sequence[Path]) -> tuple[Path, ...]:
-    """Return the files outside the package that registered an op or a candidate, for the workers."""
-    registered = [op.file for op in REGISTRY.ops.values()]
-    registered += [entry.file for entry in REGISTRY.candidates.values()]
-    files = [*named, *(Path(file).resolve() for file in registered)]
-    return tuple(dict.fromkeys(file for file in files if PACKAGE not in file.parents))
-
-
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Parametrize a benchmark by the cases of the sweep and their candidates."""
     marker = metafunc.definition.get_closest_marker("poolbench")

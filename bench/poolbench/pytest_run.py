@@ -103,8 +103,8 @@ class RunSession:
     def _begin(self) -> Run:
         import psutil
 
+        from poolbench.core.registry import user_files
         from poolbench.engine.run import Run, RunOptions
-        from poolbench.pytest_plugin import user_files
         from poolbench.store.runs import new_run_folder
 
         given, plan = self.asked.options, self.plan()
