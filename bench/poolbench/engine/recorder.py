@@ -191,6 +191,9 @@ def flag_faster_than_limit(
             limit = _limit_seconds(record, probes, rows)
             if middle(row[4] for row in columns) * (1 + slack) < limit:
                 record.flags.append("faster-than-limit")
+                if record.status == "ok":
+                    record.status = "implausible"
+                    record.reason = FLAGS["faster-than-limit"]
 
 
 def _limit_seconds(
