@@ -1,4 +1,4 @@
-"""The support matrix: every check of every candidate, each one cell. `poolbench matrix` runs this."""
+"""The support matrix: one cell per candidate and check. `poolbench matrix` runs this."""
 
 from collections.abc import Callable
 
@@ -13,21 +13,21 @@ from poolbench.pytest_plugin import Benchmark
 
 Matrix = dict[Key, list[MatrixCell]]
 
-# The reusable layer promises every row on the CPU; a cell of another implementation that ships may fail:
-# that is the result. A user's own candidate is held to every row too.
+# The reusable layer and a user's own candidate must pass every check on the CPU. A failed check of another
+# shipped implementation is a result.
 PROMISED = ("depth_max_pool", "layer-depth_max_pool")
 OUTCOMES: dict[str, Callable[..., object]] = {"unsupported": pytest.skip, "not_run": pytest.skip}
 
 
 @pytest.fixture(scope="module")
 def filled() -> list[Matrix]:
-    """The matrix, once the first test has filled it."""
+    """Hold the matrix after the first test has filled it."""
     return []
 
 
 @pytest.fixture
 def matrix(request: pytest.FixtureRequest, poolbench: Benchmark, filled: list[Matrix]) -> Matrix:
-    """The cells of the selected tests, filled once."""
+    """Return the cells of the selected tests, filled once."""
     if poolbench.check_only:
         pytest.skip("the support matrix is no part of a check (--check-only): poolbench matrix")
     if not filled:
@@ -46,7 +46,7 @@ def matrix(request: pytest.FixtureRequest, poolbench: Benchmark, filled: list[Ma
 
 @pytest.mark.parametrize("key", all_keys(), ids="-".join)
 def test_capability(key: Key, matrix: Matrix) -> None:
-    """One check of one candidate, on every device."""
+    """Run one check of one candidate on every device."""
     op, candidate, _ = key
     promised = (op, candidate) == PROMISED or not REGISTRY.candidates[op, candidate].builtin
     for cell in matrix.get(key, []):

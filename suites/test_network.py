@@ -1,4 +1,4 @@
-"""The effect of the choice on a whole model: each implementation in place, and pooling's share of a step.
+"""The effect of the implementation on a whole model, and pooling's share of a step.
 
 `poolbench run network` runs this. One test is one race: a model, a direction, a batch size. The results
 are in the run's journal and on its page.
@@ -22,7 +22,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def test_network(entry: Entry, poolbench: Benchmark) -> None:
-    """Every implementation runs in this model, or fails where that is documented; all agree."""
+    """Race every implementation in this model; all must agree, or fail as documented."""
     records = run_entry(entry, poolbench.run, checks_only=poolbench.check_only)
     failed = [f"{r.op}={r.candidate} {r.status}: {r.reason}" for r in records if r.status in FAILED]
     assert not failed, "\n".join(failed)

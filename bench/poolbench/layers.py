@@ -1,8 +1,8 @@
-"""DepthMaxPool2D, a Keras layer to take away: copy this one file, it needs Keras and nothing else.
+"""DepthMaxPool2D, a reusable Keras layer: this file can be copied alone and needs Keras only.
 
-It is right where the usual spellings are not: any depth, any layout, any dtype, on every backend, saved
-and loaded in safe mode, trained with or without XLA. Under TensorFlow it compiles itself, because the
-strided reads that a window over the channels needs are slow in every kernel but a fused loop.
+It is correct for any depth, layout and dtype, on every backend, saves and loads in safe mode, and trains with or
+without XLA. On TensorFlow it compiles itself, because strided reads over the channels are slow in every kernel
+except a fused loop.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ class DepthMaxPool2D(keras.layers.Layer):  # type: ignore[misc]
         pool_size: channels in a window.
         strides: channels from one window to the next; None: `pool_size`.
         padding: 'valid' drops channels that do not fill a window, 'same' pads with the lowest value, half
-            of what is missing before the first channel and the rest after the last.
+            of the missing channels before the first channel and the rest after the last.
         data_format: 'channels_last' or 'channels_first'; None: Keras's own setting.
         kwargs: of keras.layers.Layer.
 
     Raises:
-        ValueError: an argument that is none of these, or a window wider than the depth under 'valid'.
+        ValueError: an invalid argument, or a window wider than the depth with 'valid'.
     """
 
     def __init__(
@@ -57,14 +57,14 @@ class DepthMaxPool2D(keras.layers.Layer):  # type: ignore[misc]
         self.input_spec = keras.layers.InputSpec(ndim=4)
 
     def call(self, inputs: Any) -> Any:
-        """y of inputs, one element a window."""
+        """Return y, one element per window."""
         arguments = (self.pool_size, self.strides, self.padding == "same", self._axis)
         if keras.backend.backend() == "tensorflow":
             return _for_tensorflow(*arguments)(inputs)
         return pool_windows(inputs, *arguments)
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
-        """The shape of y."""
+        """Return the shape of y."""
         shape = list(input_shape)
         channels = shape[self._axis]
         if channels is not None:
@@ -78,7 +78,7 @@ class DepthMaxPool2D(keras.layers.Layer):  # type: ignore[misc]
         return tuple(shape)
 
     def get_config(self) -> dict[str, Any]:
-        """What the layer is made again from."""
+        """Return the arguments that rebuild the layer."""
         return {
             **super().get_config(),
             "pool_size": self.pool_size,
@@ -99,7 +99,7 @@ def _positive(name: str, value: Any) -> int:
 
 
 def _layout(channels: Any, pool_size: int, strides: int, same: bool) -> tuple[Any, Any, Any]:
-    """(windows, channels padded before, after); numbers, or scalar tensors for an unknown depth."""
+    """Return (windows, channels padded before, after): numbers, or scalar tensors for an unknown depth."""
     if not same:
         return (channels - pool_size) // strides + 1, 0, 0
     count = -(-channels // strides)
@@ -112,19 +112,19 @@ def _layout(channels: Any, pool_size: int, strides: int, same: bool) -> tuple[An
 
 
 def pool_windows(x: Any, pool_size: int, strides: int, same: bool, axis: int) -> Any:
-    """y by k strided slices of x, in keras.ops: element i of every window at a time."""
+    """Return y from k strided slices of x, in keras.ops; slice i holds element i of every window."""
     return functools.reduce(_larger, _slices(x, pool_size, strides, same, axis))
 
 
 def _larger(best: Any, other: Any) -> Any:
-    # Not ops.maximum: at a tie some backends share its gradient, and some lose a NaN.
+    # Not ops.maximum: some backends split its gradient at a tie, and some lose a NaN.
     return keras.ops.where((other > best) | (other != other), other, best)  # noqa: PLR0124
 
 
 def _padded(
     x: Any, pool_size: int, strides: int, same: bool, axis: int
 ) -> tuple[Any, Any, Any, Any]:
-    """(x as it is pooled, where its first window begins, windows, channels padded before x's own)."""
+    """Return (padded x, start of its first window, windows, channels padded before x)."""
     channels = x.shape[axis]
     known = channels is not None
     count, before, after = _layout(
@@ -132,7 +132,7 @@ def _padded(
     )
     start: Any = 0
     if same and not (known and before == after == 0):
-        # As much as is ever missing is padded where the depth is unknown, and skipped by `start`.
+        # For an unknown depth, pad the largest possible amount and skip the excess by `start`.
         widths = (before, after) if known else (pool_size - 1, pool_size - 1)
         start = 0 if known else pool_size - 1 - before
         x = keras.ops.pad(x, _beside(axis, widths[0], widths[1], 4), constant_values=_lowest(x))
@@ -140,23 +140,23 @@ def _padded(
 
 
 def _slices(x: Any, pool_size: int, strides: int, same: bool, axis: int) -> list[Any]:
-    """Slice i holds element i of every window."""
+    """Return k slices; slice i holds element i of every window."""
     x, start, count, _ = _padded(x, pool_size, strides, same, axis)
     return _every(x, start, count, pool_size, strides, axis)
 
 
 def _every(x: Any, start: Any, count: Any, pool_size: int, strides: int, axis: int) -> list[Any]:
-    """Slice i holds element i of each of `count` windows, the first of which begins at `start`."""
+    """Return k slices; slice i holds element i of `count` windows, the first of which begins at `start`."""
     return [
         _slice(x, start + i, start + i + (count - 1) * strides + 1, strides, axis)
         for i in range(pool_size)
     ]
 
 
-def _stretches(x: Any, pool_size: int, strides: int, same: bool, axis: int) -> list[list[Any]]:
-    """_slices of one stretch of windows after another: those that reach beyond x apart from the rest.
+def _window_groups(x: Any, pool_size: int, strides: int, same: bool, axis: int) -> list[list[Any]]:
+    """Return _slices of up to three groups of windows: those that reach beyond x, and those that do not.
 
-    To read through a padding takes twice as long, and most windows have none.
+    Reading through padding takes twice as long, and most windows have none.
     """
     channels = x.shape[axis]
     if not same or channels is None:
@@ -166,7 +166,7 @@ def _stretches(x: Any, pool_size: int, strides: int, same: bool, axis: int) -> l
     last = min(count, (channels + before - pool_size) // strides + 1)
     if first >= last:
         return [_slices(x, pool_size, strides, same, axis)]
-    stretches = []
+    groups_of_slices = []
     for begin, end in ((0, first), (first, last), (last, count)):
         low, high = begin * strides - before, (end - 1) * strides - before + pool_size
         if begin < end:
@@ -174,8 +174,8 @@ def _stretches(x: Any, pool_size: int, strides: int, same: bool, axis: int) -> l
             if low < 0 or high > channels:
                 widths = _beside(axis, max(-low, 0), max(high - channels, 0), 4)
                 part = keras.ops.pad(part, widths, constant_values=_lowest(x))
-            stretches.append(_every(part, 0, end - begin, pool_size, strides, axis))
-    return stretches
+            groups_of_slices.append(_every(part, 0, end - begin, pool_size, strides, axis))
+    return groups_of_slices
 
 
 def _slice(x: Any, begin: Any, end: Any, step: int, axis: int) -> Any:
@@ -184,12 +184,12 @@ def _slice(x: Any, begin: Any, end: Any, step: int, axis: int) -> Any:
 
 
 def _beside(axis: int, before: Any, after: Any, ndim: int) -> list[tuple[Any, Any]]:
-    """Paddings of one axis."""
+    """Return the paddings of one axis."""
     return [(before, after) if i == axis else (0, 0) for i in range(ndim)]
 
 
 def _join(operation: Callable[[Any, Any], Any], parts: list[Any]) -> Any:
-    """The parts joined pair by pair: in a chain of k operations each waits for the one before."""
+    """Combine the parts pair by pair; in a chain of k operations each would wait for the previous one."""
     while len(parts) > 1:
         pairs = [operation(a, b) for a, b in zip(parts[::2], parts[1::2], strict=False)]
         parts = pairs + parts[len(pairs) * 2 :]
@@ -197,19 +197,19 @@ def _join(operation: Callable[[Any, Any], Any], parts: list[Any]) -> Any:
 
 
 def _lowest(x: Any) -> float | int:
-    """What never wins in a window: -inf, or the least whole number of the dtype."""
+    """Return the lowest value of the dtype: -inf, or the least integer."""
     dtype = keras.backend.standardize_dtype(x.dtype)
     return -float("inf") if "float" in dtype else int(np.iinfo(dtype).min)
 
 
 def _largest(slices: list[Any]) -> Any:
-    """Elementwise maximum of TensorFlow's tensors; NaN where one of them is."""
+    """Return the elementwise maximum of TensorFlow tensors; NaN where any of them is NaN."""
     import tensorflow as tf
 
     y = _join(tf.maximum, slices)
     if not y.dtype.is_floating:
         return y
-    # XLA's maximum loses a NaN. It is put back as a constant: without one a select is exported to
+    # XLA's maximum loses a NaN. It is restored as a constant: without one, a select is exported to
     # ONNX as a sum of products, in which the padding's -inf times zero is NaN everywhere.
     lost = _join(tf.logical_or, [part != part for part in slices])  # noqa: PLR0124
     return tf.where(lost, tf.constant(float("nan"), y.dtype), y)
@@ -217,17 +217,17 @@ def _largest(slices: list[Any]) -> Any:
 
 @functools.cache
 def _for_tensorflow(pool_size: int, strides: int, same: bool, axis: int) -> Callable[[Any], Any]:
-    """pool_windows as XLA compiles it, forward and backward.
+    """Return pool_windows compiled by XLA, forward and backward.
 
-    Called eagerly it is a compiled function of its own. Within a graph its operations are only marked for
-    the compiler: the graph stays one of plain operations, which exports and converters understand.
+    In eager mode it is a compiled function of its own. In a graph its operations are only marked for the
+    compiler, so that exporters and converters still see plain operations.
     """
     import tensorflow as tf
 
     compiled_scope = tf.xla.experimental.jit_scope
 
     def values(x: Any) -> Any:
-        parts = [_largest(part) for part in _stretches(x, pool_size, strides, same, axis)]
+        parts = [_largest(part) for part in _window_groups(x, pool_size, strides, same, axis)]
         return parts[0] if len(parts) == 1 else tf.concat(parts, axis)
 
     @tf.custom_gradient  # type: ignore[untyped-decorator]
@@ -240,32 +240,32 @@ def _for_tensorflow(pool_size: int, strides: int, same: bool, axis: int) -> Call
             return values(x), gradient
 
     def spread(x: Any, dy: Any) -> Any:
-        """dx: each window's dy at its winner, the first of its largest elements."""
+        """Return dx: the dy of each window at its winner, the first of its largest elements."""
         padded, start, count, before = _padded(x, pool_size, strides, same, axis)
-        # The winner is found again from x: to store it would cost every forward call that is not trained.
-        if strides == pool_size:  # windows that follow one another are a view
+        # Find the winner again from x: storing it would slow every forward call without training.
+        if strides == pool_size:  # adjacent windows are a view
             own = _slice(padded, start, start + count * pool_size, 1, axis)
             windows = tf.reshape(own, split(own, count, pool_size))
         else:
             windows = tf.stack(_slices(x, pool_size, strides, same, axis), axis + 1)
         winner = tf.argmax(windows, axis + 1, output_type=tf.int32)
-        # dx is written by groups of `strides` channels in their order: to scatter single elements takes
-        # several times as long. A window lies over the group it begins and over `turn` more.
-        turns = -(-pool_size // strides)
+        # Write dx in order, by groups of `strides` channels: scattering single elements takes several
+        # times as long. A window covers the group in which it begins and up to `groups` - 1 more.
+        groups = -(-pool_size // strides)
         dx = tf.zeros([], dy.dtype)
-        for turn in range(turns):
-            places = tf.range(strides)[(slice(None), *[None] * (3 - axis))] + turn * strides
+        for group in range(groups):
+            places = tf.range(strides)[(slice(None), *[None] * (3 - axis))] + group * strides
             won = tf.expand_dims(winner, axis + 1) == places
             part = tf.where(won, tf.expand_dims(dy, axis + 1), tf.zeros([], dy.dtype))
-            dx += tf.pad(part, _beside(axis, turn, turns - 1 - turn, 5))
-        dx = tf.reshape(dx, split(x, (count + turns - 1) * strides))
-        # Channels that no window reaches get nothing; those before x's own were padding.
+            dx += tf.pad(part, _beside(axis, group, groups - 1 - group, 5))
+        dx = tf.reshape(dx, split(x, (count + groups - 1) * strides))
+        # Channels outside every window get zero; the channels before x were padding.
         end = before + tf.shape(x)[axis]
         dx = tf.pad(dx, _beside(axis, 0, tf.maximum(end - tf.shape(dx)[axis], 0), 4))
         return tf.ensure_shape(_slice(dx, before, end, 1, axis), x.shape)
 
     def split(x: Any, *sizes: Any) -> list[Any]:
-        """The shape of x with its axis split into these sizes."""
+        """Return the shape of x with its axis split into these sizes."""
         shape = [tf.shape(x)[i] if size is None else size for i, size in enumerate(x.shape)]
         return [*shape[:axis], *sizes, *shape[axis + 1 :]]
 

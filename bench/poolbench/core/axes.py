@@ -1,4 +1,4 @@
-"""Axes: what a case can vary along, and how their values read as text.
+"""Axes: the dimensions of a case, and the text form of their values.
 
 An op declares its own axes; the standard ones come with the harness. Declarations are kept by op, and a
 journal's header carries them, so that a report can label the cases of an op that it cannot import.
@@ -48,7 +48,7 @@ def format_value(value: Value) -> str:
 
 
 class AxisInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The part of an axis that is plain data, as a journal's header carries it.
+    """The part of an axis that is plain data, for the header of a journal.
 
     Attributes:
         name: of the axis.
@@ -74,7 +74,7 @@ class Axis(Generic[V]):
         parse: text to value; raises ValueError.
         format: value to text, which `parse` reads back.
         default: the value of a case that gives none; None: each case must give one.
-        choices: all values, where they are few.
+        choices: all values, if they are few.
         scope: where a value takes effect.
         kind: how a report draws it.
         prefix: precedes a value in labels: 'k' in 'k3'.
@@ -110,7 +110,7 @@ class Axis(Generic[V]):
         """Return a value, or the text of one, as a checked value of this axis.
 
         Raises:
-            UsageError: in one line, what the axis takes.
+            UsageError: the value is invalid; the text says what the axis takes.
         """
         given: Any = tuple(value) if isinstance(value, list) else value
         text = given.strip() if isinstance(given, str) else self.format(given)
@@ -122,7 +122,7 @@ class Axis(Generic[V]):
             ) from None
 
     def label(self, value: V) -> str:
-        """Return a value as labels show it: 'k3'."""
+        """Format a value for labels: 'k3'."""
         return self.prefix + self.format(value)
 
     def _expected(self) -> str:
@@ -205,7 +205,7 @@ def parse_device(text: str) -> str:
 
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 
-# Every op has these; they come behind its own in labels and tables.
+# Every op has these axes; labels and tables show them after its own.
 STANDARD: Mapping[str, Axis[Any]] = {
     axis.name: axis
     for axis in (
@@ -231,10 +231,10 @@ _DECLARED: dict[str, dict[str, Axis[Any]]] = {}
 
 
 def declare(op: str, axes: Iterable[Axis[Any]]) -> None:
-    """Keep an op's own axes, to be found by `axes_of`; the standard ones are added.
+    """Store an op's own axes, and the standard ones, for `axes_of`.
 
     Raises:
-        UsageError: two axes of one name.
+        UsageError: two axes have the same name.
     """
     own = list(axes)
     names = [axis.name for axis in own] + list(STANDARD)
@@ -244,14 +244,14 @@ def declare(op: str, axes: Iterable[Axis[Any]]) -> None:
 
 
 def declare_infos(op: str, infos: Sequence[AxisInfo]) -> None:
-    """Keep what a journal's header says of an op's axes, unless the op itself has declared them."""
+    """Store the axes that a journal's header lists, unless the op is registered here."""
     if op not in _DECLARED:
         declare(op, (_from_info(info) for info in infos if info.name not in STANDARD))
 
 
 def _from_info(info: AxisInfo) -> Axis[Any]:
     def parse(text: str) -> Value:
-        # The op that could check the text is not here; what it wrote has the type of its default.
+        # The op is not registered here, so the type is inferred from the text.
         if re.fullmatch(r"\d{1,9}(x\d{1,9}){1,15}", text):
             return tuple(map(int, text.split("x")))
         return int(text) if re.fullmatch(r"-?\d{1,15}", text) else text
@@ -263,7 +263,7 @@ def _from_info(info: AxisInfo) -> Axis[Any]:
 
 
 def is_declared(op: str) -> bool:
-    """Whether the op's own axes are known."""
+    """Tell whether the op's own axes are known."""
     return op in _DECLARED
 
 
@@ -273,12 +273,12 @@ def axes_of(op: str) -> Mapping[str, Axis[Any]]:
 
 
 def label_value(op: str, name: str, value: Value) -> str:
-    """Return a value as labels show it: 'k3'."""
+    """Format a value for labels: 'k3'."""
     axis = axes_of(op).get(name)
     return format_value(value) if axis is None else axis.label(value)
 
 
 def is_usual(op: str, name: str, value: object) -> bool:
-    """Whether the value says no more than "as usual": labels leave it out."""
+    """Tell whether labels omit the value, because it is the default of a quiet axis."""
     axis = axes_of(op).get(name)
     return axis is not None and axis.quiet and axis.default == value

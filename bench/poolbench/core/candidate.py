@@ -17,13 +17,13 @@ Snippet = Callable[[Case], str]
 
 @dataclass(frozen=True, kw_only=True)
 class KnownFailure:
-    """A documented failure: where it is expected, how its error reads, and the reason.
+    """A documented failure: the cases, the text of the error, and the reason.
 
     Attributes:
         when: the cases in which it is expected.
         matches: regular expression that the error's text must match.
         reason: one sentence for the reader.
-        issue: the upstream issue, 'tensorflow#636', where there is one.
+        issue: the upstream issue, 'tensorflow#636', if there is one.
     """
 
     when: Callable[[Case], bool]
@@ -41,11 +41,11 @@ class Candidate:
         name: 'lambda-max_pool'; unique within the op.
         form: 'function' or 'layer' (the cost of a Keras layer's call is then part of it).
         framework: 'tensorflow', 'keras' or 'numpy'.
-        about: one line on what it is.
+        about: a description in one line.
         build: called in the worker with the case; returns a function of the op's inputs.
         failures: its documented failures.
         file: the file that registers it; workers import it by this path.
-        builtin: whether it ships with the package; a user's own joins every case of its op.
+        builtin: whether it ships with the package; a user's candidate joins every case of its op.
         snippet: code to paste for a case, at most ten lines that define `pool`; None: show `build`.
     """
 

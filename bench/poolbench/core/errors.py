@@ -1,7 +1,4 @@
-"""Errors: what the user asked wrongly, what the disk refuses, what a worker died of; an exception as text.
-
-The one place that turns an exception into a status and into one line.
-"""
+"""Errors of the user, of the store and of workers, and their conversion to a status and one line of text."""
 
 from __future__ import annotations
 
@@ -26,15 +23,15 @@ STATUSES: tuple[Status, ...] = get_args(Status)
 
 
 class UsageError(ValueError):
-    """An invalid request; the text is one line that says what to type."""
+    """An invalid request; the text is one line and says what to type instead."""
 
 
 class NotRunError(Exception):
-    """What is asked for cannot be measured here; the text is one line that says why."""
+    """A case that cannot be measured here; the text is the reason in one line."""
 
 
 class StoreError(Exception):
-    """A run that cannot be read or written; the text is one line that says why and what to do."""
+    """A run that cannot be read or written; the text is one line with the reason and what to do."""
 
 
 class WorkerFailure(Exception):  # noqa: N818 (a result, not a programming error)
@@ -43,8 +40,8 @@ class WorkerFailure(Exception):  # noqa: N818 (a result, not a programming error
     Attributes:
         status: error, crashed, out_of_memory or timeout.
         reason: one line.
-        tail: the end of what the worker printed.
-        lost: whether the worker's state is gone with it.
+        tail: the end of the worker's output.
+        lost: whether the worker's state is lost.
         blameless: whether it was lost before the task began, so that the task is not the cause.
     """
 
@@ -70,14 +67,14 @@ _FULL = re.compile(r"RESOURCE_EXHAUSTED|CUDA_ERROR_OUT_OF_MEMORY|out of memory",
 
 
 def status_of(error: BaseException) -> Status:
-    """Return out_of_memory for what Python and TensorFlow raise when memory is full, else error."""
+    """Return the status of an exception: not_run, out_of_memory or error."""
     if isinstance(error, NotRunError):
         return "not_run"
     return "out_of_memory" if _memory_of(error) else "error"
 
 
 def reason_of(error: BaseException) -> str:
-    """Return the exception in one line; for a full memory, preceded by which one: host or device."""
+    """Return the exception in one line; out of memory is preceded by 'host memory' or 'device memory'."""
     if isinstance(error, NotRunError):
         return printable(str(error))
     memory = _memory_of(error)
@@ -95,7 +92,7 @@ def _memory_of(error: BaseException) -> str:
     return ""
 
 
-# A graph's error puts the Python stack before what went wrong, which a limited line would cut off.
+# A graph's error prints the Python stack before the message, which the length limit would then cut off.
 _STACK_LINE = re.compile(
     r"\s*File \"|Graph execution error:|in user code:|Detected at node .* defined at|\s*\[\[\{\{node"
 )
@@ -105,7 +102,7 @@ def one_line(error: BaseException, limit: int = 400) -> str:
     """Return an exception's type and text in one line of at most `limit` characters."""
     try:
         said = str(error)
-    except Exception:  # noqa: BLE001 (a candidate's own exception may not even have a text)
+    except Exception:  # noqa: BLE001 (str() of a candidate's own exception may fail)
         said = "(its text cannot be made)"
     said = "\n".join(line for line in said.splitlines() if not _STACK_LINE.match(line))
     text = printable(" ".join(f"{type(error).__name__}: {said[: 10 * limit]}".split()))
@@ -113,7 +110,7 @@ def one_line(error: BaseException, limit: int = 400) -> str:
 
 
 def printable(text: str) -> str:
-    """Return the text as it may be stored and shown.
+    """Return the text in a form that is safe to store and show.
 
     Control characters and lone surrogates are escaped, because the text reaches terminals. Paths of
     the project and of its libraries are shortened, because results are published.

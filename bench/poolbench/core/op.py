@@ -26,10 +26,10 @@ class TensorSpec:
     """One input of an op.
 
     Attributes:
-        shape: of any rank, as it lies in memory.
+        shape: of any rank, in memory order.
         dtype: name of a NumPy dtype, or 'bfloat16'.
-        fill: 'normal', 'relu' (half of it zeros), 'uniform' in [0, 1), 'integers' from 0 to 99, or a function of
-            (generator, count) that returns so many values.
+        fill: 'normal', 'relu' (half zeros), 'uniform' in [0, 1), 'integers' from 0 to 99, or a function of
+            (generator, count) that returns `count` values.
         differentiable: whether training computes its gradient.
     """
 
@@ -46,7 +46,7 @@ class TensorSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class Tolerance:
-    """How far a correct answer may be from the reference: |y - reference| <= absolute + relative |reference|."""
+    """The allowed error of an output: |y - reference| <= absolute + relative * |reference|."""
 
     relative: float
     absolute: float
@@ -63,7 +63,7 @@ class Traffic:
 
 @dataclass(frozen=True)
 class GradientCheck:
-    """How a gradient is held against the reference: exactly, or within windows whose elements tie.
+    """The comparison of a gradient with the reference: exact, or within windows whose elements tie.
 
     Attributes:
         window_sum: (array shaped as the input, case) -> array shaped as y, the sum over each window; None: the
@@ -77,16 +77,16 @@ exact = GradientCheck()
 
 
 def ties_within(window_sum: Callable[[Array, Case], Array]) -> GradientCheck:
-    """Return a check that lets tied elements of a window share its gradient as they like."""
+    """Return a check that allows any split of a window's gradient among tied elements."""
     return GradientCheck(window_sum)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Op:
-    """An operation: its inputs, the correct answer, and where its candidates are compared.
+    """An operation: its inputs, its reference, and the sweeps in which its candidates compete.
 
-    Candidates take the inputs as positional arguments in declared order. In training they take the gradient of
-    the output behind them, and return (y, the gradient of each differentiable input).
+    Candidates take the inputs as positional arguments in declared order. In training they also take the gradient
+    of the output, last, and return (y, the gradient of each differentiable input).
 
     Attributes:
         name: 'depth_max_pool'.
@@ -100,7 +100,7 @@ class Op:
         tolerance: case -> Tolerance; None: the default of the dtype.
         traffic: case -> Traffic; None: the bytes of all inputs and outputs.
         baseline: the candidate that ratios are taken to.
-        also_compare_to: further candidates that the report gives ratios to, the textbook's first.
+        also_compare_to: further candidates that the report shows ratios to, the textbook's first.
         sweeps: 'default', 'quick', 'full', 'gpu'; 'default' is required.
         file: the file that registers it.
         builtin: whether it ships with the package.
@@ -152,11 +152,11 @@ class Op:
         return Traffic(read_nbytes=read + written, written_nbytes=written + gradients)
 
     def output_size(self, case: Case) -> int:
-        """Return the number of elements of y, which the reference tells."""
+        """Return the number of elements of y, as the reference computes it."""
         return int(np.prod(self.output_shape(case), dtype=np.int64))
 
     def output_shape(self, case: Case) -> tuple[int, ...]:
-        """Return the shape of y, which the reference tells: inputs of zeros take no memory."""
+        """Return the shape of y, as the reference computes it from broadcast zeros, which take no memory."""
         zeros = (
             np.broadcast_to(reference_zero(s.dtype), s.shape) for s in self.inputs(case).values()
         )

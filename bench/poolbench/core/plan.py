@@ -1,4 +1,4 @@
-"""What a race is asked: its contenders, the worker process of each, and how long it runs. Plain data."""
+"""The request for a race: its contenders, their worker processes, and its duration. Plain data."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import msgspec
 
 from poolbench.core.case import Case
 
-# The bandwidth probes that race beside the candidates.
+# The bandwidth probes, timed in the same rounds as the candidates.
 PROBES = ("bandwidth-read", "bandwidth-write", "bandwidth-copy")
 
 
 class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """What a worker process fixes for its whole life, because no framework can change it once started.
+    """The settings of a worker process that a framework cannot change after it has started.
 
     Attributes:
         interpreter: path of the Python that runs it; '' for the one that runs this.
         backend: the framework that is imported at the start: 'tensorflow', or 'numpy' for none.
-        threads: intra-op threads; 0 leaves the framework's own choice, every core.
-        logical_devices: logical devices that the machine's CPU is split into.
+        threads: intra-op threads; 0 keeps the framework's default, every core.
+        logical_devices: number of logical devices that the CPU is split into.
         deterministic: op determinism.
         environment: environment variables that are set before anything is imported.
     """
@@ -37,16 +37,16 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How long and how often a race runs.
+    """The duration and the repetitions of a race.
 
     Attributes:
         processes: fresh processes.
-        allocations: times that inputs are allocated in each.
-        rounds: at most in one allocation. Many short rounds, whose median stands, ride out a machine that
-            changes its speed from one hundredth of a second to the next.
+        allocations: input allocations per process.
+        rounds: maximum per allocation. Many short rounds average over a machine whose speed changes within
+            10 ms.
         block_seconds: timed calls of one contender in one round, at least one call; longer on a GPU.
-        budget_seconds: of rounds in all processes together.
-        precision: half-width of the 95% interval of the ratio that the number of rounds aims at.
+        budget_seconds: of rounds, over all processes.
+        precision: target half-width of the 95% interval of a ratio.
         margin: equivalence margin of the verdict.
         timeout_seconds: for each task of a worker.
         early_stop_ratio: a contender this many times slower than the baseline stops after one process.
@@ -68,13 +68,13 @@ class Plan:
     seed: int = 0
 
 
-# The fields in which the races of a sweep differ from Plan's defaults; an option of the command replaces them.
+# The fields in which a sweep differs from Plan's defaults; command-line options take precedence.
 PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "default": {},
         "quick": {"processes": 5, "budget_seconds": 4.0},
         "full": {"budget_seconds": 16.0},
-        # Processes agree by the device's own clock, and to open a case takes as long as to race it.
+        # Processes agree by the device's own clock, and opening a case takes as long as racing it.
         "gpu": {"processes": 3, "allocations": 3, "budget_seconds": 2.0},
     }
 )
@@ -87,7 +87,7 @@ class Contender:
     Attributes:
         candidate: its name.
         worker: the process that it runs in.
-        label: tells apart contenders of one candidate, 'head'; '' where there is one.
+        label: distinguishes contenders of the same candidate, 'head'; '' for a single one.
     """
 
     candidate: str
@@ -102,7 +102,7 @@ class Contender:
 
 @dataclass(frozen=True, kw_only=True)
 class RaceSpec:
-    """A race that is asked for.
+    """The request for one race.
 
     Attributes:
         case: what every contender computes.

@@ -1,7 +1,7 @@
-"""What was seen: the records of a run, as they are stored.
+"""The records of a run as they are stored. Plain data: msgspec only.
 
-Pure: msgspec only. Every record is a frozen struct with a tag, so that a journal is a list of one
-tagged union; statistics are derived from the records (poolbench.stats.estimate), never stored in them.
+Every record is a frozen struct with a tag, so that a journal is a list of one tagged union. Statistics are
+derived from the records (poolbench.stats.estimate) and never stored.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ STATUSES = errors.STATUSES
 class Record(
     msgspec.Struct, frozen=True, kw_only=True, tag_field="type", forbid_unknown_fields=True
 ):
-    """A line of the journal."""
+    """One entry of the journal."""
 
 
 class Environment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -33,7 +33,7 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         machine: processor, its features, cores, memory, caches, operating system.
         devices: name to description, as TensorFlow sees them: {'cpu:0': 'Intel Xeon ...'}.
         versions: package to version, Python's included.
-        settings: environment variables that matter and their values.
+        settings: relevant environment variables and their values.
         source: commit and whether the tree was dirty.
     """
 
@@ -51,8 +51,8 @@ class Header(Record, frozen=True, kw_only=True, tag="header"):
         schema: version of this schema.
         run: the run's name.
         created: UTC, ISO 8601, to the second.
-        environments: by node name ('local', or the fleet's nodes, which later lines refer to).
-        options: what the user asked: sweep, axes, processes, precision, budget, timeout, ...
+        environment: of the machine that measures, or of the driver of a Ray cluster.
+        options: of the command: sweep, axes, processes, precision, budget, timeout, ...
         seed: of the inputs and of the order of rounds.
         axes: by op, its axes, so that a report can label cases whose op it cannot import.
     """
@@ -73,7 +73,7 @@ class Node(Record, frozen=True, kw_only=True, tag="node"):
     environment: Environment
 
 
-# What a journal may count: whatever reads JSON holds whole numbers below this exactly.
+# Every JSON reader represents integers below this exactly.
 MAX_COUNT = 1 << 53
 Count = Annotated[int, msgspec.Meta(ge=0, lt=MAX_COUNT)]
 
@@ -82,10 +82,10 @@ class Samples(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """The blocks of one contender, as columns of equal length.
 
     Attributes:
-        process, allocation, round: where the block sits; contenders pair by these three.
+        process, allocation, round: position of the block; contenders are paired by these three.
         calls: calls in the block.
-        seconds: seconds a call in the block (the sample).
-        contended: 1 where something else used the machine during the block.
+        seconds: seconds per call in the block (the sample).
+        contended: 1 if there was background load during the block.
     """
 
     process: tuple[Count, ...] = ()
@@ -99,19 +99,19 @@ class Samples(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         return len(self.seconds)
 
 
-FASTER_THAN_LIMIT = "faster-than-limit"  # a flag: the memory allows no such time
+FASTER_THAN_LIMIT = "faster-than-limit"  # a flag: faster than the bandwidth limit
 
 
 class Accuracy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A candidate's answer held against the float64 reference.
+    """A candidate's output compared with the float64 reference.
 
     Attributes:
-        worst: the largest error over its bound, values and gradient; 1 is at the bound.
-        max_relative, max_absolute: largest error of the values y.
+        worst: the largest error over its tolerance, of output and gradient; 1 is at the tolerance.
+        max_relative, max_absolute: largest error of the output y.
         gradient_worst: the same ratio for dx alone; None when forward.
         tie: where a tie's gradient goes: 'first', 'last', 'split', 'one' (some other one), 'none'
             (no tie in these inputs), or None when forward.
-        bound: the bound in words, 'relative 1e-06, absolute 0'.
+        bound: the tolerance as text, 'relative 1e-06, absolute 0'.
     """
 
     worst: float
@@ -123,21 +123,19 @@ class Accuracy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class Contention(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What else the machine did during a race. None: this system does not let us see it.
+    """Background load during a race. None: the system does not provide the value.
 
     Attributes:
         steal: share of the processors' time that the hypervisor took.
         others: share of the processors' time that other processes used.
-        blocks_marked, blocks_redone: blocks under contention, and those done again.
+        blocks_marked, blocks_redone: blocks under background load, and those repeated.
         involuntary_switches: of the workers.
-        cores_distant: share of the blocks that were timed while the host had this machine's two processors far from
-            each other.
-        smt_sibling_busy: share of the probes at which the other hardware thread of a core was busy with
-            another guest of the host.
+        cores_distant: share of the blocks timed while the machine's two processors were on distant cores.
+        smt_sibling_busy: share of the tests that found the SMT sibling busy with another guest of the host.
         device_clock_mhz: lowest and highest clock of a GPU at the ends of its rounds.
         device_celsius: its highest temperature.
-        device_slowdowns: why its clock was held down, in words.
-        device_others: largest share of its processors' time that others took.
+        device_slowdowns: reasons for a lower clock, in words.
+        device_others: largest share of its multiprocessors' time that other processes used.
     """
 
     steal: float | None
@@ -157,29 +155,29 @@ Clock = Literal["wall", "device"]
 
 
 class Measurement(Record, frozen=True, kw_only=True, tag="measurement"):
-    """What one contender did in one case.
+    """The result of one contender in one case.
 
     Attributes:
-        case, op's candidate, form: what was asked.
+        case, candidate, form: of the request.
         kind: 'candidate', or 'probe' for the memory bandwidth limit ('bandwidth-read', '-write', '-copy').
-        status: one of STATUSES; `reason` says why it is not ok, in one line; `tail` is the end of
-            what the worker printed.
+        status: one of STATUSES; `reason` says in one line why it is not ok; `tail` is the end of
+            the worker's output.
         issue: the upstream issue of a documented failure.
         baseline: the candidate that ratios are taken to.
-        clock: what the samples are of: 'wall', a call from Python until it has returned; or 'device', the
-            time in a call in which the GPU was at work, by its own clock.
-        samples: raw, in seconds a call.
-        wall_samples: the same calls' wall time where the samples are of the device; else empty.
-        first_call_seconds: trace, compile and run, one a process; AutoGraph has converted the Python before.
-        accuracy: against the reference; None for probes and where it did not run.
+        clock: of the samples: 'wall', from the call in Python until it returns, or 'device', the time per call
+            during which the GPU ran kernels, by its own clock.
+        samples: raw, in seconds per call.
+        wall_samples: wall time of the same calls if the samples are device times; else empty.
+        first_call_seconds: trace, compile and run, one per process, without AutoGraph's conversion.
+        accuracy: against the reference; None for probes and candidates that did not run.
         read_nbytes, written_nbytes: fewest bytes that a call must read and write.
         peak_nbytes: peak of the device's memory above the inputs; None: not measured.
-        stopped early: stopped after the first process, at ten times the baseline: no interval.
+        stopped_early: whether it stopped after the first process, at ten times the baseline; no interval then.
         flags: 'faster-than-limit', ...; words of `poolbench.engine.recorder.FLAGS`.
         contention: of the race.
         node: the machine, 'local' or a Node's name.
-        device_seconds: median device time a call, from the profiler; None: not measured.
-        joules: energy a call; None: not measured.
+        device_seconds: median device time per call, from the profiler; None: not measured.
+        energy_joules: per call; None: not measured.
     """
 
     case: Case
@@ -208,14 +206,14 @@ class Measurement(Record, frozen=True, kw_only=True, tag="measurement"):
 
 
 def samples_by(measurement: Measurement, clock: Clock) -> Samples:
-    """Its samples by this clock; none where it has no such."""
+    """Return the samples by this clock; empty if it has none."""
     if measurement.clock == clock:
         return measurement.samples
     return measurement.wall_samples if clock == "wall" else Samples()
 
 
 def common_clock(one: Clock, other: Clock) -> Clock:
-    """The clock that two are compared by: the device's where both have it."""
+    """Return the clock for comparing two measurements: 'device' if both have it."""
     return "device" if one == other == "device" else "wall"
 
 
@@ -230,7 +228,7 @@ class MatrixCell(Record, frozen=True, kw_only=True, tag="matrix_cell"):
         device: 'cpu:0', ...
         state: pass, wrong (a wrong answer), unsupported (a documented error), error, crashed,
             timeout, not_run.
-        evidence: what was seen, in words: the error's text, the size of the error, the rule at a tie.
+        evidence: the observation in words: text or size of the error, treatment of a tie.
         figures: numbers behind the evidence.
         issue: upstream issue.
     """
@@ -247,21 +245,21 @@ class MatrixCell(Record, frozen=True, kw_only=True, tag="matrix_cell"):
 
 
 class TraceSummary(Record, frozen=True, kw_only=True, tag="trace_summary"):
-    """Where the time and memory of a traced step went.
+    """The time and memory of a traced step by operation.
 
     Attributes:
-        case, candidate: what was traced; `trace` names its folder under traces/plugins/profile/.
+        case, candidate: of the step; `trace` names its folder under traces/plugins/profile/.
         steps: how many steps the trace holds.
-        step_seconds: seconds a step, traced: never a benchmark.
-        parts: one dict an operation: kind ('eager', 'tf_op', 'hlo', 'kernel'), name, seconds a step, count a
-            step, nbytes.
+        step_seconds: seconds per traced step; not a benchmark.
+        parts: one dict per operation: kind ('eager', 'tf_op', 'hlo', 'kernel'), name, seconds per step, count
+            per step, nbytes.
         peak_nbytes, allocated_nbytes, freed_nbytes: from the trace's memory events.
-        threads_busy: mean number of threads at work during a step.
-        compiler_nbytes: the compiler's own figure for the peak, under XLA.
-        covered: by kind of part, the share of the steps' time in which one was under way.
-        device_seconds: seconds a step in which the GPU ran a kernel: the third clock.
-        launches: kernels a step on the GPU.
-        gap_seconds: seconds a step between its first and last kernel in which none ran.
+        threads_busy: mean number of busy threads during a step.
+        compiler_nbytes: the compiler's own figure for the peak, with XLA.
+        covered: by kind of part, the share of the steps' time during which one was running.
+        device_seconds: seconds per step during which the GPU ran a kernel.
+        launches: kernels per step on the GPU.
+        gap_seconds: seconds per step between its first and last kernel during which none ran.
     """
 
     case: Case
@@ -284,17 +282,17 @@ class TraceSummary(Record, frozen=True, kw_only=True, tag="trace_summary"):
 
 
 class Selftest(Record, frozen=True, kw_only=True, tag="selftest"):
-    """What the harness proved of itself on this machine.
+    """False alarms, power and noise floor, measured on this machine.
 
     Attributes:
         injected: the slowdown that was injected, 0 for A/A.
         margin: the equivalence margin that the verdicts used.
         comparisons, faster, slower, same, undecided: counts of verdicts.
-        noise_floor: 95th percentile of the A/A log ratio's size.
-        seconds: what it took.
+        noise_floor: 95th percentile of the absolute A/A log ratio.
+        seconds: duration.
         kind: 'aa', an op with itself; 'injected', a known slowdown.
         power: share of the comparisons that got SLOWER; None for A/A.
-        figures: how it was raced: case, processes, allocations, races, share of blocks contended.
+        figures: of the races: case, processes, allocations, count, share of blocks under background load.
     """
 
     injected: float
@@ -311,20 +309,20 @@ class Selftest(Record, frozen=True, kw_only=True, tag="selftest"):
     figures: dict[str, float | int | str | None] = {}
 
 
-HEAD = "-head"  # how the name of a network's head ends
+HEAD = "-head"  # suffix of the name of a model's head
 ALL_POOLING = "all pooling"
 
 
 class ModelResult(Record, frozen=True, kw_only=True, tag="model"):
-    """Does the choice matter in a whole network: one model, direction and candidate.
+    """The effect of one implementation on a whole model, in one direction.
 
     Attributes:
         model: 'textbook', 'resnet50', ...
         direction: 'forward' or 'training'; batch: its batch size; mode as in Case.
-        candidate: the candidate that was put in place; `op` its op.
+        candidate: the implementation that replaced the original; `op` is its op.
         status, reason: as in Measurement.
-        samples: seconds a step.
-        share: share of the step that pooling takes, with its 95% interval (low, middle, high).
+        samples: seconds per step.
+        share: pooling's share of the step, with its 95% interval (low, middle, high).
         figures: throughput and latency percentiles, peak memory, by name with its unit.
     """
 
@@ -343,7 +341,7 @@ class ModelResult(Record, frozen=True, kw_only=True, tag="model"):
 
 
 class TimeBreakdown(Record, frozen=True, kw_only=True, tag="time"):
-    """Where the run's wall time went, seconds by kind; the last line of a run that ended by itself.
+    """The wall time of a run by kind, in seconds; the last line of a run that was not interrupted.
 
     Attributes:
         seconds: 'start' (workers), 'samples', 'warmup', 'first_calls', 'allocation', 'checks',

@@ -45,7 +45,7 @@ class Registry:
         return op
 
     def add_candidate(self, entry: Candidate) -> Candidate:
-        """Add a candidate; the same rule for a second time."""
+        """Add a candidate; adding it again from the same file replaces it."""
         key = (entry.op, entry.name)
         known = self.candidates.get(key)
         if known is not None and known.file != entry.file:
@@ -85,14 +85,14 @@ class Registry:
             axes = [STANDARD[name]]
         if not axes:
             raise UsageError(self.unknown_axis(name))
-        # Ops may share a name and differ in the values that they take: the last says what is wrong.
+        # Ops may share an axis name and take different values: the last one raises the error.
         for axis in axes[:-1]:
             with contextlib.suppress(UsageError):
                 return name, tuple(dict.fromkeys(axis.read(value) for value in texts))
         return name, tuple(dict.fromkeys(axes[-1].read(value) for value in texts))
 
     def unknown_axis(self, name: str) -> str:
-        """Return the message of an axis that no op has."""
+        """Return the error message for an axis that no op has."""
         known = ", ".join(self.axis_names())
         return f"no op has an axis {name!r}; there are {known} (--axis NAME=...)"
 
@@ -119,7 +119,7 @@ REGISTRY = Registry()
 
 
 def register(op: Op) -> Op:
-    """Add an op to the registry, from the file that calls this."""
+    """Register an op from the calling file."""
     return REGISTRY.add_op(replace(op, file=op.file or _caller_file()))
 
 

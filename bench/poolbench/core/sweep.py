@@ -17,12 +17,12 @@ Rule = Callable[[Case], bool]
 
 @dataclass(frozen=True, kw_only=True)
 class SweepPart:
-    """Some cases of a sweep: axes that are multiplied or zipped, and the candidates that race there.
+    """A set of cases: axes that are multiplied or zipped, and the candidates that compete in them.
 
     Attributes:
         axes: axis name to its values.
-        zipped: step through the axes together (they are of equal length) instead of multiplying.
-        candidates: names that race in these cases; empty means every candidate of the op.
+        zipped: step through the axes together (of equal length) instead of multiplying them.
+        candidates: names that compete in these cases; empty: every candidate of the op.
     """
 
     axes: Mapping[str, tuple[Value, ...]] = field(default_factory=dict)
@@ -56,13 +56,13 @@ def zipped(*, candidates: Sequence[str] = (), **axes: Sequence[Value]) -> SweepP
     part = SweepPart(
         axes={k: tuple(v) for k, v in axes.items()}, zipped=True, candidates=tuple(candidates)
     )
-    list(part.rows())  # unequal lengths are the author's error: say so where the sweep is written
+    list(part.rows())  # raise the error of unequal lengths where the sweep is written
     return part
 
 
 @dataclass(frozen=True, kw_only=True)
 class SweepCase:
-    """A case of a sweep and the candidates that race in it (empty: all of the op's)."""
+    """A case of a sweep and the candidates that compete in it (empty: all of the op)."""
 
     case: Case
     candidates: tuple[str, ...]
@@ -70,13 +70,13 @@ class SweepCase:
 
 @dataclass(frozen=True)
 class Sweep:
-    """Parts that vary a base case, and the rules that leave senseless combinations out.
+    """Parts that vary a base case, and rules that exclude combinations.
 
     Attributes:
-        parts: what varies; one part may stand by itself.
-        base: values of the axes that a part does not vary; an axis' default where there is none. `Op.sweep`
+        parts: one part, or several.
+        base: values of the axes that a part does not vary; other axes take their default. `Op.sweep`
             completes them to a Case.
-        rules: a case is left out if one of them is false of it.
+        rules: a case is excluded if one of them returns False.
     """
 
     parts: tuple[SweepPart, ...] | SweepPart = SweepPart()
@@ -122,7 +122,7 @@ class Sweep:
                     found[case] = part.candidates
                 elif found[case] and part.candidates:
                     found[case] = tuple(dict.fromkeys(found[case] + part.candidates))
-                else:  # one of the two parts races them all
+                else:  # one of the two parts takes all candidates
                     found[case] = ()
         return [SweepCase(case=case, candidates=names) for case, names in found.items()]
 
@@ -131,7 +131,7 @@ class Sweep:
         return [planned.case for planned in self.planned()]
 
     def replace(self, axis: str, values: Sequence[Value]) -> Sweep:
-        """Return the sweep with an axis' values replaced: what `--axis NAME=V1,V2` does.
+        """Return the sweep with the values of an axis replaced, for `--axis NAME=V1,V2`.
 
         The values replace the axis wherever it varies and the first becomes the base case's. An axis that
         varies nowhere is multiplied with every part. A sweep whose op lacks the axis stays as it is.

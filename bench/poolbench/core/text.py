@@ -1,4 +1,4 @@
-"""Numbers as text: base units in, what a reader likes out."""
+"""Format numbers in base units as text."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ NBYTES = ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"), (1, "B"))
 
 
 def significant(value: float, digits: int = 3) -> str:
-    """The value with so many significant digits and no exponent: 7.5, 120, 0.0042."""
+    """Return the value with this many significant digits and no exponent: 7.5, 120, 0.0042."""
     if value == 0 or not math.isfinite(value):
         return str(value) if not math.isfinite(value) else "0"
     places = max(0, digits - 1 - math.floor(math.log10(abs(value))))
@@ -19,32 +19,32 @@ def significant(value: float, digits: int = 3) -> str:
 
 
 def format_seconds(value: float) -> str:
-    """'1.20 ms' from 0.0012; '' from nan."""
+    """Return '1.20 ms' from 0.0012; '' from nan."""
     return _scaled(value, SECONDS)
 
 
 def format_nbytes(value: float) -> str:
-    """'38.5 MiB'; '' from nan."""
+    """Return '38.5 MiB' from bytes; '' from nan."""
     return _scaled(value, NBYTES)
 
 
 def format_bandwidth(value: float) -> str:
-    """'12.3 GB/s' from bytes a second; '' from nan."""
+    """Return '12.3 GB/s' from bytes per second; '' from nan."""
     return f"{significant(value / 1e9)} GB/s" if math.isfinite(value) else ""
 
 
 def format_times(value: float) -> str:
-    """'5.20x'; '' from nan."""
+    """Return '5.20x' from a ratio; '' from nan."""
     return f"{significant(value)}x" if math.isfinite(value) else ""
 
 
 def format_share(value: float) -> str:
-    """'91%' from 0.91; '1.3%' from 0.013; '' from nan."""
+    """Return '91%' from 0.91, '1.3%' from 0.013; '' from nan."""
     return f"{significant(100 * value, 2)}%" if math.isfinite(value) else ""
 
 
 def format_count(value: float) -> str:
-    """'12'; '' from nan."""
+    """Return '12' from a count; '' from nan."""
     return f"{int(value)}" if math.isfinite(value) else ""
 
 
@@ -69,12 +69,12 @@ FORMATTERS: dict[str, Callable[[float], str]] = {
 
 
 def format_value(value: float, unit: str) -> str:
-    """`format_value(0.0012, "s") == "1.20 ms"`; units are the keys of FORMATTERS."""
+    """Return a value with its unit: `format_value(0.0012, "s") == "1.20 ms"`; units are the keys of FORMATTERS."""
     return FORMATTERS[unit](value)
 
 
 def with_interval(value: float, low: float, high: float, unit: str = "x") -> str:
-    """'5.20x [4.90, 5.50]'; without an interval just '5.20x'; '' from nan."""
+    """Return '5.20x [4.90, 5.50]', or '5.20x' without an interval; '' from nan."""
     if not math.isfinite(value):
         return ""
     middle = format_value(value, unit)
@@ -86,7 +86,7 @@ def with_interval(value: float, low: float, high: float, unit: str = "x") -> str
 
 
 def inverse(value: float, low: float, high: float) -> tuple[float, float, float]:
-    """A time ratio with its interval as a speed-up: 1/x, the ends exchanged."""
+    """Return a time ratio with its interval as a speed-up: 1/x, the ends exchanged."""
     return (_one_over(value), _one_over(high), _one_over(low))
 
 
@@ -95,14 +95,14 @@ def _one_over(value: float) -> float:
 
 
 def join_names(names: list[str] | tuple[str, ...]) -> str:
-    """'a, b and c'."""
+    """Return 'a, b and c'."""
     if len(names) < 2:
         return "".join(names)
     return f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def one_line(text: str, limit: int = 300) -> str:
-    """The text without line breaks or control characters, cut to a limit."""
+    """Return the text without line breaks or control characters, cut to a limit."""
     if not text.isprintable():
         text = "".join(c if c.isprintable() else " " for c in text)
     flat = " ".join(text.split())
@@ -113,5 +113,5 @@ MARKDOWN = str.maketrans({**{char: "\\" + char for char in "\\`*[]|"}, "<": "&lt
 
 
 def markdown_cell(text: str) -> str:
-    """Text that can neither end a Markdown cell nor start markup in it."""
+    """Escape text so that it neither ends a Markdown cell nor starts markup in it."""
     return one_line(text).translate(MARKDOWN)

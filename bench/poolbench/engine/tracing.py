@@ -1,7 +1,7 @@
 """Traces: each candidate recorded in a process of its own, and the trace summary of where its time went.
 
 A trace explains a figure and is none: the profiler slows small operations by a quarter, so that no
-traced time is ever reported as a benchmark. What runs in the worker comes first, the door last.
+traced time is ever reported as a benchmark. Functions that run in the worker come first, the entry point last.
 """
 
 from __future__ import annotations

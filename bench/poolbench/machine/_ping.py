@@ -1,7 +1,7 @@
-"""The process on the other processor: a script of the standard library alone, run by poolbench.machine.core_distance.
+"""Partner process of poolbench.machine.core_distance on the other processor; standard library only.
 
-It holds to one processor. For each byte that it reads from standard input it writes all of the shared memory
-anew and answers with the same byte; it ends when the input is closed.
+It stays on one processor. For each byte read from standard input it rewrites the shared memory and
+answers with the same byte. It ends when its input is closed.
 """
 
 import mmap
@@ -10,7 +10,7 @@ import sys
 
 
 def main(memory: int, nbytes: int, cpu: int) -> None:
-    """Answer on this processor; `memory` is the file descriptor of what is shared."""
+    """Answer requests on this processor; `memory` is the file descriptor of the shared memory."""
     os.sched_setaffinity(0, {cpu})
     shared, source = memoryview(mmap.mmap(memory, nbytes)), bytes(nbytes)
     while order := os.read(0, 1):

@@ -1,10 +1,10 @@
-"""Whether a virtual machine's two processors are near each other, and what brings them together.
+"""Measure the distance of a virtual machine's two processors, and bring them together.
 
-The host moves them as it likes. Within a core complex what one has written is soon read by the other; from one
-complex to another it takes several times as long. An op that two threads share is then up to a third slower
-and varies twice as much, one implementation more than another, for seconds or for minutes: no interval of a run that
-saw only one of the two places tells of the other. The host brings processors together when one wakes the other,
-and leaves them where they are as long as they stay awake.
+The host moves virtual processors between cores. Data written by one processor reaches the other quickly within a core
+complex and several times more slowly from another. An op of two threads is then up to a third slower and varies
+twice as much, some implementations more than others, for seconds or minutes. The interval of a run that saw
+one placement does not cover the other. The host brings processors together when one wakes the other, and leaves
+them in place while both stay awake.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ import time
 from poolbench.machine import _ping
 from poolbench.machine.idle import is_virtual
 
-# Read right after the other processor has written them, 256 KiB take 7 to 17 us in one core complex of an
-# AMD EPYC, and 24 to 38 us from another: the least of ten times, against the least that was ever seen.
+# Reading 256 KiB just written by the other processor takes 7 to 17 us within a core complex of an AMD
+# EPYC and 24 to 38 us from another. The minimum of ten reads is compared with the smallest minimum so far.
 SHARED_NBYTES, READS, FAR = 1 << 18, 10, 3.0
-# Of a tenth of a second in which they wake each other every other one brings them together; of a fiftieth few do.
+# Waking each other for 0.1 s succeeds in about half of the attempts; 0.02 s rarely does.
 WAKING_SECONDS = 0.1
-# How long in all: so much for each time that it is asked, a tenth of what is then measured, saved up to so much.
+# Time budget: each call earns 0.015 s, a tenth of the measurement that follows, and saves up to 0.6 s.
 EARNED_SECONDS, MOST_SAVED_SECONDS = 0.015, 0.6
 
 
 class Placement:
-    """A partner process on the second processor, which answers what this process asks from the first.
+    """A partner process on the second processor that answers requests of this process on the first.
 
     Raises:
         OSError: the partner could not be started.
@@ -40,7 +40,7 @@ class Placement:
         self._least = float("inf")
         self._saved_seconds = MOST_SAVED_SECONDS
         self._copy = memoryview(bytearray(SHARED_NBYTES))
-        # Not a file: to write to one that is mapped kills the process where the disk is full.
+        # Not a file: writing to a mapped file kills the process if the disk is full.
         with os.fdopen(os.memfd_create("poolbench"), "wb") as memory:
             memory.truncate(SHARED_NBYTES)
             self._shared = memoryview(mmap.mmap(memory.fileno(), SHARED_NBYTES))
@@ -52,9 +52,10 @@ class Placement:
             )  # fmt: skip
 
     def gather(self) -> bool:
-        """Bring the processors together, if the host does so in the time; whether they are far apart after all.
+        """Bring the processors together within the time budget; return whether they are still distant.
 
-        They are called together in any case the first time: until they were near, what is far is not known.
+        The first call always tries, because a distance is known only relative to the nearest one seen.
+
 
         Raises:
             OSError: the partner is gone.
@@ -74,10 +75,10 @@ class Placement:
             os.sched_setaffinity(0, before)
 
     def read_seconds(self) -> float:
-        """Seconds to read what the other processor has just written: the least of some.
+        """Return the seconds to read memory just written by the other processor, the minimum of several reads.
 
         Raises:
-            OSError: the partner is gone.
+            OSError: the partner has ended.
         """
         times = []
         for _ in range(READS):
@@ -112,7 +113,7 @@ class Placement:
             self._ask()
 
     def _ask(self) -> None:
-        """Have the partner write what is shared, and wait until it has."""
+        """Have the partner rewrite the shared memory, and wait for it."""
         assert self._partner.stdin is not None
         assert self._partner.stdout is not None
         self._partner.stdin.write(b".")
@@ -129,20 +130,20 @@ def partners() -> set[int]:
 
 
 def gather() -> bool | None:
-    """Whether this machine's processors are far apart although they were called together; None: not to be seen.
+    """Bring this machine's processors together; return whether they are still distant, None if unknown.
 
-    It is seen on virtual machines of two processors under Linux: where there are more, hosts as a rule leave
-    each in its place.
+    It is known on Linux virtual machines of two processors only. With more processors, hosts usually
+    leave each in its place.
     """
     if not _placements:
         _placements.append(None)
         cpus = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
         if is_virtual() and len(cpus) == 2:
-            with contextlib.suppress(OSError):  # no process more is to be had: it goes without
+            with contextlib.suppress(OSError):  # no process can be started: continue without it
                 _placements[0] = Placement((cpus[0], cpus[1]))
     placement = _placements[0]
     try:
         return placement.gather() if placement else None
-    except OSError:  # somebody has ended the partner: from now on it goes without
+    except OSError:  # the partner has ended: continue without it
         _placements[0] = None
         return None

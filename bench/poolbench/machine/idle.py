@@ -1,9 +1,8 @@
-"""Processors that stay awake while something is measured, where the system lets a process ask for it.
+"""Disable CPU idle states while timing, where the system permits it.
 
-On a virtual machine a processor that has nothing to do is given back to the host, and to get it again
-takes tens of microseconds and more, a time that changes with what the host's other guests do. An op that
-hands its work to another thread waits for it in every call. Without the sleep its calls are shorter and
-steadier: it is the op that is measured, not the host's scheduler.
+On a virtual machine the hypervisor deschedules an idle processor. Waking it takes tens of microseconds or more,
+depending on the host's other guests. An op that hands work to another thread pays this in every call. Without
+idle states its calls are shorter and steadier, and the op is measured instead of the host's scheduler.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 
-# Linux' PM QoS: the latency that is written holds for as long as the file is open.
+# Linux PM QoS: the latency written holds while the file is open.
 # https://docs.kernel.org/power/pm_qos_interface.html
 REQUESTS = Path("/dev/cpu_dma_latency")
 CPU_INFO = Path("/proc/cpuinfo")
@@ -23,7 +22,7 @@ _held: list[int] = []
 
 
 def is_virtual(cpu_info: Path = CPU_INFO) -> bool:
-    """Whether this is a virtual machine, as far as its processors say."""
+    """Tell whether this is a virtual machine, by its processors' flags."""
     try:
         return " hypervisor " in cpu_info.read_text()
     except OSError:
@@ -31,14 +30,14 @@ def is_virtual(cpu_info: Path = CPU_INFO) -> bool:
 
 
 def keep_awake(requests: Path = REQUESTS) -> bool:
-    """Keep the processors from sleeping until `let_sleep` or the end of this process.
+    """Disable idle states until `let_sleep` or the end of this process.
 
-    They poll for work meanwhile, which the system counts as idle time.
+    Processors then poll for work, which the system counts as idle time.
 
     Returns:
-        Whether they do. Not where the system has no such request or this user may not make it. Nor on
-        hardware that is not virtual: there a sleeping processor wakes within a few microseconds, and lends
-        its power to those that work.
+        Whether idle states are disabled. They are not if the system has no such request or this user may
+        not make it, nor on physical hardware: there an idle processor wakes within a few microseconds and
+        leaves its power to the busy ones.
     """
     if not _held and is_virtual():
         with contextlib.suppress(OSError):
@@ -56,10 +55,10 @@ def let_sleep() -> None:
 
 @contextlib.contextmanager
 def kept_awake() -> Iterator[None]:
-    """Processors that stay awake, where they may be kept so; asleep they may be again afterwards.
+    """Disable idle states inside the context, where permitted.
 
     Not for the life of a process: the host brings processors together when one wakes the other
-    (poolbench.machine.core_distance), and leaves them wherever they are while they do not sleep.
+    (poolbench.machine.core_distance), and does not move them while both stay awake.
     """
     keep_awake()
     try:
@@ -69,7 +68,7 @@ def kept_awake() -> Iterator[None]:
 
 
 def can_keep_awake() -> bool:
-    """Whether a process here may keep the processors awake."""
+    """Tell whether this process may disable idle states."""
     held = bool(_held)
     can = keep_awake()
     if not held:

@@ -1,4 +1,4 @@
-"""The machine: what it is (an Environment, once a run), and what else it does (contention, by round)."""
+"""Describe the machine (an Environment, once per run) and its background load (per round)."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ SETTING_PREFIXES = (
 )
 SETTING_NAMES = ("LD_PRELOAD", "PYTHONHASHSEED", "PYTHONMALLOC")
 PROC_STAT = Path("/proc/stat")
-STAT_LINE_NBYTES = 256  # its first line: ten counters of at most twenty digits
+STAT_LINE_NBYTES = 256  # first line: ten counters of at most twenty digits
 
 
 @functools.cache
 def machine_facts() -> dict[str, str | int | float | bool | None]:
-    """What this machine is. To ask for the processor takes a second."""
+    """Return the properties of this machine. Reading the processor's name takes a second."""
     import cpuinfo
 
     info = cpuinfo.get_cpu_info()
@@ -62,7 +62,7 @@ def machine_facts() -> dict[str, str | int | float | bool | None]:
 
 
 def collect_environment(devices: dict[str, str]) -> Environment:
-    """This machine, with the devices that a worker saw. No host name, no path, no user."""
+    """Return the Environment of this machine, without host name, path or user name."""
     return Environment(
         machine=machine_facts(),
         devices=devices,
@@ -73,14 +73,14 @@ def collect_environment(devices: dict[str, str]) -> Environment:
 
 
 def usable_threads() -> int:
-    """Processors that this process may run on."""
+    """Return the number of processors that this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of the packages that decide a figure, Python's included."""
+    """Return the versions of the packages that affect results, and of Python."""
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -89,7 +89,7 @@ def package_versions() -> dict[str, str]:
 
 
 def relevant_settings() -> dict[str, str]:
-    """Environment variables that change what is measured; a path in one shows as its last part."""
+    """Return the environment variables that affect measurements; a path is cut to its last part."""
     return {
         name: os.path.basename(value) if os.path.isabs(value) else value  # noqa: PTH119, PTH117
         for name, value in sorted(os.environ.items())
@@ -98,7 +98,7 @@ def relevant_settings() -> dict[str, str]:
 
 
 def source_state(folder: Path) -> dict[str, str | bool]:
-    """Commit of this package's checkout and whether it was changed since; {} outside of one."""
+    """Return the commit of this package's checkout and whether it has changes; {} outside a checkout."""
 
     def git(*words: str) -> str:
         return subprocess.run(  # noqa: S603
@@ -113,7 +113,7 @@ def source_state(folder: Path) -> dict[str, str | bool]:
 
 
 def last_level_cache_nbytes() -> int:
-    """Size of the largest cache of the first processor; 32 MiB where the system does not say."""
+    """Return the size of the largest cache of the first processor; 32 MiB if unknown."""
     sizes = []
     for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
         text = path.read_text().strip()
@@ -124,11 +124,11 @@ def last_level_cache_nbytes() -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Usage:
-    """The machine's counters at one moment; None where the system does not show them.
+    """The machine's counters at one moment; None if the system does not provide them.
 
     Attributes:
         clock: seconds.
-        busy_seconds: processor time that all processes used since the start, over all processors.
+        busy_seconds: processor time that all processes have used since boot, over all processors.
         steal_seconds: processor time that the hypervisor gave to others.
         own_seconds: processor time of this process.
         device: the case's device; None on a CPU.
@@ -142,10 +142,10 @@ class Usage:
 
 
 def read_usage(stat: Path = PROC_STAT) -> Usage:
-    """The counters now."""
+    """Read the counters."""
     busy = steal = None
     with contextlib.suppress(OSError, ValueError, IndexError):
-        # A round reads this twice, a race 160 times: the file stays open.
+        # A race reads this about 160 times, so the file stays open.
         line = os.pread(_open_to_read(stat), STAT_LINE_NBYTES, 0).split(b"\n", 1)[0]
         fields = [int(word) for word in line.split()[1:]]
         tick = os.sysconf("SC_CLK_TCK")
@@ -166,7 +166,7 @@ def _open_to_read(path: Path) -> int:
 
 
 def usage_reader(device: str) -> Callable[[], Usage]:
-    """What reads the counters while a case runs on the device: a GPU's own among them."""
+    """Return a function that reads the counters, and those of the device if it is a GPU."""
     watch = watch_device(device)
     if watch is None:
         return read_usage
@@ -175,7 +175,7 @@ def usage_reader(device: str) -> Callable[[], Usage]:
 
 @dataclass(frozen=True, kw_only=True)
 class Seen:
-    """What else used the machine over some time, in processor seconds; None: it cannot be seen."""
+    """Background load over a time, in processor seconds; None if the system does not provide it."""
 
     wall_seconds: float
     steal_seconds: float | None
@@ -183,9 +183,9 @@ class Seen:
     device: DeviceUsage | None = None
 
     def contended(self, share: float = 0.15, least_seconds: float = 0.035) -> bool:
-        """Whether others used more than `share` of one processor.
+        """Tell whether other processes used more than `share` of one processor.
 
-        The counters step by 10 ms for each processor, so that less than `least_seconds` proves nothing.
+        The counters of each processor step by 10 ms, so a value below `least_seconds` is not evidence.
         """
         used = (self.steal_seconds or 0.0) + max(0.0, self.others_seconds or 0.0)
         on_device = self.device is not None and self.device.contended()
@@ -193,7 +193,7 @@ class Seen:
 
 
 def seen_between(start: Usage, end: Usage, worker_seconds: float) -> Seen:
-    """What others used between two readings, given what the worker itself used."""
+    """Return the background load between two readings, given the worker's own processor time."""
     others = None
     if start.busy_seconds is not None and end.busy_seconds is not None:
         ours = worker_seconds + end.own_seconds - start.own_seconds
@@ -210,7 +210,7 @@ def seen_between(start: Usage, end: Usage, worker_seconds: float) -> Seen:
 
 
 def seen_together(parts: Sequence[Seen]) -> Seen:
-    """What was seen over several times, between which others were measured."""
+    """Add up the background load of several separate times."""
     return Seen(
         wall_seconds=sum(part.wall_seconds for part in parts),
         steal_seconds=_total(part.steal_seconds for part in parts),

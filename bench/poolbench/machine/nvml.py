@@ -1,7 +1,7 @@
-"""What an NVIDIA device does beside our work, by NVML: clocks, heat, slowdowns, others, energy.
+"""Read an NVIDIA device's clocks, temperature, slowdowns, other processes and energy from NVML.
 
-nvidia-ml-py is imported when a device is first asked for. Without it, without a driver, or where
-the device does not know an answer, the answer is None: what cannot be seen is not made up.
+nvidia-ml-py is imported on first use. Values are None without it, without a driver, or where the
+device does not support the query.
 """
 
 from __future__ import annotations
@@ -16,30 +16,30 @@ from typing import Any, TypeVar
 import psutil
 
 T = TypeVar("T")
-# Reasons for a lower clock that make a round unlike the others. The power cap is not among them:
-# under load it is many a board's steady state.
+# Reasons for a lower clock that make a round differ from the others. The power cap is not one of
+# them: many boards reach it in their steady state under load.
 SLOWDOWNS = {
     "HwSlowdown": "hardware slowdown",
     "HwThermalSlowdown": "hardware thermal slowdown",
     "HwPowerBrakeSlowdown": "power brake",
     "SwThermalSlowdown": "thermal slowdown",
 }
-# Twice the largest last-level cache of a device that TensorFlow runs on (126 MB, B200), which
-# neither NVML nor TensorFlow tells.
+# Twice the largest last-level cache of a device that TensorFlow runs on (126 MB, B200). Neither NVML
+# nor TensorFlow provides its size.
 EVICT_NBYTES = 256 << 20
 OTHERS_SHARE = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceUsage:
-    """A device at one moment; None where it does not say.
+    """A device at one moment; None where it does not support the query.
 
     Attributes:
-        clock_mhz: of its processors.
+        clock_mhz: of its multiprocessors.
         celsius: its temperature.
-        slowdowns: why its clock is held down, values of `SLOWDOWNS`.
-        others_share: share of its processors' time that others' processes took since the last
-            reading; None also where NVML's process ids are not ours to read (in a container).
+        slowdowns: reasons for a lower clock, values of `SLOWDOWNS`.
+        others_share: share of its multiprocessors' time that other processes used since the last
+            reading; None also where NVML reports process ids of another namespace (in a container).
     """
 
     clock_mhz: float | None = None
@@ -48,18 +48,18 @@ class DeviceUsage:
     others_share: float | None = None
 
     def contended(self) -> bool:
-        """Whether a round that ends here is unlike one on a quiet, cool device."""
+        """Tell whether a slowdown or another process affected the round that ends here."""
         return bool(self.slowdowns) or (self.others_share or 0.0) > OTHERS_SHARE
 
 
 def is_gpu(device: str) -> bool:
-    """Whether a case's device is a GPU."""
+    """Tell whether a case's device is a GPU."""
     return device.startswith("gpu:")
 
 
 @functools.cache
 def load_nvml() -> Any:
-    """The pynvml module, initialised; None without it or without a driver."""
+    """Return the initialised pynvml module; None without it or without a driver."""
     try:
         import pynvml
 
@@ -70,9 +70,9 @@ def load_nvml() -> Any:
 
 
 def nvml_handle(nvml: Any, device: str) -> Any:
-    """NVML's handle of TensorFlow's 'gpu:0', through CUDA_VISIBLE_DEVICES; None if there is none.
+    """Return NVML's handle of TensorFlow's 'gpu:0', through CUDA_VISIBLE_DEVICES; None if there is none.
 
-    Workers set CUDA_DEVICE_ORDER=PCI_BUS_ID, NVML's own order.
+    Workers set CUDA_DEVICE_ORDER=PCI_BUS_ID, which is NVML's order.
     """
     index = int(device.partition(":")[2])
     visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
@@ -85,7 +85,7 @@ def nvml_handle(nvml: Any, device: str) -> Any:
 
 
 def own_process_ids() -> set[int]:
-    """This process and all that it started, directly or not."""
+    """Return the ids of this process and all its descendants."""
     me = psutil.Process()
     return {me.pid, *(child.pid for child in me.children(recursive=True))}
 
@@ -96,7 +96,7 @@ def watch_device(
     nvml: Any = None,
     own: Callable[[], Iterable[int]] = own_process_ids,
 ) -> Callable[[], DeviceUsage] | None:
-    """A function that reads the device now; None where it is no GPU or NVML does not know it."""
+    """Return a function that reads the device; None if it is not a GPU or NVML does not know it."""
     if not is_gpu(device) or (nvml := nvml or load_nvml()) is None:
         return None
     handle = nvml_handle(nvml, device)
@@ -111,7 +111,7 @@ def watch_device(
             return None
 
     def others_share() -> float | None:
-        """The others' share in the samples since the last reading: their sum, a mean over time."""
+        """Return the share of other processes since the last reading, averaged over the samples."""
         nonlocal since_us
         samples = ask(nvml.nvmlDeviceGetProcessUtilization, since_us)
         if not samples:
@@ -140,9 +140,9 @@ def watch_device(
 
 
 def energy_joules(device: str, *, nvml: Any = None) -> float | None:
-    """Joules that the device has used since its driver was loaded; None where it keeps no count.
+    """Return the joules used since the driver was loaded; None if the device does not count them.
 
-    The counter moves every few tens of milliseconds: take differences over a second.
+    The counter steps every few tens of milliseconds, so take differences over a second.
     """
     if not is_gpu(device) or (nvml := nvml or load_nvml()) is None:
         return None
@@ -156,7 +156,7 @@ def energy_joules(device: str, *, nvml: Any = None) -> float | None:
 
 
 def driver_versions(*, nvml: Any = None) -> dict[str, str]:
-    """{'nvidia-driver': '570.86.10'}; {} without a driver."""
+    """Return {'nvidia-driver': '570.86.10'}; {} without a driver."""
     nvml = nvml or load_nvml()
     if nvml is None:
         return {}

@@ -1,9 +1,9 @@
-"""Whether the host of a virtual machine has others at work on the same cores.
+"""Detect whether other guests of the host keep the SMT siblings of a virtual machine's processors busy.
 
-A core has two hardware threads, and the host may give each to another guest. Code that fills its core takes
-half to three quarters longer beside a busy sibling, code that waits for the memory less: so ratios change with it,
-and it comes and goes within a millisecond, more of it in one minute than in the next. No counter of the
-guest's tells of it: it is neither stolen time nor another process's. A loop that fills a core does.
+A core has two hardware threads, and the host may give them to two guests. Beside a busy sibling,
+compute-bound code takes 1.5 to 1.75 times as long, memory-bound code less, so ratios shift. The load comes and
+goes within a millisecond and varies by the minute. No counter of the guest shows it: it is neither stolen
+time nor the time of another process. A loop that fills the core does.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ import time
 
 from poolbench.machine.idle import is_virtual
 
-# To count a byte in 16 KiB keeps a core's units busy and touches no memory: 5 us on an AMD EPYC, or 8.5 to 10
-# beside a busy sibling, and next to nothing between. Against the least that was ever seen.
+# Counting a byte in 16 KiB keeps a core's units busy without touching memory: 5 us on an AMD EPYC, 8.5 to 10 us
+# beside a busy sibling, and rarely a value between. Compared with the smallest time so far.
 COUNTED, BUSY = bytes(1 << 14), 1.4
-# Processors looked at each time, at most: a look takes some 30 us, most of it to get there.
+# Processors tested per call; a test takes about 30 us, most of it for moving to the processor.
 MOST_LOOKED_AT = 4
 
 _least = [float("inf")]
 
 
 def busy_share() -> float | None:
-    """Share of this machine's processors (some of them, where there are many) whose sibling is at work now.
+    """Return the share of tested processors whose SMT sibling is busy; None if that cannot be detected.
 
-    None where that is not to be seen: it takes Linux and a virtual machine. Where the machine is one's own the
-    system knows of all that runs on it.
+    Detection needs Linux and a virtual machine. On physical hardware the system's own counters cover
+    all processes.
     """
     if not _can_be_seen():
         return None
@@ -48,7 +48,7 @@ def _can_be_seen() -> bool:
 
 
 def _loop_seconds(cpu: int) -> float:
-    """Seconds of the loop on this processor, the second time it runs there."""
+    """Return the seconds of the loop on this processor, in its second run there."""
     os.sched_setaffinity(0, {cpu})
     COUNTED.count(1)
     start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""What pooling ops share: the axes of an image, where its dimensions are, and sizes that tracing may not know."""
+"""Shared parts of the pooling ops: axes of an image, positions of its dimensions, and sizes unknown to tracing."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 from poolbench import Case, TensorSpec, choice_axis, shape_axis
 
-# shape is (N, H, W, C), in this order whatever the data format.
+# shape is (N, H, W, C) for every data format.
 IMAGE_AXES = (
     shape_axis("shape", (32, 56, 56, 96), rank=4),
     choice_axis("data_format", "channels_last", "channels_first", quiet=True),
@@ -22,12 +22,12 @@ def image_spec(case: Case) -> TensorSpec:
 
 
 def channel_axis(case: Case) -> int:
-    """Return the place of the channels: last, or second."""
+    """Return the position of the channels: last, or second."""
     return 3 if case.data_format == "channels_last" else 1
 
 
 def spatial_axes(case: Case) -> tuple[int, int]:
-    """Return the places of height and width."""
+    """Return the positions of height and width."""
     return (1, 2) if case.data_format == "channels_last" else (2, 3)
 
 

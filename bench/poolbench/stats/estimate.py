@@ -26,17 +26,16 @@ Level = Literal["process", "allocation"]
 Key = TypeVar("Key", bound=Hashable)
 
 MOST_LOG = 709.0  # beyond it math.exp overflows
-# Of so many rounds that follow each other the quickest counts, for either side: what slows a round, a guest
-# of the host on a processor's other thread, slows one implementation more than
-# another, and comes and goes by the minute.
+# Each side uses its minimum over this many consecutive rounds. Interference from another VM on the SMT sibling
+# is intermittent and slows some implementations more than others.
 NEIGHBOURS = 3
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Paired:
-    """Log ratios of the rounds that both sides have, or of neighbouring ones' quickest, as columns of equal length.
+    """Log ratios of rounds that both sides have (or of the minima of neighbouring rounds), as columns of equal length.
 
-    `contended_used`: contended blocks were kept, because too few processes have others.
+    `contended_used`: contended blocks were kept, because too few processes have enough others.
     """
 
     process: Array
@@ -83,36 +82,36 @@ class Estimate:
 
     @property
     def half_width(self) -> float:
-        """Relative half width of the interval, 0.02 for 2%; inf without an interval."""
+        """Return the relative half width of the interval, 0.02 for 2%; inf without an interval."""
         if self.low is None or self.high is None:
             return math.inf
         return _exp((self.high - self.low) / 2) - 1.0
 
     @property
     def spread(self) -> float:
-        """Standard deviation between processes, of the log."""
+        """Return the standard deviation of the log between processes."""
         return self.standard_error * math.sqrt(self.processes)
 
     def p_faster(self, margin: float) -> float:
-        """One-sided p against 'not faster than 1/(1 + margin)'."""
+        """Return the one-sided p against 'not faster than 1/(1 + margin)'."""
         return float(
             _p_below(self.log_ratio, self.standard_error, self.degrees, -log_margin(margin))
         )
 
     def p_slower(self, margin: float) -> float:
-        """One-sided p against 'not slower than 1 + margin'."""
+        """Return the one-sided p against 'not slower than 1 + margin'."""
         return float(
             _p_below(-self.log_ratio, self.standard_error, self.degrees, -log_margin(margin))
         )
 
     def p_same(self, margin: float) -> float:
-        """The larger p of the two one-sided tests (TOST) against 'outside the margin'."""
+        """Return the larger p of the two one-sided tests (TOST) against 'outside the margin'."""
         args = (self.standard_error, self.degrees, log_margin(margin))
         return float(max(_p_below(self.log_ratio, *args), _p_below(-self.log_ratio, *args)))
 
 
 def _exp(value: float) -> float:
-    """e to the value; inf where that is too large for a float, as times in a damaged journal may make it."""
+    """Return e to the value; inf on overflow, which times of a damaged journal may cause."""
     return math.exp(value) if not value > MOST_LOG else math.inf
 
 
@@ -124,12 +123,12 @@ def log_margin(margin: float) -> float:
 
 
 def quantile(confidence: float, degrees: Any) -> Any:
-    """Two-sided t quantile."""
+    """Return the two-sided t quantile."""
     return special.stdtrit(degrees, (1 + confidence) / 2)
 
 
 def _p_below(value: Any, error: Any, degrees: Any, bound: float) -> Any:
-    """One-sided p against 'the true value is at or above bound'; 1 without an interval."""
+    """Return the one-sided p against 'the true value is at or above bound'; 1 without an interval."""
     if not degrees > 0:
         return 1.0
     if error == 0:
@@ -138,7 +137,7 @@ def _p_below(value: Any, error: Any, degrees: Any, bound: float) -> Any:
 
 
 def interquartile_mean(values: Array) -> Array:
-    """(..., n), nan: missing -> the mean of the middle half (...); nan of nothing.
+    """Return the mean of the middle half: (..., n), nan missing -> (...); nan if all are missing.
 
     The two values at the quarters count by the part of them that lies within: nearly as steady as a
     mean where noise is normal, and as deaf as a median to a quarter of odd ones on either side.
@@ -151,15 +150,14 @@ def interquartile_mean(values: Array) -> Array:
     inside = np.minimum(places + 1, 0.75 * counts) - np.maximum(places, 0.25 * counts)
     weights = np.clip(inside, 0.0, None)
     total = np.sum(np.where(weights > 0, ordered, 0.0) * weights, axis=-1)
-    with np.errstate(invalid="ignore"):  # nothing over nothing is nan, as it should be
+    with np.errstate(invalid="ignore"):  # 0/0 gives nan, as intended
         return np.asarray(total / np.sum(weights, axis=-1))
 
 
 def quickest(logs: Array, neighbours: int = NEIGHBOURS) -> Array:
-    """(..., n) logs of seconds, in order -> (..., n - neighbours + 1): the least of each so many in a row.
+    """Return the minimum of each `neighbours` consecutive logs: (..., n) -> (..., n - neighbours + 1).
 
-    Fewer than `neighbours`, as of calls so long that they outlast what disturbs them, stay as they are; so do a
-    GPU's by its own clock, which nothing disturbs.
+    Fewer than `neighbours` values are returned unchanged: calls this long outlast the interference.
     """
     if logs.shape[-1] < neighbours:
         return logs
@@ -168,17 +166,17 @@ def quickest(logs: Array, neighbours: int = NEIGHBOURS) -> Array:
 
 
 def allocation_values(cube: Array) -> Array:
-    """(..., process, allocation, round), nan: missing -> one value each (..., process, allocation)."""
+    """Return one value per allocation: (..., process, allocation, round), nan missing -> (..., process, allocation)."""
     return interquartile_mean(cube)
 
 
 def process_values(cube: Array) -> Array:
-    """(..., process, allocation, round), nan: missing -> one value each (..., process)."""
+    """Return one value per process: (..., process, allocation, round), nan missing -> (..., process)."""
     return interquartile_mean(cube.reshape(*cube.shape[:-2], -1))
 
 
 def mean_and_error(units: Array) -> tuple[Array, Array, int]:
-    """(..., n) -> mean (...), its standard error (...), degrees of freedom."""
+    """Return mean, standard error and degrees of freedom: (..., n) -> (...), (...), n - 1."""
     n = units.shape[-1]
     mean = units.mean(axis=-1)
     error = units.std(axis=-1, ddof=1) / math.sqrt(n) if n > 1 else np.full_like(mean, np.nan)
@@ -186,14 +184,14 @@ def mean_and_error(units: Array) -> tuple[Array, Array, int]:
 
 
 def log_ratios(candidate: Samples, baseline: Samples, *, neighbours: int = NEIGHBOURS) -> Paired:
-    """Blocks of the two sides paired by (process, allocation, round), in that order.
+    """Pair the blocks of two sides by (process, allocation, round), in that order.
 
-    Of each `neighbours` pairs of an allocation that follow each other, the quickest of either side is taken
-    (`quickest`), and entered with the first one's round.
+    Each value is the difference of the two sides' minima over `neighbours` consecutive rounds (`quickest`),
+    at the round of the first.
 
-    Contended blocks are left out, unless more than a third of the processes (or all but two of three
-    and more) would have less than half of their blocks left: a few clean ones say less than all of them,
-    as pairs share what slows them.
+    Contended blocks are left out, unless more than a third of the processes (or all but two of three or
+    more) would keep less than half of their blocks. All blocks then say more than a few clean ones, because
+    both sides of a pair share the interference.
     """
     left, right = _by_place(candidate), _by_place(baseline)
     places = sorted(left.keys() & right.keys())
@@ -233,7 +231,7 @@ def _by_place(samples: Samples) -> dict[tuple[int, int, int], tuple[float, int]]
 
 
 def to_cube(paired: Paired) -> Array:
-    """(process, allocation, round), nan where there is no block."""
+    """Return the values as (process, allocation, round), nan where there is no block."""
     axes = [
         np.unique(axis, return_inverse=True)
         for axis in (paired.process, paired.allocation, paired.round)
@@ -244,7 +242,7 @@ def to_cube(paired: Paired) -> Array:
 
 
 def units_of(paired: Paired, level: Level = "process") -> Array:
-    """(n,) independent units at a level."""
+    """Return the (n,) independent units at a level."""
     if not len(paired.value):
         return np.empty(0)
     cube = to_cube(paired)
@@ -255,9 +253,9 @@ def units_of(paired: Paired, level: Level = "process") -> Array:
 def estimate(
     candidate: Samples, baseline: Samples, *, confidence: float = 0.95, level: Level = "process"
 ) -> Estimate:
-    """The log ratio, with a t interval over the units at `level`; none for fewer than two units.
+    """Estimate the log ratio, with a t interval over the units at `level`; no interval for fewer than two units.
 
-    Below 'process' the interval speaks only of the one process (or allocation) that was sampled.
+    Below 'process' the interval covers only the sampled process (or allocation).
     """
     paired = log_ratios(candidate, baseline)
     units = units_of(paired, level)
@@ -277,7 +275,7 @@ def estimate(
 def estimate_all(
     pairs: Iterable[tuple[Samples, Samples]], *, confidence: float = 0.95
 ) -> list[Estimate]:
-    """`estimate` of each pair (candidate, baseline), in one array operation for all that are alike.
+    """Estimate each pair (candidate, baseline), in one array operation for all pairs of one layout.
 
     Pairs whose blocks are complete, clean and in the same places share an array; the others go one
     by one. A run of twenty thousand measurements takes seconds instead of minutes.
@@ -314,10 +312,10 @@ _AT_ONCE = 1024  # pairs in an array: some megabytes
 def _log_cube(
     samples: Samples, known: dict[_Place, tuple[tuple[int, ...], Array] | None]
 ) -> tuple[_Place, Array] | None:
-    """Where the blocks are, and the logs of their seconds as (process, allocation, round).
+    """Return the positions of the blocks, and the logs of their seconds as (process, allocation, round).
 
-    None for blocks that are contended, not finite, or no complete cube; `known` remembers, by place,
-    the cube's shape and the blocks' order in it.
+    None if a block is contended or not finite, or if the cube is incomplete; `known` caches, by position,
+    the cube's shape and the order of the blocks in it.
     """
     if not len(samples) or any(samples.contended):
         return None
@@ -333,7 +331,7 @@ def _log_cube(
         return None
     with np.errstate(divide="ignore", invalid="ignore"):
         logs = np.log(np.array(samples.seconds)[cube[1]])
-    # The sum of the logs is finite only where every block's seconds are, and above zero.
+    # The sum of the logs is finite only if the seconds of every block are finite and positive.
     return (where, logs.reshape(cube[0])) if math.isfinite(logs.sum()) else None
 
 
@@ -346,7 +344,7 @@ def from_error(
     *,
     contended_used: bool = False,
 ) -> Estimate:
-    """An estimate from its mean and standard error."""
+    """Return an estimate from its mean and standard error."""
     reach = float(quantile(confidence, degrees)) * error if degrees > 0 else None
     return Estimate(
         log_ratio=log_ratio,
@@ -361,7 +359,7 @@ def from_error(
 
 
 def _combine(estimates: Sequence[Estimate], weights: Sequence[float]) -> Estimate:
-    """Weighted sum of independent estimates; degrees by Welch and Satterthwaite."""
+    """Return the weighted sum of independent estimates; degrees by Welch and Satterthwaite."""
     value = sum(w * e.log_ratio for w, e in zip(weights, estimates, strict=True))
     parts = [(w * e.standard_error) ** 2 for w, e in zip(weights, estimates, strict=True)]
     variance = sum(parts)
@@ -375,7 +373,7 @@ def _combine(estimates: Sequence[Estimate], weights: Sequence[float]) -> Estimat
 
 
 def difference(a: Estimate, b: Estimate) -> Estimate:
-    """The ratio of ratios a / b of two independent runs."""
+    """Return the ratio of ratios a / b of two independent runs."""
     return _combine((a, b), (1.0, -1.0))
 
 
@@ -391,7 +389,7 @@ def reported_confidence(least: int, most: int) -> float:
 
 
 def geometric_mean(estimates: Iterable[Estimate]) -> Estimate:
-    """Geometric mean of the ratios of these very cases, taken as measured independently."""
+    """Return the geometric mean of the ratios of these cases, assumed independent."""
     found = [e for e in estimates if math.isfinite(e.log_ratio)]
     if not found:
         return from_error(math.nan, math.nan, 0, 0)

@@ -1,4 +1,4 @@
-"""What a run will take and what it will resolve, said before it starts."""
+"""Predict the duration and the resolution of a run before it starts."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ from poolbench.stats.estimate import (
 from poolbench.store.journal import StoredRun, read_header, read_run
 from poolbench.store.runs import runs_newest_first
 
-MIDMEAN_VARIANCE = 1.2  # of an interquartile mean over that of a mean, normal noise
-START_SECONDS = 2.5  # of a worker beside others
+MIDMEAN_VARIANCE = 1.2  # variance of an interquartile mean over that of a mean, normal noise
+START_SECONDS = 2.5  # start of a worker beside others
 OPEN_SECONDS = 0.06  # of a contender: trace, first call, check
 OPEN_BYTES_PER_SECOND = 2e9
 # On a GPU: compiling takes longer, each allocation is recorded, and each candidate's energy is counted once.
@@ -43,7 +43,7 @@ GPU_OPEN_SECONDS, GPU_RECORD_SECONDS, GPU_ENERGY_SECONDS = 0.12, 0.3, 0.2
 
 
 def predict_seconds(cases: Mapping[Case, tuple[str, ...]], plan: Plan) -> float:
-    """What the races will take: starting workers, then for each race its opening and its rounds."""
+    """Predict the seconds of the races: start of workers, then opening and rounds of each race."""
     settings = len({case.threads for case in cases})
     seconds = settings * plan.processes * START_SECONDS
     for case, names in cases.items():
@@ -58,14 +58,14 @@ def predict_seconds(cases: Mapping[Case, tuple[str, ...]], plan: Plan) -> float:
 
 
 def resolution_text(results: Path, plan: Plan) -> str:
-    """What races of the plan will tell apart here, by the newest run that this machine has made."""
+    """Describe the differences that the plan will resolve here, from the newest run of this machine."""
     machine = machine_facts()
     for folder in runs_newest_first(results, reference=True):
         try:
             if read_header(folder).environment.machine != machine:
                 continue
             run = read_run(folder)
-        except StoreError:  # a run that cannot be read tells nothing; who reads it is told why
+        except StoreError:  # an unreadable run is skipped; reading it by name reports the reason
             continue
         half_width = resolution_of(run, plan)
         if half_width is not None:
@@ -77,7 +77,7 @@ def resolution_text(results: Path, plan: Plan) -> str:
 
 
 def resolution_of(run: StoredRun, plan: Plan) -> float | None:
-    """The median half-width that the plan would have had in the run; None if the run cannot tell."""
+    """Return the median half-width that the plan would have had in the run; None if unknown."""
     budget, processes = (run.header.options.get(name) for name in ("budget_seconds", "processes"))
     if not isinstance(budget, (int, float)) or not isinstance(processes, int) or budget <= 0:
         return None
@@ -103,7 +103,7 @@ def resolution_of(run: StoredRun, plan: Plan) -> float | None:
 
 
 def allocations_of(measurement: Measurement) -> int:
-    """Times that the inputs were allocated in each process."""
+    """Return the number of input allocations per process."""
     return max(measurement.samples.allocation, default=0) + 1
 
 
@@ -117,7 +117,7 @@ class Components:
     rounds: float
 
     def half_width(self, *, processes: int, allocations: int, rounds: float) -> float:
-        """Relative half width to expect of so many processes, allocations in each and rounds in each of these."""
+        """Return the expected relative half width, given the number of repetitions at each level."""
         return resolution(
             process=self.process,
             allocation=self.allocation,
@@ -138,7 +138,7 @@ def resolution(
     rounds: float,
     confidence: float = 0.95,
 ) -> float:
-    """Relative half width to expect from the standard deviations of the log at the three levels."""
+    """Return the expected relative half width from the standard deviations of the log at the three levels."""
     if processes < 2:
         return math.inf
     per_process = process**2 + MIDMEAN_VARIANCE * (allocation**2 + round**2 / rounds) / allocations
@@ -147,23 +147,23 @@ def resolution(
 
 
 def pace(half_width: float, precision: float, *, done: int, processes: int) -> float:
-    """Rounds that each process to come needs, over those of the `done`, to end at `precision`; inf: hopeless.
+    """Return the factor on the rounds of each remaining process that reaches `precision`; inf: out of reach.
 
     Args:
-        half_width: to expect of all `processes` if they go on as they did; it goes with the root of the rounds.
-        precision: the half-width that is asked for.
+        half_width: expected of all `processes` with unchanged rounds; it falls with the root of the rounds.
+        precision: requested half-width.
         done: processes that have run.
-        processes: that will have run in the end.
+        processes: total number.
     """
     if half_width <= 0:
         return 0.0
-    # In variances of a process as it was: what all of them may add up to, less what the done ones have.
+    # In units of a process's variance so far: the total allowed, less that of the finished processes.
     left = processes * (precision / half_width) ** 2 - done
     return (processes - done) / left if left > 0 else math.inf
 
 
 def components(candidate: Samples, baseline: Samples) -> Components | None:
-    """How a measured log ratio varied at each level; None where a level was not repeated.
+    """Return the variation of a log ratio at each level; None if a level was not repeated.
 
     Of rounds by themselves: those that are the quickest of neighbours share rounds, and spread about as much
     (docs/method.md).
@@ -174,12 +174,12 @@ def components(candidate: Samples, baseline: Samples) -> Components | None:
     rounds = float(np.mean(np.sum(~np.isnan(cube), axis=-1)))
     values = allocation_values(cube)
     with warnings.catch_warnings():
-        # An allocation of one round has no variance, and says so.
+        # An allocation of one round has no variance: nan.
         warnings.simplefilter("ignore", RuntimeWarning)
         round_variance = float(np.nanmean(np.nanvar(cube, axis=-1, ddof=1)))
         within = float(np.nanmean(np.nanvar(values, axis=-1, ddof=1)))
         between = float(np.nanvar(process_values(cube), ddof=1))
-    # What a level shows of itself is what it varies by beyond the levels below it.
+    # A level's own variance is the excess over the variance of the levels below it.
     allocation_variance = max(0.0, within - MIDMEAN_VARIANCE * round_variance / rounds)
     below = MIDMEAN_VARIANCE * (allocation_variance + round_variance / rounds) / cube.shape[1]
     process_variance = max(0.0, between - below)

@@ -1,4 +1,4 @@
-"""Between-run standard deviation of a log ratio: a prior by class, and what runs show of it.
+"""Between-run standard deviation of a log ratio: a prior by class, and its update from runs.
 
 Values are natural logs of candidate seconds over baseline seconds. Between runs of the same code on
 the same machine they move by a standard deviation tau, which grows with how unlike the sides are.
@@ -20,7 +20,7 @@ from poolbench.stats.estimate import Array, Estimate
 
 # Comparisons of one pair of runs are not independent draws of tau. In seven pairs of stored runs z
 # correlated by 0.14 to 0.30 within a race (a shared baseline) and by 0 to 0.2 over a whole run; at
-# 0.08, as of the latest pair, 134 comparisons tell as much as 70.
+# 0.08, the value of the latest pair, 134 comparisons are worth 70 independent ones.
 INDEPENDENT_SHARE = 0.5
 ITERATIONS = 60  # of `moderate`; further ones change tau by less than 1%
 

@@ -1,4 +1,4 @@
-"""What one or several runs say of the next run of the same code on the same machine.
+"""Intervals for the next run of the same code on the same machine, from one run or several.
 
 An interval from one run knows that run only. These intervals also hold what lies between runs: one
 run takes it from a prior; several runs of one machine refit the prior.
@@ -24,11 +24,11 @@ from poolbench.stats.prior import SHIPPED, Prior, RunTable, fit_prior, moderate,
 
 @dataclass(frozen=True, kw_only=True)
 class RunsEstimate:
-    """What k runs of one machine say of a comparison.
+    """The estimate of a comparison from k runs of one machine.
 
     Attributes:
         mean: of the machine over runs, for verdicts.
-        next_run: what another run will estimate, its own error included, for headline figures.
+        next_run: prediction of another run's estimate, its own error included, for headline figures.
         tau: between-run standard deviation of the log ratio.
         runs: k.
         source: of tau, 'prior' or 'this machine: k runs'.
@@ -43,12 +43,12 @@ class RunsEstimate:
 
 @dataclass(frozen=True, kw_only=True)
 class Coverage:
-    """How often two runs agreed within their intervals.
+    """The share of comparisons in which two runs agreed within their intervals.
 
     Attributes:
         inside, comparisons: counts.
         low, high: 95% Wilson interval of the share; too narrow, as comparisons share runs.
-        nominal: the share to expect.
+        nominal: the expected share.
         deviation: root mean square of z, the differences over their standard errors; about 1.
     """
 
@@ -85,7 +85,7 @@ def _add_variances(one: Any, other: Any, degrees: Any, other_degrees: Any) -> An
 def combine(
     table: RunTable, prior: Prior = SHIPPED, *, confidence: float = 0.95
 ) -> list[RunsEstimate]:
-    """Return what k runs of one machine say, one random-effects estimate per comparison.
+    """Combine k runs of one machine into one random-effects estimate per comparison.
 
     Weights are inverse variances. tau comes from the prior, refitted on all comparisons of these
     runs where there are two or more, then moderated by the comparison's own runs.
@@ -124,7 +124,7 @@ def combine(
 def widen(
     estimate: Estimate, *, eager: bool, one_thread: bool, prior: Prior = SHIPPED
 ) -> RunsEstimate:
-    """Return what one run says, its tau taken from the prior."""
+    """Return the estimates of one run, with tau from the prior."""
     table = tabulate([[estimate]], eager=[eager], one_thread=[one_thread])
     return combine(table, prior, confidence=estimate.confidence)[0]
 
@@ -141,7 +141,7 @@ def detectable_slowdown(
 
 
 def coverage(pairs: Sequence[tuple[RunsEstimate, RunsEstimate]]) -> Coverage:
-    """Return how many differences of two runs' estimates have an interval that holds 0."""
+    """Count the differences of two runs' estimates whose interval contains 0."""
     both = (difference(second.mean, first.mean) for first, second in pairs)
     found = [(one, one.low, one.high) for one in both if one.low is not None]
     if not found:

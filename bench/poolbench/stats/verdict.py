@@ -19,7 +19,7 @@ FASTER: Verdict = "FASTER"
 SLOWER: Verdict = "SLOWER"
 SAME: Verdict = "SAME"
 UNDECIDED: Verdict = "UNDECIDED"
-MOST_PROCESSES = 200  # a prediction beyond this says only that it is hopeless
+MOST_PROCESSES = 200  # larger predictions only mean that it is out of reach
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ class BestSet:
 
 
 def _verdict_p(found: Estimate, margin: float) -> tuple[float, Verdict]:
-    """Twice the smallest of the three one-sided p, and the verdict that it stands for.
+    """Return twice the smallest of the three one-sided p, and its verdict.
 
     Twice: a true SAME can be missed on two sides. At 0.05 it says that the 95% interval lies wholly
     in the verdict's region.
@@ -66,7 +66,7 @@ def _verdict_p(found: Estimate, margin: float) -> tuple[float, Verdict]:
 
 
 def verdict(found: Estimate, margin: float = 0.05, *, alpha: float = 0.05) -> Verdict:
-    """The verdict of one comparison by itself."""
+    """Return the verdict of one comparison by itself."""
     p, name = _verdict_p(found, margin)
     return name if p <= alpha else UNDECIDED
 
@@ -78,10 +78,10 @@ def compare_run(
     *,
     method: Literal["bh", "by"] = "bh",
 ) -> dict[Key, Comparison]:
-    """Verdicts of a whole run; of those given, at most `fdr` are expected to be false."""
+    """Return the verdicts of a whole run, of which at most the share `fdr` is expected to be false."""
     judged = {key: _verdict_p(found, margin) for key, found in pairs.items()}
     p_values = [p for p, _ in judged.values()]
-    # SciPy takes longer to load than all else here, and few callers need it.
+    # SciPy loads slowly, and few callers need it.
     from scipy.stats import false_discovery_control
 
     adjusted = false_discovery_control(p_values, method=method).tolist() if p_values else []
@@ -98,7 +98,7 @@ def compare_run(
 
 
 def processes_needed(found: Estimate, margin: float) -> int | None:
-    """Further processes until the interval, as spread as now, leaves the edge; None: hopeless."""
+    """Return the further processes until the interval leaves the edge at its present spread; None: too many."""
     distance = abs(abs(found.log_ratio) - log_margin(margin))
     if not (found.degrees > 0 and distance > 0):
         return None
@@ -114,7 +114,7 @@ def best_set(
     confidence: float = 0.95,
     estimator: Callable[[Samples, Samples], Estimate] = estimate,
 ) -> BestSet:
-    """Names not shown slower than the best: Hsu's comparisons, at simultaneous `confidence`.
+    """Return the names not shown slower than the best: Hsu's comparisons, at simultaneous `confidence`.
 
     `estimator` is there for callers that estimated their pairs all at once (`estimate_all`).
 
@@ -145,7 +145,7 @@ def best_set(
 
 
 def flag_disagreeing(pairs: Mapping[Key, Estimate]) -> set[Key]:
-    """Keys whose processes disagree by more than the rest of the run's do.
+    """Return the keys whose processes disagree more than those of the rest of the run.
 
     Robust z of the log spread over 3.5 (median and MAD, which is at least the sampling deviation of
     a log standard deviation, 1 / sqrt(2 degrees)). Needs three comparisons to have a rest.

@@ -60,13 +60,13 @@ _line_decoder = msgspec.json.Decoder(_Line)
 
 @dataclass(frozen=True, kw_only=True)
 class StoredRun:
-    """A run as it was read.
+    """A run read from disk.
 
     Attributes:
         path: its folder.
         header: the journal's first line.
         records: all other records, in order.
-        dropped: what was left out because a line was torn or damaged, in words; '' if nothing was.
+        dropped: description of unfinished or damaged lines that were ignored; '' if there are none.
     """
 
     path: Path
@@ -80,7 +80,7 @@ class StoredRun:
 
     @property
     def measurements(self) -> list[Measurement]:
-        """The last of each candidate, case and node: a race that is run again replaces itself."""
+        """The last measurement of each candidate, case and node: a repeated race replaces itself."""
         return list({(m.case, m.candidate, m.node): m for m in self.of(Measurement)}.values())
 
     @property
@@ -89,7 +89,7 @@ class StoredRun:
 
     @property
     def trace_summaries(self) -> list[TraceSummary]:
-        """The last of each candidate and case: a trace that is recorded again replaces itself."""
+        """The last summary of each candidate and case: a repeated recording replaces itself."""
         return list({(a.case, a.candidate): a for a in self.of(TraceSummary)}.values())
 
     @property
@@ -98,7 +98,7 @@ class StoredRun:
 
     @property
     def networks(self) -> list[ModelResult]:
-        """The last of each model, its direction, mode and batch, and candidate."""
+        """The last result of each model, direction, mode, batch size and candidate."""
         found = self.of(ModelResult)
         keys = [(r.model, r.direction, r.mode, r.batch, r.op, r.candidate) for r in found]
         return list(dict(zip(keys, found, strict=True)).values())
@@ -108,7 +108,7 @@ def encode_line(*records: Record) -> bytes:
     """Return the records of one race as a line of the journal.
 
     Raises:
-        StoreError: the line would be larger than one that is read.
+        StoreError: the line would exceed the limit for reading.
     """
     plain = [finite_text(msgspec.to_builtins(record)) for record in records]
     try:
@@ -133,9 +133,9 @@ def finite_text(value: Any) -> Any:
 
 
 def _all_finite(values: Sequence[Any]) -> bool:
-    """Whether these are numbers, all finite: a sum tells, in a hundredth of a walk's time.
+    """Tell whether all values are finite numbers, by their sum, which is 100 times faster than a loop.
 
-    A sum that overflows says False of finite numbers; then they are walked.
+    False if the sum of finite numbers overflows; the caller then loops.
     """
     try:
         return math.isfinite(sum(values))
@@ -157,7 +157,7 @@ def decode_line(line: bytes) -> tuple[AnyRecord, ...]:
     """Return the records of a line of the journal.
 
     Raises:
-        StoreError: it is no such line, in words.
+        StoreError: the line is invalid; the text says why.
     """
     return _decode(line)[0]
 
@@ -182,7 +182,7 @@ class Journal:
     The lock is the operating system's, so that a writer that died does not hold it.
 
     Raises:
-        StoreError: another run writes here, the journal is larger than one that is read, or the disk refuses.
+        StoreError: another run writes here, the journal exceeds the limit for reading, or writing fails.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -211,7 +211,7 @@ class Journal:
         """Write the records of one race as a line and sync it: all are kept, or none.
 
         Raises:
-            StoreError: the disk refuses, or the journal is full; what was synced before stays.
+            StoreError: writing fails, or the journal is full; everything synced before is kept.
         """
         self.write(encode_line(*records))
 
@@ -219,7 +219,7 @@ class Journal:
         """Write whole lines and sync them: all are kept, or none.
 
         Raises:
-            StoreError: the disk refuses, or the journal is full; what was synced before stays.
+            StoreError: writing fails, or the journal is full; everything synced before is kept.
         """
         size = self._file.seek(0, os.SEEK_END)
         if size + len(data) > MAX_NBYTES:
@@ -239,7 +239,7 @@ class Journal:
             ) from None
 
     def close(self) -> None:
-        """Close the file and let the lock go."""
+        """Close the file and release the lock."""
         self._file.close()
         self._lock.release()
 
@@ -251,10 +251,10 @@ class Journal:
 
 
 def _cut_torn_line(path: Path) -> str:
-    """Cut a line that a killed writer left unfinished, so that the next one stands alone; return what was cut.
+    """Cut a line that a killed writer left unfinished, so that the next one is intact; return a description of the cut.
 
     Raises:
-        StoreError: the journal is larger than one that is read; it stays as it is.
+        StoreError: the journal exceeds the limit for reading; it is left unchanged.
     """
     if not path.exists():
         return ""
@@ -303,9 +303,9 @@ def read_run(folder: Path) -> StoredRun:
 
 
 def _read_lines(path: Path, lines: Iterable[bytes]) -> tuple[list[AnyRecord], list[str]]:
-    """Return the records of whole races, and in words the lines that cannot be read."""
+    """Return the records of complete races, and descriptions of the lines that cannot be read."""
     records: list[AnyRecord] = []
-    race: list[AnyRecord] = []  # of schema 1, whose lines say that more of it follow
+    race: list[AnyRecord] = []  # of schema 1, in which a race spans several lines
     damaged: list[str] = []
     known: dict[tuple[int, ...], tuple[int, ...]] = {}
     for number, line in enumerate(lines, 2):
@@ -332,7 +332,7 @@ def read_header(folder: Path) -> Header:
     """Return the header of the run in a folder, without the rest of its journal.
 
     Raises:
-        StoreError: there is no journal, or it begins with no header.
+        StoreError: there is no journal, or its first line is not a header.
     """
     path = folder / JOURNAL
     try:
@@ -355,7 +355,7 @@ def _read_header(path: Path, line: bytes) -> Header:
 
 
 def _share_columns(record: AnyRecord, known: dict[tuple[int, ...], tuple[int, ...]]) -> AnyRecord:
-    """Return the record, columns that others have as well held once: a large run is mostly such."""
+    """Return the record with columns shared between equal records: most of a large run is such columns."""
     if isinstance(record, Measurement):
         for name in SHARED_COLUMNS:
             column = getattr(record.samples, name)
@@ -376,7 +376,7 @@ def _check_schema(path: Path, line: bytes) -> None:
     try:
         peek = msgspec.json.decode(line, type=_LinePeek)
     except (msgspec.MsgspecError, RecursionError, ValueError):
-        return  # decode_line will say it better
+        return  # decode_line reports the better error
     first = peek.records[0] if peek.records else peek.record
     if first is not None and first.schema not in (1, SCHEMA_VERSION):
         raise StoreError(

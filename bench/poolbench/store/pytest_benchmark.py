@@ -25,17 +25,17 @@ from poolbench.store.journal import JOURNAL, Journal, encode_line
 from poolbench.store.validate import one_line_of
 
 MAX_NBYTES = 64 << 20
-# As many as fit a line of the journal; of a benchmark with more, evenly spread ones are taken.
+# The most samples that fit a line of the journal; of more samples, evenly spaced ones are taken.
 MAX_SAMPLES = 250_000
 NAME = "benchmark.json"
 BYTE_ORDER_MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
-# pytest-benchmark writes NaN and Infinity, which are no JSON; a string is passed over whole.
+# pytest-benchmark writes NaN and Infinity, which JSON lacks; strings are left unchanged.
 NON_FINITE = re.compile(rb'"(?:[^"\\]|\\.)*"?|-?\b(?:NaN|Infinity)\b', re.DOTALL)
 Number = float | None
 
 
 class _Stats(msgspec.Struct):
-    """The statistics of one benchmark; `data` is there unless it was left out on purpose."""
+    """The statistics of one benchmark; `data` is empty if it was left out on purpose."""
 
     median: Number = None
     iterations: Number = None
@@ -60,12 +60,12 @@ def import_file(path: Path, results: Path, name: str | None = None) -> Path:
     """Make a run of a pytest-benchmark file; return its folder.
 
     Args:
-        path: what `pytest --benchmark-json=FILE` wrote.
-        results: where runs are kept.
-        name: of the run; None: the file's, in letters that are safe in a path.
+        path: a file written by `pytest --benchmark-json=FILE`.
+        results: folder of the runs.
+        name: of the run; None: the file's name, in characters that are safe in a path.
 
     Raises:
-        StoreError: it cannot be read or is no such file, it is too large, or the run exists; nothing is left behind.
+        StoreError: the file is unreadable, invalid or too large, or the run exists; nothing is left behind.
     """
     data = _read(path)
     file = _parse(path, data)
@@ -160,18 +160,18 @@ def _header(run: str, file: _File) -> Header:
 
 
 def _word(value: object) -> str:
-    """Return a text of the file as far as it is one; nested values are not walked through."""
+    """Return a value of the file as text; nested values are not followed."""
     return value[:200] if isinstance(value, str) else ""
 
 
 def _measurements(file: _File) -> list[Measurement]:
-    """Return one measurement per benchmark; equal names are told apart by a number."""
+    """Return one measurement per benchmark; a number distinguishes equal names."""
     load_builtin()
     seen: dict[tuple[str, str], int] = {}
     found = []
     for benchmark in file.benchmarks:
         op = (benchmark.group or "imported")[:200]
-        if is_declared(op):  # a group of that name is no case of the op: it has not its axes
+        if is_declared(op):  # a group of that name is not a case of the op: it lacks its axes
             op = f"{op} (imported)"
         name = (benchmark.fullname or benchmark.name)[:300]
         seen[op, name] = seen.get((op, name), 0) + 1
@@ -189,7 +189,7 @@ def _measurement(op: str, name: str, stats: _Stats) -> Measurement:
     count = len(seconds)
     zeros = (0,) * count
     return Measurement(
-        case=make_case(op=op, mode="eager"),  # pytest-benchmark has the group alone
+        case=make_case(op=op, mode="eager"),  # pytest-benchmark knows the group only
         candidate=name,
         status="ok" if count else "not_run",
         reason="" if count else "the file holds no finite timing of it",

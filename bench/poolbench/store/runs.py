@@ -1,4 +1,4 @@
-"""Runs on disk: find one, name a new one, and tell whether a run may be continued here."""
+"""Find runs on disk, name new ones, and decide whether a run may be resumed here."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from poolbench.core.errors import StoreError, UsageError
 from poolbench.core.records import Environment, Header
 from poolbench.store.journal import JOURNAL
 
-# The folder of the traces, under a run's traces/, as TensorBoard's profile plugin wants it.
+# The folder of traces within a run, as TensorBoard's profile plugin expects it.
 PROFILES = Path("plugins") / "profile"
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,80}")
-# Options of which a change would make the rest of a resumed run another measurement.
+# Options that a resumed run may not change, because the rest would be a different measurement.
 COMPARED_OPTIONS = ("seed", "processes", "budget_seconds", "precision", "margin")
 
 
 def check_run_name(name: str) -> str:
-    """Return the name of a run.
+    """Return the name of a run after checking it.
 
     Raises:
-        UsageError: it is none.
+        UsageError: the name is invalid.
     """
     if not RUN_NAME.fullmatch(name):
         raise UsageError(
@@ -34,7 +34,7 @@ def check_run_name(name: str) -> str:
 
 
 def has_journal(folder: Path) -> bool:
-    """Whether the folder holds a run."""
+    """Tell whether the folder holds a run."""
     path = folder / JOURNAL
     return path.is_file() and path.stat().st_size > 0
 
@@ -51,12 +51,12 @@ def runs_newest_first(results: Path, *, reference: bool = False) -> list[Path]:
 def newest_run(
     results: Path, fits: Callable[[Path], bool] = lambda _: True, *, reference: bool = False
 ) -> Path | None:
-    """Return the run written last of those that fit; None without any."""
+    """Return the newest run that fits; None if there is none."""
     return next(filter(fits, runs_newest_first(results, reference=reference)), None)
 
 
 def find_run(results: Path, given: str | None) -> Path:
-    """Return the folder of the run that the user means.
+    """Return the folder of the run with the given name or path.
 
     Args:
         results: folder that holds runs.
@@ -83,7 +83,7 @@ def find_run(results: Path, given: str | None) -> Path:
 
 
 def new_run_folder(results: Path, label: str) -> Path:
-    """Return results/<UTC time>-<label>, one that does not exist yet."""
+    """Return results/<UTC time>-<label>, a folder that does not exist yet."""
     stamp = dt.datetime.now(dt.timezone.utc).strftime("%Y%m%d-%H%M%S")
     folder = results / f"{stamp}-{label}"
     number = 1
@@ -94,7 +94,7 @@ def new_run_folder(results: Path, label: str) -> Path:
 
 
 def source_digests(files: Sequence[Path]) -> dict[str, str]:
-    """Return what the code is: {'code': digest of this package, 'mine.py': digest of a user's file, ...}."""
+    """Return digests of the code: {'code': of this package, 'mine.py': of a user's file, ...}."""
     package = Path(__file__).parent.parent
     digest = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
@@ -106,7 +106,7 @@ def source_digests(files: Sequence[Path]) -> dict[str, str]:
 
 
 def differing_fields(old: Environment, new: Environment) -> list[str]:
-    """Return the names of what differs between two environments: 'tensorflow', 'processor', 'commit', ..."""
+    """Return the names of the fields that differ: 'tensorflow', 'processor', 'commit', ..."""
     names = []
     for part in ("machine", "devices", "versions", "settings", "source"):
         before, after = getattr(old, part), getattr(new, part)
@@ -115,6 +115,6 @@ def differing_fields(old: Environment, new: Environment) -> list[str]:
 
 
 def differing_options(header: Header, asked: Mapping[str, Any]) -> list[str]:
-    """Return the options, and the seed, in which a run differs from what is asked now."""
+    """Return the options, and the seed, in which a stored run differs from the present request."""
     before = dict(header.options) | {"seed": header.seed}
     return [key for key in COMPARED_OPTIONS if key in before and before[key] != asked.get(key)]

@@ -1,4 +1,4 @@
-"""Lift records of schema 1 to today's: the names of fields and of kinds have changed, not what they hold."""
+"""Convert records of schema 1 to schema 2: names of fields and kinds have changed, their contents have not."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FIELDS = {
 }
 CONTENTION = {"apart": "cores_distant", "siblings": "smt_sibling_busy"}
 OPTIONS = {"replicas": "processes", "max_replicas": "max_processes"}
-# Keys of the support matrix' checks.
+# Keys of the checks of the support matrix.
 CHECKS = {"repeat-replicas": "repeat-processes"}
 WORDS = {
     "ceiling-read": "bandwidth-read",
@@ -31,7 +31,7 @@ WORDS = {
 
 
 def lift(record: dict[str, Any]) -> dict[str, Any]:
-    """Return a record as schema 2 writes it, from its JSON object of schema 1."""
+    """Return the JSON object of a record in schema 2, from that of schema 1."""
     kind = record.get("type")
     lifted = {FIELDS.get(name, name): value for name, value in record.items()}
     lifted["type"] = KINDS.get(str(kind), kind)
@@ -58,7 +58,7 @@ def lift(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _lift_case(case: dict[str, Any]) -> dict[str, Any]:
-    """Return a case as op and axes; a field that was null is an axis that the op does not have."""
+    """Return a case as op and axes; a null field is an axis that the op does not have."""
     axes = {name: value for name, value in case.items() if name != "op" and value is not None}
     return {"op": case.get("op"), "axes": axes}
 

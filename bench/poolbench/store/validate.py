@@ -26,7 +26,7 @@ from poolbench.core.records import (
 )
 from poolbench.store.schema1 import lift
 
-# Where the schema takes any scalar, a number that was not finite comes back as its text.
+# Where the schema allows any scalar, a non-finite number is read back as text.
 NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 TRACE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}|")
 _list_decoder: msgspec.json.Decoder[tuple[AnyRecord, ...]] = msgspec.json.Decoder(
@@ -35,10 +35,10 @@ _list_decoder: msgspec.json.Decoder[tuple[AnyRecord, ...]] = msgspec.json.Decode
 
 
 def decode_records(body: bytes, schema: int) -> tuple[AnyRecord, ...]:
-    """Return the checked records of a line: an array of them, in schema 1 one alone.
+    """Return the checked records of a line: an array, or a single record in schema 1.
 
     Raises:
-        StoreError: they are not what they should be, in one line.
+        StoreError: the records are invalid; the text is one line.
     """
     try:
         if schema == SCHEMA_VERSION:
@@ -53,19 +53,19 @@ def decode_records(body: bytes, schema: int) -> tuple[AnyRecord, ...]:
                 f"its schema is {schema}; this version reads 1 to {SCHEMA_VERSION}: update poolbench"
             )
         return tuple(check_record(record) for record in records)
-    # A ValueError of its own comes from msgspec where a number's text is beyond any number.
+    # msgspec raises a plain ValueError if the text of a number is out of range.
     except (msgspec.MsgspecError, RecursionError, ValueError) as error:
         raise StoreError(one_line_of(error)) from None
 
 
 def one_line_of(error: Exception, limit: int = 300) -> str:
-    """Return an error's first line, in letters that a terminal shows as they are."""
+    """Return an error's first line in printable characters."""
     text = (str(error) or type(error).__name__).split("\n")[0][:limit]
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 def check_record(record: AnyRecord) -> AnyRecord:
-    """Return the record, if what the types do not say holds as well.
+    """Return the record after checks that its types do not cover.
 
     Raises:
         StoreError: a case that no axis allows, columns of unequal lengths, a path in a name, ...
@@ -96,7 +96,7 @@ def _restore(figures: dict[str, Any]) -> dict[str, Any]:
 
 
 def _declare_axes(header: Header) -> None:
-    """Make the axes of ops that are not registered here known, so that their cases have labels."""
+    """Declare the axes of ops that are not registered here, so that their cases have labels."""
     try:
         for op, infos in header.axes.items():
             declare_infos(op, infos)
@@ -127,7 +127,7 @@ def _check_samples(samples: Samples) -> None:
         raise StoreError("its samples' columns have unequal lengths")
     if count and not all(len(column) for column in columns[:3]):
         raise StoreError("its samples lack process, allocation or round")
-    # A finite sum has finite parts, and is quickly found; one by one only where it is not.
+    # A finite sum has finite parts and is fast; check one by one only if the sum is not finite.
     if not math.isfinite(sum(samples.seconds)) and not all(map(math.isfinite, samples.seconds)):
         raise StoreError("its samples are not all finite seconds")
 

@@ -1,4 +1,4 @@
-"""The implementations of depthwise max pooling that ship."""
+"""The implementations of depthwise max pooling that poolbench ships."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from poolbench.ops.shared import channel_axis, sizes
 
 
 def divides(case: Case) -> bool:
-    """Whether the window divides the depth."""
+    """Tell whether the window divides the depth."""
     return bool(case.shape[-1] % case.pool_size == 0)
 
 
 def on_cpu_without_xla(case: Case) -> bool:
-    """Whether the native CPU kernel runs the case."""
+    """Tell whether the native CPU kernel runs the case."""
     return bool(case.device.startswith("cpu") and case.mode != "xla")
 
 
-# What tf.nn.max_pool over the depth is documented to refuse; tests/test_upstream.py tries each.
+# Documented failures of tf.nn.max_pool over the depth; tests/test_upstream.py tests each.
 NATIVE_FAILURES = (
     KnownFailure(
         when=lambda case: case.device.startswith("gpu") and case.mode != "xla",
@@ -70,7 +70,7 @@ def _native(case: Case, padding: str | None = None) -> Callable[[Any], Any]:
 
 
 def _fitted(x: Any, case: Case) -> Any:
-    """x with the channels that fill no window dropped ('valid') or padded with the lowest ('same')."""
+    """Drop the channels of x that fill no window ('valid'), or pad x with the lowest value ('same')."""
     import tensorflow as tf
 
     count, before, after = windows(case)
@@ -87,7 +87,7 @@ def _fitted(x: Any, case: Case) -> Any:
 
 
 def _grouped_shape(x: Any, case: Case) -> list[Any]:
-    """The sizes of x with the channels as (windows, k)."""
+    """Return the sizes of x with the channels as (windows, k)."""
     shape, axis = sizes(x), channel_axis(case)
     return [*shape[:axis], windows(case)[0], case.pool_size, *shape[axis + 1 :]]
 
@@ -107,7 +107,7 @@ def _pooled_shape(x: Any, case: Case) -> list[Any]:
     snippet=snippets.recipe_verbatim,
 )
 def recipe_verbatim(case: Case) -> Any:
-    """The book's Lambda to the letter, padding="valid" in lower case."""
+    """The textbook Lambda verbatim, with padding="valid" in lower case."""
     import keras
 
     return keras.layers.Lambda(_native(case, padding=str(case.padding)), dtype=case.dtype)
@@ -122,11 +122,11 @@ def recipe_verbatim(case: Case) -> Any:
     snippet=snippets.lambda_max_pool,
 )
 def lambda_max_pool(case: Case) -> Any:
-    """The book's recipe: a Lambda around tf.nn.max_pool."""
+    """The textbook implementation: a Lambda around tf.nn.max_pool."""
     import keras
 
     native = _native(case)
-    # A real lambda, as in the book: what it does to saving and loading is part of the recipe.
+    # A real lambda, as in the textbook: its effect on saving and loading is part of the implementation.
     return keras.layers.Lambda(lambda x: native(x), dtype=case.dtype)  # noqa: PLW0108
 
 
@@ -153,7 +153,7 @@ def layer_max_pool(case: Case) -> Any:
 
 @candidate(op=OP, name="max_pool", failures=NATIVE_FAILURES, snippet=snippets.max_pool)
 def max_pool(case: Case) -> Any:
-    """tf.nn.max_pool over the depth, bare."""
+    """tf.nn.max_pool over the depth, without a layer."""
     return _native(case)
 
 
@@ -244,12 +244,12 @@ def max_pool3d(case: Case) -> Any:
 
 @candidate(op=OP, name="transpose-reduce_max", snippet=snippets.transpose_reduce_max)
 def transpose_reduce_max(case: Case) -> Any:
-    """Transpose the windows to (k, E/k), reduce over the first axis: whole vectors are compared."""
+    """Transpose the windows to (k, E/k), reduce over the first axis, which compares whole vectors."""
     import tensorflow as tf
 
     def transpose_max(x: Any) -> Any:
         x = _fitted(x, case)
-        if case.data_format == "channels_first":  # the windows are strided already
+        if case.data_format == "channels_first":  # the windows are strided in this layout
             return tf.reduce_max(tf.reshape(x, _grouped_shape(x, case)), axis=2)
         columns = tf.transpose(tf.reshape(x, [-1, case.pool_size]))
         return tf.reshape(tf.reduce_max(columns, axis=0), _pooled_shape(x, case))
@@ -296,7 +296,7 @@ def keras_stock(case: Case) -> Any:
 
 @candidate(op=OP, name="nested-jit-max_pool", snippet=snippets.nested_jit_max_pool)
 def nested_jit_max_pool(case: Case) -> Any:
-    """tf.nn.max_pool inside a function of its own with jit_compile=True, whatever is around it."""
+    """tf.nn.max_pool inside its own function with jit_compile=True, in every mode."""
     import tensorflow as tf
 
     return tf.function(_native(case), jit_compile=True)
@@ -335,7 +335,7 @@ def cpu_pinned_max_pool(case: Case) -> Any:
     snippet=snippets.layer_depth_max_pool,
 )
 def layer_depth_max_pool(case: Case) -> Any:
-    """poolbench.layers.DepthMaxPool2D: the layer to take away."""
+    """poolbench.layers.DepthMaxPool2D, the reusable layer."""
     from poolbench.layers import DepthMaxPool2D
 
     return DepthMaxPool2D(

@@ -69,7 +69,7 @@ def vjp(case: Case, dy: Array, x: Array) -> tuple[Array]:
 
 
 def _scatter(parts: Sequence[Array], shape: tuple[int, ...], case: Case) -> Array:
-    """Return an array of x's shape from k arrays shaped as y; what lies in the padding is lost."""
+    """Return an array of x's shape from k arrays shaped as y; values in the padding are dropped."""
     count, before, _ = windows(case)
     k, axis = case.pool_size, channel_axis(case)
     channels = shape[axis]

@@ -1,4 +1,4 @@
-"""The implementations of global average pooling that ship."""
+"""The implementations of global average pooling that poolbench ships."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from poolbench.ops.shared import channel_axis, sizes, spatial_axes
 
 
 def narrow(case: Case) -> bool:
-    """Whether a sum in the case's own dtype loses digits."""
+    """Tell whether a sum in the case's own dtype loses digits."""
     return bool(case.dtype in ("float16", "bfloat16"))
 
 
@@ -25,7 +25,7 @@ NARROW_SUM = (
 )
 
 
-# TensorFloat-32, which TensorFlow allows as it comes: an H100 was seen to use it for some shapes and not for others.
+# TensorFlow enables TensorFloat-32 by default; an H100 used it for some shapes only.
 NARROW_PRODUCT = KnownFailure(
     when=lambda case: case.device.startswith("gpu") and case.dtype == "float32",
     matches="beyond the bound",
@@ -56,7 +56,7 @@ def layer_global_avg_pool(case: Case) -> Any:
     snippet=snippets.lambda_reduce_mean,
 )
 def lambda_reduce_mean(case: Case) -> Any:
-    """The book's recipe: a Lambda around tf.reduce_mean."""
+    """The textbook implementation: a Lambda around tf.reduce_mean."""
     import keras
     import tensorflow as tf
 
@@ -66,7 +66,7 @@ def lambda_reduce_mean(case: Case) -> Any:
 
 @candidate(op=OP, name="reduce_mean", failures=NARROW_SUM, snippet=snippets.reduce_mean)
 def reduce_mean(case: Case) -> Any:
-    """tf.reduce_mean over height and width, bare."""
+    """tf.reduce_mean over height and width, without a layer."""
     import tensorflow as tf
 
     axes = list(spatial_axes(case))
