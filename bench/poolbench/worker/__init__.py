@@ -1,1 +1,1 @@
-"""What runs inside a worker process."""
+"""The code that runs inside a worker process."""

@@ -28,20 +28,20 @@ from poolbench.worker.backends import BACKENDS
 from poolbench.worker.messages import Hello, MessageError, Reply, Request, Start
 from poolbench.worker.session import Session
 
-# What a file may not change where it is imported, for every candidate has it.
+# State that importing a user's file must not change, because all candidates share it.
 SHARED_SETTINGS = ("it replaced", "it changed tf.", "it changed keras.", "it changed numpy.")
 NOTHING = msgspec.Raw(messages.encode(None))
 T = TypeVar("T")
 
 
 class Pipes:
-    """The worker's ends of the two pipes."""
+    """The worker's ends of its two pipes."""
 
     def __init__(self, requests: BinaryIO, replies: BinaryIO) -> None:
         self._requests, self._replies = requests, replies
 
     def receive(self, type_: type[T]) -> T:
-        """Return the next message; the process ends when there is none any more."""
+        """Return the next message; end the process when the pipe is closed."""
         head = self._requests.read(messages.LENGTH.size)
         if len(head) < messages.LENGTH.size:
             os._exit(0)
@@ -62,7 +62,7 @@ def main() -> None:
         os.set_inheritable(number, False)
     _end_with(requests)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the run's to handle
-    for stream in (sys.stdout, sys.stderr):  # what was printed before a crash must not be lost
+    for stream in (sys.stdout, sys.stderr):  # keep the output that precedes a crash
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(line_buffering=True)
     with os.fdopen(requests, "rb") as reading, os.fdopen(replies, "wb") as writing:
@@ -73,17 +73,17 @@ def main() -> None:
         process, session = os.getpid(), Session()
         while True:
             reply = answer(session, pipes.receive(Request), modules)
-            if os.getpid() != process:  # a candidate forked, and its child came back here too
+            if os.getpid() != process:  # the child of a candidate's fork must not answer
                 os._exit(0)
             pipes.send(reply)
 
 
 def answer(session: Session, request: Request, modules: list[str]) -> Reply:
-    """Call the request's function; what it raises becomes plain data.
+    """Call the request's function; convert an exception to plain data.
 
     A function whose first parameter is named `session` is given this process' own.
     """
-    begin = timing.clock()  # the one that blocks are timed by
+    begin = timing.clock()  # the clock of the timing loop
     try:
         function = messages.find_function(request.function, modules)
         own = (session,) if messages.takes_session(function) else ()
@@ -143,7 +143,7 @@ def _end_with(requests: int) -> None:
 
     def wait() -> None:
         poll = select.poll()
-        poll.register(requests, 0)  # no event but the hang-up, which is always told
+        poll.register(requests, 0)  # only the hang-up, which is always reported
         with contextlib.suppress(OSError):
             poll.poll()
         os._exit(1)

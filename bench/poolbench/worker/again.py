@@ -1,4 +1,4 @@
-"""Correct after timing too: candidates are called again on inputs that they have not seen.
+"""Check candidates again after timing, on inputs that they have not seen.
 
 New values are written into the memory of the inputs that were timed, so that what remembers its
 answer by the inputs' identity, by their shape, by a few of their values, or by the number of its
@@ -20,9 +20,9 @@ from poolbench.worker.backends import Array, to_numpy
 from poolbench.worker.inputs import make_inputs
 from poolbench.worker.session import OpenCase
 
-# A check at a random moment may cost this share of the time of what was timed before.
+# Random checks may take at most this share of the timed work.
 SHARE = 0.02
-# About what new inputs, the reference's answer and one comparison cost on a processor of 2024.
+# Approximate cost of new inputs, the reference and one comparison on a processor of 2024.
 SECONDS_PER_NBYTE = 10e-9
 FRESH = "on inputs that it had not seen"
 OLD = "on the inputs that were timed"
@@ -30,7 +30,7 @@ OLD = "on the inputs that were timed"
 
 @dataclass
 class Recheck:
-    """One set of inputs, and what candidates returned for them.
+    """One set of inputs, and the results of candidates for them.
 
     Attributes:
         words: which inputs they are.
@@ -45,10 +45,10 @@ class Recheck:
     accepted: list[tuple[Array, ...]] = field(default_factory=list)
 
     def judge(self, opened: OpenCase, result: Any) -> str:
-        """Return why a result is wrong, or the call that gave it did wrong; '' if neither."""
+        """Return the error of a result or of its call; '' if both are correct."""
         try:
             return self._judge(opened, result)
-        except Exception as error:  # noqa: BLE001 (what cannot be read is no answer)
+        except Exception as error:  # noqa: BLE001 (an unreadable result is an error)
             return f"after timing, {self.words}: {reason_of(error)}"
 
     def _judge(self, opened: OpenCase, result: Any) -> str:
@@ -72,7 +72,7 @@ class Recheck:
 
 
 def rechecks(opened: OpenCase) -> Iterator[Recheck]:
-    """Give each set of inputs in turn, written into the memory of those that were timed."""
+    """Yield each set of inputs, written into the memory of the timed inputs."""
     op = REGISTRY.ops.get(opened.case.op)
     try:
         if op is not None and not opened.brings_inputs:
@@ -100,7 +100,7 @@ def fresh_values(opened: OpenCase) -> tuple[Array, ...]:
 
 
 def write(opened: OpenCase, host: tuple[Array, ...]) -> None:
-    """Write values into the inputs' own memory; where that cannot be done, allocate others."""
+    """Write values into the inputs' own memory; allocate new memory where that fails."""
     if not all(map(opened.backend.overwrite, opened.inputs, host)):
         opened.inputs = opened.backend.put(host, opened.device)
 
@@ -112,7 +112,7 @@ def changed_inputs(opened: OpenCase) -> bool:
 
 
 def same_bits(one: Array, other: Array) -> bool:
-    """Return whether two arrays are alike to the bit, NaN included."""
+    """Return whether two arrays are equal bit for bit, NaN included."""
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
     return np.array_equal(np.ravel(one).view(np.uint8), np.ravel(other).view(np.uint8))
@@ -125,7 +125,7 @@ def lies_in(value: Any, given: Any) -> bool:
 
 
 def is_affordable(opened: OpenCase) -> bool:
-    """Return whether a check at this moment stays within its share of the time."""
+    """Return whether a check now stays within its share of the time."""
     nbytes = sum(array.nbytes for array in opened.host)
     cost = opened.recheck_seconds + SECONDS_PER_NBYTE * nbytes
     return not opened.brings_inputs and cost <= SHARE * opened.timed_seconds

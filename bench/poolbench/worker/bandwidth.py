@@ -1,4 +1,4 @@
-"""Bandwidth probes: read, write and copy as many bytes as the case's candidates do, as fast as can be."""
+"""Bandwidth probes: read, write and copy as many bytes as the case's candidates, as fast as possible."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from poolbench.worker.backends.base import host_probes
 from poolbench.worker.session import OpenCase, Session
 from poolbench.worker.timing import clock, estimate_seconds
 
-# Below this the call's own cost, not the memory, is what a write probe would measure.
+# Below this size a write probe would measure the cost of the call instead of the memory.
 MIN_WRITE_NBYTES = 1 << 20
-MIN_DEVICE_WRITE_NBYTES = 1 << 24  # a GPU writes a megabyte faster than it begins to
+MIN_DEVICE_WRITE_NBYTES = 1 << 24  # a GPU writes 1 MB in less time than it takes to start
 
 
 def open_probe(session: Session, name: str) -> tuple[float, int, float]:
-    """Choose the fastest of several ways to read, write or copy; they are tried once per process.
+    """Choose the fastest of several ways to read, write or copy, once per process.
 
     Returns:
         Seconds per call, bytes that a call moves, seconds that the choice took.
@@ -43,7 +43,7 @@ def open_probe(session: Session, name: str) -> tuple[float, int, float]:
 
 
 def _ways(opened: OpenCase, kind: str, nbytes: int) -> dict[str, Call]:
-    """Return the calls that move so many bytes: NumPy's where the inputs lie on the host, the backend's."""
+    """Return the calls that move this many bytes: of NumPy if the inputs are on the host, and of the backend."""
     ways: dict[str, Call] = {}
     if opened.on_cpu:
         source = opened.host[0].reshape(-1)

@@ -1,4 +1,4 @@
-"""The reference: inputs to ask with, bounds to judge by, and the judgement of what came back. NumPy only."""
+"""Compare a candidate's outputs and gradients with the float64 reference. NumPy only."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from poolbench.worker.inputs import numpy_dtype
 if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
-# A check whose expected answer is nearly all zeros would pass what returns zeros.
+# If nearly all expected values were zero, a candidate that returns zeros would pass.
 LEAST_NONZERO = 0.05
 
 BOUNDS = {
@@ -38,7 +38,7 @@ BOUNDS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What a check came to: 'ok' or 'wrong', why in one line, and the errors that were found."""
+    """The result of a check: 'ok' or 'wrong', the reason in one line, and the errors found."""
 
     accuracy: Accuracy
     status: Status
@@ -46,23 +46,23 @@ class Verdict:
 
 
 def in_float64(array: Array) -> Array:
-    """Return an input as the reference takes it: float64, integers as they are."""
+    """Convert an input for the reference: to float64, integers unchanged."""
     return array if np.issubdtype(array.dtype, np.integer) else array.astype(np.float64)
 
 
 def bound_for(op: Op, case: Case) -> Tolerance:
-    """How far a right value may be from the reference: the op's own bound, or the default of the dtype."""
+    """Return the tolerance of the case: the op's own, or the default of the dtype."""
     return op.tolerance(case) if op.tolerance is not None else BOUNDS[case.dtype]
 
 
 def check(op: Op, case: Case, inputs: tuple[Array, ...], outputs: tuple[Array, ...]) -> Verdict:
-    """Hold outputs, (y,) or (y, the gradients), against the float64 reference."""
+    """Compare outputs, (y,) or (y, gradients), with the float64 reference."""
     return judge(Answers(op=op, case=case, inputs=inputs), outputs)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answers:
-    """The reference's answers for a case's inputs, worked out once for all candidates that are held to them."""
+    """The reference's outputs for a case's inputs, computed once for all candidates."""
 
     op: Op
     case: Case
@@ -70,18 +70,18 @@ class Answers:
 
     @functools.cached_property
     def xs(self) -> tuple[Array, ...]:
-        """The op's inputs in float64."""
+        """Return the op's inputs in float64."""
         forward = self.case.direction == "forward"
         return tuple(in_float64(array) for array in (self.inputs if forward else self.inputs[:-1]))
 
     @functools.cached_property
     def dy(self) -> Array:
-        """The gradient of the output in float64."""
+        """Return the gradient of the output in float64."""
         return self.inputs[-1].astype(np.float64)
 
     @functools.cached_property
     def y(self) -> Array:
-        """The correct output."""
+        """Return the correct output."""
         return self.op.reference(self.case, *self.xs)
 
     def spread(self, dy: Array) -> tuple[Array, ...]:
@@ -91,20 +91,20 @@ class Answers:
 
     @functools.cached_property
     def gradients(self) -> dict[str, Array]:
-        """The correct gradients by name, 'dx' for the input x; a tie's split equally."""
+        """Return the correct gradients by name, 'dx' for the input x; split equally at a tie."""
         specs = self.op.inputs(self.case)
         names = [f"d{name}" for name, spec in specs.items() if spec.differentiable]
         return dict(zip(names, self.spread(self.dy), strict=True))
 
     @functools.cached_property
     def tied(self) -> Array:
-        """Which elements of the first input share their window's gradient with another."""
+        """Return a mask of the elements of the first input that share their window's gradient with another."""
         weight = self.spread(np.ones_like(self.dy))[0]
         return (weight > 0) & (weight < 1)
 
 
 def judge(answers: Answers, outputs: tuple[Array, ...]) -> Verdict:
-    """Hold outputs, (y,) or (y, the gradients), against the answers."""
+    """Compare outputs, (y,) or (y, gradients), with the reference's outputs."""
     op, case = answers.op, answers.case
     bound = bound_for(op, case)
     value = _judge("y", outputs[0], answers.y, bound, case)
@@ -138,7 +138,7 @@ def _verdict(accuracy: Accuracy, reason: str) -> Verdict:
 
 @dataclass(frozen=True, kw_only=True)
 class _Errors:
-    """Largest errors of an array: over its bound, relative, absolute; and why it is wrong, or ''."""
+    """Return the largest errors of an array (over its tolerance, relative, absolute), and why it is wrong, or ''."""
 
     worst: float
     relative: float
@@ -263,9 +263,9 @@ def _judge_tied_gradient(answers: Answers, actual: Array) -> tuple[_Errors, str 
 
 
 def _tie_rule(answers: Answers, given: Array) -> str:
-    """'split', 'first', 'last', 'one', or 'other': how the tied elements share their gradient."""
+    """Return how tied elements share their gradient: 'split', 'first', 'last', 'one' or 'other'."""
     (x, *_), tied = answers.xs, answers.tied
-    # Breaking every tie by a slope far below a float32's last digit tells the first from the last.
+    # A slope far below a float32's last digit breaks every tie and separates the first from the last.
     ramp = np.arange(x.size, dtype=np.float64).reshape(x.shape) * (1e-15 / max(1.0, x.size * 1e-6))
 
     def broken(slope: float) -> Array:

@@ -1,4 +1,4 @@
-"""Contenders: a candidate or a probe is built, called first, checked, and given a rough time."""
+"""Open contenders: build a candidate or probe, make its first call, check it, and estimate its time."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from poolbench.worker.bandwidth import open_probe
 from poolbench.worker.session import OpenCase, Session, bind
 from poolbench.worker.timing import clock, estimate_seconds
 
-# The CPU's allocator counts no tensor below 256 KiB: of a small case it would say too little.
+# The CPU's allocator does not count tensors below 256 KiB, so the peak of a small case would be too low.
 MIN_PEAK_NBYTES = 1 << 20
 
 
 class OpenedContender(msgspec.Struct, frozen=True, kw_only=True):
-    """What opening a contender came to.
+    """The result of opening a contender.
 
     Attributes:
         status, reason: 'ok', or why it cannot race.
@@ -48,7 +48,7 @@ class OpenedContender(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def open_contender(session: Session, name: str, check: bool) -> OpenedContender:
-    """Build a candidate or a probe and call it first; `check`: hold it to the reference, estimate its time.
+    """Build a candidate or a probe and make its first call; with `check`, compare it with the reference and time it.
 
     A candidate that raises comes back with status 'error' and its text; so does one that leaves
     threads or processes behind, or changes what its other candidates share with it.
@@ -80,8 +80,8 @@ def _open_candidate(session: Session, name: str, *, check: bool) -> OpenedConten
 
     start = clock()
     if case.mode != "eager" and (case.op, name) not in session.converted:
-        # AutoGraph converts a candidate's Python once a process, and the first of all pays for AutoGraph
-        # itself, a quarter of a second: neither is what tracing and compiling cost in this case.
+        # AutoGraph converts a candidate's Python once per process, and the first candidate also pays 0.25 s for
+        # loading AutoGraph. Neither is part of tracing and compiling this case.
         with opened.backend.on(opened.device):
             opened.backend.convert(bind(candidate, case), opened.inputs)
         session.converted.add((case.op, name))
@@ -101,7 +101,7 @@ def _open_candidate(session: Session, name: str, *, check: bool) -> OpenedConten
 
 
 def answers_of(opened: OpenCase) -> checks.Answers:
-    """Return the reference's answers for the open case's inputs."""
+    """Return the reference's outputs for the inputs of the open case."""
     if opened.answers is None:
         op = REGISTRY.ops[opened.case.op]
         opened.answers = checks.Answers(op=op, case=opened.case, inputs=opened.host)
@@ -118,7 +118,7 @@ def open_call(
     calibrate: bool = True,
     measure_peak: bool = False,
 ) -> OpenedContender:
-    """Make a call, call it first, judge what it returned, and estimate its time.
+    """Make the callable, run its first call, check the result, and estimate its time.
 
     Args:
         session: whose case is open.
@@ -164,5 +164,5 @@ def open_call(
 
 
 def outputs_of(result: object) -> tuple[Array, ...]:
-    """Return what a call returned, on the host."""
+    """Return the result of a call on the host."""
     return tuple(to_numpy(value) for value in (result if isinstance(result, tuple) else (result,)))

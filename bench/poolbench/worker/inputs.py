@@ -1,4 +1,4 @@
-"""Inputs of a case: what they are filled with. NumPy only."""
+"""Fill the inputs of a case. NumPy only."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from poolbench.core.op import Fill, TensorSpec
 from poolbench.core.registry import REGISTRY
 
 Array = np.ndarray[Any, Any]
-# Prime, so that a window or a channel count never meets the same batch of the block again soon.
+# Prime, so that no window or channel count is in phase with the repeated block.
 BLOCK_LENGTH = 65_537
 
 
 def numpy_dtype(name: str) -> np.dtype[Any]:
-    """Return the NumPy dtype of a case's dtype; bfloat16 is the one that TensorFlow brings."""
+    """Return the NumPy dtype of a case's dtype; bfloat16 comes from ml_dtypes."""
     if name == "bfloat16":
         import ml_dtypes
 

@@ -1,7 +1,7 @@
-"""What a candidate may not change, for its other candidates share the process: read before and after it.
+"""Process-wide state that a candidate must leave unchanged, because other candidates share the process.
 
-Each entry of the tables reads one fact; what differs afterwards is said by its name. TensorFlow and
-Keras are read only where they are loaded already.
+Snapshots are taken before and after each candidate. Each entry of the tables reads one value; a difference
+is reported by its name. TensorFlow and Keras are read only if they are already loaded.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from poolbench.machine import core_distance
 from poolbench.machine.info import relevant_settings
 
 FUNCTIONS = "shared functions"
-OWN_THREADS = "poolbench-"  # how the names of the harness' threads begin
+OWN_THREADS = "poolbench-"  # prefix of the names of the harness's threads
 THREADS = "threads that stay"
 PROCESSES = "processes that stay"
 GRACE_SECONDS = 0.2
@@ -44,7 +44,7 @@ def _signal_handlers() -> Any:
 
 
 def child_processes(tasks: Path = TASKS) -> set[int]:
-    """The children of this process; none where the system does not show them."""
+    """Return the children of this process; none if the system does not list them."""
     found: set[int] = set()
     for path in tasks.glob("*/children"):
         with contextlib.suppress(OSError, ValueError):
@@ -162,7 +162,7 @@ def _facts() -> Iterator[tuple[str, Any]]:
 
 
 def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """What differs, in words; threads and processes only where there are more of them."""
+    """Describe the differences; threads and processes only if there are more of them."""
     found = []
     for name, old in before.items():
         new = after.get(name, old)
@@ -184,7 +184,7 @@ def _values(old: Any, new: Any) -> str:
 
 
 def left_behind(before: Mapping[str, Any], *, grace_seconds: float = GRACE_SECONDS) -> str:
-    """What changed since `before`, in one line; "" if nothing. Who is just leaving may leave."""
+    """Describe what changed since `before`; empty if nothing did. Waits briefly for threads that are exiting."""
     found = changes(before, read())
     if found:
         time.sleep(grace_seconds)

@@ -30,23 +30,23 @@ PROTOCOL = 1
 LENGTH = struct.Struct("<Q")
 MAX_NBYTES = 1 << 30
 PACKAGE = "poolbench"
-# Modules outside the package whose functions may be called too, separated by commas: the tests'.
+# Comma-separated modules outside the package whose functions may be called, for tests.
 MODULES_VARIABLE = "POOLBENCH_TASK_MODULES"
 
 
 class MessageError(Exception):
-    """Bytes that are no message, or a message that this end does not understand."""
+    """Invalid bytes, or a message that this end does not know."""
 
 
 class Hello(msgspec.Struct, frozen=True, kw_only=True):
-    """A worker's first words; any version of the protocol has these fields."""
+    """The first message of a worker; every version of the protocol has these fields."""
 
     protocol: int = PROTOCOL
     version: str = ""
 
 
 class Start(msgspec.Struct, frozen=True, kw_only=True):
-    """How a worker is to start: it replies with number 0.
+    """The settings with which a worker starts; its reply has number 0.
 
     Attributes:
         path: entries of sys.path; empty leaves the interpreter's own.
@@ -68,7 +68,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Reply(msgspec.Struct, frozen=True, kw_only=True):
-    """What a request came to.
+    """The result of a request.
 
     Attributes:
         status, reason: 'ok', or what the function raised in one line.
@@ -89,7 +89,7 @@ def encode(message: Any) -> bytes:
 
 
 def pack(message: Any) -> bytes:
-    """Return the message as it goes over the pipe: its length first."""
+    """Return the bytes of a message for the pipe, its length first."""
     data = encode(message)
     return LENGTH.pack(len(data)) + data
 
@@ -179,7 +179,7 @@ def find_function(name: str, modules: Sequence[str] = ()) -> Callable[..., Any]:
 def arguments_of(
     function: Callable[..., Any], request: Request, given: int = 0
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return the request's arguments as the function's annotations have them.
+    """Convert the request's arguments by the function's annotations.
 
     Args:
         function: as found by its name.
@@ -196,7 +196,7 @@ def arguments_of(
 
 
 def result_of(function: Callable[..., Any], reply: Reply) -> Any:
-    """Return the reply's result as the function's annotation has it."""
+    """Convert the reply's result by the function's return annotation."""
     return decode(reply.value, _hints(function).get("return", Any))
 
 
@@ -213,7 +213,7 @@ def _hints(function: Callable[..., Any]) -> dict[str, Any]:
 
 @functools.cache
 def _positional(function: Callable[..., Any], given: int, length: int) -> Any:
-    """Return the type of so many positional arguments, as one tuple."""
+    """Return the tuple type of this many positional arguments."""
     hints = _hints(function)
     kinds: list[Any] = []
     for parameter in list(inspect.signature(function).parameters.values())[given:]:

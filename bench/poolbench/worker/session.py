@@ -1,4 +1,4 @@
-"""Session: what a worker process holds between its tasks.
+"""Session: the state of a worker process between its tasks.
 
 One object, made when the process starts and handed to each task as its first argument: the case that
 is open, its inputs on the host and on the device, and the compiled callables of its contenders.
@@ -33,7 +33,7 @@ EVICT_CAP_NBYTES = 1 << 30
 
 @dataclass
 class OpenCase:
-    """A case that is open.
+    """An open case.
 
     Attributes:
         case: which.
@@ -66,12 +66,12 @@ class OpenCase:
 
     @property
     def device(self) -> str:
-        """The case's device: 'cpu:0'."""
+        """Return the case's device: 'cpu:0'."""
         return str(self.case.device)
 
     @property
     def on_cpu(self) -> bool:
-        """Whether the inputs lie in the host's memory."""
+        """Tell whether the inputs are in host memory."""
         return self.device.startswith("cpu")
 
     def bound(self, name: str) -> tuple[Call, list[Any]]:
@@ -93,7 +93,7 @@ class OpenCase:
 
 @dataclass
 class Session:
-    """What this process holds.
+    """The state of this process.
 
     Attributes:
         opened: the case that is open.
@@ -113,7 +113,7 @@ class Session:
 
     @property
     def open(self) -> OpenCase:
-        """The case that is open.
+        """Return the open case.
 
         Raises:
             RuntimeError: there is none.
@@ -124,7 +124,7 @@ class Session:
 
 
 class Opened(msgspec.Struct, frozen=True, kw_only=True):
-    """What opening a case came to.
+    """The result of opening a case.
 
     Attributes:
         nbytes: of the inputs.
@@ -148,7 +148,7 @@ def open_case(session: Session, case: Case, seed: int, tensorflow: bool = True) 
 def hold(
     session: Session, case: Case, host: tuple[Array, ...], *, tensorflow: bool = True
 ) -> Opened:
-    """Open a case on these inputs: for what brings its own, such as a model's step.
+    """Open a case on given inputs, such as those of a model's step.
 
     Raises:
         NotRunError: this machine has no such device.
@@ -161,7 +161,7 @@ def hold(
     opened = OpenCase(case=case, backend=backend, host=host, brings_inputs=True)
     if case.cache == "cold":
         nbytes = evict_nbytes() if opened.on_cpu else EVICT_NBYTES
-        # The host's caches are emptied by NumPy whatever runs there.
+        # NumPy evicts the host's caches for every backend.
         evicting = BACKENDS["numpy"] if opened.on_cpu else backend
         opened.evict = evicting.make_evict(opened.device, nbytes)
     session.opened = opened
@@ -178,7 +178,7 @@ def hold(
 
 
 def close_case(session: Session) -> None:
-    """Let go of all that the last case held, compiled functions included."""
+    """Release everything that the last case held, including compiled functions."""
     session.extras.clear()
     session.suspects.clear()
     if session.opened is None:
@@ -192,7 +192,7 @@ def close_case(session: Session) -> None:
 
 
 def allocate(session: Session) -> float:
-    """Allocate the inputs anew, for every contender; return the seconds that it took.
+    """Allocate new inputs for every contender; return the seconds that it took.
 
     The old ones are let go only afterwards, so that the new ones lie elsewhere: addresses decide by
     up to 20% how fast a call is, and an interval from one allocation is too narrow.
@@ -223,19 +223,19 @@ def bind(candidate: Candidate, case: Case) -> Call:
 
 
 def differentiable_places(case: Case) -> list[int]:
-    """Return which of the op's inputs training computes a gradient of; the first of an unregistered op."""
+    """Return the positions of the inputs that have a gradient in training; the first for an unregistered op."""
     op = REGISTRY.ops.get(case.op)
     specs = op.inputs(case).values() if op else ()
     return [place for place, spec in enumerate(specs) if spec.differentiable] if op else [0]
 
 
 def list_devices(session: Session) -> dict[str, str]:  # noqa: ARG001 (a task)
-    """Return what TensorFlow sees: {'cpu:0': 'CPU', 'gpu:0': 'NVIDIA H100 ...'}."""
+    """Return the devices of the backend: {'cpu:0': 'CPU', 'gpu:0': 'NVIDIA H100 ...'}."""
     return BACKENDS["tensorflow"].devices()
 
 
 def end_process(session: Session) -> None:  # noqa: ARG001
-    """End this worker at once, without the chance to refuse that a candidate may have taken."""
+    """End this worker at once, even if a candidate has installed handlers that would prevent it."""
     os._exit(1)
 
 
@@ -245,7 +245,7 @@ def process_id(session: Session) -> int:  # noqa: ARG001
 
 
 def evict_nbytes() -> int:
-    """Return the bytes to touch so that nothing of the inputs is left in a cache."""
+    """Return the number of bytes to touch so that no input stays in a cache."""
     from poolbench.machine.info import last_level_cache_nbytes
 
     return min(2 * last_level_cache_nbytes(), EVICT_CAP_NBYTES)

@@ -1,4 +1,4 @@
-"""The one timing loop of the project, and what is measured by it: blocks of calls, energy.
+"""The only timing loop of the project, and its measurements: blocks of calls, energy.
 
 The clock and the counters are bound here when the process starts, before any candidate's code is
 imported: one that replaces `time.perf_counter` changes no figure.
@@ -30,7 +30,7 @@ ENERGY_SECONDS, ENERGY_LIMIT_SECONDS = 0.1, 3.0
 
 
 class BlockRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """What one contender is to do in a round: `warmup` untimed calls, then `calls` timed ones."""
+    """The request for one block: `warmup` untimed calls, then `calls` timed ones."""
 
     name: str
     warmup: int
@@ -38,7 +38,7 @@ class BlockRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Block(msgspec.Struct, frozen=True, kw_only=True):
-    """What a block came to.
+    """The result of a block.
 
     Attributes:
         seconds: of one call.
@@ -53,7 +53,7 @@ class Block(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Batch(msgspec.Struct, frozen=True, kw_only=True):
-    """Blocks that were timed in a row, and what the process used of the machine meanwhile.
+    """Consecutive blocks, and the resources that the process used meanwhile.
 
     Attributes:
         cpu_seconds: processor time of this process, all threads.
@@ -71,7 +71,7 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def time_batch(session: Session, requests: Sequence[BlockRequest]) -> Batch:
-    """Time every block in turn; what a call raises ends its own block only."""
+    """Time every block in turn; an exception ends its own block only."""
     start = resource.getrusage(resource.RUSAGE_SELF)
     begin = clock()
     with kept_awake():
@@ -98,7 +98,7 @@ def time_batch(session: Session, requests: Sequence[BlockRequest]) -> Batch:
 def run_blocks(
     session: Session, requests: Sequence[BlockRequest], kept: list[object] | None = None
 ) -> list[Block]:
-    """Time every block in turn, and note after whose calls something was changed.
+    """Time every block in turn, and note the candidates that changed process-wide state.
 
     Args:
         session: whose case is open.
@@ -119,7 +119,7 @@ def run_blocks(
 
 
 def _recheck(session: Session, requests: Sequence[BlockRequest]) -> dict[str, str]:
-    """Check one candidate at a random moment, as it is timed; return why it is wrong, by its name.
+    """Check one candidate at a random moment between blocks; return the error by its name.
 
     The calls come from where timed calls come from, so that a candidate cannot tell them apart.
     """
@@ -144,7 +144,7 @@ def _recheck(session: Session, requests: Sequence[BlockRequest]) -> dict[str, st
 def time_block(
     session: Session, name: str, warmup: int, calls: int, kept: list[object] | None = None
 ) -> Block:
-    """Return seconds per call over `calls` calls in a row, after `warmup` untimed ones.
+    """Return seconds per call over `calls` consecutive calls, after `warmup` untimed ones.
 
     This is the one timing loop of the project.
     """
@@ -179,7 +179,7 @@ def time_block(
 def _time_cold_block(
     opened: OpenCase, evict: Callable[[], None], call: Call, arguments: list[Any], calls: int
 ) -> Block:
-    """Time as time_block does, with the caches emptied before every call and that not timed."""
+    """Time a block like time_block, with an untimed cache eviction before every call."""
     total = evicting = 0.0
     for _ in repeat(None, calls):
         start = clock()
@@ -193,7 +193,7 @@ def _time_cold_block(
 
 
 def estimate_seconds(opened: OpenCase, name: str) -> float:
-    """Return rough seconds per call: the least of three after one that warms up."""
+    """Estimate the seconds per call: the minimum of three calls after one warm-up call."""
     step = opened.make_step(name)
     seconds = []
     for _ in range(4):
@@ -210,7 +210,7 @@ def measure_energy(
     *,
     read: Callable[[str], float | None] | None = None,
 ) -> float | None:
-    """Return joules per call, the device's idle power included; None where it keeps no count.
+    """Return joules per call, including the device's idle power; None if the device does not count energy.
 
     The counter steps several times a second: what is counted is the calls between the step that comes first
     and the first one after `seconds` more.

@@ -24,23 +24,23 @@ from poolbench.worker.session import Session, open_case
 
 STEPS = 20
 WARM_UP_CALLS = 3
-SUFFIX = ".xplane.pb"  # of the files that TensorBoard's profile plugin reads
-# The executor's last callback may release memory just after the call has returned.
+SUFFIX = ".xplane.pb"  # suffix of the files that TensorBoard's profile plugin reads
+# The executor's last callback may release memory shortly after the call returns.
 SETTLE_SECONDS = 0.01
-# Without oneDNN, as on a processor without AVX-512, only this allocator records its allocations.
+# Without oneDNN (no AVX-512) only this allocator records its allocations.
 MEMORY_EVENTS = (("TF_CPU_ALLOCATOR_USE_BFC", "1"),)
 
 
 def record_trace(
     step: Callable[[], object], folder: Path, *, name: str = "step", steps: int = STEPS
 ) -> Path:
-    """Record marked steps into the run directory `folder`, which it replaces; the trace's file.
+    """Record marked steps into the run directory `folder`, which is replaced; return the trace's file.
 
     A step that raises ends the recording: what was recorded until then is kept, the error goes on.
     """
     import tensorflow as tf
 
-    # The profiler names its directories by the second, and two sessions would share one.
+    # The profiler names directories by the second, so two sessions might share one.
     with tempfile.TemporaryDirectory() as scratch:
         try:
             with tf.profiler.experimental.Profile(scratch):
@@ -55,8 +55,8 @@ def record_trace(
 
 
 def _publish(scratch: Path, folder: Path) -> Path:
-    """Move a recording to where the viewer looks for it, under a host named as its run."""
-    # The viewer caches beside the file and would go on to serve what it read first.
+    """Move a recording to the place that the viewer reads, under a host named as its run."""
+    # The viewer caches beside the file and would keep serving the first recording.
     shutil.rmtree(folder, ignore_errors=True)
     target = folder / f"{folder.name}{SUFFIX}"
     for source in scratch.glob(f"plugins/profile/*/*{SUFFIX}"):
@@ -66,7 +66,7 @@ def _publish(scratch: Path, folder: Path) -> Path:
 
 
 def _without_folders(recording: bytes) -> bytes:
-    """The recording with the folders that this project and its libraries lie in written over.
+    """Return the recording with the folders of this project and its libraries overwritten.
 
     XLA notes in which file an operation was traced. Recordings are given away, a machine's paths are not; and
     each is written over by as many bytes, for lengths are part of the format.
@@ -80,7 +80,7 @@ def _without_folders(recording: bytes) -> bytes:
 def trace_candidate(
     session: Session, case: Case, name: str, folder: str, seed: int = 0
 ) -> TraceSummary:
-    """Warm a candidate up, record it, and say where its time and memory went."""
+    """Warm up a candidate, record it, and summarise its time and memory."""
     candidate = REGISTRY.candidates[case.op, name]
     open_case(session, case, seed, tensorflow=candidate.framework != "numpy")
     contender = open_contender(session, name, check=False)
@@ -100,7 +100,7 @@ def trace_candidate(
 def read_account(
     path: Path, case: Case, candidate: str, *, compiler_nbytes: int | None = None
 ) -> TraceSummary:
-    """The trace summary of a recorded trace."""
+    """Return the trace summary of a recorded trace."""
     from poolbench.worker.xspace import read_trace
 
     reading = read_trace(load_trace(path), device=case.device)
@@ -136,7 +136,7 @@ def read_account(
 def time_turns(
     turns: Sequence[tuple[Callable[[], object], Callable[[], object] | None]], *, calls: int
 ) -> list[float | None]:
-    """Seconds a call in which the GPU was at work, for each turn: the median of `calls` calls in a row.
+    """Return the seconds per call during which the GPU was busy, per recording: the median over `calls` calls.
 
     One recording serves all turns. What launches the work, and waits for it, is not in it.
 
@@ -172,8 +172,8 @@ def time_turns(
 
 
 def load_trace(path: Path) -> Any:
-    """The XSpace message in a file."""
-    # TensorFlow's Python package must be there first: the message's module is part of it.
+    """Read the XSpace message in a file."""
+    # TensorFlow must be imported first: the module of the message is part of it.
     import tensorflow as tf  # noqa: F401
     from tensorflow.tsl.profiler.protobuf import xplane_pb2
 
@@ -183,7 +183,7 @@ def load_trace(path: Path) -> Any:
 
 
 def _compiler_nbytes(call: Any, arguments: Sequence[Any], case: Case) -> int | None:
-    """What XLA's buffer assignment holds beside inputs and constants; None outside XLA."""
+    """Return the bytes of XLA's buffer assignment besides inputs and constants; None without XLA."""
     if case.mode != "xla" or not hasattr(call, "experimental_get_compiler_ir"):
         return None
     from poolbench.worker.program import buffer_nbytes
@@ -193,7 +193,7 @@ def _compiler_nbytes(call: Any, arguments: Sequence[Any], case: Case) -> int | N
 
 
 def time_on_device(session: Session, names: Sequence[str], calls: int) -> list[float | None]:
-    """Return seconds per call of each contender in turn by the device's own clock; None where it has none.
+    """Return seconds per call of each contender in turn by the device's own clock; None if it has none.
 
     Where the case asks for cold caches they are emptied before every call, and that not timed.
     """

@@ -1,4 +1,4 @@
-"""The check at the end of a process: what was timed is what was checked, and changed nothing."""
+"""The check at the end of a process: timed candidates still return correct results and changed no state."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from poolbench.worker.timing import BlockRequest, run_blocks
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
-    """What is wrong with a contender that had been found correct: 'wrong' or 'error', and why."""
+    """An error of a contender that passed its first check: 'wrong' or 'error', and the reason."""
 
     status: Status
     reason: str
 
 
 def verify(session: Session) -> dict[str, Finding]:
-    """Check every candidate of the open case again; return the findings by name, none for those in order.
+    """Check every candidate of the open case again; return the findings by name; correct candidates have none.
 
     Inputs are compared with the host's copy, results with the reference, on the inputs that were
     timed and on others; settings and shared functions with what they were before any candidate's

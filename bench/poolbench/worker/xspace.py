@@ -1,4 +1,4 @@
-"""What a recorded trace says: time by operation, memory, threads. Reads XSpace messages.
+"""Read time by operation, memory and threads from a recorded trace (an XSpace message).
 
 Times are picoseconds since the session began, as XSpace has them; what comes out is in seconds.
 """
@@ -16,11 +16,11 @@ PICOSECONDS = 1e-12
 EAGER = "EagerLocalExecute: "
 END = "end: "
 DEVICE_PLANE = "/device:GPU:"
-# A device's other lines are made from the streams: steps, modules, scopes.
+# Other lines of a device are derived from the streams: steps, modules, scopes.
 STREAM = "Stream #"
 TO_HOST = "MemcpyD2H"
 HOST_PLANE = "/host:CPU"
-# TensorFlow's intra-op pool: 'tf_numa_-1_Eigen'. Its threads' regions are work and no waiting.
+# TensorFlow's intra-op pool: 'tf_numa_-1_Eigen'. Regions of its threads are work, not waiting.
 POOL = "Eigen"
 
 
@@ -52,7 +52,7 @@ class Event:
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """An operation's share of a step: self time, nested operations of its own kind left out.
+    """An operation's share of a step: self time, without nested operations of its own kind.
 
     Attributes:
         seconds, count: a step.
@@ -68,7 +68,7 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """Bytes of one device: the peak above what was held at first; allocated and freed, a step."""
+    """Memory of one device: the peak above the initial use; bytes allocated and freed per step."""
 
     peak_nbytes: int
     allocated_nbytes: int
@@ -77,7 +77,7 @@ class Memory:
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """What a trace came to.
+    """The contents of a trace.
 
     Attributes:
         steps: how many marked steps it holds.
@@ -103,7 +103,7 @@ class Reading:
 
 
 def read_events(space: Any) -> list[Event]:
-    """The events of an XSpace, host and GPUs, in the order of their starts."""
+    """Return the events of an XSpace, of host and GPUs, sorted by start."""
     events = []
     for plane in space.planes:
         if plane.name != HOST_PLANE and not plane.name.startswith(DEVICE_PLANE):
@@ -111,7 +111,7 @@ def read_events(space: Any) -> list[Event]:
         names = {key: value.name for key, value in plane.stat_metadata.items()}
         for line in plane.lines:
             begin = line.timestamp_ns * 1000
-            # Two threads of one pool may share a name: the id tells them apart.
+            # Two threads of one pool may share a name; the id distinguishes them.
             where = f"{plane.name}/{line.name}/{line.id}"
             for raw in line.events:
                 about = plane.event_metadata[raw.metadata_id]
@@ -137,7 +137,7 @@ def _value(stat: Any, names: dict[int, str]) -> Any:
 
 
 def kind_of(line: str, name: str, display: str, stats: dict[str, Any]) -> str:
-    """Which kind of event it is; '' for the profiler's and the runtime's own."""
+    """Return the kind of an event; '' for those of the profiler and the runtime."""
     if line.startswith(DEVICE_PLANE):
         return "kernel" if f"/{STREAM}" in line else ""
     if "step_num" in stats and "_r" in stats:
@@ -171,7 +171,7 @@ def _finish_asynchronous(events: Iterable[Event]) -> list[Event]:
 
 
 def read_trace(space: Any, *, device: str = "cpu:0") -> Reading:
-    """What the marked steps of an XSpace came to.
+    """Summarise the marked steps of an XSpace.
 
     Raises:
         ValueError: it holds no marked step.
@@ -180,7 +180,7 @@ def read_trace(space: Any, *, device: str = "cpu:0") -> Reading:
 
 
 def summarise(events: Sequence[Event], *, device: str = "cpu:0") -> Reading:
-    """As `read_trace`, from events in the order of their starts."""
+    """Summarise events sorted by start, as `read_trace` does."""
     steps = union(event.interval for event in events if event.kind == "step")
     count = sum(event.kind == "step" for event in events)
     total = length(steps)
@@ -206,12 +206,12 @@ def summarise(events: Sequence[Event], *, device: str = "cpu:0") -> Reading:
 
 
 def read_device_seconds(space: Any) -> dict[str, list[float]]:
-    """Seconds in which a GPU was at work in each marked step, by the steps' name, in their order."""
+    """Return the seconds during which a GPU was busy in each marked step, by the steps' name, in order."""
     return device_seconds(read_events(space))
 
 
 def device_seconds(events: Sequence[Event]) -> dict[str, list[float]]:
-    """As `read_device_seconds`, from events in the order of their starts.
+    """Return the seconds of `read_device_seconds`, from events sorted by start.
 
     Pauses between two kernels are the launching's and not counted. A step that brings data to the host goes on
     there, by a clock that the device does not have: it counts for nothing.
@@ -229,7 +229,7 @@ def device_seconds(events: Sequence[Event]) -> dict[str, list[float]]:
 
 
 def read_parts(events: Sequence[Event], steps: int) -> tuple[Part, ...]:
-    """Self time, count and bytes a step of each operation, by kind, the largest first."""
+    """Return self time, count and bytes per step of each operation, by kind, the largest first."""
     seconds: Counter[tuple[str, str]] = Counter()
     counts: Counter[tuple[str, str]] = Counter()
     nbytes: Counter[str] = Counter()
@@ -257,7 +257,7 @@ def read_parts(events: Sequence[Event], steps: int) -> tuple[Part, ...]:
 
 
 def self_times(events: Sequence[Event]) -> list[tuple[Event, int]]:
-    """Each event of one line and kind with its time less that of those nested in it."""
+    """Yield each event of one line and kind with its self time, without the events nested in it."""
     own = [event.end - event.start for event in events]
     around: list[int] = []
     for place, event in enumerate(events):
@@ -271,7 +271,7 @@ def self_times(events: Sequence[Event]) -> list[tuple[Event, int]]:
 
 
 def read_memory(events: Sequence[Event], steps: int, device: str) -> Memory | None:
-    """The running sum of requested bytes over the allocations and their releases.
+    """Return the running sum of requested bytes over allocations and releases.
 
     What was allocated before the session is none of a step's: its release is left out.
     """
@@ -306,7 +306,7 @@ def read_memory(events: Sequence[Event], steps: int, device: str) -> Memory | No
 
 
 def threads_busy(events: Sequence[Event], steps: Sequence[Interval]) -> float:
-    """Mean number of the host's threads at work.
+    """Return the mean number of busy threads of the host.
 
     The pool's threads are at work in their regions, a thread that XLA calls in its own share of an
     operation; an operation in which neither is seen counts as one thread, for its own may only wait
@@ -332,7 +332,7 @@ def threads_busy(events: Sequence[Event], steps: Sequence[Interval]) -> float:
 
 
 def _gaps(kernels: Sequence[Interval], steps: Sequence[Interval]) -> int:
-    """Picoseconds between the first and last kernel of each step in which none ran."""
+    """Return the picoseconds between the first and last kernel of each step during which none ran."""
     gaps = 0
     for step in steps:
         own = union(kernel for kernel in kernels if _contains([step], kernel[0]))
@@ -341,7 +341,7 @@ def _gaps(kernels: Sequence[Interval], steps: Sequence[Interval]) -> int:
 
 
 def union(intervals: Iterable[Interval]) -> list[Interval]:
-    """The intervals in order, those that overlap put together."""
+    """Return the intervals sorted, with overlapping ones merged."""
     merged: list[Interval] = []
     for start, end in sorted(intervals):
         if merged and start < merged[-1][1]:
@@ -352,7 +352,7 @@ def union(intervals: Iterable[Interval]) -> list[Interval]:
 
 
 def clip(intervals: Sequence[Interval], windows: Sequence[Interval]) -> list[Interval]:
-    """What of the intervals lies within the windows; both in order and without overlap."""
+    """Return the parts of the intervals within the windows; both are sorted and without overlap."""
     return [
         (max(start, low), min(end, high))
         for low, high in windows
@@ -362,7 +362,7 @@ def clip(intervals: Sequence[Interval], windows: Sequence[Interval]) -> list[Int
 
 
 def length(intervals: Iterable[Interval]) -> int:
-    """Their summed length."""
+    """Return the sum of the lengths."""
     return sum(end - start for start, end in intervals)
 
 

@@ -1,4 +1,4 @@
-"""Backends: what runs a candidate. A backend's framework is imported when the backend starts."""
+"""Backends run candidates. A backend imports its framework when it starts."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from poolbench.worker.backends.numpy import NumpyBackend
 from poolbench.worker.backends.tensorflow import TensorFlowBackend
 
 BACKENDS: dict[str, Backend] = {"numpy": NumpyBackend(), "tensorflow": TensorFlowBackend()}
-# A Keras candidate is run by the framework below it.
+# The framework below Keras runs a Keras candidate.
 BACKENDS["keras"] = BACKENDS["tensorflow"]
 
 __all__ = ["BACKENDS", "Array", "Backend", "Call", "to_numpy"]

@@ -1,4 +1,4 @@
-"""What the harness asks of a framework, and what all of them do alike."""
+"""The interface of a framework, and the parts that all backends share."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Backend(Protocol):
     modes: tuple[str, ...]
 
     def start(self, spec: WorkerSpec) -> None:
-        """Import the framework with a process' settings, which hold until the process ends."""
+        """Import the framework with the settings of this process, which hold until it ends."""
 
     def devices(self) -> dict[str, str]:
         """Return the devices with a description: {'cpu:0': 'CPU', 'gpu:0': 'NVIDIA H100 ...'}."""
@@ -38,34 +38,34 @@ class Backend(Protocol):
         """Return a context in which calls run on the device."""
 
     def put(self, arrays: Sequence[Array], device: str) -> tuple[Any, ...]:
-        """Return the arrays as the device's own, in memory that nothing else has."""
+        """Copy the arrays to the device, into memory of their own."""
 
     def copy(self, values: Sequence[Any], device: str) -> tuple[Any, ...]:
-        """Return the values of a device in other memory."""
+        """Copy values of a device into new memory."""
 
     def overwrite(self, value: Any, array: Array) -> bool:
-        """Write the array into the value's own memory; False where that cannot be done."""
+        """Write the array into the value's own memory; return False if that is impossible."""
 
     def compile(self, function: Call, mode: str) -> Call:
-        """Return the function as the mode calls it."""
+        """Compile the function for a mode."""
 
     def vjp(self, function: Call, places: Sequence[int]) -> Call:
         """Return (inputs, dy) -> (y, the gradients of the inputs at these places)."""
 
     def convert(self, call: Call, arguments: Sequence[Any]) -> bool:
-        """Do once per process what the first trace of a function costs; False where there is nothing."""
+        """Do the once-per-process work of a first trace; return False if there is none."""
 
     def synchronize(self, device: str) -> None:
-        """Return when the device has finished all that it was given."""
+        """Wait until the device has finished its work."""
 
     def device_of(self, value: Any) -> str:
         """Return the device that holds a value: 'cpu:0'."""
 
     def peak_nbytes(self, step: Callable[[], None], device: str) -> int | None:
-        """Return the peak of the device's memory during a step, above what was held; None: not counted."""
+        """Return the peak of the device's memory during a step, above the initial use; None: not counted."""
 
     def make_evict(self, device: str, nbytes: int) -> Callable[[], None]:
-        """Return a function that reads and writes so many bytes of the device's memory and waits."""
+        """Return a function that reads and writes this many bytes of the device's memory and waits."""
 
     def bandwidth_probes(self, kind: str, device: str, count: int) -> dict[str, Call]:
         """Return calls by name that read ('read'), write or copy memory as fast as the framework can.
@@ -74,7 +74,7 @@ class Backend(Protocol):
         """
 
     def clear(self) -> None:
-        """Let go of all that is cached for functions that were called."""
+        """Release everything cached for called functions."""
 
 
 def to_numpy(value: Any) -> Array:
@@ -85,9 +85,7 @@ def to_numpy(value: Any) -> Array:
     """
     if value is None:
         raise TypeError("it returned None (a gradient that does not exist?)")
-    framework = type(value).__module__.partition(".")[
-        0
-    ]  # an object of a candidate's own is no array
+    framework = type(value).__module__.partition(".")[0]  # reject objects that are not arrays
     array = value.numpy() if framework in FRAMEWORKS and hasattr(value, "numpy") else value
     if not isinstance(array, np.ndarray) and not np.isscalar(array):
         raise TypeError(f"it returned a {type(value).__name__}, not an array")
@@ -97,7 +95,7 @@ def to_numpy(value: Any) -> Array:
 def host_probes(
     work: Call, arrays: Sequence[Array], threads: int, pools: list[ThreadPoolExecutor]
 ) -> dict[str, Call]:
-    """Return NumPy's ways to read or write, by one thread and by as many as the case has.
+    """Return NumPy calls that read or write, with one thread and with the case's threads.
 
     One thread's call costs least, which counts where the input is small; several read more where it
     is large. They are Python's threads, which NumPy's loops let run side by side.

@@ -1,4 +1,4 @@
-"""NumPy: no modes, no gradients, the host's memory."""
+"""NumPy backend: no modes, no gradients, host memory."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from poolbench.worker.backends.base import Array, Call
 
 
 class NumpyBackend:
-    """Candidates that are NumPy functions, called as they are."""
+    """Backend of candidates that are NumPy functions, called directly."""
 
     name = "numpy"
     modes: tuple[str, ...] = ("eager",)
 
     def start(self, spec: WorkerSpec) -> None:
-        """Nothing is left to import."""
+        """Do nothing: NumPy is already imported."""
 
     def devices(self) -> dict[str, str]:
         """Return the one device."""
@@ -45,26 +45,26 @@ class NumpyBackend:
         return function
 
     def vjp(self, function: Call, places: Sequence[int]) -> Call:
-        """Refuse: NumPy has no gradients."""
+        """Raise an error: NumPy has no gradients."""
         raise NotImplementedError("a NumPy candidate has no gradient")
 
     def convert(self, call: Call, arguments: Sequence[Any]) -> bool:  # noqa: ARG002
-        """Nothing is traced."""
+        """Return False: nothing is traced."""
         return False
 
     def synchronize(self, device: str) -> None:
-        """A call has finished when it returns."""
+        """Do nothing: a call has finished when it returns."""
 
     def device_of(self, value: Any) -> str:  # noqa: ARG002
         """Return the host."""
         return "cpu:0"
 
     def peak_nbytes(self, step: Callable[[], None], device: str) -> int | None:  # noqa: ARG002
-        """NumPy keeps no count."""
+        """Return None: NumPy does not count memory."""
         return None
 
     def make_evict(self, device: str, nbytes: int) -> Callable[[], None]:  # noqa: ARG002
-        """Return a function that touches so many bytes of the host's memory."""
+        """Return a function that touches this many bytes of host memory."""
         words = np.ones(nbytes // 8, np.int64)
 
         def evict() -> None:
@@ -73,8 +73,8 @@ class NumpyBackend:
         return evict
 
     def bandwidth_probes(self, kind: str, device: str, count: int) -> dict[str, Call]:  # noqa: ARG002
-        """The host's own ways are all that there are."""
+        """Return no calls besides those of the host."""
         return {}
 
     def clear(self) -> None:
-        """Nothing is cached."""
+        """Do nothing: nothing is cached."""

@@ -1,4 +1,4 @@
-"""TensorFlow, and Keras on it: eager calls, graphs, XLA."""
+"""TensorFlow backend, also for Keras: eager mode, graph mode, XLA."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from poolbench.worker.backends.base import Array, Call
 
 
 class TensorFlowBackend:
-    """Candidates that are functions of TensorFlow's tensors."""
+    """Backend of candidates that are functions of TensorFlow tensors."""
 
     name = "tensorflow"
     modes: tuple[str, ...] = ("eager", "graph", "xla")
@@ -29,19 +29,19 @@ class TensorFlowBackend:
                 cpu, [tf.config.LogicalDeviceConfiguration()] * spec.logical_devices
             )
         for gpu in tf.config.list_physical_devices("GPU"):
-            # Processes share the device: without growth the first takes all of its memory.
+            # Processes share the device. Without memory growth the first one takes all of its memory.
             tf.config.experimental.set_memory_growth(gpu, True)
         if spec.deterministic:
             tf.config.experimental.enable_op_determinism()
         tf.config.list_logical_devices()
-        import keras  # noqa: F401 (takes seconds: the first candidate should not pay for it)
+        import keras  # noqa: F401 (takes seconds, which the first candidate should not pay)
 
-        # What is loaded now stays: collecting garbage between races must not walk through all of it.
+        # Loaded modules stay in memory: freeze them so that garbage collection between races skips them.
         gc.collect()
         gc.freeze()
 
     def devices(self) -> dict[str, str]:
-        """Return what TensorFlow sees: {'cpu:0': 'CPU', 'gpu:0': 'NVIDIA H100 ...'}."""
+        """Return the devices of TensorFlow: {'cpu:0': 'CPU', 'gpu:0': 'NVIDIA H100 ...'}."""
         import tensorflow as tf
 
         names = {}
@@ -69,11 +69,11 @@ class TensorFlowBackend:
 
         with tf.device(device):
             constants = tuple(tf.constant(array) for array in arrays)
-        # A constant may lie in the array's own memory; what is copied from it does not.
+        # A constant may share the array's memory; a copy of it does not.
         return self.copy(constants, device)
 
     def copy(self, values: Sequence[Any], device: str) -> tuple[Any, ...]:
-        """Return the tensors in other memory."""
+        """Copy the tensors into new memory."""
         import tensorflow as tf
 
         with tf.device(device):
@@ -82,7 +82,7 @@ class TensorFlowBackend:
         return copies
 
     def overwrite(self, value: Any, array: Array) -> bool:
-        """Write into a tensor that lies in the host's memory, behind TensorFlow's back."""
+        """Write into a tensor in host memory directly, without TensorFlow."""
         if not self.device_of(value).startswith("cpu") or not array.nbytes:
             return False
         ctypes.memmove(value._numpy().ctypes.data, array.ctypes.data, array.nbytes)  # noqa: SLF001
@@ -98,7 +98,7 @@ class TensorFlowBackend:
         return compiled
 
     def vjp(self, function: Call, places: Sequence[int]) -> Call:
-        """Return the function with its gradients; it is named so that a trace shows it."""
+        """Return the function with its gradients, under a name that traces show."""
         import tensorflow as tf
 
         def training(*inputs_and_dy: Any) -> Any:
@@ -130,12 +130,12 @@ class TensorFlowBackend:
             tf.test.experimental.sync_devices()
 
     def device_of(self, value: Any) -> str:
-        """Return the device that a tensor lies on: 'gpu:0'."""
+        """Return the device of a tensor: 'gpu:0'."""
         kind, _, index = str(value.device).rpartition("/device:")[2].partition(":")
         return f"{kind.lower()}:{index}"
 
     def peak_nbytes(self, step: Callable[[], None], device: str) -> int | None:
-        """Return the allocator's peak; None where it keeps no count, as of tensors below 256 KiB."""
+        """Return the allocator's peak; None if it does not count, as for tensors below 256 KiB."""
         import tensorflow as tf
 
         name = device.upper()
@@ -144,12 +144,12 @@ class TensorFlowBackend:
             tf.config.experimental.reset_memory_stats(name)
             step()
             peak = tf.config.experimental.get_memory_info(name)["peak"]
-        except (ValueError, tf.errors.OpError):  # this device or allocator keeps no count
+        except (ValueError, tf.errors.OpError):  # this device or allocator does not count
             return None
         return int(max(0, peak - before)) or None
 
     def make_evict(self, device: str, nbytes: int) -> Callable[[], None]:
-        """Return a function that touches so many bytes of the device's own memory and waits.
+        """Return a function that touches this many bytes of the device's memory and waits.
 
         A GPU's caches are its own: touching the host's memory would leave them as they are.
         """
@@ -166,7 +166,7 @@ class TensorFlowBackend:
         return evict
 
     def bandwidth_probes(self, kind: str, device: str, count: int) -> dict[str, Call]:
-        """Return reductions that read, fills that write, a negation that copies; XLA's on a GPU too."""
+        """Return reductions that read, fills that write and a negation that copies; on a GPU also with XLA."""
         import tensorflow as tf
 
         scalar = tf.constant(1.0)
@@ -197,7 +197,7 @@ class TensorFlowBackend:
 
 
 def _words(value: Any) -> Any:
-    """The bytes of a tensor as float32, without a copy, where their number allows it."""
+    """Return a tensor's bytes as float32 without a copy, if their number allows it."""
     import tensorflow as tf
 
     flat = tf.reshape(value, [-1])
