@@ -1,4 +1,4 @@
-"""The plan of a round: orders, untimed and timed calls, workers in turn."""
+"""The plan of rounds: orders, untimed and timed calls, alternating workers."""
 
 import random
 from collections import Counter
@@ -61,13 +61,13 @@ def test_balanced_orders_of_n_names_give_each_name_each_place_once():
 
 
 def test_leg_of_one_worker_is_one_task():
-    (task,) = make_rounds(BASE).leg(range(5), others_between=False)
+    (task,) = make_rounds(BASE).tasks(range(5), others_between=False)
     assert task.worker == BASE
     assert [block.round for block in task.blocks] == [number for number in range(5) for _ in "ab"]
 
 
-def test_leg_of_two_workers_is_a_task_each_with_the_same_rounds():
-    tasks = make_rounds(BASE, HEAD).leg(range(5), others_between=False)
+def test_tasks_of_two_workers_have_the_same_rounds():
+    tasks = make_rounds(BASE, HEAD).tasks(range(5), others_between=False)
     assert {task.worker for task in tasks} == {BASE, HEAD}
     for task in tasks:
         assert Counter(block.round for block in task.blocks) == dict.fromkeys(range(5), 2)
@@ -75,33 +75,33 @@ def test_leg_of_two_workers_is_a_task_each_with_the_same_rounds():
         assert {block.request.name for block in task.blocks} == {"a", "b"}
 
 
-def test_legs_of_two_workers_begin_with_each_as_often():
+def test_tasks_of_two_workers_begin_with_each_equally_often():
     rounds = make_rounds(BASE, HEAD)
-    first = Counter(rounds.leg([number], others_between=False)[0].worker for number in range(20))
+    first = Counter(rounds.tasks([number], others_between=False)[0].worker for number in range(20))
     assert first == {BASE: 10, HEAD: 10}
 
 
-def test_leg_after_another_worker_begins_with_a_longer_warmup():
+def test_tasks_after_another_worker_begin_with_a_longer_warmup():
     rounds = make_rounds(BASE, HEAD)
     for number in range(4):
-        for task in rounds.leg([number], others_between=False):
+        for task in rounds.tasks([number], others_between=False):
             assert [block.request.warmup for block in task.blocks] == [12, 2]
 
 
 def test_probes_run_in_the_baselines_worker_alone():
-    tasks = make_rounds(BASE, HEAD, probe=True).leg(range(10), others_between=False)
+    tasks = make_rounds(BASE, HEAD, probe=True).tasks(range(10), others_between=False)
     probes = {task.worker for task in tasks for block in task.blocks if not block.record.candidate}
     assert probes == {BASE}
 
 
 def test_orders_with_one_worker_are_decided_by_the_seed():
     blocks = [
-        [block.record.name for block in make_rounds(BASE).leg(range(9), others_between=False)[0].blocks]
+        [block.record.name for block in make_rounds(BASE).tasks(range(9), others_between=False)[0].blocks]
         for _ in range(2)
     ]  # fmt: skip
     assert blocks[0] == blocks[1]
 
 
 def test_one_by_one_makes_a_task_of_each_block():
-    tasks = one_by_one(make_rounds(BASE, HEAD).leg(range(3), others_between=False))
+    tasks = one_by_one(make_rounds(BASE, HEAD).tasks(range(3), others_between=False))
     assert [len(task.blocks) for task in tasks] == [1] * 12

@@ -1,4 +1,4 @@
-"""Races of one machine are interleaved, process by process and leg by leg."""
+"""Races of one machine are interleaved, process by process and step by step."""
 
 import subprocess
 import sys
@@ -96,16 +96,16 @@ def test_processes_of_a_race_are_slots_of_others_apart(job):
     assert np.all(np.abs(np.array(steady) - PROCESS_SPACING) <= MAX_ACTIVE_RACES)
 
 
-class Legs:
-    """Answers of workers that note each leg; nothing may be open twice in one of them.
+class Steps:
+    """Answers of workers that note each step; nothing may be open twice in one of them.
 
     Attributes:
-        legs: (case's number, process) of each leg.
+        steps: (case's number, process) of each step.
         most_open: cases that were open at a time.
     """
 
     def __init__(self):
-        self.legs = []
+        self.steps = []
         self.most_open = 0
         self._open = {}
 
@@ -117,7 +117,7 @@ class Legs:
             return ANSWERS[session.open_case]
 
         def time_batch(requests):
-            self.legs.append((number_of(self._open[process]), process))
+            self.steps.append((number_of(self._open[process]), process))
             return self.batch(self._open[process], requests)
 
         def close_case():
@@ -133,17 +133,17 @@ class Legs:
         return ANSWERS[timing.time_batch](requests)
 
 
-LEGS = Plan(processes=10, allocations=2, rounds=999, budget_seconds=12.0)
+LONG = Plan(processes=10, allocations=2, rounds=999, budget_seconds=12.0)
 
 
 def test_leg_of_one_race_follows_a_leg_of_another(job):
-    legs = Legs()
-    plan = replace(LEGS, rounds=72)
-    Races([job(number, plan=plan) for number in range(1, 31)], answers=legs).done(30)
-    between = [before != after for before, after in zip(legs.legs, legs.legs[1:])]
+    steps = Steps()
+    plan = replace(LONG, rounds=72)
+    Races([job(number, plan=plan) for number in range(1, 31)], answers=steps).done(30)
+    between = [before != after for before, after in zip(steps.steps, steps.steps[1:])]
     assert sum(between) > 0.9 * len(between)
     # Each of a race's processes is another worker's.
-    assert len({worker for case, worker in legs.legs if case == 15}) == LEGS.processes
+    assert len({worker for case, worker in steps.steps if case == 15}) == LONG.processes
 
 
 @pytest.mark.parametrize(("available", "most"), [(1000, MAX_ACTIVE_RACES), (250, 2)])
@@ -151,22 +151,22 @@ def test_active_races_hold_no_more_than_the_free_memory(job, monkeypatch, availa
     monkeypatch.setattr(scheduler, "needed_nbytes", lambda case: 100)
     memory = SimpleNamespace(available=available)
     monkeypatch.setattr(scheduler.psutil, "virtual_memory", lambda: memory)
-    legs = Legs()
-    plan = replace(LEGS, rounds=72)
-    Races([job(number, plan=plan) for number in range(1, 21)], answers=legs).done(20)
-    assert legs.most_open == most
+    steps = Steps()
+    plan = replace(LONG, rounds=72)
+    Races([job(number, plan=plan) for number in range(1, 21)], answers=steps).done(20)
+    assert steps.most_open == most
 
 
 def test_gpu_has_one_race_at_a_time(job):
-    legs = Legs()
-    plan = replace(LEGS, processes=3, rounds=72)
+    steps = Steps()
+    plan = replace(LONG, processes=3, rounds=72)
     specs = [job(number, plan=plan) for number in range(1, 6)]
     specs = [replace(one, case=one.case.replace(device="gpu:0")) for one in specs]
-    Races(specs, answers=legs).done(len(specs))
-    assert legs.most_open == 1
+    Races(specs, answers=steps).done(len(specs))
+    assert steps.most_open == 1
 
 
-class NoisyLegs(Legs):
+class NoisySteps(Steps):
     """Even cases are noisy, odd ones are not; the seconds that each is given, by a clock of its own."""
 
     def __init__(self, ratio):
@@ -195,14 +195,14 @@ class NoisyLegs(Legs):
 def test_rounds_that_steady_races_do_not_need_go_to_noisy_undecided_ones(
     job, monkeypatch, ratio, more
 ):
-    legs = NoisyLegs(ratio)
-    monkeypatch.setattr("poolbench.engine.noise.usage_reader", legs.usage)
-    Races([job(number, plan=LEGS) for number in range(1, 13)], answers=legs).done(12)
+    steps = NoisySteps(ratio)
+    monkeypatch.setattr("poolbench.engine.noise.usage_reader", steps.usage)
+    Races([job(number, plan=LONG) for number in range(1, 13)], answers=steps).done(12)
     steady, noisy = (
-        np.median([legs.seconds[number] for number in range(first, 13, 2)]) for first in (1, 2)
+        np.median([steps.seconds[number] for number in range(first, 13, 2)]) for first in (1, 2)
     )
-    assert steady < 0.7 * LEGS.budget_seconds
-    assert (noisy > 1.15 * LEGS.budget_seconds) == more
+    assert steady < 0.7 * LONG.budget_seconds
+    assert (noisy > 1.15 * LONG.budget_seconds) == more
 
 
 def test_races_come_back_about_in_the_order_of_submission(job):

@@ -1,1 +1,1 @@
-"""Starts worker processes and runs races in them."""
+"""Start worker processes and run races in them."""

@@ -1,8 +1,8 @@
 """Races of an op with copies of itself: equal ones, and ones made slower by a known share.
 
 A copy is traced on its own and gets the same input buffers as the others. Its true ratio is known,
-so that a race of copies says how often the harness errs and what it can see. The races are those
-that a user runs: the same workers, rounds and timing loop.
+so that a race of copies shows false alarms and the slowdowns that are detected. Workers, rounds and timing
+loop are those of any other race.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from poolbench.worker.contender import OpenedContender, open_call
 from poolbench.worker.session import Session, bind
 from poolbench.worker.timing import time_block
 
-# Some hundred microseconds a call: long enough that a spin of 1% is some microseconds, which a
+# Some hundred microseconds per call: long enough that a spin of 1% is some microseconds, which a
 # clock can hold; short enough for a hundred comparisons in a minute or two.
 CASE = (
     load_builtin()
@@ -43,16 +43,16 @@ CALIBRATION_BLOCK_SECONDS = 0.003
 
 
 class ProofError(Exception):
-    """A proof could not be made; the text is one line that says why."""
+    """A measurement of the self-test or an acceptance check failed; the text is the reason in one line."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Design:
-    """One race of copies.
+    """The design of one race of copies.
 
     Attributes:
         plain: equal copies beside the baseline, each one A/A comparison.
-        slowdowns: shares of a call by which a further copy each is slowed: 0.01 for 1%.
+        slowdowns: one further copy each, slowed by this share of a call: 0.01 for 1%.
         plan: of the race; its seed is the first race's.
         case, source: the op and the candidate that is copied; '' takes the op's baseline.
     """
@@ -66,24 +66,24 @@ class Design:
 
 @dataclass(frozen=True, kw_only=True)
 class Compared:
-    """A copy over the baseline copy: what was injected, and what was found."""
+    """A copy compared with the baseline copy: the injected slowdown and the estimate."""
 
     injected: float
     found: Estimate
 
     def verdict(self, margin: float) -> Verdict:
-        """The verdict of this comparison by itself, which errs more often than a run's."""
+        """Return the verdict of this comparison by itself, which errs more often than a run's verdict."""
         return verdict(self.found, margin)
 
 
 @dataclass(frozen=True, kw_only=True)
 class CopiesRace:
-    """What one race of copies came to.
+    """The result of one race of copies.
 
     Attributes:
         compared: every copy but the baseline.
         equal: samples of the copies that are equal, the baseline's among them, by name.
-        contention: what the race saw of others.
+        contention: background load during the race.
         blocks: recorded blocks, marked ones among them.
         seconds: wall time.
     """
@@ -96,7 +96,7 @@ class CopiesRace:
 
 
 def copy_names(design: Design) -> dict[str, float]:
-    """Names of the copies and what is injected into each; the baseline is the first."""
+    """Return the names of the copies and the slowdown of each; the baseline is the first."""
     names = {f"copy-{number}": 0.0 for number in range(design.plain + 1)}
     for slowdown in design.slowdowns:
         names[f"copy-{len(names)}-slower-{slowdown:g}"] = slowdown
@@ -104,10 +104,10 @@ def copy_names(design: Design) -> dict[str, float]:
 
 
 def slowdown_of(name: str) -> float:
-    """The share of a call that a copy's name asks to inject.
+    """Return the slowdown that a copy's name stands for, as a share of a call.
 
     Raises:
-        ValueError: it is no copy's name.
+        ValueError: not the name of a copy.
     """
     match = COPY_NAME.fullmatch(name)
     if match is None:
@@ -118,7 +118,7 @@ def slowdown_of(name: str) -> float:
 def delay_call(
     call: Callable[..., Any], seconds: float, clock: Callable[[], float] = time.perf_counter
 ) -> Callable[..., Any]:
-    """The call behind a busy wait of `seconds`: no sleep, which would let the processor rest."""
+    """Return the call preceded by a busy wait of `seconds`; a sleep would idle the processor."""
 
     def delayed(*arguments: Any) -> Any:
         end = clock() + seconds
@@ -137,7 +137,7 @@ def open_copy(
     case: Case,
     source: str,
 ) -> OpenedContender:
-    """Trace the candidate anew under a copy's name, slowed by what the name asks for; in a worker.
+    """Trace the candidate again under a copy's name, with the slowdown of that name; in a worker.
 
     Equal copies go through the same wrapper with no wait, so that the wrapper is on both sides.
     """
@@ -148,7 +148,7 @@ def open_copy(
     slowdown = slowdown_of(name)
     if not slowdown or contender.status != "ok":
         return contender
-    # The fastest of several blocks: the wait is then never more than the share that it stands for.
+    # The fastest of several blocks, so that the wait never exceeds its nominal share.
     calls = max(1, round(CALIBRATION_BLOCK_SECONDS / max(contender.call_seconds, 1e-9)))
     seconds = slowdown * min(
         time_block(session, name, calls, calls).seconds for _ in range(CALIBRATION_BLOCKS)
@@ -157,7 +157,7 @@ def open_copy(
 
 
 def source_of(design: Design) -> str:
-    """Name of the candidate that a design copies.
+    """Return the name of the candidate that a design copies.
 
     Raises:
         ProofError: the op has no such candidate.
@@ -198,7 +198,7 @@ def race_copies(design: Design, workers: Workers, number: int = 0) -> CopiesRace
 def judge_copies(
     names: Mapping[str, float], measurements: Mapping[str, Measurement], seconds: float
 ) -> CopiesRace:
-    """The comparisons of a race of copies from its measurements.
+    """Return the comparisons of a race of copies from its measurements.
 
     Raises:
         ProofError: a copy did not run.
@@ -232,7 +232,7 @@ def race_series(
     until: float = float("inf"),
     clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[CopiesRace]:
-    """`races` races; none but the first that would end after `until` if as long as the longest."""
+    """Yield up to `races` races; stop before one that would end after `until` if it took as long as the longest."""
     longest = 0.0
     for number in range(races):
         begun = clock()
@@ -243,17 +243,17 @@ def race_series(
 
 
 def of_injected(races: Sequence[CopiesRace], injected: float) -> list[Compared]:
-    """The comparisons of all races with this slowdown."""
+    """Return the comparisons of all races with this slowdown."""
     return [one for race in races for one in race.compared if one.injected == injected]
 
 
 def noise_floor(same: Sequence[Compared]) -> float:
-    """95th percentile of the size of the A/A log ratio."""
+    """Return the 95th percentile of the absolute A/A log ratio."""
     return float(np.quantile([abs(one.found.log_ratio) for one in same], 0.95))
 
 
 def count_verdicts(compared: Sequence[Compared], margin: float) -> dict[str, int]:
-    """How many comparisons got each verdict."""
+    """Count the comparisons by verdict."""
     counts: dict[str, int] = {"FASTER": 0, "SLOWER": 0, "SAME": 0, "UNDECIDED": 0}
     for one in compared:
         counts[one.verdict(margin)] += 1
@@ -261,5 +261,5 @@ def count_verdicts(compared: Sequence[Compared], margin: float) -> dict[str, int
 
 
 def share_marked(races: Sequence[CopiesRace]) -> float:
-    """Share of the recorded blocks that were marked as contended."""
+    """Return the share of the recorded blocks that were marked as contended."""
     return sum(r.contention.blocks_marked for r in races) / max(1, sum(r.blocks for r in races))

@@ -1,4 +1,4 @@
-"""How much a race runs: rounds per process and per allocation, and which candidates stop early."""
+"""Decide the rounds per process and per allocation, and which candidates stop early."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from poolbench.core.records import Samples
 from poolbench.engine.recorder import ContenderRecord, middle
 from poolbench.engine.rounds import affordable
 
-# After so many processes a race knows how noisy it is. The other processes get as many rounds as its target
-# precision needs, within these multiples of the plan's.
+# After this many processes the noise of a race is known. The remaining processes get as many rounds as the target
+# precision needs, within these multiples of the plan's rounds.
 PACE_FROM = 3
 LEAST_PACE, MOST_PACE = 0.25, 3.0
 
 
 class RaceBudget:
-    """Seconds of rounds that each process of a race should have.
+    """The seconds of rounds of each process of a race.
 
     Attributes:
         usual_seconds: what the plan gives a process.
@@ -31,11 +31,11 @@ class RaceBudget:
 
     @property
     def extra_seconds(self) -> float:
-        """Seconds that the next process should have beyond the usual ones; negative where fewer do."""
+        """Return the seconds of the next process beyond the plan's; negative if fewer suffice."""
         return (self.pace - 1.0) * self.usual_seconds
 
     def set_pace(self, processes: int, pairs: Sequence[tuple[Samples, Samples]]) -> None:
-        """Set the pace by what so many processes have shown.
+        """Set the pace from the processes so far.
 
         Args:
             processes: how many are done.
@@ -45,7 +45,7 @@ class RaceBudget:
         self.pace = min(MOST_PACE, max(LEAST_PACE, middle(asked or [1.0])))
 
     def _pace_of(self, candidate: Samples, baseline: Samples, processes: int) -> float:
-        """Return the pace that one ratio asks for; at most 1 where it is clearly faster or slower already."""
+        """Return the pace that one ratio needs; at most 1 if it is clearly faster or slower already."""
         from poolbench.stats import estimate, planning
 
         plan = self._plan
@@ -62,7 +62,7 @@ class RaceBudget:
 
 
 class RoundBudget:
-    """Counts the rounds of one allocation: the plan's, or as many as the seconds allow.
+    """Count the rounds of one allocation: the plan's, or as many as the seconds allow.
 
     Noisy rounds are kept, marked, and run again within the seconds: at most half as many, because more of
     them would not be quieter under load without end.
@@ -76,11 +76,11 @@ class RoundBudget:
         self._spent = 0.0
 
     def next(self, count: int) -> range:
-        """Return the numbers of the next rounds, at most so many; empty at the end."""
+        """Return the numbers of the next rounds, up to a number; empty at the end."""
         return range(self._done, min(self._rounds, self._done + count))
 
     def enter(self, count: int, seconds: float, *, noisy: bool) -> int:
-        """Count rounds that were run in so many seconds; return how many will be run again."""
+        """Count finished rounds and their seconds; return how many will be repeated."""
         again = min(self._most // 2 - self._redone, count) if noisy else 0
         self._done += count
         self._spent += seconds
@@ -94,7 +94,7 @@ class RoundBudget:
 def stop_slow_candidates(
     candidates: Sequence[ContenderRecord], baseline: ContenderRecord, limit: float
 ) -> None:
-    """Stop candidates that are more than `limit` times slower than the baseline: more rounds teach nothing."""
+    """Stop candidates that are more than `limit` times slower than the baseline."""
     if not baseline.columns:
         return
     seconds = limit * middle(row[4] for row in baseline.columns)

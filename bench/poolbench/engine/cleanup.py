@@ -1,10 +1,10 @@
-"""Runs beside a run and cleans up after it, however the run ends: kill -9 included.
+"""Clean up after a run, even after kill -9, from a process of its own.
 
 A worker dies with its parent, but the processes that a candidate started do not, nor do the
-temporary files. So the run holds a pipe to this process; when the pipe ends, the run has ended, and
-what is left of its workers is killed and its temporary folder removed.
+temporary files. The run therefore holds a pipe to this process. When the pipe closes, the run has ended: this process
+kills everything that its workers left and removes the temporary folder.
 
-Run as a script by `start`, with the standard library alone: it has to be up in milliseconds.
+`start` runs this file as a script. It uses the standard library only, to start within milliseconds.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _GUARDED: dict[int, Path] = {}  # by the process that guards it: a forked child 
 
 
 def guarded_folder() -> Path:
-    """This process' folder for its workers' files; a cleanup process removes it when the process ends."""
+    """Return this process's folder for its workers' files; a cleanup process removes it when the process ends."""
     known = _GUARDED.get(os.getpid())
     if known is not None and known.is_dir():
         return known
@@ -46,7 +46,7 @@ def guarded_folder() -> Path:
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        start_new_session=True,  # Ctrl-C and a kill of the run's group are not for it
+        start_new_session=True,  # it must survive Ctrl-C and a kill of the run's group
         cwd="/" if os.name == "posix" else None,
         env={name: value for name, value in os.environ.items() if name != MARKER},
     )
@@ -55,7 +55,7 @@ def guarded_folder() -> Path:
 
 
 def _dismiss(cleanup: subprocess.Popen[bytes], owner: int) -> None:
-    """Let the cleanup process do its work, and wait for it: nothing is left when the run has ended."""
+    """Start the cleanup and wait for it, so that nothing is left when the run has ended."""
     if os.getpid() != owner:
         return
     assert cleanup.stdin is not None
@@ -86,12 +86,12 @@ def _is_alive(pid: int) -> bool:
 
 
 def start_time(pid: int) -> str:
-    """Return when a process was started, in the system's ticks; '' if it is gone or not to be seen.
+    """Return the start time of a process in the system's ticks; '' if it has ended or is not visible.
 
-    With its number this names a process: numbers are given again.
+    Number and start time identify a process; the system reuses numbers.
     """
     try:
-        # The name, in parentheses, may hold spaces and parentheses of its own.
+        # The name, in parentheses, may contain spaces and parentheses.
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except (OSError, IndexError):
         return ""
@@ -102,16 +102,16 @@ def _known_as(pid: int) -> str:
 
 
 def note_process(folder: Path, pid: int) -> None:
-    """Write down that a process, which leads a session of its own, belongs to a worker's folder."""
+    """Note that a process, the leader of its own session, belongs to a worker's folder."""
     with contextlib.suppress(OSError), (folder / PROCESSES).open("a") as file:
         file.write(f"{_known_as(pid)}\n")
 
 
 def kill_processes(folder: Path) -> None:
-    """Kill all that a worker's folder knows: its process, and what that started.
+    """Kill the processes of a worker's folder: its process and everything that it started.
 
-    A process is killed if it carries the folder in its environment, or if the leader of its session
-    is one that was noted: of that number and started at that time.
+    A process is killed if it carries the folder in its environment, or if the leader of its session was
+    noted, with the same number and start time.
     """
     leaders = set()
     with contextlib.suppress(OSError, ValueError):
@@ -127,7 +127,7 @@ def kill_processes(folder: Path) -> None:
 
 
 def descendants(leaders: Iterable[int], marker: str) -> list[int]:
-    """Processes in the leaders' sessions, or that carry the marker in their environment."""
+    """Return the processes in the leaders' sessions, or with the marker in their environment."""
     leaders = set(leaders)
     needle = f"{MARKER}={marker}".encode() + b"\0"
     found = []
@@ -145,7 +145,7 @@ def descendants(leaders: Iterable[int], marker: str) -> list[int]:
 
 
 def _process_ids(leaders: set[int]) -> Iterable[int]:
-    """Every process where /proc shows them; elsewhere the leaders alone."""
+    """Return every process that /proc lists; without /proc, the leaders only."""
     try:
         return [int(name) for name in os.listdir("/proc") if name.isdigit()]  # noqa: PTH208
     except OSError:
@@ -153,9 +153,9 @@ def _process_ids(leaders: set[int]) -> Iterable[int]:
 
 
 def clean(folder: Path) -> None:
-    """Kill what is left of the workers under a run's folder, and remove it."""
+    """Kill everything left of the workers under a run's folder, and remove the folder."""
     children = sorted(folder.glob("*/"))
-    # Twice: a program that is just being started shows no environment yet, by which it would be known.
+    # Twice: a program that is just starting has no environment yet to recognise it by.
     for pause in (0.0, STARTING_SECONDS):
         time.sleep(pause)
         for child in children:

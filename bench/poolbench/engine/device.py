@@ -1,4 +1,4 @@
-"""What a race on a GPU measures besides wall time: the device's own clock, and energy."""
+"""Measure a race on a GPU by the device's own clock, and its energy."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from poolbench.engine.recorder import ContenderRecord
 from poolbench.engine.recovery import RaceWorkers
 from poolbench.worker import timing, trace
 
-# The device's own clock needs no long blocks: what is noisy is launching.
+# The device's own clock needs no long blocks: only launches are noisy.
 DEVICE_ROUNDS, DEVICE_CALLS = 2, 10
 
 

@@ -1,4 +1,4 @@
-"""What else used the machine while a race ran: other processes, other guests of the host, the GPU's limits."""
+"""Measure interference during a race: other processes, other guests of the host, slowdowns of the GPU."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from poolbench.worker.timing import Batch
 
 @dataclass(frozen=True, kw_only=True)
 class TaskNoise:
-    """What disturbed one task of a worker.
+    """Interference during one task of a worker.
 
     Attributes:
-        seen: what others used of the machine.
+        seen: background load.
         cores_distant: whether two virtual processors were on distant cores; None where that is not known.
-        smt_sibling_busy: share of the looks at which a processor's SMT sibling was busy; None as above.
+        smt_sibling_busy: share of the tests that found an SMT sibling busy; None as above.
         switches: involuntary context switches of the worker.
     """
 
@@ -34,7 +34,7 @@ class TaskNoise:
 
 
 class NoiseProbe(Protocol):
-    """Watches the machine around each task of a worker."""
+    """Reads the machine's state around each task of a worker."""
 
     def now(self) -> float:
         """Return the clock, in seconds."""
@@ -43,11 +43,11 @@ class NoiseProbe(Protocol):
         """Note the machine's state; the worker may bring its cores together."""
 
     def after(self, batch: Batch) -> TaskNoise:
-        """Return what disturbed the task since `before`."""
+        """Return the interference since `before`."""
 
 
 class MachineNoise:
-    """The noise of this machine by all means that it offers.
+    """Reads interference from every source that this machine offers.
 
     Args:
         device: of the case.
@@ -75,7 +75,7 @@ class MachineNoise:
         self._start = self._read_usage()
 
     def after(self, batch: Batch) -> TaskNoise:
-        """Return what disturbed the task since `before`."""
+        """Return the interference since `before`."""
         assert self._start is not None, "before() comes first"
         return TaskNoise(
             seen=seen_between(self._start, self._read_usage(), batch.cpu_seconds),
@@ -86,7 +86,7 @@ class MachineNoise:
 
 
 class NoiseLog:
-    """Sums up what disturbed a race."""
+    """Adds up the interference of a race."""
 
     def __init__(self) -> None:
         self._counts = Counter[str]()
@@ -105,7 +105,7 @@ class NoiseLog:
 
         Args:
             distant: whether the cores were distant during each block.
-            seen: what others used during the batch.
+            seen: background load during the batch.
         """
         marked = [seen.contended() or bool(one) for one in distant]
         self._counts["marked"] += sum(marked)

@@ -1,4 +1,4 @@
-"""Worker processes on this machine, by what they fix for their whole life."""
+"""Worker processes on this machine, by their settings."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class WorkerPool:
     def prepare(
         self, specs: Collection[WorkerSpec], processes: int, *, keep_others: bool = False
     ) -> None:
-        """Have at least `processes` workers of each spec, started side by side.
+        """Start at least `processes` workers of each spec, concurrently.
 
         Workers of other specs are ended, unless `keep_others`.
 
@@ -61,7 +61,7 @@ class WorkerPool:
         workers = [worker for some in self._workers.values() for worker in some]
         self._workers = {}
         for worker in workers:
-            worker.kill()  # all at once: waiting for the end of each is felt at a Ctrl-C
+            worker.kill()  # kill all first: waiting for each in turn would delay Ctrl-C
         for worker in workers:
             worker.close()
 

@@ -1,12 +1,11 @@
-"""Worker processes: each is started, asked, timed out, killed and replaced here.
+"""Start, call, time out, kill and replace worker processes.
 
-A worker is `INTERPRETER -m poolbench.worker`. What a task raises, prints, or dies of comes back as a
-`WorkerFailure` with one of the project's statuses.
+A worker is `INTERPRETER -m poolbench.worker`. An exception, a crash or a timeout of a task becomes a
+`WorkerFailure` with a status and the end of the output.
 
-Neither of two libraries would do. execnet talks to any interpreter too, but is in maintenance-only
-mode, uses the child's standard streams, and tells neither a child's exit signal nor a task that
-takes too long. multiprocessing and what builds on it start one interpreter's processes only and
-send pickled functions.
+Two libraries were considered. execnet also talks to any interpreter, but it is in maintenance-only mode,
+uses the child's standard streams, and reports neither exit signals nor timeouts. multiprocessing and the
+libraries on top of it start processes of one interpreter only and send pickled functions.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ from poolbench.worker import messages
 from poolbench.worker.messages import Hello, MessageError, Reply, Start
 
 START_TIMEOUT_SECONDS = 180.0
-# A wait that took longer than this was not a wait: this process was stopped, or the machine asleep.
+# After a wait longer than this, this process was stopped or the machine was suspended.
 LONGEST_WAIT_SECONDS = 5 * PERIOD_SECONDS
 END_SECONDS = 2.0
 # Readings of one clock in two processes, of which one was made before the other.
@@ -44,10 +43,10 @@ T = TypeVar("T")
 
 
 class WorkerLike(Protocol):
-    """What a race needs of a worker, wherever it runs."""
+    """The interface of a worker, local or remote."""
 
     node: str
-    tail: str  # the end of what the last task printed
+    tail: str  # the end of the last task's output
 
     def call(self, function: Callable[..., Any], *args: Any, timeout: float) -> Any:
         """Return the function's result, run in the worker; raises WorkerFailure."""
@@ -56,8 +55,8 @@ class WorkerLike(Protocol):
         """End the worker."""
 
 
-class _Ended(Exception):  # noqa: N818 (an end, which may be as it should be)
-    """The process ended, or said what is no message."""
+class _Ended(Exception):  # noqa: N818 (an end, which may be regular)
+    """The process ended, or sent an invalid message."""
 
 
 class _TooLong(Exception):  # noqa: N818
@@ -71,16 +70,16 @@ class _Process:
         requests, self._requests = os.pipe()
         self._reply_number, replies = os.pipe()
         os.set_blocking(self._requests, False)
-        # An object, not its number: after `close` in another thread a number may be another file's.
+        # An object, not its number: after `close` in another thread the number may belong to another file.
         self._replies = io.FileIO(self._reply_number)
         own = spec.interpreter in ("", sys.executable)
         environment = os.environ | {
             cleanup.MARKER: str(folder),
-            # TensorFlow leaves a file for each function that it traces when its process is killed.
+            # When its process is killed, TensorFlow leaves a temporary file per traced function.
             "TMPDIR": str(folder),
             "TF_CPP_MIN_LOG_LEVEL": "2",
             "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
-            "PYTHONSAFEPATH": "1",  # a folder of the package's name lies in the way otherwise
+            "PYTHONSAFEPATH": "1",  # otherwise a folder of the package's name would shadow it
         }
         before = environment.pop("PYTHONPATH", None)
         if own:
@@ -118,7 +117,7 @@ class _Process:
         while left:
             try:
                 left = left[os.write(self._requests, left) :]
-            except BlockingIOError:  # noqa: PERF203 (once for a whole buffer)
+            except BlockingIOError:  # noqa: PERF203 (once per full buffer)
                 seconds = self._wait(self._requests, select.POLLOUT, seconds)[1]
             except (OSError, ValueError):
                 raise _Ended from None
@@ -152,7 +151,7 @@ class _Process:
         start = time.monotonic()
         ready = bool(poll.poll(1000 * min(PERIOD_SECONDS, seconds)))
         self.watch.look()
-        if not ready and self.watch.has_ended():  # a child of its may hold the pipe open
+        if not ready and self.watch.has_ended():  # its child may keep the pipe open
             ready = bool(poll.poll(0))
             if not ready:
                 raise _Ended
@@ -165,7 +164,7 @@ class _Process:
             self._popen.kill()
 
     def end(self) -> int:
-        """End the process and all that it started; return its exit code, None of its own if it went on."""
+        """End the process and all that it started; return its exit code, or None if it had to be killed."""
         limit = time.monotonic() + (END_SECONDS if self._replies_closed() else 0.0)
         while not self.watch.has_ended() and time.monotonic() < limit:
             time.sleep(0.005)
@@ -211,14 +210,14 @@ class Worker:
         self._number = 0
 
     def start(self) -> None:
-        """Begin to start the process, without waiting: several start side by side."""
+        """Begin to start the process without waiting, so that several start concurrently."""
         if self._process is None:
             if self._killed:
                 raise _lost_idle("the worker was closed")
             self._process = _Process(self.spec, self._folder, self._memory_nbytes)
             path = tuple(sys.path) if self.spec.interpreter in ("", sys.executable) else ()
             message = Start(spec=self.spec, path=path, files=self._files)
-            with contextlib.suppress(_Ended):  # told by the missing hello
+            with contextlib.suppress(_Ended):  # the missing hello reports it
                 self._process.send(messages.pack(message), START_TIMEOUT_SECONDS)
 
     def wait_started(self) -> None:
@@ -268,7 +267,7 @@ class Worker:
         begin = time.perf_counter()
         try:
             self._process.send(messages.pack(request), timeout)
-        except _Ended:  # it read nothing: the task is not the cause
+        except _Ended:  # it did not read the request: the task is not the cause
             self._discard()
             raise _lost_idle("the worker died between two tasks") from None
         except _TooLong as error:
@@ -292,19 +291,19 @@ class Worker:
             raise WorkerFailure("error", str(error), tail=self.tail) from None
 
     def kill(self) -> None:
-        """Kill the process and all that it started, without waiting; only `close` comes after."""
+        """Kill the process and everything that it started, without waiting; only `close` may follow."""
         self._killed = True
         if self._process is not None:
             self._process.kill()
 
     def close(self) -> None:
-        """End the process and all that it started, by force."""
+        """Kill the process and everything that it started."""
         self.kill()
         self._discard()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _receive(self, timeout: float, printed: int) -> Reply:
-        """Return the reply to the last request; those to requests that were given up are left out."""
+        """Return the reply to the last request; replies to abandoned requests are dropped."""
         assert self._process is not None
         try:
             while True:
@@ -315,7 +314,7 @@ class Worker:
             raise self._lose(error, timeout, printed) from None
 
     def _lose(self, error: Exception, timeout: float, printed: int) -> WorkerFailure:
-        """Clear away a process that did not answer; return the failure that says why."""
+        """Remove a process that did not answer; return the failure with its reason."""
         assert self._process is not None
         process = self._process
         timed_out = isinstance(error, _TooLong)
@@ -328,7 +327,7 @@ class Worker:
         return WorkerFailure(status, reason, tail=tail, lost=True)
 
     def _discard(self) -> None:
-        """Clear away what is left of the process; the next call starts a fresh one."""
+        """Remove the remains of the process; the next call starts a fresh one."""
         process, self._process, self._started = self._process, None, False
         if process is not None:
             process.kill()

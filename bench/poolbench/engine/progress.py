@@ -11,7 +11,7 @@ from typing import IO, Any
 
 INTERVAL_SECONDS = 30.0  # between two lines of a log
 REFRESH_SECONDS = 0.5
-# Below this share of the work, the time left is the predicted time; above it, what was measured.
+# Below this share of the work the time left is predicted; above it, it is measured.
 LEARNT_SHARE = 0.05
 
 
@@ -21,7 +21,7 @@ def format_minutes(seconds: float) -> str:
 
 
 def describe_shares(seconds: Mapping[str, float], wall_seconds: float) -> str:
-    """Return where the time went: 'wall 512 s: samples 41%, warmup 22%, ...'."""
+    """Describe where the time went: 'wall 512 s: samples 41%, warmup 22%, ...'."""
     parts = ", ".join(
         f"{kind} {100 * value / max(wall_seconds, 1e-9):.0f}%"
         for kind, value in sorted(seconds.items(), key=lambda item: -item[1])
@@ -30,7 +30,7 @@ def describe_shares(seconds: Mapping[str, float], wall_seconds: float) -> str:
 
 
 class Progress:
-    """How far a piece of work is: done, elapsed, left, and what runs now. Use as a context.
+    """Progress of the work: done, elapsed, left, and the present task. Use as a context.
 
     Args:
         total: units of work, such as races.
@@ -83,7 +83,7 @@ class Progress:
         self._thread.start()
 
     def stop(self) -> None:
-        """Take the live line away; safe to call twice."""
+        """Remove the live line; may be called twice."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
@@ -105,7 +105,7 @@ class Progress:
             self._write(line)
 
     def tick(self) -> None:
-        """Renew the live line, or print a line where a log has been silent for 30 s."""
+        """Update the live line, or print a line if a log has been silent for 30 s."""
         if self._live is not None:
             self._live.show(self.share(), self.describe())
         elif self._clock() - self._said >= INTERVAL_SECONDS:
@@ -113,13 +113,13 @@ class Progress:
 
     def share(self) -> float:
         """Return the share of the work that is done, from 0 to 1; it never falls."""
-        # The work goes on in another thread while it is counted here.
+        # The work continues in another thread while it is counted here.
         with contextlib.suppress(RuntimeError):
             self._share = max(self._share, (self.done + self._partial()) / max(self.total, 1))
         return min(1.0, self._share)
 
     def left_seconds(self) -> float | None:
-        """Return the expected time left; None where nothing is known."""
+        """Return the expected time left; None if unknown."""
         elapsed, share = self._clock() - self._start, self.share()
         if share >= LEARNT_SHARE:
             return elapsed * (1 - share) / share

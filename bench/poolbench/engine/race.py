@@ -35,14 +35,14 @@ from poolbench.worker import timing
 # Rounds are sent to the worker, and watched for noise, in batches of about this length: the system's counters
 # step by 10 ms, and a task costs a millisecond.
 BATCH_SECONDS = 0.25
-# Where races are interleaved, a batch goes in legs, between which other races have theirs. Shorter ones would pay
-# for caches and thread pools that change hands, longer ones would see the machine change.
-LEG_SECONDS = 0.15
+# Interleaved races alternate after about this time. Shorter parts would pay for cold caches and thread pools, and
+# longer ones would see the machine change.
+STEP_SECONDS = 0.15
 
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What a race came to: the measurements, and where its time went (seconds by kind)."""
+    """The measurements of a race, and its time by kind in seconds."""
 
     measurements: tuple[Measurement, ...]
     seconds: Seconds
@@ -55,10 +55,10 @@ class _Timed(NamedTuple):
 
 
 class Race:
-    """One case and its contenders, as they go from process to process.
+    """One case and its contenders over all processes.
 
     Args:
-        spec: what is asked.
+        spec: the request.
         candidates: the implementations that its contenders name.
         tasks: how workers open the case.
         read_usage: reads the machine's counters and its clock.
@@ -117,15 +117,15 @@ class Race:
         return self.spec.plan
 
     def run(self, workers: Workers) -> Result:
-        """Run every process of the race; return what they came to."""
+        """Run every process of the race; return the result."""
         while self.run_process(workers):
             pass
         return self.result()
 
     def run_process(self, workers: Workers) -> bool:
-        """Run the next process by itself; return whether another one is to follow."""
+        """Run the next process by itself; return whether another one follows."""
         seconds = self.budget.usual_seconds
-        steps = self.run_next(workers, seconds=seconds, leg_seconds=BATCH_SECONDS)
+        steps = self.run_next(workers, seconds=seconds, step_seconds=BATCH_SECONDS)
         while True:
             try:
                 next(steps)
@@ -133,17 +133,17 @@ class Race:
                 return bool(end.value)
 
     def run_next(
-        self, workers: Workers, *, seconds: float, leg_seconds: float
+        self, workers: Workers, *, seconds: float, step_seconds: float
     ) -> Generator[None, None, bool]:
-        """Run the next process, a leg per step: other work is welcome between them.
+        """Run the next process in steps, so that other races can run between them.
 
         Args:
-            workers: where its workers come from.
+            workers: provides the workers.
             seconds: of rounds.
-            leg_seconds: of a leg, about.
+            step_seconds: approximate duration of a step.
 
         Returns:
-            Whether another process is to follow.
+            Whether another process follows.
         """
         process = self._processes
         try:
@@ -153,7 +153,7 @@ class Race:
             return False
         self._workers.open(process, started)
         self._node = self._workers.node
-        yield from self._run_process(process, seconds, leg_seconds)
+        yield from self._run_process(process, seconds, step_seconds)
         self._processes += 1
         if baseline := self.records.get(self.spec.baseline):
             if process == 0:
@@ -171,11 +171,11 @@ class Race:
         return self.result()
 
     def fail(self, failure: WorkerFailure) -> None:
-        """Enter the failure with every contender that has none."""
+        """Record the failure for every contender that has none."""
         self._workers.fail(failure)
 
     def result(self) -> Result:
-        """Return what the processes that were run came to."""
+        """Return the result of the processes so far."""
         case = self.spec.case
         flag_faster_than_limit(self.records, case, self.plan.bandwidth_limit_slack)
         contention = self._noise_log.contention()
@@ -194,7 +194,7 @@ class Race:
         return [record for record in self._running() if record.candidate]
 
     def _run_process(
-        self, process: int, seconds: float, leg_seconds: float
+        self, process: int, seconds: float, step_seconds: float
     ) -> Generator[None, None, None]:
         on_gpu = is_gpu(self.spec.case.device)
         for allocation in range(self.plan.allocations):
@@ -204,7 +204,7 @@ class Race:
                 return
             self._rounds.plan(self._running())
             yield from self._run_allocation(
-                process, allocation, seconds / self.plan.allocations, leg_seconds
+                process, allocation, seconds / self.plan.allocations, step_seconds
             )
             if on_gpu:
                 start = self._noise.now()
@@ -212,7 +212,7 @@ class Race:
                     self._workers, self._running(), self._rounds.shuffled, (process, allocation)
                 )
                 self.seconds["device_clock"] += self._noise.now() - start
-        # Emptying the caches between calls takes energy too.
+        # Evicting the caches between calls uses energy too.
         if process == 0 and on_gpu and self.spec.case.cache == "warm":
             start = self._noise.now()
             device.measure_energy(self._workers, self._candidates())
@@ -224,20 +224,20 @@ class Race:
         self._workers.close()
 
     def _run_allocation(
-        self, process: int, allocation: int, seconds: float, leg_seconds: float
+        self, process: int, allocation: int, seconds: float, step_seconds: float
     ) -> Generator[None, None, None]:
         """Run the rounds of one allocation: the plan's, or as many as the seconds allow."""
         rounds = self._rounds
-        if rounds.workers > 1:  # each worker's part of a leg is as long as a leg of one worker
-            leg_seconds = LEG_SECONDS * rounds.workers
-        leg = rounds.within(leg_seconds)
-        batch = max(rounds.within(BATCH_SECONDS), leg * (rounds.workers > 1))
+        if rounds.workers > 1:  # each worker gets the time of a step of one worker
+            step_seconds = STEP_SECONDS * rounds.workers
+        step = rounds.within(step_seconds)
+        batch = max(rounds.within(BATCH_SECONDS), step * (rounds.workers > 1))
         budget = RoundBudget(most=self.plan.rounds, seconds=seconds, round_seconds=rounds.seconds)
         while numbers := budget.next(batch):
             tasks = [
                 task
-                for start in range(0, len(numbers), leg)
-                for task in rounds.leg(numbers[start : start + leg], others_between=leg < batch)
+                for start in range(0, len(numbers), step)
+                for task in rounds.tasks(numbers[start : start + step], others_between=step < batch)
             ]
             was_one_by_one = self._workers.one_by_one
             seen = yield from self._run_batch(process, allocation, tasks)
@@ -247,12 +247,12 @@ class Race:
                 self._noise_log.enter_redone(blocks * again // len(numbers))
             elif was_one_by_one or not self._workers.one_by_one:
                 return
-            # Otherwise the same rounds run again, to learn which contender killed the worker.
+            # Otherwise repeat the same rounds block by block, to find the contender that killed the worker.
 
     def _run_batch(
         self, process: int, allocation: int, tasks: Sequence[Task]
     ) -> Generator[None, None, Seen | None]:
-        """Time the blocks, a task per step; return what else used the machine, None if a worker was lost."""
+        """Time the blocks, a task per step; return the interference, or None if a worker was lost."""
         parts: list[Seen] = []
         timed: list[_Timed] = []
         for task in one_by_one(tasks) if self._workers.one_by_one else tasks:
@@ -303,7 +303,7 @@ class Race:
 def _enter_processor_time(
     process: int, allocation: int, blocks: Sequence[PlannedBlock], seconds: float
 ) -> None:
-    """Enter the worker's processor time per call, where all of its blocks are one contender's."""
+    """Record the worker's processor time per call, if all of its blocks belong to one contender."""
     record = blocks[0].record
     if all(planned.record is record for planned in blocks):
         calls = sum(planned.request.warmup + planned.request.calls for planned in blocks)

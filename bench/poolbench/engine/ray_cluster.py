@@ -1,9 +1,9 @@
-"""Runs the races on the nodes of a Ray cluster.
+"""Run races on the nodes of a Ray cluster.
 
-One actor holds one node: it takes all of the node's processors and accelerators, so that Ray runs nothing else
-there, and runs whole races in worker processes as on one machine. So clocks, limits and noise are the node's own,
-and the network is crossed once per race. The driver keeps the queue and the journal; finding nodes and placing
-actors is Ray's work.
+One actor holds one node. It reserves all processors and accelerators, so that Ray runs nothing else there, and
+runs whole races in worker processes as on one machine. Clocks, limits and noise are therefore the node's own,
+and the network is crossed once per race. The driver keeps the queue and the journal; Ray finds nodes and places
+actors.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ class RayScheduler:
         files: the user's files that register ops and candidates; they travel, with the Python files
             beside them.
         memory_nbytes: a worker's limit; None takes three quarters of each node's memory.
-        patience_seconds: how long a race waits for a node that could run it.
-        progress: told of nodes that are lost or lacking, a line each.
+        patience_seconds: longest wait of a race for a node that can run it.
+        progress: called with one line per lost or missing node.
 
     Raises:
         UsageError: Ray is not installed, or no cluster answers.
@@ -87,7 +87,7 @@ class RayScheduler:
             raise
 
     def adopt(self, run: StoredRun) -> None:
-        """Go on with a run: each device stays with the kind of node that has measured it."""
+        """Resume a run: each device stays with the kind of node that has measured it."""
         nodes = run.of(Node)
         environments = {"local": run.header.environment} | {n.name: n.environment for n in nodes}
         for measurement in run.measurements:
@@ -100,10 +100,10 @@ class RayScheduler:
         self._queue.append(job)
 
     def next_done(self) -> Done:
-        """The next race that comes back, from whichever node.
+        """Return the next finished race, of any node.
 
-        A race whose node died is queued again, first of all; one that no node can run comes back as
-        not_run once patience is at its end.
+        A race whose node died returns to the head of the queue. A race that no node can run becomes not_run
+        after `patience_seconds`.
         """
         while True:
             if not self._queue and not any(host.job for host in self._hosts.values()):
@@ -122,7 +122,7 @@ class RayScheduler:
                     return done
 
     def close(self) -> None:
-        """Give the nodes back and leave the cluster."""
+        """Release the nodes and disconnect from the cluster."""
         for host in self._hosts.values():
             self._release(host)
         self._hosts.clear()
@@ -130,7 +130,7 @@ class RayScheduler:
         shutil.rmtree(self._shipped, ignore_errors=True)
 
     def _staff(self) -> None:
-        """Put a node on every node that could run a race that waits; forget nodes that died."""
+        """Start an actor on every node that could run a waiting race; forget dead nodes."""
         alive = {entry["NodeID"]: entry for entry in self._ray.nodes() if entry["Alive"]}
         for gone in [
             host for host in self._hosts.values() if host.id not in alive and not host.job
@@ -151,7 +151,7 @@ class RayScheduler:
         return host.offer.processors > 0 and any(self._can(host, job) for job in self._queue)
 
     def _can(self, host: Host, job: RaceSpec) -> bool:
-        """Whether the host might run the job, as far as is known of it."""
+        """Tell whether the host may be able to run the job."""
         device = job.case.device
         if not host.offer.serves(device) or host.fault:
             return False
@@ -178,10 +178,10 @@ class RayScheduler:
         host.since = time.monotonic()
 
     def _assign(self) -> None:
-        """Give every idle host the first race that it may run; release those without any."""
+        """Assign to every idle host the first race that it may run; release hosts without one."""
         hosts = [host for host in self._hosts.values() if not host.fault]
         for device in dict.fromkeys(job.case.device for job in self._queue):
-            # The kind is chosen among all who could: not by who happened to be up first.
+            # Choose the kind among all candidates, not by the node that started first.
             if not any(host.starting and host.offer.serves(device) for host in hosts):
                 self._kinds.choose(device, hosts)
         for host in hosts:
@@ -197,7 +197,7 @@ class RayScheduler:
                 self._release(host)
 
     def _collect(self, host: Host) -> Done | None:
-        """What a host's reference came to: its environment, a race, or its death."""
+        """Handle the result of a host's reference: its environment, a race, or its death."""
         reference, host.waits_for = host.waits_for, None
         job, host.job = host.job, None
         try:
@@ -222,7 +222,7 @@ class RayScheduler:
         )
 
     def _lost(self, host: Host, job: RaceSpec | None, error: Exception) -> Done | None:
-        """A node is gone: its race goes back to the head of the queue, at most ATTEMPTS times."""
+        """Handle a lost node: its race returns to the head of the queue, at most ATTEMPTS times."""
         if isinstance(error, self._ray.exceptions.RayTaskError) and job is not None:
             nothing = Result(measurements=(), seconds=Seconds(float))
             return Done(spec=job, result=nothing, error=error)
@@ -239,7 +239,7 @@ class RayScheduler:
         return self._refusal(job, f"its node was lost {ATTEMPTS} times: {reason}", crashed=True)
 
     def _refuse(self) -> Done | None:
-        """The first race that no node could run for longer than patience lasts."""
+        """Return the first race that has waited longer than `patience_seconds` for a node."""
         now = time.monotonic()
         for device in dict.fromkeys(job.case.device for job in self._queue):
             jobs = [job for job in self._queue if job.case.device == device]
@@ -276,7 +276,7 @@ class RayScheduler:
         return Done(spec=job, result=Result(measurements=measurements, seconds=Seconds(float)))
 
     def _release(self, host: Host) -> None:
-        """End a host's node, and with it its workers; what is known of the node stays."""
+        """End a host's actor and its workers; keep the node's properties."""
         node_actor, host.node_actor, host.waits_for = host.node_actor, None, None
         if node_actor is not None:
             with contextlib.suppress(Exception):  # it may be dead, or the cluster gone

@@ -1,6 +1,6 @@
-"""The nodes of a Ray cluster: what each offers, the actor that runs races there, and how code gets there.
+"""The nodes of a Ray cluster: their resources, the actor that runs races, and the transfer of code.
 
-Ray is imported when a cluster is connected: nothing else needs it.
+Ray is imported only when a cluster is connected.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from poolbench.machine.info import collect_environment
 from poolbench.store.runs import differing_fields
 
 PACKAGE = Path(__file__).parent.parent
-ACCELERATOR = "accelerator_type:"  # how Ray writes the kind of a node's accelerator as a resource
+ACCELERATOR = "accelerator_type:"  # prefix of the resource that names a node's accelerator
 PLAIN_RESOURCES = ("CPU", "GPU", "memory", "object_store_memory")
 CONNECT_SECONDS = 5.0
-# The same memory module reports a few pages more or less from boot to boot.
+# Total memory varies by a few pages from boot to boot.
 MEMORY_SLACK = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
 class Offer:
-    """What a node offers, as Ray says it.
+    """The resources of a node as Ray reports them.
 
     Attributes:
-        processors, accelerators: how many, as Ray counts them.
-        kinds: names by which an accelerator can be asked for, in lower case: 'h100'.
+        processors, accelerators: counts.
+        kinds: names of the accelerator in lower case: 'h100'.
     """
 
     processors: float
@@ -50,7 +50,7 @@ class Offer:
     kinds: tuple[str, ...] = ()
 
     def serves(self, device: str) -> bool:
-        """Whether a case's device can be had here: 'cpu:0', 'gpu:0', 'gpu:H100'."""
+        """Tell whether the node has a case's device: 'cpu:0', 'gpu:0', 'gpu:H100'."""
         kind, _, name = device.partition(":")
         if kind == "cpu":
             return True
@@ -58,7 +58,7 @@ class Offer:
 
 
 def read_offer(resources: Mapping[str, float]) -> Offer:
-    """What an entry of `ray.nodes()` offers; a custom resource names a kind of accelerator too."""
+    """Return the resources of an entry of `ray.nodes()`; a custom resource may also name an accelerator."""
     kinds = [
         name.removeprefix(ACCELERATOR).lower()
         for name in resources
@@ -72,15 +72,15 @@ def read_offer(resources: Mapping[str, float]) -> Offer:
 
 
 def local_device(device: str) -> str:
-    """The device's name on the node that has it: 'gpu:H100' -> 'gpu:0'."""
+    """Return the device's name on its node: 'gpu:H100' -> 'gpu:0'."""
     kind, _, name = device.partition(":")
     return device if name.isdigit() else f"{kind}:0"
 
 
 def unlike(one: Environment, other: Environment) -> list[str]:
-    """What tells two nodes apart; [] where their figures may stand in one table.
+    """Return the differences of two nodes; [] if their results may share a table.
 
-    The code is the driver's on every node: whether it has changed, resuming asks.
+    The code is the driver's on every node; resuming checks whether it has changed.
     """
     names = differing_fields(*(msgspec.structs.replace(e, source={}) for e in (one, other)))
     memory = [float(e.machine.get("memory_nbytes") or 0) for e in (one, other)]
@@ -103,9 +103,9 @@ class NodeActor:
         self._races = LocalScheduler(self._pool, self._memory_nbytes)
 
     def environment(self, spec: WorkerSpec, processors: float) -> Environment:
-        """This node, as a worker of this kind sees it."""
-        # Ray sets this one to the actor's processors where the node's owner has not; on one machine
-        # nobody does, and the figures are to be the same.
+        """Return the environment of this node, from a worker of this kind."""
+        # Ray sets this variable to the actor's processors if it is unset. On one machine it stays unset, and the
+        # results must be the same.
         if os.environ.get("OMP_NUM_THREADS") == f"{processors:g}":
             del os.environ["OMP_NUM_THREADS"]
         self._pool.prepare((spec,), 1)
@@ -147,7 +147,7 @@ class Host:
 
 @dataclass
 class Kinds:
-    """Which kind of node measures each device: one kind a device, as long as the run goes on."""
+    """The kind of node that measures each device: one kind per device for the whole run."""
 
     of: dict[str, Environment] = field(default_factory=dict)
 
@@ -155,7 +155,7 @@ class Kinds:
         return device in self.of and not unlike(self.of[device], environment)
 
     def choose(self, device: str, hosts: Iterable[Host]) -> None:
-        """Settle on the kind that most hosts are of; for the CPU, one without accelerator first."""
+        """Choose the most frequent kind of host; for the CPU, prefer one without an accelerator."""
         able = [host for host in hosts if host.environment and host.offer.serves(device)]
         if device in self.of or not able:
             return
@@ -171,7 +171,7 @@ class Kinds:
 
 
 def connect(address: str, working_dir: Path | None) -> Any:
-    """The ray module, connected; our package and the user's files travel with every actor.
+    """Connect and return the ray module; the package and the user's files travel with every actor.
 
     Raises:
         UsageError: Ray is not installed, or no cluster answers at the address.
@@ -189,7 +189,7 @@ def connect(address: str, working_dir: Path | None) -> Any:
     if working_dir is not None:
         environment["working_dir"] = str(working_dir)
     try:
-        if found is not None:  # Ray itself would try for minutes
+        if found is not None:  # Ray would retry for minutes
             socket.create_connection((found[1], int(found[2])), CONNECT_SECONDS).close()
         ray.init(
             address=address,
@@ -206,7 +206,7 @@ def connect(address: str, working_dir: Path | None) -> Any:
 
 
 def brief(error: Exception, limit: int = 300) -> str:
-    """An error of Ray's in one line: the last line that says something."""
+    """Return an error of Ray in one line, the last informative one."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     telling = [line for line in lines if "node" in line.lower() or "Error" in line] or lines
     text = telling[-1] if telling else type(error).__name__

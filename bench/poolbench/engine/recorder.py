@@ -1,4 +1,4 @@
-"""What a race has learned: the status and the samples of each contender, as Measurements."""
+"""Record the status and the samples of each contender, and convert them to Measurements."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ Seconds = defaultdict[str, float]  # seconds by kind: 'samples', 'warmup', 'firs
 
 @dataclass
 class ContenderRecord:
-    """One contender as the race goes."""
+    """The state of one contender during a race."""
 
     name: str
     candidate: Candidate | None  # None for a probe
@@ -52,7 +52,7 @@ class ContenderRecord:
     flags: list[str] = field(default_factory=list)
     accuracy: Accuracy | None = None
     first_calls: list[float] = field(default_factory=list)
-    call_seconds: float = 0.0  # the least seen
+    call_seconds: float = 0.0  # the minimum so far
     usual_seconds: float = 0.0
     read_nbytes: int = 0
     written_nbytes: int = 0
@@ -62,7 +62,7 @@ class ContenderRecord:
     every: int = 1  # it runs in each `every`-th round
     columns: list[Row] = field(default_factory=list)
     device_columns: list[Row] = field(default_factory=list)
-    processor_columns: list[Row] = field(default_factory=list)  # of legs without another contender
+    processor_columns: list[Row] = field(default_factory=list)  # of tasks without another contender
 
     @property
     def runs(self) -> bool:
@@ -70,7 +70,7 @@ class ContenderRecord:
 
     @property
     def task_name(self) -> str:
-        """The name by which its worker knows it."""
+        """Return its name in the worker."""
         return self.candidate.name if self.candidate else self.name
 
     @property
@@ -79,7 +79,7 @@ class ContenderRecord:
 
     @property
     def clock(self) -> Clock:
-        """The device's own where it timed this contender in each process that it ran in."""
+        """Return 'device' if the device's clock timed this contender in every process, else 'wall'."""
         processes = {row[0] for row in self.columns}
         timed = {row[0] for row in self.device_columns}
         return "device" if processes and timed == processes else "wall"
@@ -93,7 +93,7 @@ class ContenderRecord:
         return to_samples(self.rows(clock))
 
     def fail(self, case: Case, failure: WorkerFailure) -> None:
-        """Enter a failure; a documented one becomes `unsupported`, or a documented wrong answer."""
+        """Record a failure; a documented one becomes `unsupported`, or a documented wrong answer."""
         self.status, self.reason, self.tail = failure.status, failure.reason, failure.tail
         for known in self.candidate.failures if self.candidate else ():
             if known.when(case) and re.search(known.matches, failure.reason):
@@ -133,7 +133,7 @@ def make_measurement(
     node: str = "local",
     contention: Contention | None = None,
 ) -> Measurement:
-    """Return what the journal keeps of a contender."""
+    """Return the Measurement of a contender."""
     wall = record.samples("wall")
     flags = list(record.flags)
     if len(wall) and sum(wall.contended) > len(wall) / 2:
@@ -169,7 +169,7 @@ def make_measurement(
 def flag_faster_than_limit(
     records: Mapping[str, ContenderRecord], case: Case, slack: float
 ) -> None:
-    """Flag candidates that are faster than the memory allows; their results are not to be believed.
+    """Flag candidates that are faster than the memory allows; their results are implausible.
 
     Args:
         records: of the race, by name; without all three probes nothing is flagged.
@@ -182,7 +182,7 @@ def flag_faster_than_limit(
         return
     probes = [records[name] for name in PROBES]
     for record in records.values():
-        # Wall time on a GPU is launching, and no evidence against a candidate.
+        # Wall time on a GPU is launch time, and no evidence against a candidate.
         if not record.candidate or (record.clock == "wall" and is_gpu(case.device)):
             continue
         columns = record.rows(record.clock)

@@ -1,4 +1,4 @@
-"""The workers of one race: opened, and replaced when a contender kills one, so that the others go on."""
+"""Open the workers of one race, and replace one that a contender kills, so that the others continue."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MAX_DEATHS = 3
 
 
 class Workers(Protocol):
-    """Where a race's worker processes come from."""
+    """Provides the worker processes of a race."""
 
     def worker(self, spec: WorkerSpec, process: int, /) -> WorkerLike:
         """Return the worker of this kind: the same one for the same number, fresh ones for new numbers."""
@@ -28,7 +28,7 @@ class Workers(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Tasks:
-    """How a worker opens a case and its contenders: module-level functions, sent by name.
+    """The module-level functions that open a case and its contenders in a worker, sent by name.
 
     The defaults open an op's case, its candidates and the bandwidth probes; a model's step brings its own.
 
@@ -44,12 +44,12 @@ class Tasks:
 
 
 class RaceWorkers:
-    """The workers that one process of a race has, one of each kind, with its case open in them.
+    """The workers of one process of a race, one of each kind, with its case open in them.
 
     Attributes:
-        seconds: what opening took, by kind, added up.
-        one_by_one: whether each block is to be a task of its own: a worker was lost in a longer one, and
-            the contender that kills the next one must be known.
+        seconds: total time of opening, by kind.
+        one_by_one: whether each block is a task of its own, because a worker was lost in a longer task and
+            the contender that kills the next one must be identified.
     """
 
     def __init__(
@@ -76,12 +76,12 @@ class RaceWorkers:
 
     @property
     def timeout_seconds(self) -> float:
-        """How long a task may take."""
+        """Return the time limit of a task."""
         return self._plan.timeout_seconds
 
     @property
     def node(self) -> str:
-        """The node that the workers are on."""
+        """Return the node of the workers."""
         return next(iter(self._workers.values())).node
 
     def open(self, process: int, workers: Mapping[WorkerSpec, WorkerLike]) -> None:
@@ -92,7 +92,7 @@ class RaceWorkers:
             self.reopen(spec)
 
     def reopen(self, spec: WorkerSpec) -> None:
-        """Open the case and every contender of this worker until no contender takes it down."""
+        """Open the case and every contender of this worker, until no contender kills it."""
         while True:
             try:
                 opened = self._workers[spec].call(
@@ -109,35 +109,35 @@ class RaceWorkers:
                 return
 
     def fail(self, failure: WorkerFailure, spec: WorkerSpec | None = None) -> None:
-        """Enter the failure with every contender that has none, of this worker or of all."""
+        """Record the failure for every contender that has none, of this worker or of all."""
         for record in self._running(spec):
             record.fail(self._case, failure)
 
     def allocate(self) -> None:
-        """Allocate the inputs anew in every worker."""
+        """Allocate new inputs in every worker."""
         for spec, worker in self._workers.items():
             try:
                 self.seconds["allocation"] += worker.call(
                     session.allocate, timeout=self._plan.timeout_seconds
                 )
             except WorkerFailure as failure:  # noqa: PERF203 (each worker's is its own)
-                if failure.lost:  # for a reason of its own: a fresh one goes on
+                if failure.lost:  # continue with a fresh worker
                     self.reopen(spec)
                 else:
                     self.fail(failure, spec)
 
     def close(self) -> None:
-        """Let the workers forget the case; one that cannot is replaced."""
+        """Close the case in the workers; replace a worker that fails to."""
         for worker in self._workers.values():
             try:
                 worker.call(session.close_case, timeout=self._plan.timeout_seconds)
             except WorkerFailure as failure:  # noqa: PERF203 (each worker's is its own)
-                # A lost worker holds nothing any more. Another does not let go of what a candidate left.
+                # A lost worker holds nothing. Otherwise a candidate left something that cannot be released.
                 if not failure.lost:
                     self._replace(worker)
 
     def verify(self) -> None:
-        """Check every candidate again after timing; one that is not what was checked fails."""
+        """Check every candidate again after timing."""
         for spec, worker in self._workers.items():
             try:
                 found: dict[str, Finding] = worker.call(verify, timeout=self._plan.timeout_seconds)
@@ -153,14 +153,14 @@ class RaceWorkers:
                 self._replace(worker)
 
     def renew(self, spec: WorkerSpec) -> None:
-        """Replace a worker in which a candidate changed what others share."""
+        """Replace a worker in which a candidate changed process-wide state."""
         self._replace(self._workers[spec])
         self.reopen(spec)
 
     def handle_loss(
         self, spec: WorkerSpec, contenders: Sequence[ContenderRecord], failure: WorkerFailure
     ) -> None:
-        """Enter a task of these contenders that did not return; open a fresh worker if it took that along."""
+        """Record a failed task of these contenders; open a fresh worker if the task killed it."""
         if not self._should_retry(failure):
             if len({record.name for record in contenders}) > 1:
                 self.one_by_one = True
@@ -173,18 +173,18 @@ class RaceWorkers:
         return [r for r in self._records.values() if r.runs and spec in (None, r.worker)]
 
     def _should_retry(self, failure: WorkerFailure) -> bool:
-        """Whether no task caused the worker's death, and that has not happened too often."""
+        """Tell whether no task caused the worker's death and such deaths are below the limit."""
         self._deaths += failure.blameless
         return failure.blameless and self._deaths <= MAX_DEATHS
 
     def _replace(self, worker: WorkerLike) -> None:
         """End the worker's process; its next task gets a fresh one."""
-        # It does not answer: that is how it ends.
+        # The worker ends without an answer.
         with contextlib.suppress(WorkerFailure):
             worker.call(session.end_process, timeout=self._plan.timeout_seconds)
 
     def _open_contender(self, record: ContenderRecord) -> bool:
-        """Open one contender; return False if the worker was lost with it, or is no good for the others."""
+        """Open one contender; return False if the worker was lost, or must be replaced."""
         worker = self._workers[record.worker]
         try:
             opened = worker.call(

@@ -1,4 +1,4 @@
-"""What a round is made of: which contenders in which order, and how many calls a block has, untimed and timed."""
+"""Plan rounds: the order of the contenders, and the untimed and timed calls of each block."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ COLD_WARMUP_SECONDS, MOST_COLD_WARMUPS = 0.012, 16
 # Bandwidth probes evict the candidates' data from the cache: the next candidate then runs up to 25% slower for
 # several calls. Probes therefore run last, only in every fifth round, and are followed by a longer warm-up.
 PROBE_TURN = 5
-# Probe blocks are longer than one call: waking the threads that read and write is not the memory's time.
+# Probe blocks are longer than one call, because waking the threads is not memory time.
 PROBE_BLOCK_SECONDS = 0.0015
 # A contender whose blocks take n times as long as the median one's is in every n-th round, so that one slow
 # candidate does not take the time of all others; n is at most this.
@@ -37,7 +37,7 @@ Name = TypeVar("Name")
 
 
 class PlannedBlock(NamedTuple):
-    """A block to come: its round, its contender, and what the worker is asked."""
+    """A planned block: its round, its contender, and the request to the worker."""
 
     round: int
     record: ContenderRecord
@@ -45,7 +45,7 @@ class PlannedBlock(NamedTuple):
 
 
 class Task(NamedTuple):
-    """Blocks that one worker times in a row."""
+    """Consecutive blocks of one worker."""
 
     worker: WorkerSpec
     blocks: Sequence[PlannedBlock]
@@ -85,16 +85,16 @@ class Rounds:
         self._workers = balanced_orders(list(self._orders), random.Random(f"workers {seed}"))
         self._last = ""  # the contender that ran last
         self._after_eviction = (
-            True  # what ran last were probes, another worker, or nothing on these inputs
+            True  # the previous work was a probe, another worker, or none on these inputs
         )
 
     @property
     def workers(self) -> int:
-        """How many kinds of worker the contenders need."""
+        """Return the number of kinds of worker."""
         return len(self._orders)
 
     def plan(self, contenders: Sequence[ContenderRecord]) -> None:
-        """Decide how often each contender runs on new inputs, and what a round then takes on average.
+        """Decide how often each contender runs on new inputs, and predict the mean duration of a round.
 
         Warm-up is sized from the fastest block so far. The three calibration calls are noisy: a candidate
         that looks slow there would get too short a warm-up and measure slower for the whole race.
@@ -113,10 +113,10 @@ class Rounds:
         self._after_eviction = True
 
     def within(self, seconds: float) -> int:
-        """Return how many rounds take about so long, at least one."""
+        """Return the number of rounds that take about this long, at least one."""
         return max(1, int(seconds / max(self.seconds, 1e-9)))
 
-    def leg(self, numbers: Iterable[int], *, others_between: bool) -> list[Task]:
+    def tasks(self, numbers: Iterable[int], *, others_between: bool) -> list[Task]:
         """Plan these rounds, a task per worker in balanced random order.
 
         Args:
@@ -133,7 +133,7 @@ class Rounds:
         return tasks
 
     def expected_seconds(self, blocks: Iterable[PlannedBlock]) -> float:
-        """Predict how long these blocks take."""
+        """Predict the duration of these blocks."""
         return sum(self._block_cost(block.record) for block in blocks)
 
     def shuffled(self, records: Sequence[ContenderRecord]) -> list[ContenderRecord]:
@@ -151,7 +151,9 @@ class Rounds:
                 continue
             cold = self._after_eviction and record.candidate is not None
             warmup, calls = self._block_calls(record, cold=cold, dither=self._random.random())
-            if name == self._last:  # the last of a round may be the first of the next: it is warm
+            if (
+                name == self._last
+            ):  # the last contender of a round may be the first of the next one, and is still warm
                 warmup = 0
             self._after_eviction, self._last = record.candidate is None, name
             request = BlockRequest(name=record.task_name, warmup=warmup, calls=calls)
@@ -180,12 +182,12 @@ def _by_worker(records: Iterable[ContenderRecord], *, probes: bool) -> dict[Work
 
 
 def one_by_one(tasks: Iterable[Task]) -> list[Task]:
-    """Make each block a task of its own, so that the one that kills the worker is known."""
+    """Make each block a task of its own, to identify the block that kills the worker."""
     return [Task(task.worker, [block]) for task in tasks for block in task.blocks]
 
 
 def affordable(seconds: float, round_seconds: float, most: int) -> int:
-    """Return how many rounds fit into the seconds: one at least, and no more than `most`."""
+    """Return the number of rounds that fit into the seconds, from one to `most`."""
     return min(most, max(1, int(seconds / max(round_seconds, 1e-9))))
 
 

@@ -1,4 +1,4 @@
-"""One run: its workers, its journal, what is measured already, and where its time goes."""
+"""One run: its workers, its journal, the existing measurements, and its time breakdown."""
 
 from __future__ import annotations
 
@@ -46,15 +46,15 @@ ORDER_OF_ROUNDS = "random Latin squares of the contenders by random.Random(f'{se
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """What a run was asked, as a command understood it.
+    """The options of a run.
 
     Attributes:
         folder: results/<run>.
         plan: of its races.
-        asked: for the header: sweep, axes, as the user typed them.
+        asked: options as typed by the user, for the header.
         files: the user's files that register ops and candidates.
         memory_nbytes: a worker's limit.
-        resume: go on with a journal that is there.
+        resume: continue an existing journal.
         allow_different: fields in which a resumed run may differ from this one.
     """
 
@@ -71,7 +71,7 @@ class RemoteScheduler(Scheduler, Protocol):
     """Runs races on other machines."""
 
     def adopt(self, run: StoredRun) -> None:
-        """Go on with a run: each device stays with the kind of machine that has measured it."""
+        """Resume a run: each device stays with the kind of machine that has measured it."""
 
 
 class Run:
@@ -115,9 +115,8 @@ class Run:
     ) -> dict[str, Measurement]:
         """Race the candidates and the baseline, journal the measurements, and return them by name.
 
-        What a resumed journal holds already is not run again: a race runs whole or not at all. If
-        some candidates of the case are measured and others are asked for, all race again together:
-        samples of two races do not pair.
+        Races in a resumed journal are not repeated. If only some of the requested candidates of the case are
+        measured, the whole race runs again, because samples of two races do not pair.
         """
         self.prepare()
         asked = dict.fromkeys(entry.name for entry in candidates)
@@ -129,16 +128,16 @@ class Run:
         return {name: self.done[case, name] for name in asked}
 
     def ahead(self, case: Case, candidates: Sequence[Candidate], *, baseline: str) -> None:
-        """Announce a race to come: it is interleaved with those that are asked for before it."""
+        """Announce a future race, which is interleaved with the races requested before it."""
         names = dict.fromkeys([baseline, *(entry.name for entry in candidates)])
         self._ahead.append((case, list(names), baseline))
 
     def under_way(self) -> float:
-        """How many races' worth of work has been done on those that are not at their end."""
+        """Return the work done on unfinished races, in races."""
         return self._local.under_way()
 
     def _spec(self, case: Case, names: Sequence[str], baseline: str) -> RaceSpec:
-        """The race of these candidates; if one is not measured yet, with all of the case that are."""
+        """Return the race of these candidates; if one is unmeasured, include all measured ones of the case."""
         if any((case, name) not in self.done for name in names):
             measured = [name for name in REGISTRY.of(case.op) if (case, name) in self.done]
             names = list(dict.fromkeys([*names, *measured]))
@@ -152,11 +151,11 @@ class Run:
         )
 
     def _await(self, wanted: RaceSpec) -> None:
-        """Have races run that are not measured yet, and keep what comes back until `wanted` is."""
+        """Run unmeasured races and store results until `wanted` is finished."""
         races: Scheduler = self._local
         if self._remote is not None:
             races = self._remote
-            self.journal()  # here it begins when a worker has said which devices there are
+            self.journal()  # the journal begins once a worker has listed the devices
         start = time.monotonic()
         for spec in (wanted, *(self._spec(*ahead) for ahead in self._ahead)):
             if spec.case not in self._submitted and not self._measured(spec):
@@ -168,11 +167,11 @@ class Run:
                 raise self._faults[wanted.case]
             self._take_in(races.next_done())
         if self._remote is not None:
-            # On many nodes at once, what the races took is not where this run's time went.
+            # With several nodes, the time of the races is not the time of this run.
             self.seconds["waiting"] += time.monotonic() - start
 
     def _take_in(self, done: Done) -> None:
-        """Journal what a race came to, and the node that ran it if it is a new one."""
+        """Write the result of a race to the journal, and its node if it is new."""
         self._submitted.discard(done.spec.case)
         if done.error is not None:
             self._faults[done.spec.case] = done.error
@@ -190,21 +189,21 @@ class Run:
         return all((spec.case, one.name) in self.done for one in spec.contenders)
 
     def check(self, case: Case, candidates: Sequence[Candidate]) -> dict[str, Measurement]:
-        """Hold each candidate against the reference once; time and store nothing."""
+        """Check each candidate against the reference once; time and store nothing."""
         race = make_race(self._spec(case, [entry.name for entry in candidates], candidates[0].name))
         if reason := self.too_large(case):
             return {m.candidate: m for m in refuse(race, reason)}
         return {m.candidate: m for m in race.check(self._local.pool).measurements}
 
     def append(self, *records: Record) -> None:
-        """Write records to the journal, which begins with the first: all of them or none."""
+        """Write records to the journal, all of them or none; the first call creates it."""
         self.journal().append(*records)
 
     def prepare(self) -> None:
         """Open the journal and read what it holds; nothing is run or written.
 
         Raises:
-            UsageError: such a run is there already, or the one to go on with is not, or differs.
+            UsageError: the run exists already, or the run to resume is missing or differs.
             StoreError: the journal cannot be read or written.
         """
         if self._journal is not None:
@@ -224,9 +223,9 @@ class Run:
             raise
 
     def journal(self, devices: Mapping[str, str] | None = None) -> Journal:
-        """The open journal; the first call writes its header, or checks the devices in it.
+        """Return the open journal; the first call writes its header, or checks the devices in it.
 
-        `devices`: by name, where no worker of a race can tell them.
+        `devices`: by name, if no worker of a race can list them.
         """
         self.prepare()
         assert self._journal is not None
@@ -236,12 +235,12 @@ class Run:
         return self._journal
 
     def worker(self, spec: WorkerSpec, process: int = 0) -> Worker:
-        """Return a worker of this kind, for what the scheduler does not run."""
+        """Return a worker of this kind, for work outside the scheduler."""
         self._local.pool.prepare((spec,), process + 1)
         return self._local.pool.worker(spec, process)
 
     def close(self, *, finished: bool = True) -> None:
-        """End the workers; a run that ended by itself leaves its shares as the last line."""
+        """End the workers; an uninterrupted run writes its time breakdown as the last line."""
         self._local.close()
         if self._remote is not None:
             self._remote.close()
@@ -255,25 +254,25 @@ class Run:
             self._journal = None
 
     def shares(self) -> TimeBreakdown:
-        """Where the wall time went so far."""
+        """Return the time breakdown so far."""
         wall = time.monotonic() - self._started
         seconds = {kind: round(value, 3) for kind, value in self.seconds.items()}
         seconds["other"] = round(wall - sum(seconds.values()), 3)
         return TimeBreakdown(seconds=seconds, wall_seconds=round(wall, 3))
 
     def expect(self, cases: Sequence[Case]) -> None:
-        """Tell which cases will come, so that one kind of worker serves as many as it can."""
+        """Announce the cases, so that one kind of worker serves as many of them as possible."""
         indices = [case.device.partition(":") for case in cases]
         self._logical_devices = max(
             (int(i) + 1 for kind, _, i in indices if kind == "cpu" and i.isdigit()), default=1
         )
 
     def too_large(self, case: Case) -> str:
-        """Why the case is refused before anything is allocated; '' if it fits."""
+        """Return why the case is refused before allocation; '' if it fits."""
         return too_large(case, self.options.memory_nbytes)
 
     def _begin(self, journal: Journal, devices: Mapping[str, str] | None) -> None:
-        """Write the header; of a resumed run, check the devices, which only a worker can tell."""
+        """Write the header; for a resumed run, check the devices, which only a worker can list."""
         devices = dict(devices or device_names(self._local.pool.started()))
         if self.resumed is not None:
             here, known = self.environment(), self.resumed.header.environment.devices
@@ -288,7 +287,7 @@ class Run:
         journal.append(make_header(self.options, environment))
 
     def environment(self) -> Environment:
-        """This machine and this code, digests included; the devices are left to a worker."""
+        """Return the environment with digests of the code; a worker adds the devices."""
         if self._environment is None:  # it takes a second
             found = collect_environment({})
             source = found.source | source_digests(self.options.files)
@@ -296,7 +295,7 @@ class Run:
         return self._environment
 
     def _resume(self, journal: Journal) -> None:
-        """Take over what the journal holds, if it was measured here, by this code, as asked now."""
+        """Read the journal, if it was measured on this machine, with this code and these options."""
         name = journal.path.parent.name
         if not self.options.resume:
             raise UsageError(
@@ -339,7 +338,7 @@ def refuse_different(
     """
     different = [*differing_fields(old, new), *different_options]
     if "code" in old.source and "code" in new.source:
-        # The digests say it better: a commit may leave the code as it is, and a dirty tree not.
+        # The digests are more precise: a commit may not change the code, and a dirty tree may.
         different = [field for field in different if field not in ("commit", "dirty")]
     if refused := [field for field in different if field not in options.allow_different]:
         raise UsageError(
@@ -357,8 +356,8 @@ def worker_spec(
 
     Args:
         case: its threads and its device must be fixed when the process starts.
-        candidates: NumPy's alone need no framework.
-        logical_devices: at least so many, so that one kind of worker serves as many cases as it can.
+        candidates: those of NumPy need no framework.
+        logical_devices: minimum number, so that one kind of worker serves as many cases as possible.
     """
     kind, _, index = case.device.partition(":")
     logical = int(index) + 1 if kind == "cpu" and index.isdigit() else 1

@@ -1,9 +1,9 @@
-"""Interleaves the races of this machine.
+"""Interleave the races of this machine.
 
 Background load drifts over about a minute and affects implementations unequally, so that processes run back to
-back agree with each other but not with a process run a minute later. So the processes of a race are spread over
-minutes, with processes of other races between them. Rounds within a tenth of a second agree in the same way: several
-races are active at a time, and a leg of one follows a leg of another.
+back agree with each other but not with a process run a minute later. The processes of a race are therefore spread over
+minutes, with processes of other races between them. Rounds within a tenth of a second agree in the same way, so several
+races are active at a time and alternate every STEP_SECONDS.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ from poolbench.core.plan import RaceSpec, WorkerSpec
 from poolbench.core.records import Measurement, Node, Status
 from poolbench.core.registry import REGISTRY, input_nbytes
 from poolbench.engine.pool import RotatedPool, WorkerPool
-from poolbench.engine.race import BATCH_SECONDS, LEG_SECONDS, Race, Result
+from poolbench.engine.race import BATCH_SECONDS, STEP_SECONDS, Race, Result
 from poolbench.engine.recorder import Seconds, make_measurement
 from poolbench.machine.nvml import is_gpu
 
-# The inputs, a second allocation, the reference's answer, outputs and a framework's temporaries.
+# Inputs, a second allocation, the reference's output, outputs and a framework's temporaries.
 COPIES_HELD = 10
 # Slots, of a second or so each, from one process of a race to its next. With ten processes twenty races are
 # under way at a time, each for four minutes: a longer span would lose more of a run that is killed.
 PROCESS_SPACING = 24
 # Races of which a process is being run at a time, each in workers of its own.
 MAX_ACTIVE_RACES = 8
-# Of a worker that holds no case. Races that need other workers are interleaved only where twice as much is free.
+# Memory of a worker without a case. Races that need other workers are interleaved only if twice as much is free.
 WORKER_NBYTES = 1 << 29
 
 
 @dataclass(frozen=True, kw_only=True)
 class Done:
-    """A race that came back, and the node that ran it.
+    """A finished race, and the node that ran it.
 
     Attributes:
-        node: None where it was this machine, or where no node could run it.
-        error: a fault of the harness itself, to be raised where the race was asked for.
+        node: None for this machine, or if no node could run the race.
+        error: an error of the harness, raised where the race was requested.
     """
 
     spec: RaceSpec
@@ -53,30 +53,30 @@ class Done:
 
 
 class Scheduler(Protocol):
-    """Runs races: `submit` them, ask for `next_done` until all are back."""
+    """Runs races: `submit` them, then call `next_done` until all have finished."""
 
     def submit(self, spec: RaceSpec) -> None:
         """Queue a race."""
 
     def next_done(self) -> Done:
-        """Return the next race that is at its end."""
+        """Return the next finished race."""
 
     def close(self) -> None:
-        """Give up what is under way and end every worker."""
+        """Abandon active races and end every worker."""
 
 
 class LocalScheduler:
     """Races of this machine, interleaved.
 
-    A slot is one process of one race. The processes of a race are PROCESS_SPACING slots apart, and a new
-    race begins as often as one comes to its end, so that they come back one by one and in order. Up to
-    MAX_ACTIVE_RACES slots are taken at a time, a leg of one after a leg of another: nothing runs side by side.
+    A slot is one process of one race. The processes of a race are PROCESS_SPACING slots from each other, and a
+    new race begins whenever one ends, so that races finish one by one and in order. Up to MAX_ACTIVE_RACES slots
+    are active and alternate: nothing runs in parallel.
 
     Args:
         pool: the worker processes.
         memory_nbytes: a worker's limit.
-        ready: called when the workers are up, before anything is run: a journal that cannot be
-            written is found out before time is spent.
+        ready: called when the workers have started, before any race, so that an unwritable journal is found
+            before time is spent.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class LocalScheduler:
         self._queue.append(spec)
 
     def next_done(self) -> Done:
-        """Take legs of the active races in turn until a race is at its end."""
+        """Run steps of the active races in turn until a race has finished."""
         while True:
             self._activate()
             if not self._active:
@@ -110,7 +110,7 @@ class LocalScheduler:
                 process_ends = next(slot.steps)
             except StopIteration as end:
                 return Done(spec=slot.spec, result=end.value)
-            except Exception as error:  # noqa: BLE001 (raised where the race was asked for)
+            except Exception as error:  # noqa: BLE001 (raised where the race was requested)
                 nothing = Result(measurements=(), seconds=Seconds(float))
                 return Done(spec=slot.spec, result=nothing, error=error)
             if process_ends:
@@ -120,11 +120,11 @@ class LocalScheduler:
                 self._active.append(slot)
 
     def under_way(self) -> float:
-        """Return how many races' worth of work has been done on those that are not at their end."""
+        """Return the work done on unfinished races, in races."""
         return sum(min(1.0, slot.processes / slot.spec.plan.processes) for slot in self._slots)
 
     def close(self) -> None:
-        """End every worker; races under way are given up."""
+        """End every worker; abandon active races."""
         self._queue.clear()
         self._waiting.clear()
         self._active.clear()
@@ -132,7 +132,7 @@ class LocalScheduler:
 
     @property
     def _slots(self) -> tuple[_Slot, ...]:
-        """Of the races under way, but for one whose step is being made."""
+        """Return the work done on the races in progress, except for the one that is running a step."""
         return (*self._waiting, *self._active)
 
     def _activate(self) -> None:
@@ -146,9 +146,9 @@ class LocalScheduler:
             self._active.append(slot)
 
     def _has_room(self, slot: _Slot) -> bool:
-        """Whether the slot can be active beside the others: its workers and its memory are free.
+        """Tell whether the slot can be active beside the others: its workers and its memory are free.
 
-        A GPU's slot has it for itself: its memory is not seen from here.
+        A slot on a GPU is exclusive, because the GPU's memory use is unknown here.
         """
         if not self._active:
             return True
@@ -160,7 +160,7 @@ class LocalScheduler:
         )
 
     def _begin_races(self) -> None:
-        """Begin races that are due; one whose workers have no room waits until no other is under way."""
+        """Begin races that are due; a race whose workers do not fit into memory waits for all others."""
         while self._queue:
             spec = self._queue[0]
             due = min((slot.due for slot in self._waiting), default=self._next_begin)
@@ -175,7 +175,7 @@ class LocalScheduler:
             self._queue.popleft()
 
     def _workers_fit(self, spec: RaceSpec) -> bool:
-        """Whether the workers of the race are up, or may be started beside those that are."""
+        """Tell whether the workers of the race have started, or may start beside the others."""
         up = {worker for slot in self._slots for worker in slot.spec.workers}
         new = set(spec.workers) - up
         if not new:
@@ -188,10 +188,10 @@ class LocalScheduler:
         return any(not set(slot.spec.workers) <= set(workers) for slot in self._slots)
 
     def _steps(self, spec: RaceSpec, pool: RotatedPool) -> Generator[bool, None, Result]:
-        """Run a race, a leg per step; or say in its measurements why it cannot be run.
+        """Run a race in steps; if it cannot run, its measurements hold the reason.
 
         Yields:
-            Whether a process is at its end.
+            Whether a process has finished.
         """
         race = make_race(spec)
         if reason := too_large(spec.case, self._memory_nbytes, workers=len(spec.workers)):
@@ -214,11 +214,11 @@ class LocalScheduler:
         return race.result()
 
     def _process(self, race: Race, pool: RotatedPool) -> Generator[bool, None, bool]:
-        """Run the race's next process, a leg per step; time that it does not account for was waiting."""
+        """Run the race's next process in steps; unaccounted time counts as waiting."""
         steps = race.run_next(
             pool,
             seconds=self._seconds_for(race),
-            leg_seconds=BATCH_SECONDS if is_gpu(race.spec.case.device) else LEG_SECONDS,
+            step_seconds=BATCH_SECONDS if is_gpu(race.spec.case.device) else STEP_SECONDS,
         )
         while True:
             start, before = time.monotonic(), sum(race.seconds.values())
@@ -233,7 +233,7 @@ class LocalScheduler:
             yield False
 
     def _seconds_for(self, race: Race) -> float:
-        """Return the seconds of rounds of its next process: noisy races get what steady ones do not need."""
+        """Return the seconds of rounds of its next process: noisy races get the time that steady ones do not need."""
         extra = min(race.budget.extra_seconds, self._spare_seconds / MAX_ACTIVE_RACES)
         self._spare_seconds -= extra
         return race.budget.usual_seconds + extra
@@ -241,7 +241,7 @@ class LocalScheduler:
 
 @dataclass(eq=False, kw_only=True)
 class _Slot:
-    """A race under way: when its next process is due, and when its first one was."""
+    """A race in progress: the slots of its first and its next process."""
 
     due: int
     begin: int
@@ -251,12 +251,12 @@ class _Slot:
 
     @property
     def processes(self) -> int:
-        """How many of its processes have been run."""
+        """Return the number of finished processes."""
         return (self.due - self.begin) // PROCESS_SPACING
 
     @property
     def workers(self) -> set[tuple[WorkerSpec, int]]:
-        """The pool's workers that its next process has, or the one that is active."""
+        """Return the pool's workers of its active or next process."""
         place = self.pool.place(self.processes)
         return {(worker, place) for worker in self.spec.workers}
 
@@ -268,12 +268,12 @@ def make_race(spec: RaceSpec) -> Race:
 
 
 def needed_nbytes(case: Case) -> int:
-    """Return about the memory that a worker holds while it races the case."""
+    """Estimate the memory of a worker while it races the case."""
     return COPIES_HELD * input_nbytes(case)
 
 
 def held_nbytes(spec: RaceSpec) -> int:
-    """Return about the memory that all workers hold during one process of the race."""
+    """Estimate the memory of all workers during one process of the race."""
     return needed_nbytes(spec.case) * len(spec.workers)
 
 
@@ -294,7 +294,7 @@ def too_large(case: Case, memory_nbytes: int | None, *, workers: int = 1) -> str
 def refuse(
     race: Race, reason: str, status: Status = "not_run", tail: str = ""
 ) -> tuple[Measurement, ...]:
-    """Return measurements that say why nothing of the race was run."""
+    """Return measurements with the reason why the race did not run."""
     for record in race.records.values():
         record.status, record.reason, record.tail = status, reason, tail
     return tuple(

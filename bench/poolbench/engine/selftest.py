@@ -1,8 +1,7 @@
-"""`nox -s selftest`: how often the harness errs on this machine, and what it can see.
+"""Measure false alarms, power and noise floor on this machine (`nox -s selftest`).
 
-Races of one op with copies of itself; each comparison's truth is known. The records go to the
-journal of the newest run, or of the one that is named, whose report then withholds what is finer
-than the noise floor.
+It races copies of one op, whose true ratios are known. The records go to the journal of the newest run, or of
+the named one. The report of that run then withholds verdicts below the noise floor.
 """
 
 from __future__ import annotations
@@ -33,19 +32,19 @@ from poolbench.store.journal import JOURNAL
 from poolbench.store.runs import COMPARED_OPTIONS, new_run_folder, newest_run
 
 SECONDS = 110.0
-# As many as fit: one A/A comparison in twenty lies beyond the floor, and few tell little of it.
+# As many as fit: one A/A comparison in twenty exceeds the floor, so few comparisons say little about it.
 RACES = 20
-# (injected, margin): one record each. A/A at the default margin; what is injected at none, where
-# the interval alone decides.
+# (injected, margin): one record each. A/A uses the default margin, injected slowdowns margin zero, where the
+# interval alone decides.
 RECORDS = ((0.0, MARGIN), (0.01, 0.0), (0.02, 0.0), (0.05, 0.0), (0.10, 0.0), (0.10, MARGIN))
 DESIGN = Design(
-    plain=5,  # with the baseline and the slowed ones about as many as a race of a sweep has
+    plain=5,  # with the baseline and the slowed copies, about as many as in a race of a sweep
     slowdowns=(0.01, 0.02, 0.05, 0.10),
 )
 
 
 def summarise(races: Sequence[CopiesRace], design: Design, seconds: float) -> list[Selftest]:
-    """One record for each of RECORDS that the races hold."""
+    """Return one record for each entry of RECORDS that the races cover."""
     floor = noise_floor(of_injected(races, 0.0))
     records = []
     for injected, margin in RECORDS:
@@ -84,7 +83,7 @@ def summarise(races: Sequence[CopiesRace], design: Design, seconds: float) -> li
 
 
 def describe(records: Sequence[Selftest]) -> str:
-    """What the records say, a line each, and the floor."""
+    """Describe the records, one line each, and the noise floor."""
     lines = []
     for record in records:
         n, margin = record.comparisons, f"margin {record.margin:.0%}"
@@ -111,15 +110,15 @@ def describe(records: Sequence[Selftest]) -> str:
 
 
 def open_run(results: Path, name: str | None) -> Run:
-    """The run to append to: the named one, else the newest if it is this machine's, else a new one.
+    """Return the run to append to: the named one, else the newest if it is of this machine, else a new one.
 
     Raises:
-        UsageError, StoreError: the named run cannot be gone on with.
+        UsageError, StoreError: the named run cannot be continued.
     """
     folder = results / name if name else newest_run(results)
     if folder is not None and (folder / JOURNAL).exists():
-        # What the code's commit was makes no other machine of it.
-        # Nor do its own design or the options of the races that the run holds.
+        # Another commit does not make another machine.
+        # Neither do the options of the run's races.
         options = RunOptions(
             folder=folder, resume=True, allow_different=("commit", "dirty", *COMPARED_OPTIONS)
         )
@@ -140,14 +139,14 @@ def open_run(results: Path, name: str | None) -> Run:
 
 
 def _start(bench: Run) -> None:
-    """Open the journal and start the workers: what is wrong is found out before the races."""
+    """Open the journal and start the workers, so that errors appear before the races."""
     bench.prepare()
     bench.worker(WorkerSpec(), DESIGN.plan.processes - 1)
     bench.journal()
 
 
 def run_selftest(results: Path, name: str | None, *, seconds: float = SECONDS) -> str:
-    """Race copies for at most so many seconds, add the records to a run, and describe them.
+    """Race copies within a time limit, add the records to a run, and describe them.
 
     Args:
         results: folder that holds the runs.
@@ -155,7 +154,7 @@ def run_selftest(results: Path, name: str | None, *, seconds: float = SECONDS) -
         seconds: longest time to take.
 
     Raises:
-        UsageError, StoreError: the copies cannot be raced, or the run cannot be gone on with.
+        UsageError, StoreError: the copies cannot be raced, or the run cannot be continued.
     """
     start = time.monotonic()
     try:
@@ -170,6 +169,6 @@ def run_selftest(results: Path, name: str | None, *, seconds: float = SECONDS) -
 
 
 def run(bench: Run, *, until: float, start: float) -> list[Selftest]:
-    """Race copies in the run's workers until there are enough, or until the time is up."""
+    """Race copies in the run's workers until there are enough, or the time is over."""
     races = list(race_series(lambda number: race_copies(DESIGN, bench, number), RACES, until=until))
     return summarise(races, DESIGN, time.monotonic() - start)

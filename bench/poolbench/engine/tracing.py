@@ -1,7 +1,7 @@
-"""Traces: each candidate recorded in a process of its own, and the trace summary of where its time went.
+"""Record each candidate's trace in a process of its own, and summarise its time.
 
-A trace explains a figure and is none: the profiler slows small operations by a quarter, so that no
-traced time is ever reported as a benchmark. Functions that run in the worker come first, the entry point last.
+Traced times are never reported as benchmarks, because the profiler slows small operations by up to 25%.
+ Functions that run in the worker come first, the entry point last.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from poolbench.store.runs import (
 from poolbench.worker.trace import MEMORY_EVENTS, SUFFIX, trace_candidate
 
 TIMEOUT_SECONDS = 120.0
-# Two at once: to start a process takes longer than to trace, and keeps one core busy.
+# Two at once: starting a process takes longer than tracing and keeps one core busy.
 WORKERS = 2
 SECONDS_A_TRACE = 6.0
 # A trace belongs to a run only if it explains the run's figures.
@@ -54,13 +54,13 @@ DEEPEST_FIRST = ("kernel", "hlo", "tf_op", "eager")
 
 
 def trace_name(case: Case, candidate: str) -> str:
-    """Op, candidate and case in letters that are safe in a path and in the viewer.
+    """Return op, candidate and case in characters that are safe in a path and in the viewer.
 
-    Two names that would become the same are told apart by a digest.
+    A digest distinguishes names that would otherwise be equal.
     """
     text = f"{case.op}-{candidate}-{case_label(case)}"
     safe = re.sub(r"[^A-Za-z0-9._-]", ".", text).lstrip("._-")[:180]
-    # A device's colon is in every case's name and tells nothing apart.
+    # The colon of a device is in every case's name.
     if safe != text.replace(":", "."):
         safe += f"-{hashlib.sha256(text.encode('utf-8', 'backslashreplace')).hexdigest()[:8]}"
     return safe
@@ -68,7 +68,7 @@ def trace_name(case: Case, candidate: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """What to trace, as the user typed it.
+    """The selection of traces, as typed by the user.
 
     Attributes:
         words: names of ops, modes or candidates (or a part of a candidate's name).
@@ -85,7 +85,7 @@ def select(
     """Return the cases to trace, and the candidates of each.
 
     Raises:
-        UsageError: a word that names nothing, or a selection that leaves nothing.
+        UsageError: a word matches nothing, or the selection is empty.
     """
     candidates = tuple(candidates)
     words = selection.words
@@ -105,7 +105,7 @@ def select(
         own = [entry for entry in candidates if entry.op == op.name]
         for case in telling_cases(op, modes, selection.axes):
             names = racing_names(op, case, own)
-            if wanted:  # by name, those too that the sweep leaves out; a whole name means no other
+            if wanted:  # by name, including candidates outside the sweep; a full name selects that candidate only
                 exact = {word for word in wanted if word in named}
                 names = tuple(
                     entry.name
@@ -158,7 +158,7 @@ class Recorder:
     timeout: float = TIMEOUT_SECONDS
 
     def record(self, case: Case, name: str) -> TraceSummary:
-        """The candidate's trace summary; one that fails says why and leaves no trace."""
+        """Return the candidate's trace summary; a failed one has a reason and no trace."""
         folder = self.logdir / PROFILES / trace_name(case, name)
         kind, _, index = case.device.partition(":")
         logical = int(index) + 1 if kind == "cpu" and index.isdigit() else 1
@@ -182,13 +182,13 @@ class Recorder:
         return trace_summary
 
     def record_all(self, chosen: Mapping[Case, Sequence[str]]) -> Iterator[TraceSummary]:
-        """The trace summaries of all, in order, each as soon as it and those before it are there."""
+        """Yield the trace summaries in order, each as soon as it is ready."""
         tasks = [(case, name) for case, names in chosen.items() for name in names]
         with ThreadPoolExecutor(WORKERS) as pool:
             yield from pool.map(lambda task: self.record(*task), tasks)
 
     def compare(self, case: Case, names: Iterable[str]) -> Path | None:
-        """One run in which the case's traces stand above one another from time zero.
+        """Write one run that shows the case's traces one above the other from time zero.
 
         The viewer takes each file of a run for a host and begins all of them at zero.
         """
@@ -206,7 +206,7 @@ class Recorder:
 
 
 def describe_account(trace_summary: TraceSummary) -> str:
-    """One line for the terminal: the step's time and its largest part, or why there is none."""
+    """Return one line for the terminal: the step's time and its largest part, or the reason for its absence."""
     head = f"{trace_summary.case.op} {case_label(trace_summary.case)} {trace_summary.candidate}"
     if trace_summary.status != "ok":
         return f"{head}: left out, {trace_summary.status}: {trace_summary.reason}"
@@ -232,7 +232,7 @@ def record_selection(
     """Record the traces of the selected candidates; return 0, or 1 where none could be recorded.
 
     Args:
-        words: names of ops, modes and candidates; none selects the cases that tell most.
+        words: names of ops, modes and candidates; none selects one case per op and mode.
         axes: 'NAME=V1,V2', values of axes.
         run: name of the run that holds the traces; '' for the newest.
         candidates: files that register candidates.
@@ -287,7 +287,7 @@ def run_folder(results: Path, name: str) -> Path:
 
 
 def differs_from(folder: Path) -> list[str]:
-    """Return in what a run's machine or TensorFlow differs from this one; [] where there is no run."""
+    """Return the differences of a run's machine and TensorFlow from this one; [] without a run."""
     if not has_journal(folder):
         return []
     header = read_header(folder)
@@ -299,6 +299,6 @@ def open_journal(folder: Path, asked: Mapping[str, Any], files: tuple[Path, ...]
     """Open the run's journal for appending; a new run gets its header first."""
     if not has_journal(folder):
         with Run(RunOptions(folder=folder, asked=asked, files=files)) as bench:
-            bench.worker(WorkerSpec())  # the header names the devices, which only a worker can tell
+            bench.worker(WorkerSpec())  # the header lists the devices, which only a worker knows
             bench.journal()
     return Journal(folder)

@@ -1,7 +1,7 @@
-"""Base against head: the same candidates in workers of two kinds, in one race that ends when all are decided.
+"""Compare base with head: the same candidates in workers of two kinds, in one race that ends when all are decided.
 
 The kinds may differ in interpreter, environment, backend or threads. A third worker per process, of base's kind,
-races base against base: its false alarms are those of this very race.
+compares base with base, which shows the false alarms of the race.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from poolbench.stats.estimate import Estimate, estimate
 from poolbench.stats.verdict import Verdict, verdict
 
 BASE, HEAD, AGAIN = "base", "head", "base-again"
-# Processes after which the race looks whether every comparison is decided.
+# Numbers of processes after which the race checks whether every comparison is decided.
 LOOKS = (4, 6, 9, 14, 20)
-# No framework reads this variable: it makes a second worker of one kind another worker.
+# No framework reads this variable; it distinguishes a second worker of the same kind.
 COPY = "POOLBENCH_COPY"
 
 
@@ -36,8 +36,8 @@ class SideBySide:
         candidate: its name.
         verdict: of `found`; UNDECIDED where the race ended first.
         found: the log ratio, its interval at the confidence of one look.
-        processor: the same ratio of the workers' processor time, which sees less of what else uses the machine
-            and nothing of waiting; without an interval where several candidates share a leg.
+        processor: the same ratio of the workers' processor time, which background load affects less and waiting not
+            at all; without an interval if several candidates share a task.
         reason: why a side has no samples; '' if both have.
     """
 
@@ -50,7 +50,7 @@ class SideBySide:
 
 @dataclass(frozen=True, kw_only=True)
 class VersionsResult:
-    """What a race of two versions came to.
+    """The result of a race of two versions.
 
     Attributes:
         heads: each candidate's head over its base.
@@ -112,7 +112,7 @@ def race_versions(
 
     Args:
         race: of `make_versions_spec`.
-        workers: where its processes come from.
+        workers: provides its processes.
         margin: sides that differ by less are equivalent.
         alpha: share of false verdicts per comparison.
         looks: numbers of processes after which to look.

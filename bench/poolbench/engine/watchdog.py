@@ -1,4 +1,4 @@
-"""Limits of a worker that are watched while its answer is waited for: its memory and its log."""
+"""Enforce a worker's limits on memory and log size while waiting for its reply."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from poolbench.core.errors import printable
 
 TAIL_NBYTES = 2000
 LOG_NBYTES = 1 << 20
-# What a call may print before its log is emptied under way: a flood must not fill the disk.
+# Largest log of a call before it is emptied, so that a flood of output does not fill the disk.
 FLOOD_NBYTES = 64 << 20
 PERIOD_SECONDS = 0.1
 
@@ -39,7 +39,7 @@ class Watchdog:
             self._process = psutil.Process(pid)
 
     def look(self) -> None:
-        """Look at the memory and the log, unless that was done within the last period."""
+        """Check the memory and the log, unless the last check was less than a period ago."""
         now = time.monotonic()
         if now < self._next or self._process is None:
             return
@@ -56,7 +56,7 @@ class Watchdog:
                     file.truncate(0)
 
     def has_ended(self) -> bool:
-        """Return whether the process has ended; it is not reaped, so that its number stays its own."""
+        """Return whether the process has ended; it is not reaped, so that its number is not reused."""
         try:
             return self._process is None or self._process.status() in (
                 psutil.STATUS_ZOMBIE,
@@ -74,11 +74,11 @@ class Watchdog:
             return 0
 
     def take_tail(self, start: int) -> str:
-        """Return the end of what was printed from `start` on; a log that grew large is emptied."""
+        """Return the end of the output since `start`; empty a log that grew large."""
         try:
             with self._log.open("r+b") as file:
                 size = file.seek(0, os.SEEK_END)
-                start = min(start, size)  # emptied under way
+                start = min(start, size)  # emptied meanwhile
                 file.seek(max(start, size - TAIL_NBYTES))
                 tail = (self._flooded + file.read(TAIL_NBYTES))[-TAIL_NBYTES:]
                 if size > LOG_NBYTES:
@@ -89,7 +89,7 @@ class Watchdog:
 
 
 def system_killings(counters: Path = Path("/proc/vmstat")) -> int:
-    """Return how many processes the system has killed for want of memory; 0 where it does not say."""
+    """Return the number of processes that the system has killed for lack of memory; 0 if unknown."""
     with contextlib.suppress(OSError, ValueError):
         for line in counters.read_text().splitlines():
             if line.startswith("oom_kill "):
