@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import psutil
+from poolbench.machine.limits import total_memory_nbytes
 
 from poolbench.core.axes import STANDARD
 from poolbench.core.candidate import Candidate
@@ -253,7 +253,7 @@ def record_selection(
     recorder = Recorder(
         logdir=folder / "traces",
         files=files,
-        memory_nbytes=psutil.virtual_memory().total * 3 // 4 // WORKERS,
+        memory_nbytes=total_memory_nbytes() * 3 // 4 // WORKERS,
     )
     kept = 0
     with open_journal(folder, {"trace": list(words), "axes": list(axes)}, files) as journal:
