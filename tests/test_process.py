@@ -128,7 +128,7 @@ def is_gone(pid):
 @pytest.mark.parametrize(
     ("function", "arguments", "status", "reason", "tail", "lost"),
     [
-        (raise_it, (), "error", r"^ValueError: first line second \\x1b\[31mline$", "before the end", False),
+        (raise_it, (), "error", r"^ValueError: first line second line$", "before the end", False),
         (raise_without_text, (), "error", "NoTextError: .*cannot be made", "", False),
         (exit_politely, (), "error", r"sys.exit\('enough'\)", "", False),
         (raise_memory_error, (), "out_of_memory", "^host memory: ", "", False),

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from poolbench.machine.limits import total_memory_nbytes
 
 from poolbench.core.errors import UsageError
 from poolbench.core.plan import RaceSpec, WorkerSpec
@@ -26,6 +25,7 @@ from poolbench.engine.pool import WorkerPool, device_names
 from poolbench.engine.race import Result
 from poolbench.engine.scheduler import LocalScheduler
 from poolbench.machine.info import collect_environment
+from poolbench.machine.limits import total_memory_nbytes
 from poolbench.store.runs import differing_fields
 
 PACKAGE = Path(__file__).parent.parent

@@ -13,11 +13,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import msgspec
-from poolbench.machine.limits import total_memory_nbytes
 
 from poolbench.core.errors import UsageError, WorkerFailure
 from poolbench.core.plan import Plan, WorkerSpec
 from poolbench.engine.pool import WorkerPool
+from poolbench.machine.limits import total_memory_nbytes
 from poolbench.models import config
 from poolbench.models.answer import (
     SMALL_SHARE,
