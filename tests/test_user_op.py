@@ -11,7 +11,7 @@ from poolbench.cli import main
 from poolbench.core.case import case_label
 from poolbench.core.registry import REGISTRY, import_file
 from poolbench.store.journal import read_run
-from poolbench.worker import session
+from poolbench.worker import contender, session
 from poolbench.worker.check import check
 from poolbench.worker.inputs import make_inputs
 
@@ -108,7 +108,8 @@ def test_user_op_is_traced(results):
 
 def test_write_probe_writes_as_much_as_an_op_without_a_window(dense):
     case = dense.make_case(width=1 << 14)
-    session.open_case(case, 0, tensorflow=False)
-    probe = session.open_contender("bandwidth-write", check=False)
-    session.close_case()
+    opened = session.Session()
+    session.open_case(opened, case, 0, tensorflow=False)
+    probe = contender.open_contender(opened, "bandwidth-write", check=False)
+    session.close_case(opened)
     assert probe.written_nbytes == 4 * 4 * 8 * (1 << 14)

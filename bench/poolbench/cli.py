@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -80,6 +81,9 @@ def main() -> None:
     Each is checked for correctness, timed in interleaved rounds beside the others, and compared with
     a confidence interval. A RUN is a folder, or its name under results/.
     """
+    from poolbench.engine import cleanup
+
+    cleanup.remove_orphans(Path(tempfile.gettempdir()))
 
 
 def results_option(command: Command) -> Command:

@@ -14,7 +14,15 @@ from typing import Literal, get_args
 from poolbench.core.text import escape_controls
 
 Status = Literal[
-    "ok", "unsupported", "wrong", "error", "crashed", "out_of_memory", "timeout", "not_run"
+    "ok",
+    "unsupported",
+    "wrong",
+    "error",
+    "crashed",
+    "out_of_memory",
+    "timeout",
+    "not_run",
+    "implausible",
 ]
 STATUSES: tuple[Status, ...] = get_args(Status)
 
