@@ -11,10 +11,11 @@ from statistics import fmean
 import pandas as pd
 from _stored import machine_text
 from poolbench.core.case import Case, case_label, make_case
+from poolbench.core.plan import Plan
 from poolbench.core.records import Measurement
 from poolbench.core.registry import input_nbytes
 from poolbench.core.text import format_nbytes, format_seconds, one_line, significant
-from poolbench.engine.race import BANDWIDTH_LIMIT_FROM_NBYTES, Plan
+from poolbench.engine.recorder import BANDWIDTH_LIMIT_FROM_NBYTES
 from poolbench.report.formats import as_markdown
 from poolbench.report.frame import RunFrame, is_right
 from poolbench.report.machine_tables import selftest_table

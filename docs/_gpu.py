@@ -48,8 +48,8 @@ def gpu_block(_: RunFrame, root: Path) -> str:
         table = headline_table(loaded, answer(loaded))
         table = table[table["device"].map(is_gpu)]
         columns = [
-            "op", "mode", "direction", "use", "time a call", "speed over the baseline",
-            "of the memory's bandwidth limit", "not shown slower",
+            "op", "mode", "direction", "use", "time per call", "speed over the baseline",
+            "of the memory-bandwidth limit", "fastest here",
         ]  # fmt: skip
         small = table[columns].map(lambda cell: one_line(str(cell), 80))
         parts.append(f"{_where(loaded)}\n\n{as_markdown(small).strip()}\n\n{_lead(loaded)}")

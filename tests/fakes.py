@@ -1,77 +1,172 @@
-"""A fleet whose workers answer at once, for tests of what stands around them."""
+"""Workers that answer at once from a table, for tests of what stands around them."""
 
 from collections import Counter
 
 from poolbench.core.candidate import Candidate
-from poolbench.worker import contender, session, timing
+from poolbench.core.errors import WorkerFailure
+from poolbench.machine import core_distance
+from poolbench.machine.info import Usage
+from poolbench.worker import contender, session, timing, trace
 
 
-def fake_candidate(name, op="fake"):
-    """A candidate that nobody will build."""
+def fake_candidate(name, op="fake", failures=()):
+    """Return a candidate that nothing will build."""
     return Candidate(
         op=op, name=name, form="function", framework="numpy", about="",
-        build=lambda case: None, file="here",
+        build=lambda case: None, failures=failures, file="here",
     )  # fmt: skip
 
 
 BLOCK = timing.Block(seconds=1e-3)
+OPENED = contender.OpenedContender(
+    call_seconds=1e-3, first_call_seconds=0.1, read_nbytes=300, written_nbytes=100
+)
+
+
+def make_batch(blocks, **fields):
+    """Return what a worker answers that has timed these blocks on a quiet machine."""
+    return timing.Batch(blocks=tuple(blocks), **({"cpu_seconds": 0.0, "switches": 0} | fields))
+
+
+# Task -> its answer, or a function of its arguments that returns the answer. An exception is raised.
 ANSWERS = {
-    "open_case": session.Opened(nbytes=1, devices={}, seconds=0.0),
-    "open_contender": contender.OpenedContender(
-        call_seconds=1e-3, first_call_seconds=0.1, read_nbytes=300, written_nbytes=100
-    ),
-    "allocate": 0.0,
-    "time_batch": lambda requests: timing.Batch(
-        blocks=(BLOCK,) * len(requests), cpu_seconds=0.0, switches=0
-    ),
-    "gather": None,
-    "close_case": None,
-    "measure_energy": None,
-    "time_on_device": lambda names, calls: [None] * len(names),
+    session.open_case: session.Opened(nbytes=1, devices={}, seconds=0.0),
+    contender.open_contender: OPENED,
+    session.allocate: 0.0,
+    timing.time_batch: lambda requests: make_batch([BLOCK] * len(requests)),
+    core_distance.gather: None,
+    session.close_case: None,
+    session.end_process: WorkerFailure("crashed", "the process exited with code 1", lost=True),
+    timing.measure_energy: None,
+    trace.time_on_device: lambda names, calls: [None] * len(names),
 }
 
 
 class FakeWorker:
-    """Answers each of a race's tasks from a table, and counts them."""
+    """Answers each task from a table, and notes it.
+
+    Attributes:
+        tasks: (task, first argument or None) of each, in order.
+    """
 
     node = "local"
 
-    def __init__(self, tasks, **answers):
-        self.tasks = tasks
-        self.answers = ANSWERS | answers
+    def __init__(self, answers=(), tail=""):
+        self.tail = tail
+        self.tasks = []
+        self._answers = ANSWERS | dict(answers)
 
     def call(self, function, *args, timeout):
-        name = function.__name__.lstrip("_")
-        self.tasks[name] += 1
-        answer = self.answers[name]
-        return answer(*args) if callable(answer) else answer
+        self.tasks.append((function, args[0] if args else None))
+        answer = self._answers[function]
+        if callable(answer):
+            answer = answer(*args)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def answer(self, function, answer):
+        """Replace the answer to a task."""
+        self._answers[function] = answer
 
     def close(self):
         pass
 
 
-class FakeFleet:
-    """One fake worker for every process; what it says that a call takes of the device is given."""
+class FakePool:
+    """Fake workers by spec and process.
 
-    def __init__(self, *, energy_joules=None, device_seconds=None):
-        self.tasks = Counter()
-        self._worker = FakeWorker(
-            self.tasks,
-            measure_energy=energy_joules,
-            time_on_device=lambda names, calls: [
-                device_seconds(name) if callable(device_seconds) else device_seconds
-                for name in names
-            ],
-        )
+    Args:
+        answers: a table of answers, or a function of (spec, process) that returns one.
 
-    def use(self, setting, processes, *, beside=False):
-        pass
+    Attributes:
+        prepared: the specs of each `prepare`, in order.
+        kept_others: whether workers were ever to be beside those of other specs.
+    """
 
-    def worker(self, process):
-        return self._worker
+    def __init__(self, answers=()):
+        self.workers = {}
+        self.prepared = []
+        self.kept_others = False
+        self._answers = answers
+
+    @property
+    def tasks(self):
+        """How often each task was called."""
+        return Counter(task for worker in self.workers.values() for task, _ in worker.tasks)
+
+    def prepare(self, specs, processes, *, keep_others=False):
+        self.prepared.append(tuple(specs))
+        self.kept_others |= keep_others
+
+    def worker(self, spec, process=0):
+        if (spec, process) not in self.workers:
+            answers = self._answers(spec, process) if callable(self._answers) else self._answers
+            self.workers[spec, process] = FakeWorker(answers)
+        return self.workers[spec, process]
 
     def started(self):
         return None
 
     def close(self):
         pass
+
+
+class FakeMachine:
+    """A machine whose clock advances only by the calls that its workers make.
+
+    Args:
+        seconds: contender -> seconds per call, or what opening it answers or raises.
+        opens: contender -> seconds per call that opening it shows, where that differs.
+        busy: processors that others use.
+        batch: further fields of each Batch.
+        distant: whether the cores are distant.
+    """
+
+    def __init__(self, seconds, *, opens=None, busy=0.0, batch=dict, distant=None):
+        self.now = 0.0
+        self.requests = []  # (worker's spec, process, BlockRequest), in order
+        self._seconds = seconds
+        self._opens = seconds | (opens or {})
+        self._busy = busy
+        self._batch = batch
+        self._distant = distant
+        self.pool = FakePool(self._answers)
+
+    def read_usage(self):
+        """Return the machine's counters."""
+        return Usage(
+            clock=self.now, busy_seconds=self.now * self._busy, steal_seconds=0.0, own_seconds=0.0
+        )
+
+    def names(self, process=None):
+        """Return the contenders in the order of their blocks."""
+        return [r.name for _, place, r in self.requests if process in (None, place)]
+
+    def _answers(self, spec, process):
+        def time_batch(requests):
+            blocks = []
+            for request in requests:
+                self.requests.append((spec, process, request))
+                seconds = self._seconds[request.name]
+                self.now += seconds * (request.warmup + request.calls)
+                blocks.append(
+                    timing.Block(seconds=seconds, warmup_seconds=seconds * request.warmup)
+                )
+            return make_batch(blocks, **self._batch())
+
+        def open_contender(name, check):
+            seconds = self._opens[name]
+            if not isinstance(seconds, float):
+                return seconds
+            return contender.OpenedContender(
+                call_seconds=seconds, first_call_seconds=0.1, read_nbytes=300, written_nbytes=100
+            )
+
+        return {
+            session.open_case: session.Opened(nbytes=1, devices={}, seconds=0.5),
+            session.allocate: 0.01,
+            contender.open_contender: open_contender,
+            timing.time_batch: time_batch,
+            core_distance.gather: self._distant,
+        }

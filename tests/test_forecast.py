@@ -10,8 +10,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 import synthetic
+from poolbench.core.plan import Plan
 from poolbench.core.records import Samples
-from poolbench.engine.race import Plan
 from poolbench.stats import estimate, planning
 from poolbench.store.journal import read_run
 

@@ -14,14 +14,15 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from fakes import FakeFleet, fake_candidate
+from fakes import FakePool, fake_candidate
 from poolbench.core.case import Case, make_case
 from poolbench.core.errors import UsageError
-from poolbench.core.plan import WorkerSpec
+from poolbench.core.plan import Plan, WorkerSpec
 from poolbench.core.records import common_clock, samples_by
 from poolbench.core.registry import import_file
+from poolbench.engine.noise import device_contention
 from poolbench.engine.process import Worker
-from poolbench.engine.race import DEVICE_ROUNDS, Plan, Race, device_contention
+from poolbench.engine.race import DEVICE_ROUNDS, Race
 from poolbench.engine.run import Run, RunOptions
 from poolbench.machine.info import Seen, Usage, read_usage, seen_between, usage_reader
 from poolbench.machine.nvml import (
@@ -33,7 +34,7 @@ from poolbench.machine.nvml import (
 )
 from poolbench.pytest_plugin import _refuse_kinds
 from poolbench.store.journal import read_run
-from poolbench.worker import timing, xspace
+from poolbench.worker import timing, trace, xspace
 from poolbench.worker.backends import BACKENDS
 from poolbench.worker.contender import open_contender
 from poolbench.worker.session import Session, open_case
@@ -220,11 +221,19 @@ def test_a_race_keeps_the_extremes_of_its_device():
 
 
 def race_on(device, *, cache="warm", device_seconds=1e-4, shape=(1, 8, 8, 3)):
-    fleet = FakeFleet(energy_joules=0.002, device_seconds=device_seconds)
+    def time_on_device(names, calls):
+        return [
+            device_seconds(name) if callable(device_seconds) else device_seconds for name in names
+        ]
+
+    answers = {timing.measure_energy: 0.002, trace.time_on_device: time_on_device}
+    pool = FakePool(lambda spec, process: answers)
     case = make_case(op="fake", shape=shape, device=device, cache=cache)
-    plan = Plan(processes=2, max_processes=2, allocations=1, rounds=1)
-    race = Race(case, [fake_candidate("one"), fake_candidate("two")], baseline="one", plan=plan)
-    return {m.candidate: m for m in race.run(fleet).measurements}, fleet.tasks
+    plan = Plan(processes=2, allocations=1, rounds=1)
+    race = Race.in_one_worker(
+        case, [fake_candidate("one"), fake_candidate("two")], baseline="one", plan=plan
+    )
+    return {m.candidate: m for m in race.run(pool).measurements}, pool.tasks
 
 
 def test_energy_is_measured_once_for_every_candidate_only_on_a_gpu_and_not_among_cold_calls():
@@ -236,7 +245,7 @@ def test_energy_is_measured_once_for_every_candidate_only_on_a_gpu_and_not_among
         found, tasks = race_on(device, cache=cache)
         assert {found["one"].energy_joules, found["two"].energy_joules} == {joules}
         assert found["bandwidth-read"].energy_joules is None
-        assert tasks["measure_energy"] == (2 if joules else 0)
+        assert tasks[timing.measure_energy] == (2 if joules else 0)
 
 
 def test_on_a_gpu_ratios_are_of_the_device_s_own_clock_and_wall_time_stands_beside_it():
@@ -247,10 +256,10 @@ def test_on_a_gpu_ratios_are_of_the_device_s_own_clock_and_wall_time_stands_besi
     assert one.clock == "device" and set(one.samples.seconds) == {2e-5}
     assert set(one.samples.process) == {0, 1} and len(one.samples) == 2 * DEVICE_ROUNDS
     assert set(one.wall_samples.seconds) == {1e-3}
-    assert tasks["time_on_device"] == 2
+    assert tasks[trace.time_on_device] == 2
     found, tasks = race_on("cpu:0")
     assert found["one"].clock == "wall" and not len(found["one"].wall_samples)
-    assert tasks["time_on_device"] == 0
+    assert tasks[trace.time_on_device] == 0
 
 
 def test_who_goes_on_on_the_host_is_compared_by_the_wall_s_clock():
@@ -266,7 +275,8 @@ def test_who_goes_on_on_the_host_is_compared_by_the_wall_s_clock():
     assert not len(samples_by(two, "device"))
 
 
-def test_no_wall_time_on_a_gpu_is_evidence_of_a_folded_op():
+def test_no_wall_time_on_a_gpu_is_evidence_of_a_folded_op(monkeypatch):
+    monkeypatch.setattr("poolbench.engine.recorder.input_nbytes", lambda case: 2 << 20)
     probes = {"one": 1e-3, "bandwidth-read": 1e-3, "bandwidth-write": 1e-3, "bandwidth-copy": 1e-3}
     for two, flagged in ((1e-5, True), (1e-3, False), (None, False)):
         seconds = {**probes, "two": two}
@@ -371,7 +381,7 @@ def test_two_devices_are_both_raced_and_told_apart_in_journal_and_report(tmp_pat
     file.write_text(TWO_DEVICES)
     import_file(file)
     cases = [make_case(op="tripling", shape=(1, 8, 8, 3), mode="eager", device=d) for d in DEVICES]
-    plan = Plan(processes=1, max_processes=1, allocations=2, rounds=2, budget_seconds=0.2)
+    plan = Plan(processes=1, allocations=2, rounds=2, budget_seconds=0.2)
     options = RunOptions(folder=tmp_path / "run", plan=plan, files=(file,))
     entries = list(REGISTRY.of("tripling").values())
     with Run(options, progress=lambda _: None) as bench:
@@ -419,7 +429,7 @@ def evict_there(device):
 
 @pytest.mark.slow
 def test_cold_caches_are_those_of_the_case_s_own_device():
-    worker = Worker(WorkerSpec(logical_cpus=2))
+    worker = Worker(WorkerSpec(logical_devices=2))
     try:
         device, times, nbytes = worker.call(evict_there, "cpu:1", timeout=60)
     finally:

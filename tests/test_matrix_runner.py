@@ -233,27 +233,16 @@ def test_run_matrix_leaves_the_workers_of_races_alone(candidates, opened, tmp_pa
     assert all(worker.closed for worker in opened)
 
 
-def test_record_matrix_resumed_runs_only_missing_cells(candidates, opened, tmp_path, monkeypatch):
-    refused = Finding(state="unsupported", evidence="refused")
-    monkeypatch.setattr(FakeWorker, "call", lambda *_, timeout: refused)
-    options = RunOptions(folder=tmp_path / "run")
-    keys = all_keys()
-    assert record.record_matrix(options, ops=["none"], say=[].append) == 0
-    assert not read_run(options.folder).capabilities
-    said = []
-    resumed = RunOptions(folder=options.folder, resume=True)
-    assert record.record_matrix(resumed, ops=[OP], say=said.append) == 0
-    assert len(read_run(options.folder).capabilities) == len(keys)
-    assert record.record_matrix(resumed, ops=[OP], say=said.append) == 0
-    assert any(line.startswith("0 cells in") for line in said)
-    assert len(read_run(options.folder).capabilities) == len(keys)
-
-
-def test_record_matrix_failing_own_candidate_returns_one(candidates, opened, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        FakeWorker, "call", lambda *_, timeout: Finding(state="wrong", evidence="off")
-    )
-    said = []
-    options = RunOptions(folder=tmp_path / "run")
-    assert record.record_matrix(options, ops=[OP], say=said.append) == 1
-    assert any("wrong: off" in line for line in said)
+def test_run_matrix_resumed_runs_only_missing_cells(candidates, opened, tmp_path):
+    folder, said = tmp_path / "run", []
+    keys = [(OP, "one", "nan"), (OP, "one", "negative"), (OP, "two", "nan")]
+    with Run(RunOptions(folder=folder)) as run:
+        record.run_matrix(run, keys[:2], say=said.append)
+    with Run(RunOptions(folder=folder, resume=True)) as run:
+        found = record.run_matrix(run, keys, say=said.append)
+    assert list(found) == keys
+    assert len(read_run(folder).capabilities) == len(keys)
+    assert [line.split(" in ")[0] for line in said if " cells in " in line] == [
+        "2 cells",
+        "1 cells",
+    ]

@@ -200,9 +200,8 @@ def test_compare_is_relative_to_the_largest_value():
 
 @pytest.mark.slow
 def test_head_of_a_network_is_raced_whole():
-    from poolbench.core.plan import WorkerSpec
-    from poolbench.engine.race import Plan
-    from poolbench.engine.scheduler import WorkerPool
+    from poolbench.core.plan import Plan, WorkerSpec
+    from poolbench.engine.pool import WorkerPool
     from poolbench.models.study import race_model
 
     entry = Entry(
@@ -215,8 +214,8 @@ def test_head_of_a_network_is_raced_whole():
         latency_calls=100,
         candidates={GLOBAL: ("layer-global_avg_pool", "avg_pool2d")},
     )
-    pool = WorkerPool((), None)
-    pool.use(WorkerSpec(), 1)
+    pool = WorkerPool()
+    pool.prepare((WorkerSpec(),), 1)
     try:
         raced = race_model(entry, pool, Plan(timeout_seconds=180.0))
     finally:

@@ -18,7 +18,7 @@ from poolbench.engine import cleanup, process
 from poolbench.engine.process import Worker
 from poolbench.engine.watchdog import system_killings
 
-NUMPY = WorkerSpec(tensorflow=False)
+NUMPY = WorkerSpec(backend="numpy")
 MEMORY_NBYTES = 400 << 20
 
 
@@ -248,7 +248,7 @@ def test_worker_of_an_unusable_interpreter_is_one_clear_line(tmp_path, text, rea
             "import os, sys", f"import os, sys; sys.path.append({process.SOURCE!r})"
         )
         write_interpreter(tmp_path, text)
-    worker = Worker(WorkerSpec(interpreter=interpreter, tensorflow=False))
+    worker = Worker(WorkerSpec(interpreter=interpreter, backend="numpy"))
     with pytest.raises(WorkerFailure, match=reason) as caught:
         worker.call(say, "", timeout=30)
     worker.close()
@@ -279,7 +279,7 @@ from poolbench.core.plan import WorkerSpec
 from poolbench.engine.process import Worker
 from tests import test_process as there
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # who starts the tests by nohup has it ignored
-workers = [Worker(WorkerSpec(tensorflow=False)) for _ in range(2)]
+workers = [Worker(WorkerSpec(backend="numpy")) for _ in range(2)]
 pids = [worker.call(there.say, "", timeout=30) for worker in workers]
 pids += [worker.call(there.run_program, 600, timeout=30) for worker in workers]
 pids += [workers[0].call(there.run_daemon, 600, timeout=30)]

@@ -1,122 +1,37 @@
-import itertools
-import random
+"""One race over its processes, on a machine whose clock advances only by its calls."""
 
-import msgspec
+import itertools
+
 import pytest
-from poolbench.core.candidate import Candidate, KnownFailure
+from fakes import FakeMachine, fake_candidate
+from poolbench.core.candidate import KnownFailure
 from poolbench.core.case import make_case
 from poolbench.core.errors import WorkerFailure
-from poolbench.core.plan import PROBES
+from poolbench.core.plan import PROBES, Contender, Plan, RaceSpec, WorkerSpec
 from poolbench.engine import recorder
-from poolbench.engine.race import PROBE_TURN, Plan, Race
-from poolbench.engine.rounds import block_calls
-from poolbench.machine.info import Usage
-from poolbench.worker import contender, session, timing
+from poolbench.engine.race import LEG_SECONDS, Race
+from poolbench.engine.rounds import PROBE_TURN
+from poolbench.worker import contender
 
 CASE = make_case(op="pool", shape=(8, 28, 28, 96), pool_size=3)
 MS = 1e-3
 PROCESSES, ALLOCATIONS = Plan().processes, Plan().allocations
 BLOCKS = PROCESSES * ALLOCATIONS * Plan().rounds  # of one candidate in a race of the default plan
+QUICK_PROBES = dict.fromkeys(PROBES, 1e-6)
 
 
-def entry(name, failures=()):
-    return Candidate(
-        op="pool",
-        name=name,
-        form="function",
-        framework="numpy",
-        about="",
-        build=lambda case: None,
-        failures=failures,
-        file="here",
+def run(seconds, *, plan=None, failures=(), **machine):
+    """Race candidates of these seconds per call; return measurements by name, the machine, the result."""
+    machine = FakeMachine(QUICK_PROBES | seconds, **machine)
+    candidates = [fake_candidate(name, "pool", failures) for name in seconds if name not in PROBES]
+    race = Race.in_one_worker(
+        CASE, candidates, baseline="base", plan=plan or Plan(), read_usage=machine.read_usage
     )
+    result = race.run(machine.pool)
+    return {m.candidate: m for m in result.measurements}, machine, result
 
 
-class FakeWorker:
-    """Answers a race's tasks from a table of seconds a call; a value that is a failure is raised."""
-
-    node = "local"
-    tail = ""
-
-    def __init__(self, seconds, clock):
-        self.seconds = seconds
-        self.clock = clock
-        self.tasks = []
-        self.requests = []
-        self.warmups = []
-
-    def call(self, function, *args, timeout):
-        self.tasks.append((function.__name__, *args[:1]))
-        answer = getattr(self, function.__name__.lstrip("_"))
-        return answer(*args)
-
-    def open_case(self, case, seed, tensorflow):
-        return session.Opened(nbytes=1, devices={}, seconds=0.5)
-
-    def open_contender(self, name, check):
-        seconds = self.seconds[name]
-        if isinstance(seconds, Exception):
-            raise seconds
-        if isinstance(seconds, contender.OpenedContender):
-            return seconds
-        return contender.OpenedContender(
-            call_seconds=seconds, first_call_seconds=0.1, read_nbytes=300, written_nbytes=100
-        )
-
-    def allocate(self):
-        return 0.01
-
-    def gather(self):
-        return None
-
-    def time_batch(self, requests):
-        return timing.Batch(blocks=tuple(map(self.request, requests)), cpu_seconds=0.0, switches=0)
-
-    def request(self, request):
-        self.requests.append(request.name)
-        self.warmups.append(request.warmup)
-        seconds = self.seconds[request.name]
-        self.clock[0] += seconds * (request.warmup + request.calls)
-        return timing.Block(seconds=seconds, warmup_seconds=seconds * request.warmup)
-
-    def close_case(self):
-        return None
-
-
-class FakeFleet:
-    def __init__(self, seconds):
-        self.clock = [0.0]
-        self.probes = dict.fromkeys(PROBES, 1e-6)
-        self.seconds = self.probes | seconds
-        self.workers = {}
-
-    def worker(self, process):
-        return self.workers.setdefault(process, FakeWorker(self.seconds, self.clock))
-
-    def usage(self, busy=0.0):
-        return lambda: Usage(
-            clock=self.clock[0],
-            busy_seconds=self.clock[0] * busy,
-            steal_seconds=0.0,
-            own_seconds=0.0,
-        )
-
-
-def run(seconds, *, plan=None, busy=0.0, failures=(), enough=lambda race, processes: True):
-    fleet = FakeFleet(seconds)
-    race = Race(
-        CASE,
-        [entry(name, failures) for name in seconds],
-        baseline="base",
-        plan=plan or Plan(),
-        read_usage=fleet.usage(busy),
-        enough=enough,
-    )
-    result = race.run(fleet)
-    return {m.candidate: m for m in result.measurements}, fleet, result
-
-
-def test_every_runner_is_timed_in_every_round():
+def test_race_times_every_contender_in_every_round():
     found, _, _ = run({"base": MS, "fast": MS / 2})
     places = {
         name: set(zip(m.samples.process, m.samples.allocation, m.samples.round))
@@ -131,16 +46,15 @@ def test_every_runner_is_timed_in_every_round():
     }
 
 
-def test_samples_are_what_the_worker_timed():
+def test_race_samples_are_the_workers_times():
     found, _, _ = run({"base": MS, "fast": MS / 2})
     assert set(found["fast"].samples.seconds) == {MS / 2}
     assert found["fast"].first_call_seconds == (0.1,) * PROCESSES
 
 
-def test_the_order_of_a_round_is_shuffled_and_balanced():
-    _, fleet, _ = run({"base": MS, "a": MS, "b": MS}, plan=Plan(rounds=6))
-    blocks = [name for worker in fleet.workers.values() for name in worker.requests]
-    blocks = [name for name in blocks if name not in PROBES]
+def test_rounds_are_in_shuffled_balanced_orders():
+    _, machine, _ = run({"base": MS, "a": MS, "b": MS}, plan=Plan(rounds=6))
+    blocks = [name for name in machine.names() if name not in PROBES]
     rounds = [tuple(blocks[i : i + 3]) for i in range(0, len(blocks), 3)]
     assert all(len(set(order)) == 3 for order in rounds)
     assert len(set(rounds)) == 6
@@ -149,14 +63,14 @@ def test_the_order_of_a_round_is_shuffled_and_balanced():
     assert max(counts) - min(counts) <= 1
 
 
-def test_probes_come_last_in_a_round_and_who_follows_them_has_a_longer_warmup():
-    _, fleet, _ = run({"base": MS, "a": MS})
-    requests = fleet.workers[0].requests
+def test_probes_come_last_in_a_round_and_are_followed_by_a_longer_warmup():
+    _, machine, _ = run({"base": MS, "a": MS})
+    requests = machine.names(process=0)
     probes = {place for place, name in enumerate(requests) if name in PROBES}
     assert probes
     turn = 2 * PROBE_TURN + len(PROBES)
     assert {place % turn for place in probes if place < 5 * turn} == {2, 3, 4}
-    warmups = fleet.workers[0].warmups
+    warmups = [request.warmup for *_, request in machine.requests]
     after = {
         warmups[place]
         for place in range(1, len(requests))
@@ -172,46 +86,36 @@ def test_probes_come_last_in_a_round_and_who_follows_them_has_a_longer_warmup():
     assert (after, others) == ({12}, {2})
 
 
-def test_who_was_the_last_of_a_round_needs_no_warmup_as_the_first_of_the_next():
-    _, fleet, _ = run({"base": MS, "a": MS}, plan=Plan(rounds=30))
-    requests, warmups = fleet.workers[0].requests, fleet.workers[0].warmups
+def test_rounds_repeated_candidate_needs_no_warmup():
+    _, machine, _ = run({"base": MS, "a": MS}, plan=Plan(rounds=30))
+    requests, warmups = machine.names(), [request.warmup for *_, request in machine.requests]
     same = [warmups[i] for i in range(1, 30) if requests[i] == requests[i - 1]]
     assert len(same) > 2
     assert set(same) == {0}
 
 
-def test_rounds_that_take_longer_than_foreseen_are_fewer():
+def test_rounds_slower_than_predicted_are_fewer():
     plan = Plan(rounds=10_000, budget_seconds=60)
     seconds = {}
     for factor in (1, 4):
-        opened = contender.OpenedContender(
-            call_seconds=MS, first_call_seconds=0.1, read_nbytes=300, written_nbytes=100
-        )
-        fleet = FakeFleet({"base": MS, "a": MS})
-        worker = FakeWorker(fleet.probes | {"base": factor * MS, "a": factor * MS}, fleet.clock)
-        worker.open_contender = lambda name, check, opened=opened: opened
-        fleet.worker = lambda process, worker=worker: worker
-        race = Race(
-            CASE, [entry("base"), entry("a")], baseline="base", plan=plan, read_usage=fleet.usage()
-        )
-        race.run(fleet)
-        seconds[factor] = fleet.clock[0]
+        slow = {"base": factor * MS, "a": factor * MS}
+        _, machine, _ = run(slow, plan=plan, opens={"base": MS, "a": MS})
+        seconds[factor] = machine.now
     assert seconds[1] == pytest.approx(plan.budget_seconds, rel=0.1)
     assert seconds[4] == pytest.approx(plan.budget_seconds, rel=0.3)
 
 
-def test_a_candidate_that_crashes_is_one_result_and_the_others_go_on():
+def test_race_crashed_candidate_is_one_result_and_others_go_on():
     crash = WorkerFailure("crashed", "killed by SIGABRT", lost=True)
     plan = Plan(budget_seconds=60)
-    found, fleet, _ = run({"base": MS, "bad": crash, "good": MS}, plan=plan)
+    found, machine, _ = run({"base": MS, "bad": crash, "good": MS}, plan=plan)
     assert (found["bad"].status, found["bad"].reason) == ("crashed", "killed by SIGABRT")
     assert len(found["good"].samples) == len(found["base"].samples) == BLOCKS
-    assert [task for worker in fleet.workers.values() for task in worker.tasks].count(
-        ("open_contender", "bad")
-    ) == 1
+    tasks = [task for worker in machine.pool.workers.values() for task in worker.tasks]
+    assert tasks.count((contender.open_contender, "bad")) == 1
 
 
-def test_a_documented_failure_becomes_unsupported_with_its_reason():
+def test_known_failure_becomes_unsupported_with_its_reason():
     known = KnownFailure(
         when=lambda case: True, matches="only .* CPU", reason="No GPU kernel.", issue="x#1"
     )
@@ -223,14 +127,14 @@ def test_a_documented_failure_becomes_unsupported_with_its_reason():
     assert found["native"].reason.startswith("No GPU kernel.")
 
 
-def test_another_error_than_the_documented_one_stays_an_error():
+def test_known_failure_with_another_text_stays_an_error():
     known = KnownFailure(when=lambda case: True, matches="something else", reason="")
     error = contender.OpenedContender(status="error", reason="ValueError: no")
     found, _, _ = run({"base": MS, "native": error}, failures=(known,))
     assert found["native"].status == "error"
 
 
-def test_a_documented_wrong_answer_stays_wrong_and_is_marked():
+def test_known_failure_wrong_answer_stays_wrong_and_is_flagged():
     known = KnownFailure(when=lambda case: True, matches="beyond", reason="Half sums.")
     wrong = contender.OpenedContender(status="wrong", reason="error beyond the bound")
     found, _, _ = run({"base": MS, "half": wrong}, failures=(known,))
@@ -239,7 +143,7 @@ def test_a_documented_wrong_answer_stays_wrong_and_is_marked():
     assert not len(found["half"].samples)
 
 
-def test_a_runner_ten_times_slower_is_settled_after_one_process():
+def test_candidate_ten_times_slower_stops_after_one_process():
     found, _, _ = run({"base": MS, "slow": 11 * MS})
     assert found["slow"].stopped_early
     assert set(found["slow"].samples.process) == {0}
@@ -247,7 +151,7 @@ def test_a_runner_ten_times_slower_is_settled_after_one_process():
 
 
 def test_race_candidate_above_bandwidth_limit_is_flagged(monkeypatch):
-    monkeypatch.setattr("poolbench.engine.race.input_nbytes", lambda case: 2 << 20)
+    monkeypatch.setattr("poolbench.engine.recorder.input_nbytes", lambda case: 2 << 20)
     probes = {"bandwidth-read": MS, "bandwidth-write": MS, "bandwidth-copy": 2 * MS}
     seconds = {**probes, "base": 3 * MS, "folded": MS / 10}
     found, _, _ = run(seconds)
@@ -255,7 +159,7 @@ def test_race_candidate_above_bandwidth_limit_is_flagged(monkeypatch):
     assert found["base"].flags == ()
 
 
-def test_rounds_under_contention_are_marked_and_done_again_within_bounds():
+def test_noisy_rounds_are_marked_and_run_again_within_bounds():
     plan = Plan(budget_seconds=60)
     quiet, _, _ = run({"base": MS}, plan=plan)
     found, _, _ = run({"base": MS}, plan=plan, busy=1.0)
@@ -268,43 +172,20 @@ def test_rounds_under_contention_are_marked_and_done_again_within_bounds():
 
 
 @pytest.mark.parametrize(("looks", "share"), [((None,), None), ((0.0, 1.0), 0.5)])
-def test_how_often_a_sibling_was_busy_is_told(monkeypatch, looks, share):
+def test_contention_tells_how_often_an_smt_sibling_was_busy(looks, share):
     seen = itertools.cycle(looks)
-    batch = FakeWorker.time_batch
-    monkeypatch.setattr(
-        FakeWorker,
-        "time_batch",
-        lambda self, requests: msgspec.structs.replace(
-            batch(self, requests), smt_sibling_busy=next(seen)
-        ),
-    )
-    found, _, _ = run({"base": MS, "rival": MS})
-    assert found["rival"].contention.smt_sibling_busy == pytest.approx(share, abs=0.1)
+    found, _, _ = run({"base": MS, "a": MS}, batch=lambda: {"smt_sibling_busy": next(seen)})
+    assert found["a"].contention.smt_sibling_busy == pytest.approx(share, abs=0.1)
 
 
-@pytest.mark.parametrize("apart", [None, False, True])
-def test_blocks_of_processors_that_are_far_apart_are_marked(monkeypatch, apart):
-    monkeypatch.setattr(FakeWorker, "gather", lambda self: apart)
-    found, _, _ = run({"base": MS, "rival": MS})
-    assert set(found["rival"].samples.contended) == {int(bool(apart))}
-    assert found["rival"].contention.cores_distant == (None if apart is None else float(apart))
+@pytest.mark.parametrize("distant", [None, False, True])
+def test_blocks_on_distant_cores_are_marked(distant):
+    found, _, _ = run({"base": MS, "a": MS}, distant=distant)
+    assert set(found["a"].samples.contended) == {int(bool(distant))}
+    assert found["a"].contention.cores_distant == (None if distant is None else float(distant))
 
 
-def test_more_processes_are_added_until_it_is_precise_enough():
-    plan = Plan(processes=3, max_processes=8)
-    found, _, _ = run({"base": MS}, plan=plan, enough=lambda race, processes: processes >= 6)
-    assert set(found["base"].samples.process) == set(range(6))
-
-
-def test_a_race_that_is_clear_runs_a_third_of_the_rounds_after_the_first_process():
-    found, _, _ = run({"base": MS, "fast": MS / 3, "slow": 3 * MS}, plan=Plan(budget_seconds=60))
-    samples = found["base"].samples
-    whole = ALLOCATIONS * Plan().rounds
-    counts = [samples.process.count(process) for process in range(PROCESSES)]
-    assert counts == [whole, *[whole / 3] * (PROCESSES - 1)]
-
-
-def test_a_slow_runner_sits_out_rounds_and_the_baseline_never_does():
+def test_slow_candidate_skips_rounds_and_the_baseline_never_does():
     plan = Plan(budget_seconds=120)
     found, _, _ = run({"base": 3 * MS, "b": 3 * MS, "c": 3 * MS, "slow": 27 * MS}, plan=plan)
     rounds = {name: len(m.samples) for name, m in found.items()}
@@ -314,7 +195,7 @@ def test_a_slow_runner_sits_out_rounds_and_the_baseline_never_does():
     assert len(found["base"].samples) == len(found["b"].samples)
 
 
-def test_the_time_is_accounted_for_by_kind():
+def test_race_accounts_for_its_time_by_kind():
     _, _, result = run({"base": MS})
     assert result.seconds["samples"] > 0
     assert result.seconds["first_calls"] == pytest.approx(PROCESSES * 4 * 0.1)
@@ -323,61 +204,90 @@ def test_the_time_is_accounted_for_by_kind():
     )
 
 
-def test_a_block_is_long_enough_and_has_a_warmup():
-    rng = random.Random(0)
-    for _ in range(200):
-        seconds = 10 ** rng.uniform(-6, 0)
-        warmup, calls = block_calls(seconds, 0.01, nbytes=1 << 24)
-        assert calls * seconds >= 0.01
-        assert 1 <= warmup <= calls
-        assert warmup >= 4 or warmup * seconds >= 0.0018
-        within, _ = block_calls(seconds, 0.01, nbytes=1 << 20)
-        assert within == warmup or 2 <= within < warmup
-        behind_a_probe, _ = block_calls(seconds, 0.01, nbytes=1 << 24, cold=True)
-        assert behind_a_probe >= warmup
-        assert behind_a_probe <= 16 or behind_a_probe == warmup
-        assert seconds < 0.006 or behind_a_probe <= 2
-
-
-def test_untimed_calls_that_are_not_whole_are_rounded_by_chance():
-    rng = random.Random(0)
-    counts = [
-        block_calls(0.0012, 0.001, nbytes=1 << 24, dither=rng.random())[0] for _ in range(2000)
-    ]
-    assert set(counts) == {2, 3}
-    assert sum(counts) / len(counts) == pytest.approx(0.003 / 0.0012, rel=0.02)
-
-
-def test_who_looked_slow_when_the_case_was_opened_has_as_many_untimed_calls_as_its_equal():
-    plan = Plan(processes=1, max_processes=1, budget_seconds=60, rounds=200)
-    fleet = FakeFleet({"base": MS / 5, "a": MS / 5})
-    worker = FakeWorker(fleet.probes | {"base": MS / 5, "a": MS / 5}, fleet.clock)
-    honest = worker.open_contender
-
-    def open_contender(name, check):
-        slow = 8 if name == "a" else 1
-        return msgspec.structs.replace(honest(name, check), call_seconds=slow * MS / 5)
-
-    worker.open_contender = open_contender
-    fleet.worker = lambda process: worker
-    Race(
-        CASE, [entry("base"), entry("a")], baseline="base", plan=plan, read_usage=fleet.usage()
-    ).run(fleet)
-    later = range(len(worker.requests) // 2, len(worker.requests))
-    counts = {
-        name: {worker.warmups[place] for place in later if worker.requests[place] == name}
+def test_candidate_slow_at_calibration_gets_the_warmup_of_its_equal():
+    plan = Plan(processes=1, budget_seconds=60, rounds=200)
+    _, machine, _ = run({"base": MS / 5, "a": MS / 5}, plan=plan, opens={"a": 8 * MS / 5})
+    later = [request for *_, request in machine.requests[len(machine.requests) // 2 :]]
+    warmups = {
+        name: {request.warmup for request in later if request.name == name}
         for name in ("base", "a")
     }
-    assert counts["a"] == counts["base"]
+    assert warmups["a"] == warmups["base"]
 
 
-def test_the_same_seed_gives_the_same_order():
-    orders = []
-    for _ in range(2):
-        _, fleet, _ = run({"base": MS, "a": MS})
-        orders.append(fleet.workers[0].tasks)
-    assert orders[0] == orders[1]
+def test_race_same_seed_gives_the_same_tasks():
+    requests = [run({"base": MS, "a": MS})[1].requests for _ in range(2)]
+    assert requests[0] == requests[1]
 
 
-def test_every_flag_that_a_race_sets_is_explained():
+SPECS = {label: WorkerSpec(environment=(("SIDE", label),)) for label in ("base", "head")}
+
+
+def run_sides(seconds, *, plan=None, names=("a", "b")):
+    """Race candidates in workers of two kinds."""
+    plan = plan or Plan(processes=3, budget_seconds=6)
+    machine = FakeMachine(QUICK_PROBES | seconds)
+    contenders = tuple(
+        Contender(candidate=name, worker=worker, label=label)
+        for name in names
+        for label, worker in SPECS.items()
+    )
+    spec = RaceSpec(case=CASE, contenders=contenders, baseline="a@base", plan=plan)
+    candidates = [fake_candidate(name, "pool") for name in names]
+    race = Race(spec, candidates, read_usage=machine.read_usage)
+    return {m.candidate: m for m in race.run(machine.pool).measurements}, machine
+
+
+def test_race_of_two_workers_has_one_of_each_per_process():
+    _, machine = run_sides({"a": MS, "b": MS})
+    assert set(machine.pool.workers) == {(w, p) for w in SPECS.values() for p in range(3)}
+
+
+def test_race_of_two_workers_pairs_the_sides_by_round():
+    found, _ = run_sides({"a": MS, "b": MS})
+    places = {
+        name: list(zip(m.samples.process, m.samples.allocation, m.samples.round))
+        for name, m in found.items()
+    }
+    assert sorted(places["a@base"]) == sorted(places["a@head"]) == sorted(places["b@head"])
+    assert {m.status for m in found.values()} == {"ok"}
+
+
+def test_race_of_two_workers_alternates_in_legs():
+    plan = Plan(processes=1, allocations=1, budget_seconds=6, rounds=1000)
+    _, machine = run_sides({"a": MS, "b": MS}, plan=plan)
+    legs = [list(group) for _, group in itertools.groupby(machine.requests, key=lambda one: one[0])]
+    seconds = [sum(MS * (r.warmup + r.calls) for *_, r in leg if r.name in "ab") for leg in legs]
+    # Two legs of one worker may follow each other where its turn is last and then first.
+    assert len(legs) > 6
+    assert LEG_SECONDS / 2 < sorted(seconds)[len(seconds) // 2] < 2.5 * LEG_SECONDS
+
+
+def test_race_worker_lost_on_one_side_leaves_the_other():
+    crash = WorkerFailure("crashed", "killed by SIGABRT", lost=True)
+    machine = FakeMachine(QUICK_PROBES | {"a": MS})
+    healthy = machine.pool.worker
+    contenders = tuple(
+        Contender(candidate="a", worker=worker, label=label) for label, worker in SPECS.items()
+    )
+    spec = RaceSpec(
+        case=CASE,
+        contenders=contenders,
+        baseline="a@base",
+        plan=Plan(processes=2, budget_seconds=2),
+    )
+
+    class Workers:
+        def worker(self, spec, process):
+            worker = healthy(spec, process)
+            if spec == SPECS["head"]:
+                worker.answer(contender.open_contender, crash)
+            return worker
+
+    race = Race(spec, [fake_candidate("a", "pool")], read_usage=machine.read_usage)
+    found = {m.candidate: m.status for m in race.run(Workers()).measurements}
+    assert (found["a@base"], found["a@head"]) == ("ok", "crashed")
+
+
+def test_flags_of_a_race_are_explained():
     assert set(recorder.FLAGS) >= {"stopped_early", "faster-than-limit", "documented", "contended"}

@@ -17,14 +17,14 @@ from pathlib import Path
 
 import pytest
 import synthetic
-from fakes import FakeFleet, fake_candidate
+from fakes import FakePool, fake_candidate
 from poolbench.core.case import make_case
+from poolbench.core.plan import Plan
 from poolbench.core.registry import REGISTRY
-from poolbench.engine.race import Plan
 from poolbench.engine.run import Run, RunOptions
 from poolbench.store.journal import read_run
 
-ONE_ROUND = Plan(processes=1, max_processes=1, allocations=1, rounds=1)
+ONE_ROUND = Plan(processes=1, allocations=1, rounds=1)
 CANDIDATES = [fake_candidate(name) for name in ("one", "two")]
 LIMIT_SECONDS = 5e-3
 ROOT = Path(__file__).parents[1]
@@ -44,7 +44,7 @@ def drive(folder, count, plan=ONE_ROUND):
     """Seconds of processor time that each of `count` races took, after the journal was begun."""
     moments = []
     options = RunOptions(folder=folder, plan=plan)
-    with Run(options, progress=lambda _: None, pool=FakeFleet()) as bench:
+    with Run(options, progress=lambda _: None, pool=FakePool()) as bench:
         bench.journal()
         moments.append(time.process_time())
         for case in fake_cases(count):
@@ -82,14 +82,14 @@ def test_a_race_takes_as_many_bytes_of_the_journal_at_the_end_as_at_the_beginnin
 
 
 def test_a_measured_race_asks_no_worker_again(tmp_path):
-    fleet = FakeFleet()
+    pool = FakePool()
     options = RunOptions(folder=tmp_path / "run", plan=ONE_ROUND)
-    with Run(options, progress=lambda _: None, pool=fleet) as bench:
+    with Run(options, progress=lambda _: None, pool=pool) as bench:
         (case,) = fake_cases(1)
         bench.race(case, CANDIDATES, baseline="one")
-        before = fleet.tasks.total()
+        before = pool.tasks.total()
         bench.race(case, CANDIDATES, baseline="one")
-    assert fleet.tasks.total() == before
+    assert pool.tasks.total() == before
 
 
 @pytest.mark.slow
@@ -121,10 +121,10 @@ def test_a_race_of_the_default_plan_costs_the_driver_little_more(tmp_path):
 SUITE = """
 import pytest
 import poolbench.engine.run
-from fakes import FakeFleet
+from fakes import FakePool
 from poolbench import Op, Sweep, TensorSpec, candidate, product, register, shape_axis
 
-poolbench.engine.run.WorkerPool = lambda *words: FakeFleet()
+poolbench.engine.run.WorkerPool = lambda *words: FakePool()
 COUNT = {count}
 shapes = [(1, 1, 1 + i // 1000, 1 + i % 1000) for i in range(COUNT)]
 register(Op(

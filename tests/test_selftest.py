@@ -6,11 +6,10 @@ import re
 import msgspec
 import numpy as np
 import pytest
-from poolbench.core.plan import WorkerSpec
+from poolbench.core.plan import Plan, WorkerSpec
 from poolbench.core.records import Selftest
 from poolbench.engine import aa, selftest
-from poolbench.engine.race import Plan
-from poolbench.engine.scheduler import WorkerPool
+from poolbench.engine.pool import WorkerPool
 from poolbench.store.journal import decode_line, encode_line
 from synthetic_races import measured, race_of
 
@@ -129,11 +128,11 @@ def test_the_newest_run_is_nobody_elses_reference(tmp_path):
 
 def test_a_real_race_of_copies_knows_its_own_truth():
     """A call made twice as long is seen on any machine; of a busy one no finer figure is asserted."""
-    plan = Plan(processes=1, max_processes=1, allocations=2, rounds=3, block_seconds=0.003)
+    plan = Plan(processes=1, allocations=2, rounds=3, block_seconds=0.003)
     design = aa.Design(plain=1, slowdowns=(1.0,), plan=plan)
-    fleet = WorkerPool((), None)
+    fleet = WorkerPool()
     try:
-        fleet.use(WorkerSpec(), 1)
+        fleet.prepare((WorkerSpec(),), 1)
         race = aa.race_copies(design, fleet)
     finally:
         fleet.close()

@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,26 +23,18 @@ from poolbench.core.candidate import Candidate
 from poolbench.core.case import Case, case_label
 from poolbench.core.errors import UsageError
 from poolbench.core.op import Op
+from poolbench.core.plan import PRESETS, Plan
 from poolbench.core.registry import REGISTRY, parse_axis_early
 from poolbench.core.sweep import Sweep, SweepCase
 
 if TYPE_CHECKING:
     from poolbench.core.records import Measurement
-    from poolbench.engine.race import Plan
     from poolbench.engine.ray_cluster import RayScheduler
     from poolbench.engine.run import Run, RunOptions
 
 PACKAGE = Path(__file__).parent
 
 
-# What a sweep's races have other than Plan's defaults; an option on the command line replaces it.
-PRESETS: dict[str, dict[str, Any]] = {
-    "default": {},
-    "quick": {"processes": 5, "max_processes": 5, "budget_seconds": 4.0},
-    "full": {"processes": 7, "budget_seconds": 12.0},
-    # Processes agree by the device's own clock, and to open a case takes as long as to race it.
-    "gpu": {"processes": 3, "max_processes": 3, "allocations": 3, "budget_seconds": 2.0},
-}
 SWEEPS = tuple(PRESETS)
 
 
@@ -376,21 +368,18 @@ def _checks_only(config: pytest.Config) -> bool:
 
 def _plan(config: pytest.Config) -> Plan:
     """What the sweep and the options ask of each race."""
-    from poolbench.engine.race import Plan
-
     asked = {
         "processes": config.getoption("--processes"),
         "budget_seconds": config.getoption("--budget"),
     }
-    plan = Plan(
-        **PRESETS[config.getoption("--sweep")]
+    return Plan(
+        **dict(PRESETS[config.getoption("--sweep")])
         | {name: value for name, value in asked.items() if value is not None},
         precision=config.getoption("--precision"),
         margin=config.getoption("--margin"),
         timeout_seconds=config.getoption("task_timeout"),
         seed=config.getoption("--seed"),
     )
-    return replace(plan, max_processes=max(plan.processes, plan.max_processes))
 
 
 def _bench(config: pytest.Config) -> Run:
@@ -420,7 +409,6 @@ def _begin(config: pytest.Config, setup: _Setup) -> Run:
             "sweep": sweep,
             "axes": list(config.getoption("--axis")),
             "processes": plan.processes,
-            "max_processes": plan.max_processes,
             "budget_seconds": plan.budget_seconds,
             "precision": config.getoption("--precision"),
             "margin": config.getoption("--margin"),

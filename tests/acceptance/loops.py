@@ -14,8 +14,7 @@ from typing import Any
 from poolbench.core.case import Case, make_case
 from poolbench.engine.aa import ProofError
 from poolbench.engine.process import Worker
-from poolbench.engine.race import PROBE_TURN
-from poolbench.engine.rounds import block_calls
+from poolbench.engine.rounds import PROBE_TURN, block_calls
 from poolbench.machine import idle
 from poolbench.worker.contender import open_contender
 from poolbench.worker.session import Session, close_case, open_case

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from poolbench.core.case import Case
 from poolbench.core.errors import StoreError
-from poolbench.core.plan import WorkerSpec
+from poolbench.core.plan import Plan, WorkerSpec
 from poolbench.core.records import Measurement, TimeBreakdown
 from poolbench.core.registry import REGISTRY
 from poolbench.engine.aa import (
@@ -27,9 +27,8 @@ from poolbench.engine.aa import (
     race_copies,
     race_series,
 )
+from poolbench.engine.pool import WorkerPool
 from poolbench.engine.process import Worker
-from poolbench.engine.race import Plan
-from poolbench.engine.scheduler import WorkerPool
 from poolbench.stats.estimate import estimate
 from poolbench.stats.verdict import Comparison, compare_run
 from poolbench.store.journal import StoredRun, read_run
@@ -50,7 +49,7 @@ TEN = Design(plain=9)
 PAIR = Design(
     plain=0,
     slowdowns=(0.01,),
-    plan=Plan(processes=12, max_processes=12, allocations=1, rounds=4000, budget_seconds=7.6),
+    plan=Plan(processes=12, allocations=1, rounds=4000, budget_seconds=7.6),
 )
 # Under background load, three times the time is allowed.
 BUSY_PAIR = replace(PAIR, plan=replace(PAIR.plan, budget_seconds=26.0))
@@ -131,9 +130,9 @@ class Measurements:
     def _series(self, design: Design, count: int, label: str) -> list[CopiesRace]:
         races: list[CopiesRace] = []
         while len(races) < count:
-            fleet = WorkerPool((), None)
+            fleet = WorkerPool()
             try:
-                fleet.use(WorkerSpec(), design.plan.processes)
+                fleet.prepare((WorkerSpec(),), design.plan.processes)
                 # A process traces the op's Python on the first race; that is part of its start.
                 race_copies(replace(design, plan=replace(design.plan, rounds=1)), fleet)
                 first = len(races)

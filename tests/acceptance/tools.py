@@ -22,12 +22,13 @@ from pathlib import Path
 from typing import Any
 
 from poolbench.core.case import Case, make_case
-from poolbench.core.plan import WorkerSpec
+from poolbench.core.plan import Plan, WorkerSpec
 from poolbench.core.registry import REGISTRY
 from poolbench.engine.aa import delay_call
-from poolbench.engine.race import Plan, Race, Tasks
+from poolbench.engine.pool import WorkerPool
+from poolbench.engine.race import Race
+from poolbench.engine.recovery import Tasks
 from poolbench.engine.rounds import block_calls
-from poolbench.engine.scheduler import WorkerPool
 from poolbench.stats.estimate import estimate
 from poolbench.worker.backends import BACKENDS
 from poolbench.worker.contender import OpenedContender, open_call, open_contender
@@ -97,8 +98,8 @@ def our_plan(seconds: float, processes: int, allocations: int, call: OpenedConte
     _, calls = block_calls(call.call_seconds, plan.block_seconds, nbytes=nbytes)
     rounds = max(1, round(seconds / (calls * call.call_seconds) / processes / allocations))
     return replace(
-        plan, processes=processes, max_processes=processes, allocations=allocations, rounds=rounds,
-        budget_seconds=1e6, clear_ratio=math.inf,
+        plan, processes=processes, allocations=allocations, rounds=rounds,
+        budget_seconds=1e6,
     )  # fmt: skip
 
 
@@ -107,15 +108,15 @@ def race(seconds: float, *, processes: int, allocations: int) -> dict[str, dict[
     import poolbench.ops  # noqa: F401 (registers the ops that ship)
 
     original = REGISTRY.candidates[CASE.op, CALLABLES[BASELINE][0]]
-    fleet = WorkerPool((), None)
+    fleet = WorkerPool()
     try:
-        fleet.use(WorkerSpec(), processes)
-        worker = fleet.worker(0)
+        fleet.prepare((WorkerSpec(),), processes)
+        worker = fleet.worker(WorkerSpec())
         worker.call(open_case, CASE, 0, timeout=OPEN_TIMEOUT_SECONDS)
         check = functools.partial(open_contender, check=True)
         call = worker.call(check, original.name, timeout=OPEN_TIMEOUT_SECONDS)
         plan = our_plan(seconds, processes, allocations, call)
-        result = Race(
+        result = Race.in_one_worker(
             CASE,
             [replace(original, name=name) for name in CALLABLES],
             baseline=BASELINE,

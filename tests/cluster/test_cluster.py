@@ -13,16 +13,16 @@ import msgspec
 import pytest
 from poolbench.core.case import make_case
 from poolbench.core.errors import UsageError
+from poolbench.core.plan import Plan
 from poolbench.core.records import Environment, Node
 from poolbench.core.registry import REGISTRY, import_file
 from poolbench.engine import ray_cluster
-from poolbench.engine.race import Plan
 from poolbench.engine.ray_cluster import Offer, RayScheduler, local_device, read_offer, ship, unlike
 from poolbench.engine.run import Run, RunOptions
 from poolbench.store.journal import read_run
 
 FILE = Path(__file__).with_name("doubling.py")
-PLAN = Plan(processes=1, max_processes=1, allocations=2, rounds=2, budget_seconds=0.2)
+PLAN = Plan(processes=1, allocations=2, rounds=2, budget_seconds=0.2)
 MACHINE = Environment(
     machine={"processor": "one", "memory_nbytes": 64_000_000_000},
     devices={"cpu:0": "CPU"},

@@ -16,10 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from poolbench.core.case import Case, make_case
+from poolbench.core.case import Case
+from poolbench.core.plan import Plan, WorkerSpec
 from poolbench.core.records import Contention, Measurement, Samples
-from poolbench.core.registry import REGISTRY
-from poolbench.engine.race import Fleet, Plan, Race, Tasks
+from poolbench.core.registry import REGISTRY, load_builtin
+from poolbench.engine.race import Race
+from poolbench.engine.recovery import Tasks, Workers
 from poolbench.stats.estimate import Estimate, estimate
 from poolbench.stats.verdict import Verdict, verdict
 from poolbench.worker.contender import OpenedContender, open_call
@@ -28,8 +30,10 @@ from poolbench.worker.timing import time_block
 
 # Some hundred microseconds a call: long enough that a spin of 1% is some microseconds, which a
 # clock can hold; short enough for a hundred comparisons in a minute or two.
-CASE = make_case(
-    op="depth_max_pool", shape=(2, 28, 28, 96), pool_size=3, padding="valid", mode="graph"
+CASE = (
+    load_builtin()
+    .ops["depth_max_pool"]
+    .make_case(shape=(2, 28, 28, 96), pool_size=3, padding="valid", mode="graph")
 )
 BASELINE = "copy-0"
 MARGIN = Plan().margin
@@ -167,7 +171,7 @@ def source_of(design: Design) -> str:
     return name
 
 
-def race_copies(design: Design, fleet: Fleet, number: int = 0) -> CopiesRace:
+def race_copies(design: Design, workers: Workers, number: int = 0) -> CopiesRace:
     """Run one race of copies; `number` varies its inputs and orders.
 
     Raises:
@@ -177,16 +181,17 @@ def race_copies(design: Design, fleet: Fleet, number: int = 0) -> CopiesRace:
     names = copy_names(design)
     original = REGISTRY.candidates[design.case.op, source]
     start = time.perf_counter()
-    race = Race(
+    race = Race.in_one_worker(
         design.case,
         [replace(original, name=name) for name in names],
         baseline=BASELINE,
         plan=replace(design.plan, seed=design.plan.seed + number),
+        worker=WorkerSpec(threads=design.case.threads),
         tasks=Tasks(
             open_contender=functools.partial(open_copy, case=design.case, source=source), probes=()
         ),
     )
-    measurements = {m.candidate: m for m in race.run(fleet).measurements}
+    measurements = {m.candidate: m for m in race.run(workers).measurements}
     return judge_copies(names, measurements, time.perf_counter() - start)
 
 

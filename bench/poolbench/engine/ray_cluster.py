@@ -28,11 +28,13 @@ import msgspec
 import psutil
 
 from poolbench.core.errors import UsageError
-from poolbench.core.plan import WorkerSpec
+from poolbench.core.plan import RaceSpec, WorkerSpec
 from poolbench.core.records import Environment, Node
 from poolbench.core.registry import load_suites
-from poolbench.engine.race import Result, Seconds
-from poolbench.engine.scheduler import Done, RaceSpec, Scheduler, WorkerPool, device_names, refuse
+from poolbench.engine.pool import WorkerPool, device_names
+from poolbench.engine.race import Result
+from poolbench.engine.recorder import Seconds
+from poolbench.engine.scheduler import Done, LocalScheduler, make_race, refuse
 from poolbench.machine.info import collect_environment, source_state
 from poolbench.store.runs import differing_fields, source_digests
 
@@ -113,17 +115,17 @@ class NodeActor:
         load_suites([str(path) for path in paths])
         self._memory_nbytes = memory_nbytes or psutil.virtual_memory().total * 3 // 4
         self._source = source
-        self._fleet = WorkerPool(paths, self._memory_nbytes)
-        self._races = Scheduler(self._fleet, self._memory_nbytes)
+        self._pool = WorkerPool(paths, self._memory_nbytes)
+        self._races = LocalScheduler(self._pool, self._memory_nbytes)
 
-    def environment(self, setting: WorkerSpec, processors: float) -> Environment:
-        """This node, as a worker with the setting sees it."""
+    def environment(self, spec: WorkerSpec, processors: float) -> Environment:
+        """This node, as a worker of this kind sees it."""
         # Ray sets this one to the actor's processors where the node's owner has not; on one machine
         # nobody does, and the figures are to be the same.
         if os.environ.get("OMP_NUM_THREADS") == f"{processors:g}":
             del os.environ["OMP_NUM_THREADS"]
-        self._fleet.use(setting, 1)
-        found = collect_environment(device_names(self._fleet.started()))
+        self._pool.prepare((spec,), 1)
+        found = collect_environment(device_names(self._pool.started()))
         return msgspec.structs.replace(found, source=self._source)
 
     def race(self, job: RaceSpec) -> Result:
@@ -302,7 +304,7 @@ class RayScheduler:
     def _start(self, host: _Host) -> None:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        setting = next(job.setting for job in self._queue if self._can(host, job))
+        spec = next(job.workers[0] for job in self._queue if self._can(host, job))
         host.node_actor = (
             self._ray.remote(NodeActor)
             .options(
@@ -315,7 +317,7 @@ class RayScheduler:
             .remote(self._names, self._memory_nbytes, self._source)
         )
         host.environment = None
-        host.waits_for = host.node_actor.environment.remote(setting, host.offer.processors)
+        host.waits_for = host.node_actor.environment.remote(spec, host.offer.processors)
         host.since = time.monotonic()
 
     def _assign(self) -> None:
@@ -357,7 +359,7 @@ class RayScheduler:
             for measurement in value.measurements
         )
         return Done(
-            job=job,
+            spec=job,
             result=Result(measurements=measurements, seconds=value.seconds),
             node=Node(name=host.name, environment=host.environment),
         )
@@ -366,7 +368,7 @@ class RayScheduler:
         """A node is gone: its race goes back to the head of the queue, at most ATTEMPTS times."""
         if isinstance(error, self._ray.exceptions.RayTaskError) and job is not None:
             nothing = Result(measurements=(), seconds=Seconds(float))
-            return Done(job=job, result=nothing, error=error)
+            return Done(spec=job, result=nothing, error=error)
         self._release(host)
         reason = brief(error)
         self._progress(f"{host.name or 'a node'} was lost: {reason}")
@@ -413,8 +415,8 @@ class RayScheduler:
         )
 
     def _refusal(self, job: RaceSpec, reason: str, *, crashed: bool = False) -> Done:
-        measurements = refuse(job.make_race(), reason, "crashed" if crashed else "not_run")
-        return Done(job=job, result=Result(measurements=measurements, seconds=Seconds(float)))
+        measurements = refuse(make_race(job), reason, "crashed" if crashed else "not_run")
+        return Done(spec=job, result=Result(measurements=measurements, seconds=Seconds(float)))
 
     def _release(self, host: _Host) -> None:
         """End a host's node, and with it its workers; what is known of the node stays."""

@@ -1,15 +1,27 @@
-"""One contender as its race goes: its status, its blocks, and what else the race has learned of it."""
+"""What a race has learned: the status and the samples of each contender, as Measurements."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from poolbench.core.candidate import Candidate
 from poolbench.core.case import Case
 from poolbench.core.errors import WorkerFailure
-from poolbench.core.records import Accuracy, Clock, Samples, Status
+from poolbench.core.plan import PROBES, WorkerSpec
+from poolbench.core.records import (
+    Accuracy,
+    Clock,
+    Contention,
+    Measurement,
+    Samples,
+    Status,
+    common_clock,
+)
+from poolbench.core.registry import input_nbytes
+from poolbench.machine.nvml import is_gpu
 
 FLAGS = {
     "stopped_early": "ten times slower than the baseline in the first process: stopped there, no interval",
@@ -18,9 +30,12 @@ FLAGS = {
     "contended": "in most of its blocks something else used the machine, or the host had its processors far from "
     "each other, and no better time came",
 }
+# Smaller inputs stay in a cache, whose bandwidth the probes do not measure.
+BANDWIDTH_LIMIT_FROM_NBYTES = 1 << 20
 
 # Of one block: process, allocation, round, calls, seconds, contended.
 Row = tuple[int, int, int, int, float, int]
+Seconds = defaultdict[str, float]  # seconds by kind: 'samples', 'warmup', 'first_calls', ...
 
 
 @dataclass
@@ -29,6 +44,7 @@ class ContenderRecord:
 
     name: str
     candidate: Candidate | None  # None for a probe
+    worker: WorkerSpec = field(default_factory=WorkerSpec)
     status: Status = "ok"
     reason: str = ""
     tail: str = ""
@@ -43,13 +59,18 @@ class ContenderRecord:
     peak_nbytes: int | None = None
     energy_joules: float | None = None
     stopped_early: bool = False
-    every: int = 1  # its turn comes in each `every`-th round
+    every: int = 1  # it runs in each `every`-th round
     columns: list[Row] = field(default_factory=list)
     device_columns: list[Row] = field(default_factory=list)
 
     @property
     def runs(self) -> bool:
         return self.status == "ok" and not self.stopped_early
+
+    @property
+    def task_name(self) -> str:
+        """The name by which its worker knows it."""
+        return self.candidate.name if self.candidate else self.name
 
     @property
     def nbytes(self) -> int:
@@ -62,9 +83,13 @@ class ContenderRecord:
         timed = {row[0] for row in self.device_columns}
         return "device" if processes and timed == processes else "wall"
 
+    def rows(self, clock: Clock) -> list[Row]:
+        """Return the blocks by this clock."""
+        return self.columns if clock == "wall" else self.device_columns
+
     def samples(self, clock: Clock) -> Samples:
-        columns = self.columns if clock == "wall" else self.device_columns
-        rows = list(zip(*columns, strict=True)) or [()] * 6
+        """Return the blocks by this clock as they are stored."""
+        rows = list(zip(*self.rows(clock), strict=True)) or [()] * 6
         names = ("process", "allocation", "round", "calls", "seconds", "contended")
         return Samples(**dict(zip(names, rows, strict=True)))
 
@@ -82,8 +107,101 @@ class ContenderRecord:
                 return
 
 
+def pairs(
+    records: Iterable[ContenderRecord], baseline: ContenderRecord
+) -> list[tuple[Samples, Samples]]:
+    """Return the samples of each other record, and those of the baseline by the same clock."""
+    return [
+        (record.samples(clock), baseline.samples(clock))
+        for record in records
+        if record is not baseline
+        for clock in (common_clock(record.clock, baseline.clock),)
+    ]
+
+
+def make_measurement(
+    record: ContenderRecord,
+    case: Case,
+    *,
+    baseline: str,
+    node: str = "local",
+    contention: Contention | None = None,
+) -> Measurement:
+    """Return what the journal keeps of a contender."""
+    wall = record.samples("wall")
+    flags = list(record.flags)
+    if len(wall) and sum(wall.contended) > len(wall) / 2:
+        flags.append("contended")
+    on_device = [row[4] for row in record.device_columns]
+    return Measurement(
+        case=case,
+        candidate=record.name,
+        form=record.candidate.form if record.candidate else "function",
+        kind="candidate" if record.candidate else "probe",
+        status=record.status,
+        reason=record.reason,
+        tail=record.tail,
+        issue=record.issue,
+        baseline=baseline,
+        clock=record.clock,
+        samples=record.samples(record.clock),
+        wall_samples=wall if record.clock == "device" else Samples(),
+        first_call_seconds=tuple(float(f"{value:.4g}") for value in record.first_calls),
+        accuracy=record.accuracy,
+        read_nbytes=record.read_nbytes,
+        written_nbytes=record.written_nbytes,
+        peak_nbytes=record.peak_nbytes,
+        stopped_early=record.stopped_early,
+        flags=tuple(dict.fromkeys(flags)),
+        contention=contention,
+        node=node,
+        energy_joules=record.energy_joules,
+        device_seconds=middle(on_device) if on_device else None,
+    )
+
+
+def flag_faster_than_limit(
+    records: Mapping[str, ContenderRecord], case: Case, slack: float
+) -> None:
+    """Flag candidates that are faster than the memory allows; their results are not to be believed.
+
+    Args:
+        records: of the race, by name; without all three probes nothing is flagged.
+        case: of the race.
+        slack: how far below the time of the bandwidth limit a candidate may be.
+    """
+    if not all(name in records for name in PROBES):
+        return
+    if input_nbytes(case) < BANDWIDTH_LIMIT_FROM_NBYTES:
+        return
+    probes = [records[name] for name in PROBES]
+    for record in records.values():
+        # Wall time on a GPU is launching, and no evidence against a candidate.
+        if not record.candidate or (record.clock == "wall" and is_gpu(case.device)):
+            continue
+        columns = record.rows(record.clock)
+        rows = [probe.rows(record.clock) for probe in probes]
+        if record.columns and all(rows):
+            limit = _limit_seconds(record, probes, rows)
+            if middle(row[4] for row in columns) * (1 + slack) < limit:
+                record.flags.append("faster-than-limit")
+
+
+def _limit_seconds(
+    record: ContenderRecord, probes: Sequence[ContenderRecord], rows: Sequence[Sequence[Row]]
+) -> float:
+    """Return the least time of a call: reading and writing may go on at once where caches hold the data."""
+    reading, writing, copying = (
+        middle(row[4] for row in found) / max(1, probe.nbytes)
+        for found, probe in zip(rows, probes, strict=True)
+    )
+    return min(
+        max(record.read_nbytes * reading, record.written_nbytes * writing), record.nbytes * copying
+    )
+
+
 def middle(values: Iterable[float]) -> float:
-    """The median."""
+    """Return the median."""
     ordered = sorted(values)
     half = len(ordered) // 2
     return ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2

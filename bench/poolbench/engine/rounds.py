@@ -1,13 +1,20 @@
-"""What a round is made of: in which order contenders come, and how many calls a block has, untimed and timed."""
+"""What a round is made of: which contenders in which order, and how many calls a block has, untimed and timed."""
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple, TypeVar
 
-# Untimed calls before a block, by their time and at most so many. Behind a other candidate a call of 1 ms over 12 MB
-# needs four until it is within 5% of an uninterrupted loop, one of 3 ms needs one; where 32 MB of cache are
+from poolbench.core.case import Case
+from poolbench.core.plan import Plan, WorkerSpec
+from poolbench.engine.recorder import ContenderRecord, middle
+from poolbench.machine.nvml import is_gpu
+from poolbench.worker.timing import BlockRequest
+
+# Untimed calls before a block, by their time and at most so many. Behind another candidate a call of 1 ms over
+# 12 MB needs four until it is within 5% of an uninterrupted loop, one of 3 ms needs one. Where 32 MB of cache are
 # shared with other guests, one of 0.5 ms over 12 MB is a tenth above it behind eight and a sixteenth behind
 # twelve, which leave half of the rounds. Of arrays that a core's own cache holds, a call of 0.5 ms needs two,
 # one of 0.3 ms four.
@@ -15,10 +22,170 @@ MOST_WARMUPS, MOST_WARMUPS_WITHIN, LEAST_WARMUPS_WITHIN = 8, 4, 2
 WARMUP_SECONDS, WARMUP_SECONDS_WITHIN = 0.003, 0.00075
 OWN_CACHE_NBYTES = 4 << 20
 COLD_WARMUP_SECONDS, MOST_COLD_WARMUPS = 0.012, 16
+# Bandwidth probes evict the candidates' data from the cache: the next candidate then runs up to 25% slower for
+# several calls. Probes therefore run last, only in every fifth round, and are followed by a longer warm-up.
+PROBE_TURN = 5
+# Probe blocks are longer than one call: waking the threads that read and write is not the memory's time.
+PROBE_BLOCK_SECONDS = 0.0015
+# A contender whose blocks take n times as long as the median one's is in every n-th round, so that one slow
+# candidate does not take the time of all others; n is at most this.
+MOST_ROUNDS_OUT = 4
+# A block on a GPU ends by waiting for it, some tens of microseconds: blocks are long enough to hide that.
+GPU_BLOCK_SECONDS = 0.002
+
+Name = TypeVar("Name")
+
+
+class PlannedBlock(NamedTuple):
+    """A block to come: its round, its contender, and what the worker is asked."""
+
+    round: int
+    record: ContenderRecord
+    request: BlockRequest
+
+
+class Task(NamedTuple):
+    """Blocks that one worker times in a row."""
+
+    worker: WorkerSpec
+    blocks: Sequence[PlannedBlock]
+
+
+class Rounds:
+    """Plans the rounds of one race: contenders in balanced random order, with the calls of each block.
+
+    Args:
+        records: the contenders, probes included.
+        baseline: the contender that is in every round, because all others are paired with it.
+        plan: its seed decides the orders.
+        case: the case; it is part of the seed.
+
+    Attributes:
+        seconds: of one round, on average, as `plan` predicts.
+    """
+
+    def __init__(
+        self, records: Sequence[ContenderRecord], *, baseline: str, plan: Plan, case: Case
+    ) -> None:
+        self.seconds = 0.0
+        self._records = {record.name: record for record in records}
+        self._baseline = baseline
+        self._block_seconds = max(plan.block_seconds, GPU_BLOCK_SECONDS * is_gpu(case.device))
+        seed = f"{plan.seed} {case!r}"
+        self._random = random.Random(seed)
+        self._orders = {
+            worker: balanced_orders(names, self._random)
+            for worker, names in _by_worker(records, probes=False).items()
+        }
+        self._probe_orders = {
+            worker: balanced_orders(names, self._random)
+            for worker, names in _by_worker(records, probes=True).items()
+        }
+        # A generator of its own: with one worker the orders do not depend on it.
+        self._workers = balanced_orders(list(self._orders), random.Random(f"workers {seed}"))
+        self._last = ""  # the contender that ran last
+        self._after_eviction = (
+            True  # what ran last were probes, another worker, or nothing on these inputs
+        )
+
+    @property
+    def workers(self) -> int:
+        """How many kinds of worker the contenders need."""
+        return len(self._orders)
+
+    def plan(self, contenders: Sequence[ContenderRecord]) -> None:
+        """Decide how often each contender runs on new inputs, and what a round then takes on average.
+
+        Warm-up is sized from the fastest block so far. The three calibration calls are noisy: a candidate
+        that looks slow there would get too short a warm-up and measure slower for the whole race.
+        """
+        for record in contenders:
+            seen = [row[4] for row in record.columns]
+            record.call_seconds = min([record.call_seconds, *seen])
+            record.usual_seconds = middle(seen or [record.call_seconds])
+        costs = {record.name: self._block_cost(record) for record in contenders}
+        usual = middle(costs[record.name] for record in contenders if record.candidate)
+        for record in contenders:
+            turn = 1 if record.name == self._baseline else math.floor(costs[record.name] / usual)
+            least = 1 if record.candidate else PROBE_TURN
+            record.every = max(least, min(MOST_ROUNDS_OUT, turn))
+        self.seconds = sum(costs[record.name] / record.every for record in contenders)
+        self._after_eviction = True
+
+    def within(self, seconds: float) -> int:
+        """Return how many rounds take about so long, at least one."""
+        return max(1, int(seconds / max(self.seconds, 1e-9)))
+
+    def leg(self, numbers: Iterable[int], *, others_between: bool) -> list[Task]:
+        """Plan these rounds, a task per worker in balanced random order.
+
+        Args:
+            numbers: of the rounds.
+            others_between: whether other work may have used the caches before.
+        """
+        tasks = []
+        numbers = tuple(numbers)
+        for worker in next(self._workers):
+            self._last = ""
+            self._after_eviction |= others_between or self.workers > 1
+            blocks = [block for number in numbers for block in self._round(number, worker)]
+            tasks.append(Task(worker, blocks))
+        return tasks
+
+    def expected_seconds(self, blocks: Iterable[PlannedBlock]) -> float:
+        """Predict how long these blocks take."""
+        return sum(self._block_cost(block.record) for block in blocks)
+
+    def shuffled(self, records: Sequence[ContenderRecord]) -> list[ContenderRecord]:
+        """Return the contenders in a new random order."""
+        return self._random.sample(records, len(records))
+
+    def _round(self, number: int, worker: WorkerSpec) -> Iterator[PlannedBlock]:
+        """Plan one round in one worker: its candidates in a new order, then the probes."""
+        names = next(self._orders[worker])
+        if worker in self._probe_orders:
+            names = names + next(self._probe_orders[worker])
+        for name in names:
+            record = self._records[name]
+            if not record.runs or number % record.every:
+                continue
+            cold = self._after_eviction and record.candidate is not None
+            warmup, calls = self._block_calls(record, cold=cold, dither=self._random.random())
+            if name == self._last:  # the last of a round may be the first of the next: it is warm
+                warmup = 0
+            self._after_eviction, self._last = record.candidate is None, name
+            request = BlockRequest(name=record.task_name, warmup=warmup, calls=calls)
+            yield PlannedBlock(number, record, request)
+
+    def _block_calls(
+        self, record: ContenderRecord, *, cold: bool = False, dither: float = 0.5
+    ) -> tuple[int, int]:
+        least = 0.0 if record.candidate else PROBE_BLOCK_SECONDS
+        seconds = max(self._block_seconds, least)
+        return block_calls(
+            record.call_seconds, seconds, nbytes=record.nbytes, cold=cold, dither=dither
+        )
+
+    def _block_cost(self, record: ContenderRecord) -> float:
+        warmup, calls = self._block_calls(record)
+        return max((warmup + calls) * record.usual_seconds, 1e-9)
+
+
+def _by_worker(records: Iterable[ContenderRecord], *, probes: bool) -> dict[WorkerSpec, list[str]]:
+    names: dict[WorkerSpec, list[str]] = {}
+    for record in records:
+        if (record.candidate is None) == probes:
+            names.setdefault(record.worker, []).append(record.name)
+    return names
+
+
+def one_by_one(tasks: Iterable[Task]) -> list[Task]:
+    """Make each block a task of its own, so that the one that kills the worker is known."""
+    return [Task(task.worker, [block]) for task in tasks for block in task.blocks]
 
 
 def affordable(seconds: float, round_seconds: float, most: int) -> int:
-    """Rounds that fit into the seconds: one at least, and no more than `most`."""
+    """Return how many rounds fit into the seconds: one at least, and no more than `most`."""
     return min(most, max(1, int(seconds / max(round_seconds, 1e-9))))
 
 
@@ -30,13 +197,12 @@ def block_calls(
     cold: bool = False,
     dither: float = 0.5,
 ) -> tuple[int, int]:
-    """(untimed, timed) calls of a block of an op that reads and writes so many bytes.
+    """Return (untimed, timed) calls of a block of an op that reads and writes so many bytes.
 
-    The other candidate before has emptied the caches, and they take several calls to hold the op's data as they do
-    in a long loop: the untimed calls bring back the steady state that `cache=warm` promises. They are no
-    more than the timed ones, but `cold`, behind a probe or an allocation. A number of them that is not whole is
-    rounded up where its remainder is above 1 - `dither`: by chance, so that of two contenders nearly
-    alike not one always has a call more.
+    The candidate before has evicted the op's data from the caches. The untimed calls bring back the steady
+    state that `cache=warm` promises. They are no more than the timed ones, except where `cold`: behind a
+    probe, another worker or an allocation. A fractional number of them is rounded up where its remainder is
+    above 1 - `dither`: by chance, so that of two near-equal contenders not one always has a call more.
     """
     call_seconds = max(call_seconds, 1e-9)
     within = nbytes <= OWN_CACHE_NBYTES
@@ -50,10 +216,10 @@ def block_calls(
     return max(warmup, math.ceil(calls / 8)), calls
 
 
-def balanced_orders(names: Sequence[str], generator: random.Random) -> Iterator[list[str]]:
-    """Orders of the names without end: over each len(names) of them, each name has each place once.
+def balanced_orders(names: Sequence[Name], generator: random.Random) -> Iterator[list[Name]]:
+    """Yield orders of the names without end: over each len(names) of them, each name has each place once.
 
-    A new random Latin square (the rotations of a random order, in random turn) for every such batch.
+    Each such group is a new random Latin square: the rotations of a random order, themselves shuffled.
     """
     while True:
         order = generator.sample(names, len(names))

@@ -15,7 +15,7 @@ import msgspec
 from poolbench.core.candidate import Candidate
 from poolbench.core.case import Case
 from poolbench.core.errors import UsageError
-from poolbench.core.plan import WorkerSpec
+from poolbench.core.plan import Plan, RaceSpec, WorkerSpec
 from poolbench.core.records import (
     Environment,
     Header,
@@ -25,14 +25,14 @@ from poolbench.core.records import (
     TimeBreakdown,
 )
 from poolbench.core.registry import REGISTRY
+from poolbench.engine.pool import WorkerPool, device_names
 from poolbench.engine.process import Worker
-from poolbench.engine.race import Plan, Seconds
+from poolbench.engine.recorder import Seconds
 from poolbench.engine.scheduler import (
     Done,
-    RaceSpec,
+    LocalScheduler,
     Scheduler,
-    WorkerPool,
-    device_names,
+    make_race,
     refuse,
     too_large,
 )
@@ -98,7 +98,7 @@ class Run:
         self._begun = False
         self._environment: Environment | None = None
         pool = pool or WorkerPool(options.files, options.memory_nbytes)
-        self._local = Scheduler(pool, options.memory_nbytes, self.journal)
+        self._local = LocalScheduler(pool, options.memory_nbytes, self.journal)
         self._started = time.monotonic()
 
     def __enter__(self) -> Run:
@@ -120,7 +120,7 @@ class Run:
         asked = dict.fromkeys(entry.name for entry in candidates)
         if baseline and baseline not in asked:
             asked = {baseline: None} | asked
-        wanted = self._job(case, list(asked), baseline)
+        wanted = self._spec(case, list(asked), baseline)
         if not self._measured(wanted):
             self._await(wanted)
         return {name: self.done[case, name] for name in asked}
@@ -134,31 +134,31 @@ class Run:
         """How many races' worth of work has been done on those that are not at their end."""
         return self._local.under_way()
 
-    def _job(self, case: Case, names: Sequence[str], baseline: str) -> RaceSpec:
+    def _spec(self, case: Case, names: Sequence[str], baseline: str) -> RaceSpec:
         """The race of these candidates; if one is not measured yet, with all of the case that are."""
         if any((case, name) not in self.done for name in names):
             measured = [name for name in REGISTRY.of(case.op) if (case, name) in self.done]
             names = list(dict.fromkeys([*names, *measured]))
         entries = [REGISTRY.candidates[case.op, name] for name in names]
-        return RaceSpec(
-            case=case,
-            candidates=tuple(names),
+        return RaceSpec.in_one_worker(
+            case,
+            names,
             baseline=baseline,
             plan=self.options.plan,
-            setting=self.setting(case, entries),
+            worker=self.worker_spec(case, entries),
         )
 
     def _await(self, wanted: RaceSpec) -> None:
         """Have races run that are not measured yet, and keep what comes back until `wanted` is."""
-        races: RayScheduler | Scheduler = self._local
+        races: Scheduler = self._local
         if self._remote is not None:
             races = self._remote
             self.journal()  # here it begins when a worker has said which devices there are
         start = time.monotonic()
-        for job in (wanted, *(self._job(*ahead) for ahead in self._ahead)):
-            if job.case not in self._submitted and not self._measured(job):
-                self._submitted.add(job.case)
-                races.submit(job)
+        for spec in (wanted, *(self._spec(*ahead) for ahead in self._ahead)):
+            if spec.case not in self._submitted and not self._measured(spec):
+                self._submitted.add(spec.case)
+                races.submit(spec)
         self._ahead.clear()
         while not self._measured(wanted):
             if wanted.case in self._faults:
@@ -170,9 +170,9 @@ class Run:
 
     def _take_in(self, done: Done) -> None:
         """Journal what a race came to, and the node that ran it if it is a new one."""
-        self._submitted.discard(done.job.case)
+        self._submitted.discard(done.spec.case)
         if done.error is not None:
-            self._faults[done.job.case] = done.error
+            self._faults[done.spec.case] = done.error
             return
         if done.node is not None and done.node.name not in self._nodes:
             self._nodes.add(done.node.name)
@@ -183,17 +183,15 @@ class Run:
         self.append(*done.result.measurements)
         self.done |= {(m.case, m.candidate): m for m in done.result.measurements}
 
-    def _measured(self, job: RaceSpec) -> bool:
-        return all((job.case, name) in self.done for name in job.candidates)
+    def _measured(self, spec: RaceSpec) -> bool:
+        return all((spec.case, one.name) in self.done for one in spec.contenders)
 
     def check(self, case: Case, candidates: Sequence[Candidate]) -> dict[str, Measurement]:
         """Hold each candidate against the reference once; time and store nothing."""
-        job = self._job(case, [entry.name for entry in candidates], candidates[0].name)
-        race = job.make_race()
+        race = make_race(self._spec(case, [entry.name for entry in candidates], candidates[0].name))
         if reason := self.too_large(case):
             return {m.candidate: m for m in refuse(race, reason)}
-        self._local.fleet.use(job.setting, 1)
-        return {m.candidate: m for m in race.check(self._local.fleet.worker(0)).measurements}
+        return {m.candidate: m for m in race.check(self._local.pool).measurements}
 
     def append(self, *records: Record) -> None:
         """Write records to the journal, which begins with the first: all of them or none."""
@@ -234,10 +232,10 @@ class Run:
             self._begun = True
         return self._journal
 
-    def worker(self, setting: WorkerSpec, process: int = 0) -> Worker:
-        """A worker with this setting, for what is not a race."""
-        self._local.fleet.use(setting, process + 1)
-        return self._local.fleet.worker(process)
+    def worker(self, spec: WorkerSpec, process: int = 0) -> Worker:
+        """Return a worker of this kind, for what the scheduler does not run."""
+        self._local.pool.prepare((spec,), process + 1)
+        return self._local.pool.worker(spec, process)
 
     def close(self, *, finished: bool = True) -> None:
         """End the workers; a run that ended by itself leaves its shares as the last line."""
@@ -260,14 +258,14 @@ class Run:
         seconds["other"] = round(wall - sum(seconds.values()), 3)
         return TimeBreakdown(seconds=seconds, wall_seconds=round(wall, 3))
 
-    def setting(self, case: Case, candidates: Sequence[Candidate]) -> WorkerSpec:
+    def worker_spec(self, case: Case, candidates: Sequence[Candidate]) -> WorkerSpec:
         """What a process must fix for this case."""
         kind, _, index = case.device.partition(":")
         logical = int(index) + 1 if kind == "cpu" and index.isdigit() else 1
         return WorkerSpec(
             threads=case.threads,
-            logical_cpus=max(logical, self._logical_cpus),
-            tensorflow=any(entry.framework != "numpy" for entry in candidates),
+            logical_devices=max(logical, self._logical_cpus),
+            backend=backend_of(candidates),
         )
 
     _logical_cpus = 1
@@ -285,7 +283,7 @@ class Run:
 
     def _begin(self, journal: Journal, devices: Mapping[str, str] | None) -> None:
         """Write the header; of a resumed run, check the devices, which only a worker can tell."""
-        devices = dict(devices or device_names(self._local.fleet.started()))
+        devices = dict(devices or device_names(self._local.pool.started()))
         if self.resumed is not None:
             here, known = self.environment(), self.resumed.header.environment.devices
             shared = [name for name in known if name in devices]  # NumPy's worker sees no GPU
@@ -349,3 +347,8 @@ class Run:
                 + " ".join(f"--allow-different {shlex.quote(field)}" for field in refused)
                 + ", or begin a new run"
             )
+
+
+def backend_of(candidates: Sequence[Candidate]) -> str:
+    """Return the backend of a worker that runs all of these candidates."""
+    return "tensorflow" if any(entry.framework != "numpy" for entry in candidates) else "numpy"

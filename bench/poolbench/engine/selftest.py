@@ -16,7 +16,6 @@ from poolbench.core.errors import StoreError, UsageError, WorkerFailure
 from poolbench.core.plan import WorkerSpec
 from poolbench.core.records import Selftest
 from poolbench.engine.aa import (
-    CASE,
     MARGIN,
     CopiesRace,
     Design,
@@ -29,7 +28,6 @@ from poolbench.engine.aa import (
     share_marked,
     source_of,
 )
-from poolbench.engine.process import Worker
 from poolbench.engine.run import Run, RunOptions
 from poolbench.store.journal import JOURNAL
 from poolbench.store.runs import COMPARED_OPTIONS, new_run_folder, newest_run
@@ -44,18 +42,6 @@ DESIGN = Design(
     plain=5,  # with the baseline and the slowed ones about as many as a race of a sweep has
     slowdowns=(0.01, 0.02, 0.05, 0.10),
 )
-
-
-class RunFleet:
-    """The workers of a run, as a race takes them."""
-
-    def __init__(self, bench: Run, setting: WorkerSpec) -> None:
-        self._bench = bench
-        self._setting = setting
-
-    def worker(self, process: int) -> Worker:
-        """The worker of a process."""
-        return self._bench.worker(self._setting, process)
 
 
 def summarise(races: Sequence[CopiesRace], design: Design, seconds: float) -> list[Selftest]:
@@ -185,6 +171,5 @@ def run_selftest(results: Path, name: str | None, *, seconds: float = SECONDS) -
 
 def run(bench: Run, *, until: float, start: float) -> list[Selftest]:
     """Race copies in the run's workers until there are enough, or until the time is up."""
-    fleet = RunFleet(bench, WorkerSpec(threads=CASE.threads))
-    races = list(race_series(lambda number: race_copies(DESIGN, fleet, number), RACES, until=until))
+    races = list(race_series(lambda number: race_copies(DESIGN, bench, number), RACES, until=until))
     return summarise(races, DESIGN, time.monotonic() - start)

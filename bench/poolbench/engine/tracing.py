@@ -161,7 +161,7 @@ class Recorder:
         kind, _, index = case.device.partition(":")
         logical = int(index) + 1 if kind == "cpu" and index.isdigit() else 1
         worker = Worker(
-            WorkerSpec(threads=case.threads, logical_cpus=logical, environment=MEMORY_EVENTS),
+            WorkerSpec(threads=case.threads, logical_devices=logical, environment=MEMORY_EVENTS),
             files=self.files,
             memory_nbytes=self.memory_nbytes,
         )

@@ -43,7 +43,7 @@ Judge = Callable[[Sequence[Finding]], Finding]
 PROCESSES: Mapping[str, WorkerSpec] = {
     "shared": WorkerSpec(),
     "deterministic": WorkerSpec(deterministic=True),
-    "fresh": WorkerSpec(tensorflow=False),
+    "fresh": WorkerSpec(backend="numpy"),
     "other": WorkerSpec(),
     "one-thread": WorkerSpec(threads=1),
 }

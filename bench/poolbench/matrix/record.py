@@ -11,47 +11,12 @@ from poolbench.core.errors import WorkerFailure
 from poolbench.core.records import MatrixCell
 from poolbench.engine.process import Worker, WorkerLike
 from poolbench.matrix.probe import PROCESSES
-from poolbench.matrix.runner import Key, PendingCell, all_keys, fill, plan_cells
+from poolbench.matrix.runner import Key, PendingCell, fill, plan_cells
 from poolbench.store.journal import read_run
 from poolbench.worker import session
 
 if TYPE_CHECKING:
-    from poolbench.engine.run import Run, RunOptions
-
-
-def record_matrix(
-    options: RunOptions,
-    *,
-    ops: Sequence[str] = (),
-    devices: Sequence[str] = (),
-    exports: bool = False,
-    say: Callable[[str], None] = print,
-) -> int:
-    """Fill the matrix of a run, new or resumed; return 0, or 1 if an own candidate failed a check.
-
-    Ops and the user's candidates are registered beforehand. A candidate that ships may fail: which
-    checks it fails is the result. `ops` and `devices`: those to try; none: all.
-    """
-    from poolbench.core.registry import REGISTRY
     from poolbench.engine.run import Run
-
-    keys = [key for key in all_keys() if not ops or key[0] in ops]
-    with Run(options, progress=say) as run:
-        cells = run_matrix(run, keys, exports=exports, devices=devices, say=say)
-    failed = [
-        cell
-        for (op, candidate, _), found in cells.items()
-        for cell in found
-        if is_failure(cell) and not REGISTRY.candidates[op, candidate].builtin
-    ]
-    for cell in failed:
-        say(f"{cell.op} {cell.candidate} {cell.probe} {cell.device} {cell.state}: {cell.evidence}")
-    return 1 if failed else 0
-
-
-def is_failure(cell: MatrixCell) -> bool:
-    """Return whether a cell is neither a pass nor something that was refused or not run."""
-    return cell.state not in ("pass", "unsupported", "not_run")
 
 
 def run_matrix(

@@ -16,9 +16,8 @@ import msgspec
 import psutil
 
 from poolbench.core.errors import UsageError, WorkerFailure
-from poolbench.core.plan import WorkerSpec
-from poolbench.engine.race import Plan
-from poolbench.engine.scheduler import WorkerPool
+from poolbench.core.plan import Plan, WorkerSpec
+from poolbench.engine.pool import WorkerPool
 from poolbench.models import config
 from poolbench.models.answer import (
     SMALL_SHARE,
@@ -104,7 +103,7 @@ def advise(
         in_place=False, processes=processes, budget_seconds=budget,
     )  # fmt: skip
     workers = WorkerPool((), psutil.virtual_memory().total * 3 // 4)
-    workers.use(WorkerSpec(), 1)
+    workers.prepare((WorkerSpec(),), 1)
     try:
         _Answer(entry, workers, say).run(write)
     except WorkerFailure as failure:
@@ -138,7 +137,7 @@ class _Answer:
             return
         self._settle(found)
         # Side by side: a process takes seconds to start. The last one loads what is written.
-        self.workers.use(WorkerSpec(), self.entry.processes + (target is not None))
+        self.workers.prepare((WorkerSpec(),), self.entry.processes + (target is not None))
         for line in describe_pools(found, self.entry.batch):
             self.say(line)
         self.entry = replace(
@@ -157,7 +156,7 @@ class _Answer:
     def _describe(self) -> Described:
         arguments = (self.entry.source, self.entry.batch or None)
         try:
-            found: Described = self.workers.worker(0).call(
+            found: Described = self.workers.worker(WorkerSpec()).call(
                 describe, *arguments, timeout=TASK_SECONDS
             )
         except WorkerFailure as failure:
@@ -218,7 +217,7 @@ class _Answer:
         )
         with tempfile.TemporaryDirectory(prefix="poolbench-") as folder:
             predictions = str(Path(folder) / "predictions.npz")
-            written = self.workers.worker(0).call(
+            written = self.workers.worker(WorkerSpec()).call(
                 write_model, source, self.entry.batch, chosen, str(target.resolve()), predictions,
                 timeout=TASK_SECONDS,
             )  # fmt: skip
@@ -234,7 +233,7 @@ class _Answer:
                 left = ", ".join(f"`{clean(layer)}`" for layer in written.code)
                 self.say(f"It still needs code for {left}: safe mode does not load it.")
                 return
-            fresh = self.workers.worker(self.entry.processes)
+            fresh = self.workers.worker(WorkerSpec(), self.entry.processes)
             difference = fresh.call(
                 check_written, str(target.resolve()), predictions, timeout=TASK_SECONDS
             )

@@ -37,11 +37,12 @@ from poolbench.core.axes import Shape
 from poolbench.core.candidate import Candidate, KnownFailure
 from poolbench.core.case import Case
 from poolbench.core.errors import UsageError, WorkerFailure
-from poolbench.core.plan import WorkerSpec
+from poolbench.core.plan import Plan, WorkerSpec
 from poolbench.core.records import ALL_POOLING, Measurement, ModelResult
 from poolbench.core.registry import REGISTRY
 from poolbench.engine.process import WorkerLike
-from poolbench.engine.race import Fleet, Plan, Race, Tasks
+from poolbench.engine.race import Race
+from poolbench.engine.recovery import Tasks, Workers
 from poolbench.models import steps, zoo
 from poolbench.models.config import fill_shapes, fixed_batch
 from poolbench.models.find import Model, find_pools, hold_elsewhere
@@ -189,11 +190,12 @@ def _race(entry: Entry, described: Described, plan: Plan) -> tuple[Race, Source]
     """Return the race of an entry, and the source with what its pools are."""
     forms = {pool.key: pool.form for pool in described.pools if pool.form is not None}
     source = msgspec.structs.replace(entry.source, forms=forms)
-    race = Race(
+    race = Race.in_one_worker(
         entry.case,
         contenders(entry, described),
         baseline=ALONE + AS_BUILT if described.unknown else AS_BUILT,
         plan=plan,
+        worker=WorkerSpec(threads=entry.threads),
         tasks=Tasks(
             open_case=partial(steps.open_case, source=source),
             open_contender=steps.open_contender,
@@ -204,7 +206,7 @@ def _race(entry: Entry, described: Described, plan: Plan) -> tuple[Race, Source]
 
 
 def race_model(
-    entry: Entry, fleet: Fleet, plan: Plan, described: Described | None = None
+    entry: Entry, workers: Workers, plan: Plan, described: Described | None = None
 ) -> Stepped:
     """Describe the model, race its steps, and time single calls where the entry asks.
 
@@ -214,16 +216,15 @@ def race_model(
     plan = replace(
         plan,
         processes=entry.processes,
-        max_processes=entry.processes,
         budget_seconds=entry.budget_seconds,
         allocations=2,
     )
-    worker = fleet.worker(0)
+    worker = workers.worker(WorkerSpec(threads=entry.threads), 0)
     described = described or worker.call(
         describe, entry.source, entry.batch, timeout=plan.timeout_seconds
     )
     race, source = _race(entry, described, plan)
-    measurements = {m.candidate: m for m in race.run(fleet).measurements}
+    measurements = {m.candidate: m for m in race.run(workers).measurements}
     latencies = (
         time_latencies(entry, source, measurements, worker, plan) if entry.latency_calls else {}
     )
@@ -235,11 +236,12 @@ def race_model(
     )
 
 
-def check_model(entry: Entry, worker: WorkerLike, plan: Plan) -> Stepped:
+def check_model(entry: Entry, workers: Workers, plan: Plan) -> Stepped:
     """Compare the implementations' outputs with each other once, timing nothing."""
+    worker = workers.worker(WorkerSpec(threads=entry.threads), 0)
     described = worker.call(describe, entry.source, entry.batch, timeout=plan.timeout_seconds)
     race, _ = _race(entry, described, plan)
-    measurements = {m.candidate: m for m in race.check(worker).measurements}
+    measurements = {m.candidate: m for m in race.check(workers).measurements}
     return Stepped(entry=entry, described=described, measurements=measurements)
 
 
@@ -268,32 +270,20 @@ def safe_label(label: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]", ".", label)
 
 
-class _BenchFleet:
-    """The workers of a run, for races that the run does not know."""
-
-    def __init__(self, bench: Run, setting: WorkerSpec) -> None:
-        self._bench = bench
-        self._setting = setting
-
-    def worker(self, process: int) -> WorkerLike:
-        return self._bench.worker(self._setting, process)
-
-
 def run_entry(entry: Entry, bench: Run, *, checks_only: bool = False) -> list[ModelResult]:
     """Race an entry in a run and journal its records; those that a resumed run holds are read back.
 
     A network that cannot be loaded at all is one record with the reason.
     """
-    fleet = _BenchFleet(bench, WorkerSpec(threads=entry.threads))
     plan = bench.options.plan
     try:
         if checks_only:
-            return model_records(check_model(entry, fleet.worker(0), plan))
-        fleet.worker(entry.processes - 1)
+            return model_records(check_model(entry, bench, plan))
+        bench.worker(WorkerSpec(threads=entry.threads), entry.processes - 1)
         bench.journal()
         if done := [record for record in bench.networks if _is_of(record, entry)]:
             return done
-        records = model_records(race_model(entry, fleet, plan))
+        records = model_records(race_model(entry, bench, plan))
     except WorkerFailure as failure:
         records = [_unloaded(entry, failure)]
     for record in records:

@@ -14,10 +14,9 @@ import numpy as np
 
 from poolbench.core.case import Case
 from poolbench.core.errors import StoreError
-from poolbench.core.plan import PROBES
+from poolbench.core.plan import PROBES, Plan
 from poolbench.core.records import Measurement, Samples
 from poolbench.core.registry import input_nbytes
-from poolbench.engine.race import Plan
 from poolbench.machine.info import machine_facts
 from poolbench.machine.nvml import is_gpu
 from poolbench.stats.estimate import (

@@ -15,7 +15,7 @@ from poolbench.store.journal import JOURNAL
 
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,80}")
 # Options of which a change would make the rest of a resumed run another measurement.
-COMPARED_OPTIONS = ("seed", "processes", "max_processes", "budget_seconds", "precision", "margin")
+COMPARED_OPTIONS = ("seed", "processes", "budget_seconds", "precision", "margin")
 
 
 def check_run_name(name: str) -> str:

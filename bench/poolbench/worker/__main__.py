@@ -106,7 +106,7 @@ def _start(start: Start) -> Reply:
         if start.path:
             sys.path[:] = start.path
         tempfile.tempdir = os.environ["TMPDIR"]
-        BACKENDS["tensorflow" if start.spec.tensorflow else "numpy"].start(start.spec)
+        BACKENDS[start.spec.backend].start(start.spec)
         load_suites(start.files)
     except BaseException as error:  # noqa: BLE001 (a user's file may raise anything)
         return _failure(0, error)

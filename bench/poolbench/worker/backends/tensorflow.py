@@ -23,10 +23,10 @@ class TensorFlowBackend:
 
         if spec.threads:
             tf.config.threading.set_intra_op_parallelism_threads(spec.threads)
-        if spec.logical_cpus > 1:
+        if spec.logical_devices > 1:
             cpu = tf.config.list_physical_devices("CPU")[0]
             tf.config.set_logical_device_configuration(
-                cpu, [tf.config.LogicalDeviceConfiguration()] * spec.logical_cpus
+                cpu, [tf.config.LogicalDeviceConfiguration()] * spec.logical_devices
             )
         for gpu in tf.config.list_physical_devices("GPU"):
             # Processes share the device: without growth the first takes all of its memory.

@@ -1,0 +1,187 @@
+"""The workers of one race: opened, and replaced when a contender kills one, so that the others go on."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from poolbench.core.case import Case
+from poolbench.core.errors import WorkerFailure
+from poolbench.core.plan import PROBES, Plan, WorkerSpec
+from poolbench.engine.process import WorkerLike
+from poolbench.engine.recorder import ContenderRecord, Seconds
+from poolbench.worker import contender, session
+
+# Abandon a race after this many worker deaths that no candidate caused.
+MAX_DEATHS = 3
+
+
+class Workers(Protocol):
+    """Where a race's worker processes come from."""
+
+    def worker(self, spec: WorkerSpec, process: int, /) -> WorkerLike:
+        """Return the worker of this kind: the same one for the same number, fresh ones for new numbers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tasks:
+    """How a worker opens a case and its contenders: module-level functions, sent by name.
+
+    The defaults open an op's case, its candidates and the bandwidth probes; a model's step brings its own.
+
+    Attributes:
+        open_case: (session, case, seed, tensorflow) -> Opened.
+        open_contender: (session, name, check) -> OpenedContender.
+        probes: names of the bandwidth probes that race too.
+    """
+
+    open_case: Callable[..., session.Opened] = session.open_case
+    open_contender: Callable[..., contender.OpenedContender] = contender.open_contender
+    probes: tuple[str, ...] = PROBES
+
+
+class RaceWorkers:
+    """The workers that one process of a race has, one of each kind, with its case open in them.
+
+    Attributes:
+        seconds: what opening took, by kind, added up.
+        one_by_one: whether each block is to be a task of its own: a worker was lost in a longer one, and
+            the contender that kills the next one must be known.
+    """
+
+    def __init__(
+        self,
+        case: Case,
+        records: Mapping[str, ContenderRecord],
+        *,
+        plan: Plan,
+        tasks: Tasks,
+        seconds: Seconds,
+    ) -> None:
+        self.seconds = seconds
+        self.one_by_one = False
+        self._case = case
+        self._records = records
+        self._plan = plan
+        self._tasks = tasks
+        self._process = 0
+        self._workers: dict[WorkerSpec, WorkerLike] = {}
+        self._deaths = 0
+
+    def __getitem__(self, spec: WorkerSpec) -> WorkerLike:
+        return self._workers[spec]
+
+    @property
+    def node(self) -> str:
+        """The node that the workers are on."""
+        return next(iter(self._workers.values())).node
+
+    def open(self, process: int, workers: Mapping[WorkerSpec, WorkerLike]) -> None:
+        """Open the case and its contenders in the workers of this process of the race."""
+        self._process = process
+        self._workers = dict(workers)
+        for spec in self._workers:
+            self.reopen(spec)
+
+    def reopen(self, spec: WorkerSpec) -> None:
+        """Open the case and every contender of this worker until no contender takes it down."""
+        while True:
+            try:
+                opened = self._workers[spec].call(
+                    self._tasks.open_case, self._case, self._plan.seed, spec.backend == "tensorflow",
+                    timeout=self._plan.timeout_seconds,
+                )  # fmt: skip
+            except WorkerFailure as failure:
+                if self._should_retry(failure):
+                    continue
+                self.fail(failure, spec)
+                return
+            self.seconds["allocation"] += opened.seconds
+            if all(self._open_contender(record) for record in self._running(spec)):
+                return
+
+    def fail(self, failure: WorkerFailure, spec: WorkerSpec | None = None) -> None:
+        """Enter the failure with every contender that has none, of this worker or of all."""
+        for record in self._running(spec):
+            record.fail(self._case, failure)
+
+    def allocate(self) -> None:
+        """Allocate the inputs anew in every worker."""
+        for spec, worker in self._workers.items():
+            try:
+                self.seconds["allocation"] += worker.call(
+                    session.allocate, timeout=self._plan.timeout_seconds
+                )
+            except WorkerFailure as failure:  # noqa: PERF203 (each worker's is its own)
+                if failure.lost:  # for a reason of its own: a fresh one goes on
+                    self.reopen(spec)
+                else:
+                    self.fail(failure, spec)
+
+    def close(self) -> None:
+        """Let the workers forget the case; one that cannot is replaced."""
+        for worker in self._workers.values():
+            try:
+                worker.call(session.close_case, timeout=self._plan.timeout_seconds)
+            except WorkerFailure as failure:  # noqa: PERF203 (each worker's is its own)
+                # A lost worker holds nothing any more. Another does not let go of what a candidate left.
+                if not failure.lost:
+                    self._replace(worker)
+
+    def handle_loss(
+        self, spec: WorkerSpec, contenders: Sequence[ContenderRecord], failure: WorkerFailure
+    ) -> None:
+        """Enter a task of these contenders that did not return; open a fresh worker if it took that along."""
+        if not self._should_retry(failure):
+            if len({record.name for record in contenders}) > 1:
+                self.one_by_one = True
+            else:
+                contenders[0].fail(self._case, failure)
+        if failure.lost:
+            self.reopen(spec)
+
+    def _running(self, spec: WorkerSpec | None = None) -> list[ContenderRecord]:
+        return [r for r in self._records.values() if r.runs and spec in (None, r.worker)]
+
+    def _should_retry(self, failure: WorkerFailure) -> bool:
+        """Whether no task caused the worker's death, and that has not happened too often."""
+        self._deaths += failure.blameless
+        return failure.blameless and self._deaths <= MAX_DEATHS
+
+    def _replace(self, worker: WorkerLike) -> None:
+        """End the worker's process; its next task gets a fresh one."""
+        # It does not answer: that is how it ends.
+        with contextlib.suppress(WorkerFailure):
+            worker.call(session.end_process, timeout=self._plan.timeout_seconds)
+
+    def _open_contender(self, record: ContenderRecord) -> bool:
+        """Open one contender; return False if the worker was lost with it, or is no good for the others."""
+        worker = self._workers[record.worker]
+        try:
+            opened = worker.call(
+                self._tasks.open_contender, record.task_name, record.accuracy is None,
+                timeout=self._plan.timeout_seconds,
+            )  # fmt: skip
+        except WorkerFailure as failure:
+            if not self._should_retry(failure):
+                record.fail(self._case, failure)
+            return not failure.lost
+        self.seconds["first_calls"] += opened.first_call_seconds
+        self.seconds["checks"] += opened.check_seconds + opened.calibration_seconds
+        record.accuracy = record.accuracy or opened.accuracy
+        if opened.status != "ok":
+            refused = WorkerFailure(opened.status, opened.reason, tail=worker.tail)
+            record.fail(self._case, refused)
+        if opened.tainted:
+            self._replace(worker)
+            return False
+        if opened.status != "ok":
+            return True
+        if record.candidate and len(record.first_calls) <= self._process:
+            record.first_calls.append(opened.first_call_seconds)
+        record.call_seconds = opened.call_seconds or record.call_seconds
+        record.read_nbytes, record.written_nbytes = opened.read_nbytes, opened.written_nbytes
+        record.peak_nbytes = record.peak_nbytes or opened.peak_nbytes
+        return True

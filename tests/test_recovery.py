@@ -1,0 +1,135 @@
+"""A race whose worker dies: the contender that killed it is out, the others go on."""
+
+import msgspec
+import pytest
+from fakes import ANSWERS, BLOCK, OPENED, FakePool, fake_candidate, make_batch
+from poolbench.core.case import make_case
+from poolbench.core.errors import WorkerFailure
+from poolbench.core.plan import Plan
+from poolbench.engine.race import Race
+from poolbench.engine.recovery import MAX_DEATHS
+from poolbench.machine.info import Usage
+from poolbench.worker import contender, session, timing
+
+CASE = make_case(op="pool", shape=(8, 28, 28, 96), pool_size=3)
+CRASH = WorkerFailure("crashed", "killed by SIGABRT", lost=True)
+IDLE = WorkerFailure("crashed", "the worker died between two tasks", lost=True, blameless=True)
+QUIET = Usage(clock=0.0, busy_seconds=0.0, steal_seconds=0.0, own_seconds=0.0)
+
+
+def about(task, arguments):
+    """Return what a task is about: a contender's name, 'all' for several, '' for the case."""
+    if task is timing.time_batch:
+        names = {request.name for request in arguments[0]}
+        return names.pop() if len(names) == 1 else "all"
+    return arguments[0] if arguments and isinstance(arguments[0], str) else ""
+
+
+def run(faults):
+    """Race 'base' and 'rival'; `faults` maps (task, what it is about) to answers, each given once."""
+    faults = {key: list(answers) for key, answers in faults.items()}
+    tasks = []
+
+    def answer_of(task, usual):
+        def answer(*arguments):
+            key = task, about(task, arguments)
+            tasks.append(key)
+            given = faults[key].pop(0) if faults.get(key) else usual
+            return given(*arguments) if callable(given) else given
+
+        return answer
+
+    pool = FakePool({task: answer_of(task, usual) for task, usual in ANSWERS.items()})
+    race = Race.in_one_worker(
+        CASE, [fake_candidate("base", "pool"), fake_candidate("rival", "pool")], baseline="base",
+        plan=Plan(processes=2), read_usage=lambda: QUIET,
+    )  # fmt: skip
+    for process in range(2):
+        pool.worker(race.spec.workers[0], process).tail = "what it printed"
+    return {m.candidate: m for m in race.run(pool).measurements}, tasks
+
+
+def test_crash_while_the_case_is_opened_is_the_result_of_all():
+    found, tasks = run({(session.open_case, ""): [CRASH]})
+    assert {m.status for m in found.values()} == {"crashed"}
+    assert tasks.count((session.open_case, "")) == 1
+
+
+def test_worker_dead_before_the_case_is_opened_is_replaced_without_blame():
+    found, _ = run({(session.open_case, ""): [IDLE]})
+    assert {m.status for m in found.values()} == {"ok"}
+
+
+def test_worker_dead_between_two_batches_is_replaced_without_blame():
+    found, _ = run({(timing.time_batch, "all"): [IDLE, IDLE]})
+    assert {m.status for m in found.values()} == {"ok"}
+    assert len(found["rival"].samples)
+
+
+def test_crash_in_a_batch_is_traced_to_its_contender_block_by_block():
+    found, tasks = run({(timing.time_batch, "all"): [CRASH], (timing.time_batch, "rival"): [CRASH]})
+    assert (found["rival"].status, found["base"].status) == ("crashed", "ok")
+    assert tasks.count((timing.time_batch, "all")) == 1
+    assert set(found["base"].samples.process) == {0, 1}
+
+
+def test_crash_in_a_batch_that_does_not_recur_blames_no_contender():
+    found, _ = run({(timing.time_batch, "all"): [CRASH]})
+    assert {m.status for m in found.values()} == {"ok"}
+
+
+def test_exception_in_a_block_ends_its_contender_only():
+    broken = timing.Block(status="error", reason="ValueError: no")
+
+    def batch(requests):
+        return make_batch([broken if r.name == "rival" else BLOCK for r in requests])
+
+    found, _ = run({(timing.time_batch, "all"): [batch]})
+    assert (found["rival"].status, found["rival"].reason) == ("error", "ValueError: no")
+    assert (found["base"].status, found["rival"].tail) == ("ok", "what it printed")
+
+
+def test_worker_that_dies_again_and_again_ends_the_race():
+    found, tasks = run({(session.open_case, ""): [IDLE] * 100})
+    assert {m.status for m in found.values()} == {"crashed"}
+    assert tasks.count((session.open_case, "")) == MAX_DEATHS + 1
+
+
+def test_contender_that_crashed_once_is_not_opened_in_another_process():
+    found, tasks = run({(contender.open_contender, "rival"): [CRASH]})
+    assert (found["rival"].status, found["base"].status) == ("crashed", "ok")
+    assert tasks.count((contender.open_contender, "rival")) == 1
+    assert set(found["base"].samples.process) == {0, 1}
+
+
+def test_contender_that_taints_its_process_is_out_and_the_process_replaced():
+    tainted = msgspec.structs.replace(OPENED, status="error", reason="it left 1", tainted=True)
+    found, tasks = run({(contender.open_contender, "rival"): [tainted]})
+    assert (found["rival"].status, found["rival"].reason) == ("error", "it left 1")
+    assert found["rival"].tail == "what it printed"
+    assert tasks.count((session.end_process, "")) == 1
+    assert found["base"].status == "ok"
+
+
+def test_case_that_does_not_close_costs_only_its_process():
+    failure = WorkerFailure("error", "ValueError: still held")
+    found, tasks = run({(session.close_case, ""): [failure]})
+    assert {m.status for m in found.values()} == {"ok"}
+    assert tasks.count((session.end_process, "")) == 1
+
+
+@pytest.mark.parametrize("lost", [True, False])
+def test_allocation_that_fails_is_repeated_only_in_a_fresh_worker(lost):
+    failure = WorkerFailure("out_of_memory", "host memory: full", lost=lost)
+    found, _ = run({(session.allocate, ""): [failure]})
+    assert {m.status for m in found.values()} == {"ok" if lost else "out_of_memory"}
+
+
+def test_worker_that_cannot_start_is_said_of_every_candidate():
+    class Workers:
+        def worker(self, spec, process):
+            raise WorkerFailure("error", "ImportError: no module named mine")
+
+    race = Race.in_one_worker(CASE, [fake_candidate("base")], baseline="base", plan=Plan())
+    found = race.run(Workers()).measurements
+    assert {(m.status, m.reason) for m in found} == {("error", "ImportError: no module named mine")}

@@ -1,0 +1,107 @@
+"""The plan of a round: orders, untimed and timed calls, workers in turn."""
+
+import random
+from collections import Counter
+
+import pytest
+from fakes import fake_candidate
+from poolbench.core.case import make_case
+from poolbench.core.plan import Plan, WorkerSpec
+from poolbench.engine.recorder import ContenderRecord
+from poolbench.engine.rounds import Rounds, balanced_orders, block_calls, one_by_one
+
+CASE = make_case(op="pool", shape=(8, 28, 28, 96), pool_size=3)
+BASE, HEAD = WorkerSpec(backend="numpy"), WorkerSpec(backend="numpy", environment=(("A", "1"),))
+
+
+def make_rounds(*workers, probe=False):
+    """Return rounds of candidates 'a' and 'b' in each of the workers, planned."""
+    records = [
+        ContenderRecord(f"{name}@{number}", fake_candidate(name), worker, call_seconds=1e-3)
+        for number, worker in enumerate(workers)
+        for name in ("a", "b")
+    ]
+    if probe:
+        records.append(ContenderRecord("bandwidth-read", None, workers[0], call_seconds=1e-3))
+    rounds = Rounds(records, baseline="a@0", plan=Plan(), case=CASE)
+    rounds.plan(records)
+    return rounds
+
+
+def test_block_calls_any_duration_fill_the_block_and_have_a_warmup():
+    rng = random.Random(0)
+    for _ in range(200):
+        seconds = 10 ** rng.uniform(-6, 0)
+        warmup, calls = block_calls(seconds, 0.01, nbytes=1 << 24)
+        assert calls * seconds >= 0.01
+        assert 1 <= warmup <= calls
+        assert warmup >= 4 or warmup * seconds >= 0.0018
+        within, _ = block_calls(seconds, 0.01, nbytes=1 << 20)
+        assert within == warmup or 2 <= within < warmup
+        after_probe, _ = block_calls(seconds, 0.01, nbytes=1 << 24, cold=True)
+        assert after_probe >= warmup
+        assert after_probe <= 16 or after_probe == warmup
+        assert seconds < 0.006 or after_probe <= 2
+
+
+def test_block_calls_fractional_warmup_is_rounded_by_chance():
+    rng = random.Random(0)
+    counts = [
+        block_calls(0.0012, 0.001, nbytes=1 << 24, dither=rng.random())[0] for _ in range(2000)
+    ]
+    assert set(counts) == {2, 3}
+    assert sum(counts) / len(counts) == pytest.approx(0.003 / 0.0012, rel=0.02)
+
+
+def test_balanced_orders_of_n_names_give_each_name_each_place_once():
+    orders = balanced_orders("abcd", random.Random(1))
+    for _ in range(5):
+        square = [next(orders) for _ in range(4)]
+        assert all(len(set(column)) == 4 for column in zip(*square, strict=True))
+
+
+def test_leg_of_one_worker_is_one_task():
+    (task,) = make_rounds(BASE).leg(range(5), others_between=False)
+    assert task.worker == BASE
+    assert [block.round for block in task.blocks] == [number for number in range(5) for _ in "ab"]
+
+
+def test_leg_of_two_workers_is_a_task_each_with_the_same_rounds():
+    tasks = make_rounds(BASE, HEAD).leg(range(5), others_between=False)
+    assert {task.worker for task in tasks} == {BASE, HEAD}
+    for task in tasks:
+        assert Counter(block.round for block in task.blocks) == dict.fromkeys(range(5), 2)
+        assert {block.record.worker for block in task.blocks} == {task.worker}
+        assert {block.request.name for block in task.blocks} == {"a", "b"}
+
+
+def test_legs_of_two_workers_begin_with_each_as_often():
+    rounds = make_rounds(BASE, HEAD)
+    first = Counter(rounds.leg([number], others_between=False)[0].worker for number in range(20))
+    assert first == {BASE: 10, HEAD: 10}
+
+
+def test_leg_after_another_worker_begins_with_a_longer_warmup():
+    rounds = make_rounds(BASE, HEAD)
+    for number in range(4):
+        for task in rounds.leg([number], others_between=False):
+            assert [block.request.warmup for block in task.blocks] == [12, 2]
+
+
+def test_probes_run_in_the_baselines_worker_alone():
+    tasks = make_rounds(BASE, HEAD, probe=True).leg(range(10), others_between=False)
+    probes = {task.worker for task in tasks for block in task.blocks if not block.record.candidate}
+    assert probes == {BASE}
+
+
+def test_orders_with_one_worker_are_decided_by_the_seed():
+    blocks = [
+        [block.record.name for block in make_rounds(BASE).leg(range(9), others_between=False)[0].blocks]
+        for _ in range(2)
+    ]  # fmt: skip
+    assert blocks[0] == blocks[1]
+
+
+def test_one_by_one_makes_a_task_of_each_block():
+    tasks = one_by_one(make_rounds(BASE, HEAD).leg(range(3), others_between=False))
+    assert [len(task.blocks) for task in tasks] == [1] * 12
