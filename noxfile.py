@@ -1,4 +1,4 @@
-"""The doors of poolbench. `nox -l` lists them; what follows `--` reaches the tool behind the door."""
+"""The sessions of poolbench, each one command. `nox -l` lists them; words after `--` reach the command."""
 
 from __future__ import annotations
 
@@ -12,334 +12,235 @@ import nox
 
 nox.needs_version = ">=2024.4.15"
 nox.options.sessions = ["tests", "lint", "types"]
-nox.options.reuse_existing_virtualenvs = True
-nox.options.error_on_missing_interpreters = True
 
 ROOT = Path(__file__).parent
 CONSTRAINTS = ROOT / "constraints.txt"
-# One environment serves every session that needs TensorFlow on the CPU: it is the largest by far.
-ENV_DIR = Path(os.environ.get("NOXENVDIR", ROOT / ".nox"))
-CPU_ENV = ENV_DIR / "cpu"
-GPU_ENV = ENV_DIR / "gpu"
+ENVIRONMENTS = Path(os.environ.get("NOXENVDIR", ROOT / ".nox"))
+# The oldest and the newest Python that TensorFlow has packages for.
+OLDEST, NEWEST = (3, 10), (3, 13)
 NO_GPU = (
     "bench-gpu needs a GPU that TensorFlow can use: {seen}; on a machine with an NVIDIA GPU install its "
     "driver (nvidia-smi must work) and run this again, on any other run bench-cpu"
 )
 
 
-def _python(session: nox.Session, folder: Path, *extras: str) -> str:
-    """A Python in an environment that several sessions share, with poolbench and these extras."""
-    bin_folder = folder / ("Scripts" if os.name == "nt" else "bin")
-    python = bin_folder / ("python.exe" if os.name == "nt" else "python")
-    if not python.exists():
+def _find_python(session: nox.Session) -> str:
+    """Return a Python that TensorFlow has packages for: this one, else one on the PATH."""
+    if OLDEST <= sys.version_info[:2] <= NEWEST:
+        return sys.executable
+    for minor in range(NEWEST[1], OLDEST[1] - 1, -1):
+        if found := shutil.which(f"python3.{minor}"):
+            return found
+    here, oldest, newest = (".".join(map(str, v)) for v in (sys.version_info[:2], OLDEST, NEWEST))
+    return session.error(f"this is Python {here}; poolbench needs Python {oldest} to {newest}")
+
+
+def _bin(name: str) -> Path:
+    return ENVIRONMENTS / name / ("Scripts" if os.name == "nt" else "bin")
+
+
+def _install(session: nox.Session, name: str, *extras: str) -> Path:
+    """Install poolbench with extras into an environment that sessions share; return its commands."""
+    python = _bin(name) / "python"
+    if not python.with_suffix(".exe" if os.name == "nt" else "").exists():
+        home = str(ENVIRONMENTS / name)
         session.run(
-            sys.executable, "-m", "venv", "--clear", str(folder), external=True, silent=True
+            _find_python(session), "-m", "venv", "--clear", home, external=True, silent=True
         )
-    stamp = folder / f"installed-{'-'.join(sorted(extras))}"
-    sources = (ROOT / "pyproject.toml", CONSTRAINTS)
+    stamp = ENVIRONMENTS / name / f"installed-{'-'.join(sorted(extras))}"
+    sources = (ROOT / "pyproject.toml", ROOT / "setup.py", CONSTRAINTS)
     if not stamp.exists() or any(stamp.stat().st_mtime < path.stat().st_mtime for path in sources):
         session.run(
             str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check",
-            "--constraint", str(CONSTRAINTS), "--editable", f"{ROOT}[{','.join(extras)}]",
-            external=True,
+            "--constraint", str(CONSTRAINTS), "--editable", f"{ROOT}[{','.join(extras)}]", external=True,
         )  # fmt: skip
         stamp.touch()
-    return str(python)
+    return _bin(name)
 
 
-def _cpu(session: nox.Session, *extras: str) -> str:
-    return _python(session, CPU_ENV, "cpu", *extras)
-
-
-def _bench(session: nox.Session, python: str, sweep: str, *words: str) -> None:
-    """Run the suites' two ops, then render the run and print its headline."""
-    run = _run_name(session.posargs, sweep)
-    named = (
-        []
-        if any(word.startswith(("--run", "--resume")) for word in session.posargs)
-        else ["--run", run]
-    )
-    suites = [word for word in session.posargs if word.startswith("suites")] or [
-        "suites/test_depth_max_pool.py",
-        "suites/test_global_avg_pool.py",
-    ]
-    rest = [word for word in session.posargs if word not in suites]
-    # 1: a candidate failed its test; the report shows which, so it is rendered all the same.
+def _run(session: nox.Session, folder: Path, *words: str, codes: tuple[int, ...] = (0,)) -> None:
+    """Run a command of an environment."""
     session.run(
-        python, "-m", "pytest", *suites, "-q", "--benchmark-quiet", "--sweep", sweep, *words,
-        *named, *rest, external=True, success_codes=[0, 1], env=_environment(),
+        str(folder / words[0]), *words[1:], external=True, success_codes=list(codes),
+        env={"TF_CPP_MIN_LOG_LEVEL": os.environ.get("TF_CPP_MIN_LOG_LEVEL", "2")},
     )  # fmt: skip
-    if "--plan" in rest or "--benchmark-disable" in rest:
-        return
-    session.run(python, str(ROOT / "report.py"), run, external=True, env=_environment())
 
 
-def _run_name(posargs: list[str], sweep: str) -> str:
-    """The run's name as the user gave it, or a new one from the time and the sweep."""
-    for i, word in enumerate(posargs):
-        if word in ("--run", "--resume") and i + 1 < len(posargs):
-            return posargs[i + 1]
-        if word.startswith(("--run=", "--resume=")):
-            return word.split("=", 1)[1]
-    import datetime as dt
-
-    return dt.datetime.now(dt.timezone.utc).strftime(f"%Y%m%d-%H%M%S-{sweep}")
-
-
-def _environment() -> dict[str, str]:
-    return {"TF_CPP_MIN_LOG_LEVEL": os.environ.get("TF_CPP_MIN_LOG_LEVEL", "2")}
+def _poolbench(
+    session: nox.Session, *words: str, extras: tuple[str, ...] = (), env: str = "cpu"
+) -> None:
+    """Run a command of poolbench in the environment with TensorFlow for the CPU, or in another."""
+    base = (env,) if env in ("cpu", "gpu") else ()
+    folder = _install(session, env, *base, *extras)
+    # 1: a candidate failed its test; the report shows which.
+    _run(session, folder, "poolbench", *words, *session.posargs, codes=(0, 1))
 
 
 @nox.session(name="bench-cpu", venv_backend="none")
 def bench_cpu(session: nox.Session) -> None:
-    """The default sweep of both ops on the CPU, then the report: at most 10 minutes on two cores."""
-    _bench(session, _cpu(session), "default")
+    """Benchmark both ops on the CPU with the default sweep: about 10 minutes on two cores."""
+    _poolbench(session, "run", "--sweep", "default")
 
 
 @nox.session(name="bench-quick", venv_backend="none")
 def bench_quick(session: nox.Session) -> None:
-    """A minute's sweep of both ops on the CPU, then the report."""
-    _bench(session, _cpu(session), "quick")
+    """Benchmark both ops on the CPU in about a minute."""
+    _poolbench(session, "run", "--sweep", "quick")
 
 
 @nox.session(name="bench-full", venv_backend="none")
 def bench_full(session: nox.Session) -> None:
-    """The whole product of the axes, for a night; goes on by: -- --resume NAME."""
-    _bench(session, _cpu(session), "full")
+    """Benchmark the whole product of the axes, in a night; go on with: -- --resume NAME."""
+    _poolbench(session, "run", "--sweep", "full")
 
 
 @nox.session(name="bench-gpu", venv_backend="none")
 def bench_gpu(session: nox.Session) -> None:
-    """The GPU sweep on every GPU that TensorFlow sees, with the CPU beside it."""
+    """Benchmark on every GPU that TensorFlow sees, with the CPU beside it."""
     if not _has_nvidia_driver():
         # Said before the CUDA wheels are fetched: they are gigabytes, and useless without a driver.
-        seen = ", ".join(_devices(CPU_ENV)) or "the CPU alone"
+        seen = ", ".join(_devices(_bin("cpu"))) or "the CPU alone"
         session.error(NO_GPU.format(seen=f"no NVIDIA driver answers, TensorFlow sees {seen}"))
-    python = _python(session, GPU_ENV, "gpu")
-    devices = _devices(GPU_ENV)
+    devices = _devices(_install(session, "gpu", "gpu"))
     gpus = [name for name in devices if name.startswith("gpu")]
     if not gpus:
         session.error(NO_GPU.format(seen=f"TensorFlow sees {', '.join(devices) or 'no device'}"))
-    _bench(session, python, "gpu", "--axis", f"device={','.join([*gpus, 'cpu:0'])}")
-
-
-@nox.session(venv_backend="none")
-def matrix(session: nox.Session) -> None:
-    """What works where: every probe of every candidate, then the report. `-- --exports` for all."""
-    exports = ["export"] if "--exports" in session.posargs else []
-    python = _cpu(session, *exports)
-    run = _run_name(session.posargs, "matrix")
-    named = (
-        []
-        if any(word.startswith(("--run", "--resume")) for word in session.posargs)
-        else ["--run", run]
-    )
-    session.run(
-        python, "-m", "pytest", "suites/test_capabilities.py", "-q", "-r", "fE", *named, *session.posargs,
-        external=True, success_codes=[0, 1], env=_environment(),
-    )  # fmt: skip
-    session.run(python, str(ROOT / "report.py"), run, external=True, env=_environment())
+    axis = f"device={','.join([*gpus, 'cpu:0'])}"
+    _poolbench(session, "run", "--sweep", "gpu", "--axis", axis, env="gpu")
 
 
 def _devices(folder: Path) -> list[str]:
-    """What TensorFlow sees, asked in the environment in this folder; [] where there is none yet."""
-    python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-    if not python.exists():
+    """Return the devices that TensorFlow sees in an environment; [] where there is none yet."""
+    if not (folder / "poolbench").exists():
         return []
-    answer = subprocess.run(
-        [python, "-m", "poolbench", "devices"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return answer.stdout.split()
+    words = [str(folder / "poolbench"), "devices"]
+    return subprocess.run(words, capture_output=True, text=True, check=False).stdout.split()
 
 
 def _has_nvidia_driver() -> bool:
-    command = shutil.which("nvidia-smi")
-    if command is None:
+    if (command := shutil.which("nvidia-smi")) is None:
         return False
     answer = subprocess.run([command, "-L"], capture_output=True, text=True, check=False)
     return answer.returncode == 0 and "GPU" in answer.stdout
 
 
 @nox.session(venv_backend="none")
-def selftest(session: nox.Session) -> None:
-    """Audit the harness here: false alarms, power, noise floor; into the newest run, or -- --run NAME."""
-    session.run(
-        _cpu(session),
-        "-m",
-        "poolbench",
-        "selftest",
-        *session.posargs,
-        external=True,
-        env=_environment(),
-    )
+def networks(session: nox.Session) -> None:
+    """Measure whole models: pooling's share of a step, and each implementation in place."""
+    _poolbench(session, "run", "network")
 
 
 @nox.session(venv_backend="none")
-def acceptance(session: nox.Session) -> None:
-    """Hold the promises of real timings against this machine: about an hour; one by -- --only NAME."""
-    session.run(
-        _cpu(session),
-        str(ROOT / "tests" / "acceptance"),
-        "checks",
-        *session.posargs,
-        external=True,
-        env=_environment(),
-    )
+def matrix(session: nox.Session) -> None:
+    """Check what each candidate supports, and render the report; -- --with-exports for all."""
+    _poolbench(session, "matrix", extras=("export",) if "--with-exports" in session.posargs else ())
 
 
 @nox.session(venv_backend="none")
-def versus(session: nox.Session) -> None:
-    """The same callables by pytest-benchmark, pyperf, timeit, torch's Timer (if installed) and us."""
-    python = _cpu(session, "versus")
-    session.run(
-        python, str(ROOT / "tests" / "acceptance"), "tools", *session.posargs,
-        external=True, env=_environment(),
-    )  # fmt: skip
+def report(session: nox.Session) -> None:
+    """Render a run: `nox -s report -- [RUN]`."""
+    _poolbench(session, "report")
 
 
 @nox.session(venv_backend="none")
 def trace(session: nox.Session) -> None:
     """Record traces of the candidates: `nox -s trace -- [OP] [MODE] [CANDIDATE] [--run NAME]`."""
-    gpu = bool(_devices(GPU_ENV)) and _has_nvidia_driver()
-    python = _python(session, GPU_ENV, "gpu") if gpu else _cpu(session)
-    session.run(
-        python, "-m", "poolbench", "trace", *session.posargs, external=True, env=_environment()
-    )
+    gpu = bool(_devices(_bin("gpu"))) and _has_nvidia_driver()
+    _poolbench(session, "trace", env="gpu" if gpu else "cpu")
 
 
 @nox.session(venv_backend="none")
 def tensorboard(session: nox.Session) -> None:
-    """Open a run's traces: `nox -s tensorboard -- [RUN]`; an environment without TensorFlow."""
-    folder = ENV_DIR / "viewer"
-    python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-    stamp = folder / "installed"
-    if not stamp.exists() or stamp.stat().st_mtime < CONSTRAINTS.stat().st_mtime:
-        session.run(
-            sys.executable, "-m", "venv", "--clear", str(folder), external=True, silent=True
-        )
-        session.run(
-            str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check",
-            "--constraint", str(CONSTRAINTS), "tensorboard>=2.21", "tensorboard-plugin-profile>=2.24",
-            external=True,
-        )  # fmt: skip
-        stamp.touch()
-    # -I: the folder of the script holds modules that are named as some of the standard library's.
-    viewer = str(ROOT / "bench" / "poolbench" / "report" / "tensorboard.py")
-    session.run(str(python), "-I", viewer, *session.posargs, external=True)
-
-
-@nox.session(venv_backend="none")
-def networks(session: nox.Session) -> None:
-    """Whole networks: pooling's share of a step, each spelling in place; at most 6 minutes on two cores."""
-    python = _cpu(session)
-    run = _run_name(session.posargs, "networks")
-    named = (
-        []
-        if any(word.startswith(("--run", "--resume")) for word in session.posargs)
-        else ["--run", run]
-    )
-    session.run(
-        python, "-m", "pytest", "suites/test_network.py", "-q", *named, *session.posargs,
-        external=True, success_codes=[0, 1], env=_environment(),
-    )  # fmt: skip
-    session.run(python, str(ROOT / "report.py"), run, external=True, env=_environment())
+    """Open a run's traces, `nox -s tensorboard -- [RUN]`, in an environment without TensorFlow."""
+    _poolbench(session, "tensorboard", extras=("profile",), env="viewer")
 
 
 @nox.session(venv_backend="none")
 def which(session: nox.Session) -> None:
-    """Which spelling your model's pooling should have: `nox -s which -- model.keras [--input 224x224x3]`."""
-    session.run(
-        _cpu(session),
-        "-m",
-        "poolbench",
-        "which",
-        *session.posargs,
-        external=True,
-        env=_environment(),
-    )
+    """Say which implementation your model should use: `nox -s which -- model.keras`."""
+    _poolbench(session, "which")
+
+
+@nox.session(venv_backend="none")
+def selftest(session: nox.Session) -> None:
+    """Measure false alarms, power and noise floor here; into the newest run, or -- --run NAME."""
+    _poolbench(session, "selftest")
 
 
 @nox.session(venv_backend="none")
 def reference(session: nox.Session) -> None:
-    """Everything into one run, results/reference, the one that is committed: about 25 minutes."""
-    python = _cpu(session, "profile", "export")
+    """Measure everything into results/reference, the run that is committed: about 25 minutes."""
+    folder = _install(session, "cpu", "cpu", "profile", "export")
     shutil.rmtree(ROOT / "results" / "reference", ignore_errors=True)
-    suite = [python, "-m", "pytest", "-q", "--benchmark-quiet"]
     again = ["--resume", "reference", "--allow-different", "commit", "--allow-different", "dirty"]
-    steps: list[list[str]] = [
-        [
-            *suite,
-            "suites/test_depth_max_pool.py",
-            "suites/test_global_avg_pool.py",
-            "--run",
-            "reference",
-        ],
-        [python, "-m", "poolbench", "selftest", "--run", "reference"],
-        [*suite, "suites/test_network.py", *again],
-        [*suite, "suites/test_capabilities.py", "--exports", *again],
-        [python, "-m", "poolbench", "trace", "--run", "reference"],
-        [python, str(ROOT / "report.py"), "reference"],
-        [python, str(ROOT / "docs" / "_generate.py")],
-    ]
-    for step in steps:
-        session.run(*step, external=True, success_codes=[0, 1], env=_environment())
+    for words in (
+        ["poolbench", "run", "--run", "reference"],
+        ["poolbench", "selftest", "--run", "reference"],
+        ["poolbench", "run", "network", *again],
+        ["poolbench", "matrix", "--with-exports", *again],
+        ["poolbench", "trace", "--run", "reference"],
+        ["poolbench", "report", "reference"],
+        ["python", "docs/_generate.py"],
+    ):
+        _run(session, folder, *words, codes=(0, 1))
 
 
 @nox.session(venv_backend="none")
-def pictures(session: nox.Session) -> None:
-    """Take the pictures of README and docs of the reference run, in Chromium."""
-    python = _cpu(session, "test", "profile", "browser")
-    session.run(python, "tests/browser/pictures.py", external=True, env=_environment())
+def acceptance(session: nox.Session) -> None:
+    """Check the promises of real timings on this machine: about an hour; one by -- --only NAME."""
+    folder = _install(session, "cpu", "cpu")
+    _run(session, folder, "python", "tests/acceptance", "checks", *session.posargs)
 
 
 @nox.session(venv_backend="none")
-def report(session: nox.Session) -> None:
-    """Render a run: `nox -s report -- [RUN]`, or any other words of report.py."""
-    python = _cpu(session)
-    session.run(python, str(ROOT / "report.py"), *session.posargs, external=True)
+def versus(session: nox.Session) -> None:
+    """Time the same callables with pytest-benchmark, pyperf, timeit, torch's Timer and poolbench."""
+    folder = _install(session, "cpu", "cpu", "versus")
+    _run(session, folder, "python", "tests/acceptance", "tools", *session.posargs)
+
+
+@nox.session(venv_backend="none")
+def screenshots(session: nox.Session) -> None:
+    """Take the screenshots of README and docs from the reference run, in Chromium."""
+    folder = _install(session, "cpu", "cpu", "test", "profile", "browser")
+    _run(session, folder, "python", "tests/browser/pictures.py")
 
 
 @nox.session(venv_backend="none")
 def tests(session: nox.Session) -> None:
-    """The tests that need no browser, no root and few minutes."""
-    python = _cpu(session, "test", "profile")
-    words = session.posargs or ["tests", "-m", "not slow"]
-    session.run(python, "-m", "pytest", "-q", *words, external=True, env=_environment())
-
-
-@nox.session(venv_backend="none")
-def backends(session: nox.Session) -> None:
-    """The layer to take away on Keras's JAX and PyTorch backends."""
-    python = _cpu(session, "test", "backends")
-    files = [f"tests/test_{name}.py" for name in ("layers", "masked_pooling", "adaptive_pooling")]
-    words = [*files, "-k", "another_backend or on_jax", *session.posargs]
-    session.run(python, "-m", "pytest", "-q", *words, external=True, env=_environment())
+    """Run the tests that need no browser, no root and few minutes."""
+    folder = _install(session, "cpu", "cpu", "test", "profile")
+    _run(session, folder, "pytest", "-q", *(session.posargs or ["tests", "-m", "not slow"]))
 
 
 @nox.session(name="tests-full", venv_backend="none")
 def tests_full(session: nox.Session) -> None:
-    """Real faults, the browser, the cluster, fuzzing."""
-    python = _cpu(session, "test", "profile", "browser", "cluster", "export")
-    words = session.posargs or ["tests", "-m", "slow"]
-    session.run(python, "-m", "pytest", "-q", *words, external=True, env=_environment())
+    """Run the slow tests: real faults, the browser, the cluster, fuzzing."""
+    folder = _install(session, "cpu", "cpu", "test", "profile", "browser", "cluster", "export")
+    _run(session, folder, "pytest", "-q", *(session.posargs or ["tests", "-m", "slow"]))
+
+
+@nox.session(venv_backend="none")
+def backends(session: nox.Session) -> None:
+    """Test the reusable layer on Keras's JAX and PyTorch backends."""
+    folder = _install(session, "cpu", "cpu", "test", "backends")
+    files = [f"tests/test_{name}.py" for name in ("layers", "masked_pooling", "adaptive_pooling")]
+    words = [*files, "-k", "another_backend or on_jax", *session.posargs]
+    _run(session, folder, "pytest", "-q", *words)
 
 
 @nox.session(venv_backend="none")
 def lint(session: nox.Session) -> None:
-    """Run Ruff, rules and format, and import-linter, which holds the layers."""
-    python = _python(session, ENV_DIR / "lint", "lint")
-    session.run(python, "-m", "ruff", "check", ".", external=True)
-    session.run(python, "-m", "ruff", "format", "--check", ".", external=True)
-    lint_imports = "import sys; from importlinter.cli import lint_imports; sys.exit(lint_imports())"
-    session.run(python, "-c", lint_imports, external=True, env={"PYTHONPATH": "bench"})
+    """Check the code's rules, its format and the layers of its imports."""
+    folder = _install(session, "lint", "lint")
+    _run(session, folder, "ruff", "check", ".")
+    _run(session, folder, "ruff", "format", "--check", ".")
+    # Not the script lint-imports: it does not find a package below bench/.
+    checks = "import sys; sys.path.insert(0, 'bench'); import importlinter.cli as c; sys.exit(c.lint_imports())"
+    _run(session, folder, "python", "-c", checks)
 
 
 @nox.session(venv_backend="none")
 def types(session: nox.Session) -> None:
-    """Mypy, strict, over bench/."""
-    python = _python(session, ENV_DIR / "lint", "lint")
-    session.run(python, "-m", "mypy", external=True)
+    """Check the package's types with mypy, strict."""
+    _run(session, _install(session, "lint", "lint"), "mypy")

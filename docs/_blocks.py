@@ -28,7 +28,7 @@ from poolbench.store.journal import MAX_NBYTES, encode_line
 
 LARGE_NBYTES = 8_000_000
 OVER, OVER_LARGE = "the Lambda", "the Lambda, 8 MB and more"
-LAYER, RECIPE, OP = "layer-depth_max_pool", "lambda-max_pool", "depth_max_pool"
+LAYER, TEXTBOOK, OP = "layer-depth_max_pool", "lambda-max_pool", "depth_max_pool"
 MEAN_LAYER, MEAN_OP = "layer-global_avg_pool", "global_avg_pool"
 PREDICTED_CANDIDATES = 14
 MEAN_RIVALS = ("lambda-reduce_mean", "avg_pool2d")
@@ -37,7 +37,7 @@ MEAN_RIVALS = ("lambda-reduce_mean", "avg_pool2d")
 ASKED: tuple[tuple[str, str, str], ...] = (
     ("sweep, store, report: one command", "nox -s bench-cpu", "tests/test_readme.py"),
     ("sizes, depth divisors, padding, devices", "nox -s bench-cpu -- --axis pool_size=2,3", "tests/test_case.py"),
-    ("every candidate right before it is timed", "pytest suites --benchmark-disable", "tests/test_check.py"),
+    ("every candidate right before it is timed", "poolbench run --check-only", "tests/test_check.py"),
     ("mutants of candidates are caught", "nox -s tests -- tests/test_mutants.py", "tests/test_mutants.py"),
     ("timings in results/, in our format and pytest-benchmark's", "nox -s bench-quick", "tests/test_store.py"),
     ("comparison plots and tables", "python report.py", "tests/test_readme.py"),
@@ -49,7 +49,7 @@ ASKED: tuple[tuple[str, str, str], ...] = (
     ("profiles, opened in TensorBoard", "nox -s trace && nox -s tensorboard", "tests/test_profile.py"),
     ("nothing lost: faults, resume, bad input", "nox -s tests-full", "tests/faults/test_faults.py"),
     ("GPUs, by their own clock", "nox -s bench-gpu", "tests/test_gpu.py"),
-    ("a fleet of machines", "pytest suites --ray ADDRESS", "tests/cluster/test_cluster.py"),
+    ("a fleet of machines", "poolbench run --ray-address ADDRESS", "tests/cluster/test_cluster.py"),
     ("does it matter in my network", "nox -s which -- model.keras", "tests/test_which.py"),
     ("a candidate in five lines, an op in thirty", "nox -s bench-quick -- --candidates FILE", "tests/test_readme.py"),
 )  # fmt: skip
@@ -61,7 +61,7 @@ def headline_block(loaded: RunFrame, root: Path) -> str:
     table = headline_table(loaded, answer(loaded))
     columns = [
         "op", "mode", "direction", "use", "time per call", "speed over the baseline",
-        "speed over the textbook implementation", "of the memory-bandwidth limit",
+        "speed over the textbook", "of bandwidth limit",
     ]  # fmt: skip
     environment = loaded.run.header.environment
     machine, versions = environment.machine, environment.versions
@@ -223,13 +223,15 @@ def _layer_rows(loaded: RunFrame, mode: str) -> list[dict[str, str]]:
             for m in race.values()
             if m.form == "layer" and m is not layer and is_right(m) and len(m.samples)
         ]
-        recipe = race.get(RECIPE)
-        if recipe is not None and recipe in others:
-            found = estimate.estimate(recipe.samples, layer.samples)
+        textbook = race.get(TEXTBOOK)
+        if textbook is not None and textbook in others:
+            found = estimate.estimate(textbook.samples, layer.samples)
             rivals.setdefault(OVER, []).append(found)
             if input_nbytes(layer.case) >= LARGE_NBYTES:
                 rivals.setdefault(OVER_LARGE, []).append(found)
-                limits.append(_seconds(recipe) / (bandwidth_limits[case_label(layer.case)] + call))
+                limits.append(
+                    _seconds(textbook) / (bandwidth_limits[case_label(layer.case)] + call)
+                )
         if others:
             best = min(others, key=_seconds)
             rivals.setdefault("the fastest other right layer", []).append(
@@ -252,10 +254,10 @@ def _seconds(measurement: Measurement) -> float:
 def _call_seconds(races: Mapping[Case, Mapping[str, Measurement]]) -> float:
     """Return the Lambda's seconds per call on arrays too small for a bandwidth limit; 0 if unknown."""
     small = [
-        _seconds(race[RECIPE])
+        _seconds(race[TEXTBOOK])
         for case, race in races.items()
-        if RECIPE in race
-        and is_right(race[RECIPE])
+        if TEXTBOOK in race
+        and is_right(race[TEXTBOOK])
         and input_nbytes(case) < BANDWIDTH_LIMIT_FROM_NBYTES
         and case.direction == "forward"
     ]

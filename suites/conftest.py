@@ -1,1 +1,1 @@
-"""Shared by the suites: nothing yet. A @candidate defined here joins its op's races."""
+"""Shared by the suites: nothing. A @candidate defined here joins the races of its op."""

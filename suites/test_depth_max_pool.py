@@ -1,11 +1,10 @@
 """Depthwise max pooling: every implementation in every case of the sweep."""
 
-from collections.abc import Callable
-
 import pytest
+from poolbench.pytest_plugin import Benchmark
 
 
-@pytest.mark.op("depth_max_pool")
-def test_depth_max_pool(replay: Callable[[], None]) -> None:
-    """One candidate in one case: right, and timed in the case's race."""
-    replay()
+@pytest.mark.poolbench(op="depth_max_pool")
+def test_depth_max_pool(poolbench: Benchmark) -> None:
+    """One candidate in one case: correct, and timed in the case's race."""
+    poolbench.replay()

@@ -1,11 +1,10 @@
 """Global average pooling: every implementation in every case of the sweep."""
 
-from collections.abc import Callable
-
 import pytest
+from poolbench.pytest_plugin import Benchmark
 
 
-@pytest.mark.op("global_avg_pool")
-def test_global_avg_pool(replay: Callable[[], None]) -> None:
-    """One candidate in one case: right, and timed in the case's race."""
-    replay()
+@pytest.mark.poolbench(op="global_avg_pool")
+def test_global_avg_pool(poolbench: Benchmark) -> None:
+    """One candidate in one case: correct, and timed in the case's race."""
+    poolbench.replay()

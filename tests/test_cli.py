@@ -1,16 +1,23 @@
 """The command `poolbench`: its help, its errors and its exit codes."""
 
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import click
 import pytest
 from click.testing import CliRunner
 from poolbench.cli import emit, main
+from poolbench.core.errors import UsageError
+from poolbench.launch import find_suites, pytest_words, require_tensorflow
 from poolbench.options import BYTES, COUNT, DURATION, OPTIONS, PERCENT, RUN
 
-COMMANDS = ("report", "compare", "import", "which", "trace", "tensorboard", "selftest", "devices")
+COMMANDS = (
+    "run", "report", "compare", "import", "which", "trace", "tensorboard", "matrix", "selftest", "devices",
+)  # fmt: skip
 
 
 def invoke(*words):
@@ -36,18 +43,13 @@ def test_help_is_quick_and_imports_no_heavy_library():
         "sys.exit(str([m for m in ('pandas', 'scipy', 'tensorflow', 'pytest') if m in sys.modules]))"
     )
     seconds = []
-    for _ in range(3):  # CPU time, the least of three: other programs use the machine too
+    for _ in range(3):  # the CPU time of the quickest: other programs use the machine too
         before = os.times()
         done = subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=False
         )
         after = os.times()
-        seconds.append(
-            after.children_user
-            - before.children_user
-            + after.children_system
-            - before.children_system
-        )
+        seconds.append(sum(after[2:4]) - sum(before[2:4]))
         if seconds[-1] < 0.5:
             break
     assert done.stderr.strip() == "[]"
@@ -65,6 +67,11 @@ def test_help_is_quick_and_imports_no_heavy_library():
         (["which", "x.keras", "--processes", "0"], "--processes: expected a number from 1"),
         (["trace", "--run", "../up"], "--run: expected a run's name"),
         (["trace", "--candidates", "no.py"], "there is no no.py"),
+        (["run", "nothing"], "no file or suite 'nothing'; the suites are capabilities"),
+        (["run", "--processes", "0"], "--processes: expected a number from 1"),
+        (["run", "--axis", "padding"], "--axis: expected an axis and its values"),
+        (["run", "--candidates", "nowhere.py"], "takes a Python file; there is no nowhere.py"),
+        (["matrix", "--sweep", "quick"], "No such option"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -73,6 +80,71 @@ def test_cli_bad_option_is_one_line_and_exit_2(words, says):
     assert done.exit_code == 2
     assert says in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--axis", "stride=2"], "no op has an axis 'stride'"),
+        (["--axis", "padding=full"], "padding must be one of 'valid', 'same'; got 'full'"),
+        (["--op", "nothing"], "no op 'nothing' is registered; there are"),
+        (["--run", "a", "--resume", "b"], "names a new run"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_run_that_pytest_refuses_is_one_line_and_exit_2(words, says, tmp_path):
+    done = invoke("run", *words, "--results", tmp_path / "results")
+    assert done.exit_code == 2, done.output
+    errors = [line for line in done.output.splitlines() if line.startswith("ERROR: ")]
+    assert len(errors) == 1
+    assert says in errors[0]
+    assert "Traceback" not in done.output
+
+
+def test_run_dry_run_prints_the_races_and_stores_nothing(tmp_path):
+    words = ("run", "--dry-run", "--sweep", "quick", "--op", "global_avg_pool")
+    done = invoke(*words, "--results", tmp_path / "results")
+    assert done.exit_code == 0, done.output
+    assert re.search(r"3 races, about \d+ s; nothing was run", done.output)
+    assert "depth_max_pool " not in done.output
+    assert not (tmp_path / "results").exists()
+
+
+def test_pytest_words_carry_every_option():
+    given = {
+        option.key: ("a",) if option.multiple else True if option.flag else 1 for option in OPTIONS
+    }
+    assert len(list(pytest_words(given))) == len(OPTIONS)
+    assert list(pytest_words({"axis": ("a=1", "b=2"), "dry_run": False})) == [
+        "--poolbench-axis=a=1",
+        "--poolbench-axis=b=2",
+    ]
+
+
+def test_find_suites_default_is_the_suites_of_ops():
+    assert [Path(name).stem for name in find_suites([])] == [
+        "test_depth_max_pool",
+        "test_global_avg_pool",
+    ]
+
+
+@pytest.mark.parametrize("name", ["network", "suites/test_network.py"])
+def test_find_suites_knows_a_suite_by_its_name_from_any_folder(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (found,) = find_suites([name])
+    assert Path(found).is_file()
+
+
+@pytest.mark.parametrize(
+    ("version", "says"),
+    [((3, 14), "TensorFlow has no package for Python 3.14"), ((3, 12), "pip install")],
+)
+def test_run_without_tensorflow_is_one_line(monkeypatch, version, says):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("poolbench.launch.sys", SimpleNamespace(version_info=version))
+    with pytest.raises(UsageError, match=says):
+        require_tensorflow(find_suites([]))
+    require_tensorflow(["a_suite_of_the_user.py"])
 
 
 @pytest.mark.parametrize(

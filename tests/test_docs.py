@@ -1,4 +1,4 @@
-"""The commands that README.md and docs/ tell a reader to type: each is one that the doors take."""
+"""The commands that README.md and docs/ show: each is one that poolbench takes."""
 
 import re
 import shlex
@@ -7,23 +7,20 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
+from poolbench.cli import main
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
-# What a command begins with, and how the door behind it is asked for its options.
 SWEEPS = {"bench-cpu": "default", "bench-quick": "quick", "bench-full": "full", "bench-gpu": "gpu"}
-SUITES = ["-m", "pytest", "suites"]
-DOORS = {
-    "python report.py compare": ["-m", "poolbench", "compare", "--help"],
-    "python report.py import": ["-m", "poolbench", "import", "--help"],
-    "python report.py": ["-m", "poolbench", "report", "--help"],
-    "nox -s which --": ["-m", "poolbench", "which", "--help"],
-    "python -m poolbench which": ["-m", "poolbench", "which", "--help"],
-    "nox -s acceptance --": ["tests/acceptance", "checks", "--help"],
-    "nox -s selftest --": ["-m", "poolbench", "selftest", "--help"],
-    "pytest suites": [*SUITES, "--help"],
-    "python -m pytest suites": [*SUITES, "--help"],
-    **{f"nox -s {session} --": [*SUITES, "--help"] for session in SWEEPS},
+# What a command begins with, and the command of poolbench behind it.
+COMMANDS = {
+    "python report.py compare": "compare",
+    "python report.py import": "import",
+    "python report.py": "report",
+    **{f"nox -s {session} --": "run" for session in SWEEPS},
+    **{f"nox -s {name} --": name for name in ("which", "selftest", "trace", "matrix")},
+    **{f"poolbench {name}": name for name in main.commands},
 }
 
 
@@ -34,56 +31,37 @@ def commands():
         text = page.read_text(encoding="utf-8")
         fenced = re.findall(r"^```(?:sh|bash|console)?\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
         lines = [line for block in fenced for line in block.replace("\\\n", " ").splitlines()]
-        inline = re.findall(
-            r"(?<!`)`([^`\n]+)`(?!`)",
-            re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE),
-        )
-        for code in (*lines, *inline):
+        prose = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+        inline = re.findall(r"(?<!`)`([^`\n]+)`(?!`)", prose)
+        indented = re.findall(r"^    (\S.*)$", prose.replace("\\\n", " "), re.MULTILINE)
+        for code in (*lines, *inline, *indented):
             for part in code.replace("\\", "").split("&&"):
-                command = part.split(" #")[0].strip()
-                if door_of(command):
+                command = part.split(" #")[0].strip().removeprefix("$ ")
+                if start_of(command):
                     found.append((page.name, command))
     return sorted(set(found))
 
 
-def door_of(command):
+def start_of(command):
     return max(
-        (door for door in DOORS if f"{command} ".startswith(f"{door} ")), key=len, default=None
+        (start for start in COMMANDS if f"{command} ".startswith(f"{start} ")),
+        key=len,
+        default=None,
     )
 
 
-def test_the_docs_hold_commands_of_every_kind():
-    assert {
-        "python report.py compare",
-        "nox -s which --",
-        "pytest suites",
-        "nox -s bench-cpu --",
-    } <= {door_of(command) for _, command in commands()}
-
-
-@pytest.fixture(scope="module")
-def options():
-    """Door to the options that it takes, as its own help says them."""
-    helps = {}
-    for words in {tuple(words) for words in DOORS.values()}:
-        done = subprocess.run(
-            [sys.executable, *words],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=60,
-        )
-        helps[words] = set(re.findall(r"(?<![\w-])--?[a-zA-Z][\w-]*", done.stdout))
-    return helps
+def test_docs_hold_commands_of_every_kind():
+    kinds = {COMMANDS[start_of(command)] for _, command in commands()}
+    assert {"run", "report", "compare", "which"} <= kinds
 
 
 @pytest.mark.parametrize(("page", "command"), commands())
-def test_its_options_are_options_of_the_door(options, page, command):
-    door = door_of(command)
-    words = shlex.split(command.removeprefix(door))
+def test_docs_command_has_options_that_exist(page, command):
+    start = start_of(command)
+    words = shlex.split(command.removeprefix(start))
     used = {word.split("=")[0] for word in words if re.match(r"--?[a-zA-Z]", word)}
-    assert used <= options[tuple(DOORS[door])], f"{page}: {command}"
+    known = {name for param in main.commands[COMMANDS[start]].params for name in param.opts}
+    assert used <= known, f"{page}: {command}"
 
 
 @pytest.mark.parametrize(
@@ -96,11 +74,24 @@ def test_its_options_are_options_of_the_door(options, page, command):
         }
     ),
 )
-def test_what_it_would_run_can_be_planned(command):
+def test_docs_benchmark_can_be_planned(command):
     session, _, words = command.removeprefix("nox -s ").partition(" -- ")
-    done = subprocess.run(
-        [sys.executable, *SUITES, "-q", "--plan", "--sweep", SWEEPS[session], *shlex.split(words)],
-        cwd=ROOT, capture_output=True, text=True, check=False, timeout=60,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "races, about" in done.stdout
+    words = ["run", "--dry-run", "--sweep", SWEEPS[session], *shlex.split(words)]
+    done = CliRunner().invoke(main, words)
+    assert done.exit_code == 0, done.output
+    assert "races, about" in done.output
+
+
+def test_docs_sessions_exist():
+    listed = subprocess.run(
+        [sys.executable, "-m", "nox", "--list"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    sessions = set(re.findall(r"^[*-] ([a-z-]+)", listed, re.MULTILINE))
+    named = {
+        name for page in PAGES for name in re.findall(r"nox -s ([a-z][a-z-]*)", page.read_text())
+    }
+    assert named <= sessions

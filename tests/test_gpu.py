@@ -20,9 +20,10 @@ from poolbench.core.errors import UsageError
 from poolbench.core.plan import Plan, WorkerSpec
 from poolbench.core.records import common_clock, samples_by
 from poolbench.core.registry import import_file
+from poolbench.engine.device import DEVICE_ROUNDS
 from poolbench.engine.noise import device_contention
 from poolbench.engine.process import Worker
-from poolbench.engine.race import DEVICE_ROUNDS, Race
+from poolbench.engine.race import Race
 from poolbench.engine.run import Run, RunOptions
 from poolbench.machine.info import Seen, Usage, read_usage, seen_between, usage_reader
 from poolbench.machine.nvml import (
@@ -32,7 +33,7 @@ from poolbench.machine.nvml import (
     nvml_handle,
     watch_device,
 )
-from poolbench.pytest_plugin import _refuse_kinds
+from poolbench.pytest_plugin import refuse_kinds
 from poolbench.store.journal import read_run
 from poolbench.worker import timing, trace, xspace
 from poolbench.worker.backends import BACKENDS
@@ -323,9 +324,9 @@ def test_energy_is_of_the_calls_between_two_steps_of_the_counter(monkeypatch):
 
 
 def test_a_kind_of_accelerator_needs_a_fleet():
-    _refuse_kinds(["cpu:0", "gpu:1"])
+    refuse_kinds(["cpu:0", "gpu:1"])
     with pytest.raises(UsageError, match="gpu:H100 names a kind of accelerator in a fleet"):
-        _refuse_kinds(["gpu:H100"])
+        refuse_kinds(["gpu:H100"])
 
 
 def test_bench_gpu_without_a_driver_stops_with_one_line_and_installs_nothing(tmp_path):

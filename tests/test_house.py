@@ -101,33 +101,6 @@ def test_the_report_s_help_is_quick_and_loads_no_framework():
     assert seconds < 1.5
 
 
-@pytest.mark.parametrize(
-    ("words", "says"),
-    [
-        (["--axis", "stride=2"], "no op has an axis 'stride'"),
-        (["--axis", "padding=full"], "padding must be one of 'valid', 'same'; got 'full'"),
-        (
-            ["--candidates", "nowhere.py"],
-            "--candidates takes a Python file; there is no nowhere.py",
-        ),
-        (["--processes", "0"], "takes something like 5"),
-        (["--run", "../up"], "a run's name is letters"),
-    ],
-)
-def test_a_usage_error_is_one_line_and_exit_code_4(words, says):
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "suites", "-q", *words],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 4, done.stdout + done.stderr
-    text = done.stdout + done.stderr
-    assert says in text
-    assert "Traceback" not in text
-
-
 def test_no_file_carries_a_path_of_a_machine_or_a_registry():
     tracked = subprocess.run(
         ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False

@@ -138,7 +138,7 @@ def is_gone(pid):
         (kill_itself, (signal.SIGABRT,), "crashed", "SIGABRT", "last words", True),
         (kill_itself, (signal.SIGKILL,), "crashed", "SIGKILL", "last words", True),
         (kill_itself, (signal.SIGSTOP,), "timeout", "no answer within 2 s", "last words", True),
-        (loop, (), "timeout", r"no answer within 2 s \(--limit\)", "", True),
+        (loop, (), "timeout", r"no answer within 2 s \(--task-timeout\)", "", True),
         (grow, (), "out_of_memory", r"host memory: killed at \d+ MiB, the limit is 400 MiB", "", True),
     ],
     ids=lambda value: getattr(value, "__name__", None),

@@ -1,6 +1,7 @@
 """One race over its processes, on a machine whose clock advances only by its calls."""
 
 import itertools
+import math
 
 import pytest
 from fakes import FakeMachine, fake_candidate
@@ -8,10 +9,15 @@ from poolbench.core.candidate import KnownFailure
 from poolbench.core.case import make_case
 from poolbench.core.errors import WorkerFailure
 from poolbench.core.plan import PROBES, Contender, Plan, RaceSpec, WorkerSpec
+from poolbench.core.registry import REGISTRY, load_suites
 from poolbench.engine import recorder
+from poolbench.engine.pool import WorkerPool
 from poolbench.engine.race import LEG_SECONDS, Race
 from poolbench.engine.rounds import PROBE_TURN
+from poolbench.engine.scheduler import make_race
+from poolbench.stats.estimate import estimate
 from poolbench.worker import contender
+from poolbench.worker.session import process_id
 
 CASE = make_case(op="pool", shape=(8, 28, 28, 96), pool_size=3)
 MS = 1e-3
@@ -291,3 +297,58 @@ def test_race_worker_lost_on_one_side_leaves_the_other():
 
 def test_flags_of_a_race_are_explained():
     assert set(recorder.FLAGS) >= {"stopped_early", "faster-than-limit", "documented", "contended"}
+
+
+ADD_ONE = """
+import os
+
+from poolbench import Op, Sweep, TensorSpec, candidate, product, register, shape_axis
+
+register(Op(
+    name="add_one", axes=(shape_axis("shape"),), baseline="plus",
+    inputs=lambda case: {"x": TensorSpec(case.shape, case.dtype)},
+    reference=lambda case, x: x + 1,
+    sweeps={"default": Sweep(product(shape=[(64, 64)]))},
+))
+
+
+@candidate(op="add_one", name="plus", framework="numpy")
+def plus(case):
+    side = os.environ["SIDE"]  # a process without it fails
+    return lambda x: x + 1
+"""
+
+
+def test_race_of_two_environments_against_itself_runs_in_two_processes(tmp_path, monkeypatch):
+    file = tmp_path / "add_one.py"
+    file.write_text(ADD_ONE)
+    monkeypatch.delenv("SIDE", raising=False)
+    load_suites([file])
+    contenders = tuple(
+        Contender(
+            candidate="plus", label=side,
+            worker=WorkerSpec(backend="numpy", environment=(("SIDE", side),)),
+        )
+        for side in ("base", "head")
+    )  # fmt: skip
+    spec = RaceSpec(
+        case=REGISTRY.ops["add_one"].make_case(mode="eager"), contenders=contenders,
+        baseline="plus@base", plan=Plan(processes=2, allocations=1, budget_seconds=0.4),
+    )  # fmt: skip
+    pool = WorkerPool([file])
+    try:
+        found = {m.candidate: m for m in make_race(spec).run(pool).measurements}
+        pids = {
+            pool.worker(one.worker, process).call(process_id, timeout=30)
+            for one in contenders
+            for process in range(2)
+        }
+    finally:
+        pool.close()
+    sides = [found["plus@base"], found["plus@head"]]
+    assert [(m.status, m.reason) for m in sides] == [("ok", "")] * 2
+    places = [{*zip(m.samples.process, m.samples.allocation, m.samples.round)} for m in sides]
+    assert places[0] == places[1]
+    assert len(pids) == 4
+    # The same code on both sides: on any machine nearer than a factor of two.
+    assert abs(estimate(*(m.samples for m in sides)).log_ratio) < math.log(2)

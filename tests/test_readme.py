@@ -23,8 +23,8 @@ def example(name):
 def run_suite(tmp_path, *words):
     return subprocess.run(
         [
-            sys.executable, "-m", "pytest", "-q", *CONFIG, "--results", str(tmp_path), "--run", "run",
-            "--processes", "2", "--budget", "0.3", "--benchmark-quiet", *words,
+            sys.executable, "-m", "pytest", "-q", *CONFIG, "--poolbench-results", str(tmp_path), "--poolbench-run", "run",
+            "--poolbench-processes", "2", "--poolbench-budget", "0.3", "--benchmark-quiet", *words,
         ],
         cwd=ROOT, capture_output=True, text=True, check=False, timeout=300,
     )  # fmt: skip
@@ -36,9 +36,9 @@ def test_a_candidate_of_five_lines_joins_the_race(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(code)
     done = run_suite(
-        tmp_path, "suites/test_global_avg_pool.py", "--sweep", "quick", "--candidates", str(file),
-        "--axis", "shape=2x7x7x64", "--axis", "mode=graph", "--axis", "direction=forward",
-        "--axis", "dtype=float32", "--axis", "threads=all",
+        tmp_path, "suites/test_global_avg_pool.py", "--poolbench-sweep", "quick", "--poolbench-candidates", str(file),
+        "--poolbench-axis", "shape=2x7x7x64", "--poolbench-axis", "mode=graph", "--poolbench-axis", "direction=forward",
+        "--poolbench-axis", "dtype=float32", "--poolbench-axis", "threads=all",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     found = {m.candidate: m for m in read_run(tmp_path / "run").measurements}
@@ -73,11 +73,3 @@ def test_an_op_of_thirty_lines_runs_is_stored_and_is_reported(tmp_path):
 def test_every_link_to_a_file_leads_somewhere(path):
     for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", path.read_text()):
         assert (path.parent / target).exists(), f"{path.name} links to {target}"
-
-
-def test_every_session_that_the_docs_name_exists():
-    sessions = set(re.findall(r"def (\w+)\(session", (ROOT / "noxfile.py").read_text()))
-    named = set()
-    for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
-        named |= set(re.findall(r"nox -s ([a-z][a-z-]*)", path.read_text()))
-    assert {name.replace("-", "_") for name in named} <= sessions

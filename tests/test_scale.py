@@ -144,9 +144,9 @@ def two(case):
     return lambda x: x
 
 
-@pytest.mark.op("fake")
-def test_fake(replay):
-    replay()
+@pytest.mark.poolbench(op="fake")
+def test_fake(poolbench):
+    poolbench.replay()
 """
 
 
@@ -160,9 +160,9 @@ def test_pytest_around_the_races_grows_in_proportion(tmp_path):
         words = [
             "-q",
             "--benchmark-quiet",
-            "--processes",
+            "--poolbench-processes",
             "1",
-            "--run",
+            "--poolbench-run",
             "r",
             "-p",
             "no:cacheprovider",
@@ -190,13 +190,16 @@ def test_the_report_grows_in_proportion(tmp_path):
     seconds, peak = {}, 0
     for count in (5_000, 10_000, 20_000):
         folder = synthetic.write_large(tmp_path / str(count), count)
-        doors = {"page": [str(folder)], "table": [str(folder), "--format", "csv"]}
+        doors = {
+            "page": ["report", str(folder)],
+            "table": ["report", str(folder), "--format", "csv"],
+        }
         if count == 20_000:
             doors["compare"] = ["compare", str(folder), str(folder)]
         for door, words in doors.items():
             start = time.perf_counter()
             process = subprocess.Popen(
-                [sys.executable, "report.py", *words], cwd=ROOT, stdout=subprocess.DEVNULL
+                [sys.executable, "-m", "poolbench", *words], cwd=ROOT, stdout=subprocess.DEVNULL
             )
             _, status, used = os.wait4(process.pid, 0)  # what this one took, and no other child
             process.returncode = os.waitstatus_to_exitcode(status)

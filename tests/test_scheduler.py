@@ -295,7 +295,7 @@ def test_case_larger_than_the_limit_is_not_opened(job, monkeypatch):
 
 def test_races_of_a_spec_of_their_own_come_last():
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "suites", "-q", "--plan", "--sweep", "default"],
+        [sys.executable, "-m", "pytest", "suites", "-q", "--poolbench-dry-run"],
         cwd=ROOT, capture_output=True, text=True, check=True, timeout=60,
     )  # fmt: skip
     alone = ["threads1" in line for line in done.stdout.splitlines() if "x56x56x" in line]

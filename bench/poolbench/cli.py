@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import click
 
-from poolbench.options import AXIS, COLUMN, COUNT, DURATION, PERCENT, RUN
+from poolbench.options import AXIS, COLUMN, COUNT, DURATION, OPTIONS, PERCENT, RUN
 
 EXIT_FOUND, EXIT_UNUSABLE, EXIT_INTERRUPTED = 1, 2, 130
 FORMATS = ("markdown", "csv", "json", "html")
@@ -130,6 +130,60 @@ def _show(page: Path) -> None:
     import webbrowser
 
     webbrowser.open(page.resolve().as_uri())
+
+
+def run_options(*left_out: str) -> Callable[[Command], Command]:
+    """Add the options of a run to a command, but for some."""
+
+    def add(command: Command) -> Command:
+        command = click.option(
+            "-k", "keyword", metavar="EXPRESSION", help="Run the matching tests alone."
+        )(command)
+        for option in reversed(OPTIONS):
+            if option.name in left_out:
+                continue
+            if option.name == "results":
+                command = results_option(command)
+                continue
+            more: dict[str, Any] = {"is_flag": True} if option.flag else {
+                "type": option.type, "metavar": option.metavar, "multiple": option.multiple,
+                "default": None if option.multiple else option.default,
+            }  # fmt: skip
+            command = click.option(f"--{option.name}", option.key, help=option.help, **more)(
+                command
+            )
+        return command
+
+    return add
+
+
+@main.command()
+@click.argument("suites", nargs=-1, metavar="[SUITE]... [-- PYTEST_ARGUMENT...]")
+@run_options()
+def run(suites: Sequence[str], **options: Any) -> int:
+    """Benchmark the candidates of every op, or of the given suites, and render the report.
+
+    A SUITE is a file, a folder, or the name of one that ships: depth_max_pool, global_avg_pool,
+    network, capabilities.
+    """
+    return _run_suites(suites, options)
+
+
+@main.command()
+@run_options("op", "sweep", "budget", "precision", "margin", "ray-address", "dry-run", "check-only")
+def matrix(**options: Any) -> int:
+    """Check what each candidate supports: modes, dtypes, shapes, saving, threads, exports."""
+    return _run_suites(["capabilities"], options)
+
+
+def _run_suites(suites: Sequence[str], options: dict[str, Any]) -> int:
+    from poolbench.launch import launch
+
+    folder, code = launch(suites, options, words=sys.argv[1:])
+    if folder is not None and code in (0, EXIT_FOUND):
+        with _no_collection():
+            _report([folder], options.get("margin", 0.05), None, (), None, show=False)
+    return code
 
 
 @main.command()

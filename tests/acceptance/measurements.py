@@ -227,7 +227,7 @@ def run_quick(name: str) -> None:
         ProofError: the run did not finish.
     """
     # Exit code 1: a candidate failed its test, which is a result like any other.
-    words = ("-m", "pytest", *SUITES, "-q", "--benchmark-quiet", "--sweep", "quick", "--run", name)
+    words = ("-m", "poolbench", "run", *SUITES, "--sweep", "quick", "--run", name)
     done = subprocess.run(
         [sys.executable, *words],
         cwd=ROOT, capture_output=True, text=True, check=False, timeout=QUICK_RUN_SECONDS,

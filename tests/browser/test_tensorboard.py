@@ -5,8 +5,9 @@ import re
 import pytest
 from chromium import PROGRAM, SECONDS, launch, open_trace
 from poolbench.core.case import make_case
-from poolbench.engine.tracing import STEPS, Recorder, trace_name
+from poolbench.engine.tracing import Recorder, trace_name
 from poolbench.report import tensorboard
+from poolbench.worker.trace import STEPS
 
 pytestmark = pytest.mark.slow
 

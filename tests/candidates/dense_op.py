@@ -93,6 +93,6 @@ def tf_matmul(case):
     return call
 
 
-@pytest.mark.op(OP)
-def test_dense(replay):
-    replay()
+@pytest.mark.poolbench(op=OP)
+def test_dense(poolbench):
+    poolbench.replay()

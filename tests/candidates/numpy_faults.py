@@ -176,6 +176,6 @@ def late(case):
     return call
 
 
-@pytest.mark.op(OP)
-def test_faulty_pool(replay):
-    replay()
+@pytest.mark.poolbench(op=OP)
+def test_faulty_pool(poolbench):
+    poolbench.replay()

@@ -142,6 +142,6 @@ def state(case):
     return reshaped(case)
 
 
-@pytest.mark.op(OP)
-def test_faulty_tensorflow_pool(replay):
-    replay()
+@pytest.mark.poolbench(op=OP)
+def test_faulty_tensorflow_pool(poolbench):
+    poolbench.replay()

@@ -16,8 +16,8 @@ from poolbench.core.errors import UsageError
 from poolbench.core.plan import Plan
 from poolbench.core.records import Environment, Node
 from poolbench.core.registry import REGISTRY, import_file
-from poolbench.engine import ray_cluster
-from poolbench.engine.ray_cluster import Offer, RayScheduler, local_device, read_offer, ship, unlike
+from poolbench.engine.ray_cluster import RayScheduler
+from poolbench.engine.ray_nodes import Host, Kinds, Offer, local_device, read_offer, ship, unlike
 from poolbench.engine.run import Run, RunOptions
 from poolbench.store.journal import read_run
 
@@ -33,7 +33,7 @@ MACHINE = Environment(
 
 
 def host(name, environment=MACHINE, **offer):
-    found = ray_cluster._Host(name, Offer(processors=4.0, **offer), name=name)
+    found = Host(name, Offer(processors=4.0, **offer), name=name)
     found.environment = environment
     return found
 
@@ -72,7 +72,7 @@ def test_nodes_are_alike_but_for_a_few_pages_of_memory():
 
 
 def test_a_device_is_measured_by_the_kind_that_most_nodes_are_of():
-    kinds = ray_cluster._Kinds()
+    kinds = Kinds()
     other = changed(processor="another")
     kinds.choose("cpu:0", [host("node-1", other), host("node-2"), host("node-3")])
     assert kinds.takes("cpu:0", MACHINE)
@@ -80,7 +80,7 @@ def test_a_device_is_measured_by_the_kind_that_most_nodes_are_of():
 
 
 def test_the_cpu_is_measured_where_no_accelerator_is_if_it_can_be():
-    kinds = ray_cluster._Kinds()
+    kinds = Kinds()
     other = changed(processor="another")
     gpus = [host(f"node-{i}", other, accelerators=1.0, kinds=("h100",)) for i in (1, 2)]
     kinds.choose("cpu:0", [*gpus, host("node-3")])
@@ -105,7 +105,7 @@ def test_an_address_where_no_cluster_answers_is_a_usage_error_of_one_line(addres
     pytest.importorskip("ray")
     with pytest.raises(UsageError) as caught:
         RayScheduler(address)
-    assert "--ray" in str(caught.value)
+    assert "--ray-address" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
@@ -276,12 +276,21 @@ def test_the_plugin_s_door_leads_to_the_fleet(nodes, tmp_path):
     suite = tmp_path / "test_doubling.py"
     suite.write_text(
         FILE.read_text()
-        + "\nimport pytest\n\n@pytest.mark.op('doubling')\ndef test_doubling(replay):\n    replay()\n"
+        + "\nimport pytest\n\n@pytest.mark.poolbench(op='doubling')\ndef test_doubling(poolbench):\n    poolbench.replay()\n"
     )
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "pytest", str(suite), "-q", "--ray", found.address),
-            *("--axis", "device=gpu:H100,cpu", "--sweep", "quick", "--budget", "0.2", "--run", "r"),
+            *(
+                sys.executable,
+                "-m",
+                "pytest",
+                str(suite),
+                "-q",
+                "--poolbench-ray-address",
+                found.address,
+            ),
+            *("--poolbench-axis", "device=gpu:H100,cpu", "--poolbench-sweep", "quick"),
+            *("--poolbench-budget", "0.2", "--poolbench-run", "r"),
         ],
         cwd=tmp_path,
         capture_output=True,

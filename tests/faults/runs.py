@@ -10,13 +10,15 @@ import uuid
 from pathlib import Path
 
 from poolbench.core.errors import StoreError
+from poolbench.options import OPTIONS
 from poolbench.store.journal import read_run
 
 ROOT = Path(__file__).parent.parent.parent
 CANDIDATES = ROOT / "tests" / "candidates"
 NUMPY = CANDIDATES / "numpy_faults.py"
 MARK = "POOLBENCH_TEST"
-QUICK = ("--sweep", "quick", "--processes", "2", "--budget", "0.4", "--benchmark-quiet")
+QUICK = ("--sweep", "quick", "--processes", "2", "--budget", "0.4")
+NAMES = {f"--{option.name}" for option in OPTIONS}
 
 
 class Started:
@@ -35,7 +37,7 @@ class Started:
             "no:hypothesispytest",
             str(suite),
         ]
-        command += ["--results", str(results), *map(str, words)]
+        command += ["--benchmark-quiet", *prefixed("--results", results, *words)]
         if limit_nbytes is not None:
             limited = (
                 "import os, resource, sys;"
@@ -85,6 +87,11 @@ class Started:
                 return False
             time.sleep(0.02)
         return True
+
+
+def prefixed(*words):
+    """The words as pytest takes them: an option of a run has a prefix there."""
+    return [str(w).replace("--", "--poolbench-", 1) if w in NAMES else str(w) for w in words]
 
 
 def run(results, *words, **options):

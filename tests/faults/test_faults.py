@@ -5,11 +5,13 @@ import signal
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 import runs
+from poolbench.pytest_run import Launcher, resume_command
 from poolbench.store.journal import read_run
 
 SOUND = ("base", "fast", "slow")
@@ -22,7 +24,7 @@ EXPECTED = {
     "abort": ("crashed", "SIGABRT", ""),
     "kill": ("crashed", "SIGKILL", "last words"),
     "memory": ("out_of_memory", r"^host memory: killed at \d+ MiB, the limit is 400 MiB", ""),
-    "loop": ("timeout", r"no answer within 3 s \(--limit\)", "last words"),
+    "loop": ("timeout", r"no answer within 3 s \(--task-timeout\)", "last words"),
     "sysexit": ("error", r"sys\.exit\('enough'\)", ""),
     "leave": ("crashed", "exited with code 0", ""),
     "flood": ("error", "after the flood", "xxx"),
@@ -50,7 +52,7 @@ def results(tmp_path_factory):
 @pytest.fixture(scope="module")
 def with_faults(results):
     """The run of every fault beside three sound candidates."""
-    words = ("--run", "faults", "--limit", "3", "--memory", "400MiB", *runs.QUICK)
+    words = ("--run", "faults", "--task-timeout", "3", "--memory", "400MiB", *runs.QUICK)
     status, output = runs.run(results, *words)
     assert status == 1, output  # candidates failed their tests; the run did not
     return results / "faults"
@@ -152,9 +154,16 @@ def test_a_resume_with_other_code_is_refused_unless_told(results, tmp_path):
     ("words", "said"),
     [
         (["--resume", "nothing"], "there is no run nothing to go on with"),
-        (["--memory", "lots"], "--memory takes something like 8GiB; got 'lots'"),
-        pytest.param(["--run", "../up"], "a run's name is letters", marks=pytest.mark.slow),
-        pytest.param(["--sweep", "x"], "--sweep takes one of default", marks=pytest.mark.slow),
+        (
+            ["--memory", "lots"],
+            "--poolbench-memory: expected a size above 0, such as 8GiB; got 'lots'",
+        ),
+        pytest.param(["--run", "../up"], "expected a run's name", marks=pytest.mark.slow),
+        pytest.param(
+            ["--sweep", "x"],
+            "--poolbench-sweep: 'x' is not one of 'default'",
+            marks=pytest.mark.slow,
+        ),
         pytest.param(["--axis", "mode=x"], "mode must be one of", marks=pytest.mark.slow),
         pytest.param(["--candidates", "no.py"], "there is no no.py", marks=pytest.mark.slow),
     ],
@@ -168,32 +177,20 @@ def test_a_bad_option_is_one_line_and_exit_4(results, words, said):
     assert "Traceback" not in output
 
 
-@pytest.mark.parametrize(
-    ("name", "text", "said"),
-    [
-        ("task_timeout", "soon", "--limit takes something like 10; got 'soon'"),
-        ("processes", "0", "--processes takes something like 5; got '0'"),
-        ("seed", "x", "--seed takes something like 7; got 'x'"),
-        ("precision", "wide", "--precision takes something like 2%; got 'wide'"),
-    ],
-)
-def test_a_bad_value_names_its_option(name, text, said):
-    from types import SimpleNamespace
-
-    from poolbench import pytest_plugin
-    from poolbench.core.errors import UsageError
-
-    config = SimpleNamespace(option=SimpleNamespace(**{name: text}))
-    with pytest.raises(UsageError, match=re.escape(said)):
-        pytest_plugin._parse_options(config)
+def test_resume_command_keeps_the_words_of_pytest():
+    words = ("suites", "--poolbench-run", "a b", "--poolbench-axis=mode=xla", "--poolbench-run=x")
+    called = SimpleNamespace(args=(*words, "-k", "a or b"), dir=Path("/a folder"))
+    command = resume_command(called, None, "night")
+    assert command.startswith("cd '/a folder' && ")
+    assert command.endswith(
+        "-m pytest suites --poolbench-axis=mode=xla -k 'a or b' --poolbench-resume night"
+    )
 
 
-def test_the_command_to_go_on_with_has_the_run_s_own_words():
-    from poolbench.pytest_plugin import resume_command
-
-    words = ["suites", "--run", "a b", "--axis=mode=xla", "--run=x", "-k", "a or b"]
-    command = resume_command(words, "night")
-    assert command.endswith("-m pytest suites --axis=mode=xla -k 'a or b' --resume night")
+def test_resume_command_keeps_the_words_of_poolbench_run():
+    launcher = Launcher(words=["network", "--run", "a", "--sweep", "quick"])
+    command = resume_command(SimpleNamespace(args=(), dir=Path("/x")), launcher, "a")
+    assert command.endswith("run network --sweep quick --resume a")
 
 
 def test_a_case_too_large_is_refused_with_its_figures(results):
@@ -211,7 +208,7 @@ def test_a_disk_that_refuses_stops_the_run_and_keeps_what_was_synced(results):
     status, output = runs.run(results, "--run", "full", *words, limit_nbytes=24_000)
     assert status == 3, output
     assert "cannot write journal.jsonl: File too large; what was finished is kept" in output
-    assert "--resume full" in output
+    assert "--poolbench-resume full" in output
     assert "Traceback" not in output
     kept = runs.lines(results / "full")
     assert len(kept) > 1
@@ -237,8 +234,8 @@ def test_ctrl_c_ends_at_once_and_says_how_to_go_on(results, tmp_path, delay_seco
     status, output = started.wait(timeout=5)
     assert started.nothing_left(timeout=2)
     assert status == 2, output
-    assert f"are kept in results/stop{delay_seconds}; go on with:" in output
-    assert f"--resume stop{delay_seconds}" in output
+    assert f"are kept in {folder}; go on with:" in output
+    assert f"--poolbench-resume stop{delay_seconds}" in output
     assert "Traceback" not in output
 
 

@@ -32,8 +32,8 @@ EXPECTED = {
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     results = tmp_path_factory.mktemp("results")
-    words = ("--run", "tf", "--limit", "15", "--memory", "3GiB", "--sweep", "quick")
-    words += ("--processes", "1", "--precision", "90%", "--budget", "0.4", "--benchmark-quiet")
+    words = ("--run", "tf", "--task-timeout", "15", "--memory", "3GiB", "--sweep", "quick")
+    words += ("--processes", "1", "--precision", "90%", "--budget", "0.4")
     status, output = runs.run(results, *words, suite=runs.CANDIDATES / "tensorflow_faults.py")
     assert status == 1, output
     return [m for m in read_run(results / "tf").measurements if m.kind == "candidate"]

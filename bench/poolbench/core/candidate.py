@@ -12,6 +12,7 @@ from poolbench.core.case import Case
 FRAMEWORKS = ("tensorflow", "keras", "numpy")
 FORMS = ("function", "layer")
 Builder = Callable[[Case], Callable[..., Any]]
+Snippet = Callable[[Case], str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +46,7 @@ class Candidate:
         failures: its documented failures.
         file: the file that registers it; workers import it by this path.
         builtin: whether it ships with the package; a user's own joins every case of its op.
+        snippet: code to paste for a case, at most ten lines that define `pool`; None: show `build`.
     """
 
     op: str
@@ -56,6 +58,7 @@ class Candidate:
     failures: tuple[KnownFailure, ...] = ()
     file: str
     builtin: bool = False
+    snippet: Snippet | None = None
 
     @property
     def code(self) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from poolbench.core.axes import STANDARD, AxisInfo, Value, declare
-from poolbench.core.candidate import FORMS, FRAMEWORKS, Builder, Candidate, KnownFailure
+from poolbench.core.candidate import FORMS, FRAMEWORKS, Builder, Candidate, KnownFailure, Snippet
 from poolbench.core.case import Case
 from poolbench.core.errors import UsageError
 from poolbench.core.op import Op
@@ -131,6 +131,7 @@ def candidate(
     form: str = "function",
     framework: str = "tensorflow",
     failures: tuple[KnownFailure, ...] = (),
+    snippet: Snippet | None = None,
 ) -> Callable[[Builder], Builder]:
     """Register the decorated builder, `build(case) -> callable(*inputs)`, as a candidate.
 
@@ -151,7 +152,7 @@ def candidate(
         REGISTRY.add_candidate(
             Candidate(
                 op=op, name=name, form=form, framework=framework, about=about or doc, build=build,
-                failures=failures, file=build.__code__.co_filename,
+                failures=failures, file=build.__code__.co_filename, snippet=snippet,
                 builtin=(build.__module__ or "").startswith("poolbench."),
             )
         )  # fmt: skip
@@ -183,13 +184,6 @@ def parse_axis(text: str) -> tuple[str, tuple[Value, ...]]:
     return REGISTRY.parse_axis(text)
 
 
-def parse_axis_early(text: str) -> tuple[str, tuple[Value, ...]]:
-    """Return an axis and its values; as text where the op that declares it may yet be imported."""
-    load_builtin()
-    name, texts = split_axis(text)
-    return REGISTRY.parse_axis(text) if name in REGISTRY.axis_names() else (name, texts)
-
-
 def load_builtin() -> Registry:
     """Import the ops that ship, which registers them; no framework is loaded."""
     importlib.import_module("poolbench.ops")
@@ -202,6 +196,15 @@ def load_suites(files: Iterable[str | Path]) -> Registry:
     for file in files:
         import_file(Path(file))
     return REGISTRY
+
+
+def user_files(named: Iterable[Path] = ()) -> tuple[Path, ...]:
+    """Return the files beyond the package that registered an op or a candidate, the named ones first."""
+    package = Path(__file__).parent.parent
+    registered = [op.file for op in REGISTRY.ops.values()]
+    registered += [entry.file for entry in REGISTRY.candidates.values()]
+    files = [*named, *(Path(file).resolve() for file in registered)]
+    return tuple(dict.fromkeys(file for file in files if package not in file.parents))
 
 
 def import_file(path: Path) -> None:

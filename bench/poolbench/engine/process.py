@@ -343,7 +343,7 @@ class Worker:
                 f"{(self._memory_nbytes or 0) / 2**20:.0f} MiB (--memory)"
             )
         if timeout is not None:
-            return "timeout", f"no answer within {timeout:g} s (--limit)"
+            return "timeout", f"no answer within {timeout:g} s (--task-timeout)"
         if code == -signal.SIGKILL:
             if system_killings() > watch.killings:
                 return "out_of_memory", "host memory: killed by the system, which had none left"

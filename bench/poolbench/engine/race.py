@@ -16,6 +16,7 @@ from poolbench.core.case import Case
 from poolbench.core.errors import WorkerFailure
 from poolbench.core.plan import Plan, RaceSpec, WorkerSpec
 from poolbench.core.records import Measurement
+from poolbench.engine import device
 from poolbench.engine.budget import PACE_FROM, RaceBudget, RoundBudget, stop_slow_candidates
 from poolbench.engine.noise import MachineNoise, NoiseLog
 from poolbench.engine.recorder import (
@@ -29,7 +30,7 @@ from poolbench.engine.recovery import RaceWorkers, Tasks, Workers
 from poolbench.engine.rounds import PlannedBlock, Rounds, Task, one_by_one
 from poolbench.machine.info import Seen, Usage, seen_together
 from poolbench.machine.nvml import is_gpu
-from poolbench.worker import timing, trace
+from poolbench.worker import timing
 
 # Rounds are sent to the worker, and watched for noise, in batches of about this length: the system's counters
 # step by 10 ms, and a task costs a millisecond.
@@ -37,8 +38,6 @@ BATCH_SECONDS = 0.25
 # Where races are interleaved, a batch goes in legs, between which other races have theirs. Shorter ones would pay
 # for caches and thread pools that change hands, longer ones would see the machine change.
 LEG_SECONDS = 0.15
-# The device's own clock needs no long blocks: what is noisy is launching.
-DEVICE_ROUNDS, DEVICE_CALLS = 2, 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,10 +202,16 @@ class Race:
                 process, allocation, seconds / self.plan.allocations, leg_seconds
             )
             if on_gpu:
-                self._time_on_device(process, allocation)
+                start = self._noise.now()
+                device.time_on_device(
+                    self._workers, self._running(), self._rounds.shuffled, (process, allocation)
+                )
+                self.seconds["device_clock"] += self._noise.now() - start
         # Emptying the caches between calls takes energy too.
         if process == 0 and on_gpu and self.spec.case.cache == "warm":
-            self._measure_energy()
+            start = self._noise.now()
+            device.measure_energy(self._workers, self._candidates())
+            self.seconds["energy"] += self._noise.now() - start
         self._workers.close()
 
     def _run_allocation(
@@ -281,47 +286,3 @@ class Race:
             )
             self.seconds["samples"] += block.seconds * calls
             self.seconds["warmup"] += block.warmup_seconds
-
-    def _time_on_device(self, process: int, allocation: int) -> None:
-        """Time rounds by the device's own clock, every contender once in each, in a new order.
-
-        A call from Python takes longer to launch than a GPU needs for it, so that wall time tells candidates
-        apart only where they are slow. A recording that fails leaves its samples out: the profiler may not
-        be allowed here, and the race has been run.
-        """
-        for spec in self.spec.workers:
-            running = [record for record in self._running() if record.worker == spec]
-            order = [
-                (number, record)
-                for number in range(DEVICE_ROUNDS)
-                for record in self._rounds.shuffled(running)
-            ]
-            start = self._noise.now()
-            try:
-                found = self._workers[spec].call(
-                    trace.time_on_device, [record.task_name for _, record in order], DEVICE_CALLS,
-                    timeout=self.plan.timeout_seconds,
-                )  # fmt: skip
-            except WorkerFailure as failure:
-                if failure.lost:
-                    self._workers.reopen(spec)
-                continue
-            finally:
-                self.seconds["device_clock"] += self._noise.now() - start
-            for (number, record), seconds in zip(order, found, strict=True):
-                if seconds is not None:
-                    row = (process, allocation, number, DEVICE_CALLS, float(f"{seconds:.6g}"), 0)
-                    record.device_columns.append(row)
-
-    def _measure_energy(self) -> None:
-        """Measure the joules per call of every candidate; a task that fails leaves its figure out."""
-        start = self._noise.now()
-        for record in self._candidates():
-            try:
-                record.energy_joules = self._workers[record.worker].call(
-                    timing.measure_energy, record.task_name, timeout=self.plan.timeout_seconds
-                )
-            except WorkerFailure as failure:  # noqa: PERF203 (each candidate's is its own)
-                if failure.lost:  # the next process starts a fresh one
-                    break
-        self.seconds["energy"] += self._noise.now() - start

@@ -1,189 +1,46 @@
-"""A fleet: the same races on other machines, by Ray.
+"""Runs the races on the nodes of a Ray cluster.
 
-One actor, a node, holds one node: it takes all of the node's processors and accelerators, so that
-Ray runs nothing else there, and runs whole races with the same process processes as on one machine.
-So clocks, limits and contention are the node's own, and the network is crossed once a race. The
-driver keeps a queue and the journal; which node offers what, and placing an actor there, is Ray's.
-
-Ray is imported when a fleet is made: nobody else needs it.
+One actor holds one node: it takes all of the node's processors and accelerators, so that Ray runs nothing else
+there, and runs whole races in worker processes as on one machine. So clocks, limits and noise are the node's own,
+and the network is crossed once per race. The driver keeps the queue and the journal; finding nodes and placing
+actors is Ray's work.
 """
 
 from __future__ import annotations
 
 import contextlib
-import logging
-import os
-import re
 import shutil
-import socket
 import tempfile
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import msgspec
-import psutil
 
-from poolbench.core.errors import UsageError
-from poolbench.core.plan import RaceSpec, WorkerSpec
-from poolbench.core.records import Environment, Node
-from poolbench.core.registry import load_suites
-from poolbench.engine.pool import WorkerPool, device_names
+from poolbench.core.plan import RaceSpec
+from poolbench.core.records import Node
 from poolbench.engine.race import Result
+from poolbench.engine.ray_nodes import (
+    PACKAGE,
+    Host,
+    Kinds,
+    NodeActor,
+    brief,
+    connect,
+    read_offer,
+    ship,
+    unlike,
+)
 from poolbench.engine.recorder import Seconds
-from poolbench.engine.scheduler import Done, LocalScheduler, make_race, refuse
-from poolbench.machine.info import collect_environment, source_state
-from poolbench.store.runs import differing_fields, source_digests
+from poolbench.engine.scheduler import Done, make_race, refuse
+from poolbench.machine.info import source_state
+from poolbench.store.journal import StoredRun
+from poolbench.store.runs import source_digests
 
-if TYPE_CHECKING:
-    from poolbench.store.journal import StoredRun
-
-PACKAGE = Path(__file__).parent.parent
-ACCELERATOR = "accelerator_type:"  # how Ray writes the kind of a node's accelerator as a resource
-PLAIN_RESOURCES = ("CPU", "GPU", "memory", "object_store_memory")
 ATTEMPTS = 3
-CONNECT_SECONDS = 5.0
-KEEPER_SECONDS = 300.0
+ACTOR_SECONDS = 300.0
 POLL_SECONDS = 1.0
-# The same memory module reports a few pages more or less from boot to boot.
-MEMORY_SLACK = 0.01
-
-
-@dataclass(frozen=True, kw_only=True)
-class Offer:
-    """What a node offers, as Ray says it.
-
-    Attributes:
-        processors, accelerators: how many, as Ray counts them.
-        kinds: names by which an accelerator can be asked for, in lower case: 'h100'.
-    """
-
-    processors: float
-    accelerators: float = 0.0
-    kinds: tuple[str, ...] = ()
-
-    def serves(self, device: str) -> bool:
-        """Whether a case's device can be had here: 'cpu:0', 'gpu:0', 'gpu:H100'."""
-        kind, _, name = device.partition(":")
-        if kind == "cpu":
-            return True
-        return self.accelerators > int(name) if name.isdigit() else name.lower() in self.kinds
-
-
-def read_offer(resources: Mapping[str, float]) -> Offer:
-    """What an entry of `ray.nodes()` offers; a custom resource names a kind of accelerator too."""
-    kinds = [
-        name.removeprefix(ACCELERATOR).lower()
-        for name in resources
-        if name not in PLAIN_RESOURCES and not name.startswith("node:")
-    ]
-    return Offer(
-        processors=resources.get("CPU", 0.0),
-        accelerators=resources.get("GPU", 0.0),
-        kinds=tuple(sorted(kinds)) if resources.get("GPU") else (),
-    )
-
-
-def local_device(device: str) -> str:
-    """The device's name on the node that has it: 'gpu:H100' -> 'gpu:0'."""
-    kind, _, name = device.partition(":")
-    return device if name.isdigit() else f"{kind}:0"
-
-
-def unlike(one: Environment, other: Environment) -> list[str]:
-    """What tells two nodes apart; [] where their figures may stand in one table.
-
-    The code is the driver's on every node: whether it has changed, resuming asks.
-    """
-    names = differing_fields(*(msgspec.structs.replace(e, source={}) for e in (one, other)))
-    memory = [float(e.machine.get("memory_nbytes") or 0) for e in (one, other)]
-    if abs(memory[0] - memory[1]) <= MEMORY_SLACK * max(memory):
-        names = [name for name in names if name != "memory_nbytes"]
-    return names
-
-
-class NodeActor:
-    """The actor that holds a node and runs races there, one at a time."""
-
-    def __init__(
-        self, files: Sequence[str], memory_nbytes: int | None, source: dict[str, str | bool]
-    ) -> None:
-        paths = [Path(file).resolve() for file in files]
-        load_suites([str(path) for path in paths])
-        self._memory_nbytes = memory_nbytes or psutil.virtual_memory().total * 3 // 4
-        self._source = source
-        self._pool = WorkerPool(paths, self._memory_nbytes)
-        self._races = LocalScheduler(self._pool, self._memory_nbytes)
-
-    def environment(self, spec: WorkerSpec, processors: float) -> Environment:
-        """This node, as a worker of this kind sees it."""
-        # Ray sets this one to the actor's processors where the node's owner has not; on one machine
-        # nobody does, and the figures are to be the same.
-        if os.environ.get("OMP_NUM_THREADS") == f"{processors:g}":
-            del os.environ["OMP_NUM_THREADS"]
-        self._pool.prepare((spec,), 1)
-        found = collect_environment(device_names(self._pool.started()))
-        return msgspec.structs.replace(found, source=self._source)
-
-    def race(self, job: RaceSpec) -> Result:
-        """Run the whole race here; the measurements name the device as this node does."""
-        here = job.case.replace(device=local_device(job.case.device))
-        self._races.submit(replace(job, case=here))
-        done = self._races.next_done()
-        if done.error is not None:
-            raise done.error
-        return done.result
-
-
-@dataclass
-class _Host:
-    """A node as the driver sees it."""
-
-    id: str
-    offer: Offer
-    name: str = ""
-    environment: Environment | None = None
-    node_actor: Any = None
-    waits_for: Any = None  # Ray's reference to the environment, then to a race's result
-    job: RaceSpec | None = None
-    since: float = 0.0
-    fault: str = ""
-
-    @property
-    def starting(self) -> bool:
-        return self.node_actor is not None and self.environment is None
-
-    @property
-    def idle(self) -> bool:
-        return self.node_actor is not None and self.waits_for is None
-
-
-@dataclass
-class _Kinds:
-    """Which kind of node measures each device: one kind a device, as long as the run goes on."""
-
-    of: dict[str, Environment] = field(default_factory=dict)
-
-    def takes(self, device: str, environment: Environment) -> bool:
-        return device in self.of and not unlike(self.of[device], environment)
-
-    def choose(self, device: str, hosts: Iterable[_Host]) -> None:
-        """Settle on the kind that most hosts are of; for the CPU, one without accelerator first."""
-        able = [host for host in hosts if host.environment and host.offer.serves(device)]
-        if device in self.of or not able:
-            return
-
-        def rank(host: _Host) -> tuple[bool, int, str]:
-            assert host.environment is not None
-            alike = sum(not unlike(host.environment, o.environment) for o in able if o.environment)
-            return device.startswith("cpu") and host.offer.accelerators > 0, -alike, host.name
-
-        chosen = min(able, key=rank).environment
-        assert chosen is not None
-        self.of[device] = chosen
 
 
 class RayScheduler:
@@ -217,8 +74,8 @@ class RayScheduler:
         self._source = {**source_state(PACKAGE), **source_digests(self._files)}
         self._queue: deque[RaceSpec] = deque()
         self._attempts: Counter[RaceSpec] = Counter()
-        self._hosts: dict[str, _Host] = {}
-        self._kinds = _Kinds()
+        self._hosts: dict[str, Host] = {}
+        self._kinds = Kinds()
         self._named = 0
         self._lacking_since: dict[str, float] = {}
         self._shipped = Path(tempfile.mkdtemp(prefix="poolbench-ship-"))
@@ -283,17 +140,17 @@ class RayScheduler:
         for identity, entry in alive.items():
             host = self._hosts.get(identity)
             if host is None:
-                host = self._hosts[identity] = _Host(identity, read_offer(entry["Resources"]))
+                host = self._hosts[identity] = Host(identity, read_offer(entry["Resources"]))
             if host.node_actor is None and not host.fault and self._wanted(host):
                 self._start(host)
-            elif host.starting and time.monotonic() - host.since > KEEPER_SECONDS:
-                host.fault = f"it was not free within {KEEPER_SECONDS:g} s"
+            elif host.starting and time.monotonic() - host.since > ACTOR_SECONDS:
+                host.fault = f"it was not free within {ACTOR_SECONDS:g} s"
                 self._release(host)
 
-    def _wanted(self, host: _Host) -> bool:
+    def _wanted(self, host: Host) -> bool:
         return host.offer.processors > 0 and any(self._can(host, job) for job in self._queue)
 
-    def _can(self, host: _Host, job: RaceSpec) -> bool:
+    def _can(self, host: Host, job: RaceSpec) -> bool:
         """Whether the host might run the job, as far as is known of it."""
         device = job.case.device
         if not host.offer.serves(device) or host.fault:
@@ -301,7 +158,7 @@ class RayScheduler:
         known = host.environment is not None and device in self._kinds.of
         return not known or self._kinds.takes(device, host.environment)  # type: ignore[arg-type]
 
-    def _start(self, host: _Host) -> None:
+    def _start(self, host: Host) -> None:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         spec = next(job.workers[0] for job in self._queue if self._can(host, job))
@@ -339,7 +196,7 @@ class RayScheduler:
             elif not able:
                 self._release(host)
 
-    def _collect(self, host: _Host) -> Done | None:
+    def _collect(self, host: Host) -> Done | None:
         """What a host's reference came to: its environment, a race, or its death."""
         reference, host.waits_for = host.waits_for, None
         job, host.job = host.job, None
@@ -364,7 +221,7 @@ class RayScheduler:
             node=Node(name=host.name, environment=host.environment),
         )
 
-    def _lost(self, host: _Host, job: RaceSpec | None, error: Exception) -> Done | None:
+    def _lost(self, host: Host, job: RaceSpec | None, error: Exception) -> Done | None:
         """A node is gone: its race goes back to the head of the queue, at most ATTEMPTS times."""
         if isinstance(error, self._ray.exceptions.RayTaskError) and job is not None:
             nothing = Result(measurements=(), seconds=Seconds(float))
@@ -399,7 +256,7 @@ class RayScheduler:
                 return self._refusal(jobs[0], self._why_lacking(device, hosts))
         return None
 
-    def _why_lacking(self, device: str, hosts: Sequence[_Host]) -> str:
+    def _why_lacking(self, device: str, hosts: Sequence[Host]) -> str:
         able = [host for host in hosts if host.offer.serves(device)]
         if not able:
             kinds = sorted({f"gpu:{kind}" for host in hosts for kind in host.offer.kinds})
@@ -418,66 +275,9 @@ class RayScheduler:
         measurements = refuse(make_race(job), reason, "crashed" if crashed else "not_run")
         return Done(spec=job, result=Result(measurements=measurements, seconds=Seconds(float)))
 
-    def _release(self, host: _Host) -> None:
+    def _release(self, host: Host) -> None:
         """End a host's node, and with it its workers; what is known of the node stays."""
         node_actor, host.node_actor, host.waits_for = host.node_actor, None, None
         if node_actor is not None:
             with contextlib.suppress(Exception):  # it may be dead, or the cluster gone
                 self._ray.kill(node_actor)
-
-
-def connect(address: str, working_dir: Path | None) -> Any:
-    """The ray module, connected; our package and the user's files travel with every actor.
-
-    Raises:
-        UsageError: Ray is not installed, or no cluster answers at the address.
-    """
-    try:
-        import ray
-    except ImportError:
-        raise UsageError(
-            "--ray needs Ray; install it with: pip install 'poolbench[cluster]'"
-        ) from None
-    found = re.fullmatch(r"(?:ray://)?([^:/\s]+):(\d{1,5})", address)
-    if address != "auto" and found is None:
-        raise UsageError(f"--ray takes HOST:PORT, ray://HOST:PORT or auto; got {address!r}")
-    environment: dict[str, Any] = {"py_modules": [str(PACKAGE)], "excludes": ["**/__pycache__"]}
-    if working_dir is not None:
-        environment["working_dir"] = str(working_dir)
-    try:
-        if found is not None:  # Ray itself would try for minutes
-            socket.create_connection((found[1], int(found[2])), CONNECT_SECONDS).close()
-        ray.init(
-            address=address,
-            runtime_env=environment,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
-    except (OSError, OverflowError, ValueError, RuntimeError) as error:
-        raise UsageError(
-            f"no Ray cluster answers at {address} (--ray): {brief(error)}; "
-            "start one with: ray start --head"
-        ) from None
-    return ray
-
-
-def brief(error: Exception, limit: int = 300) -> str:
-    """An error of Ray's in one line: the last line that says something."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    telling = [line for line in lines if "node" in line.lower() or "Error" in line] or lines
-    text = telling[-1] if telling else type(error).__name__
-    return text if len(text) <= limit else text[: limit - 1] + "…"
-
-
-def ship(files: Sequence[Path], folder: Path) -> tuple[str, ...]:
-    """Copy the user's files, each with the Python files beside it; their names under the folder."""
-    names = []
-    places: dict[Path, Path] = {}
-    for file in files:
-        if file.parent not in places:
-            places[file.parent] = folder / f"files{len(places)}"
-            places[file.parent].mkdir()
-            for beside in file.parent.glob("*.py"):
-                shutil.copy2(beside, places[file.parent])
-        names.append(str((places[file.parent] / file.name).relative_to(folder)))
-    return tuple(names)

@@ -74,6 +74,11 @@ class RaceWorkers:
         return self._workers[spec]
 
     @property
+    def timeout_seconds(self) -> float:
+        """How long a task may take."""
+        return self._plan.timeout_seconds
+
+    @property
     def node(self) -> str:
         """The node that the workers are on."""
         return next(iter(self._workers.values())).node

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, Protocol
 
 import msgspec
 
@@ -40,18 +40,13 @@ from poolbench.machine.info import collect_environment
 from poolbench.store.journal import Journal, StoredRun, read_run
 from poolbench.store.runs import differing_fields, differing_options, source_digests
 
-if TYPE_CHECKING:
-    from poolbench.engine.ray_cluster import RayScheduler
-
-R = TypeVar("R", bound=Record)
 Key = tuple[Case, str]
-# What a resumed run must be asked alike, for its measurements to be those of one run.
 ORDER_OF_ROUNDS = "random Latin squares of the contenders by random.Random(f'{seed} {case!r}')"
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """What a run was asked, as the plugin or another door understood it.
+    """What a run was asked, as a command understood it.
 
     Attributes:
         folder: results/<run>.
@@ -72,6 +67,13 @@ class RunOptions:
     allow_different: tuple[str, ...] = ()
 
 
+class RemoteScheduler(Scheduler, Protocol):
+    """Runs races on other machines."""
+
+    def adopt(self, run: StoredRun) -> None:
+        """Go on with a run: each device stays with the kind of machine that has measured it."""
+
+
 class Run:
     """A run in progress. Use as a context: leaving it ends the workers and closes the journal."""
 
@@ -80,7 +82,7 @@ class Run:
         options: RunOptions,
         *,
         progress: Callable[[str], None] = print,
-        remote: RayScheduler | None = None,
+        remote: RemoteScheduler | None = None,
         pool: WorkerPool | None = None,
     ) -> None:
         self.options = options
@@ -126,7 +128,7 @@ class Run:
         return {name: self.done[case, name] for name in asked}
 
     def ahead(self, case: Case, candidates: Sequence[Candidate], *, baseline: str) -> None:
-        """Tell of a race to come: it takes turns with those that are asked for before it."""
+        """Announce a race to come: it is interleaved with those that are asked for before it."""
         names = dict.fromkeys([baseline, *(entry.name for entry in candidates)])
         self._ahead.append((case, list(names), baseline))
 
@@ -271,7 +273,7 @@ class Run:
     _logical_cpus = 1
 
     def expect(self, cases: Sequence[Case]) -> None:
-        """Tell which cases will come, so that one process setting serves as many as it can."""
+        """Tell which cases will come, so that one kind of worker serves as many as it can."""
         indices = [case.device.partition(":") for case in cases]
         self._logical_cpus = max(
             (int(i) + 1 for kind, _, i in indices if kind == "cpu" and i.isdigit()), default=1
@@ -291,18 +293,10 @@ class Run:
                 msgspec.structs.replace(here, devices={name: seen[name] for name in shared})
                 for seen in (known, devices)
             )
-            self._refuse_different(old, new, journal.path.parent.name)
+            refuse_different(old, new, self.options)
             return
-        journal.append(
-            Header(
-                run=self.options.folder.name,
-                created=dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds"),
-                environment=msgspec.structs.replace(self.environment(), devices=devices),
-                options=dict(self.options.asked) | {"order_of_rounds": ORDER_OF_ROUNDS},
-                seed=self.options.plan.seed,
-                axes=REGISTRY.axis_infos(REGISTRY.ops),
-            )
-        )
+        environment = msgspec.structs.replace(self.environment(), devices=devices)
+        journal.append(make_header(self.options, environment))
 
     def environment(self) -> Environment:
         """This machine and this code, digests included; the devices are left to a worker."""
@@ -324,7 +318,7 @@ class Run:
         old = run.header.environment
         here = msgspec.structs.replace(self.environment(), devices=old.devices)
         asked = dict(self.options.asked) | {"seed": self.options.plan.seed}
-        self._refuse_different(old, here, name, differing_options(run.header, asked))
+        refuse_different(old, here, self.options, differing_options(run.header, asked))
         self.resumed = run
         self.done = {(m.case, m.candidate): m for m in run.measurements}
         self.networks = run.networks
@@ -333,20 +327,38 @@ class Run:
         dropped = f"; {journal.dropped}" if journal.dropped else ""
         self._progress(f"going on with {name}: {len(self.done)} measurements are there{dropped}")
 
-    def _refuse_different(
-        self, old: Environment, new: Environment, name: str, options: Sequence[str] = ()
-    ) -> None:
-        different = [*differing_fields(old, new), *options]
-        if "code" in old.source and "code" in new.source:
-            # The digests say it better: a commit may leave the code as it is, and a dirty tree not.
-            different = [field for field in different if field not in ("commit", "dirty")]
-        if refused := [field for field in different if field not in self.options.allow_different]:
-            raise UsageError(
-                f"{name} was run elsewhere, with other code or other options: "
-                f"{', '.join(refused)} differ; go on by "
-                + " ".join(f"--allow-different {shlex.quote(field)}" for field in refused)
-                + ", or begin a new run"
-            )
+
+def make_header(options: RunOptions, environment: Environment) -> Header:
+    """Return the first line of a new run's journal."""
+    return Header(
+        run=options.folder.name,
+        created=dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds"),
+        environment=environment,
+        options=dict(options.asked) | {"order_of_rounds": ORDER_OF_ROUNDS},
+        seed=options.plan.seed,
+        axes=REGISTRY.axis_infos(REGISTRY.ops),
+    )
+
+
+def refuse_different(
+    old: Environment, new: Environment, options: RunOptions, different_options: Sequence[str] = ()
+) -> None:
+    """Refuse to resume a run that another machine, other code or other options have measured.
+
+    Raises:
+        UsageError: fields differ that `options` do not allow to differ.
+    """
+    different = [*differing_fields(old, new), *different_options]
+    if "code" in old.source and "code" in new.source:
+        # The digests say it better: a commit may leave the code as it is, and a dirty tree not.
+        different = [field for field in different if field not in ("commit", "dirty")]
+    if refused := [field for field in different if field not in options.allow_different]:
+        raise UsageError(
+            f"{options.folder.name} was run elsewhere, with other code or other options: "
+            f"{', '.join(refused)} differ; go on by "
+            + " ".join(f"--allow-different {shlex.quote(field)}" for field in refused)
+            + ", or begin a new run"
+        )
 
 
 def backend_of(candidates: Sequence[Candidate]) -> str:

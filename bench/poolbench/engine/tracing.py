@@ -11,7 +11,7 @@ import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +24,21 @@ from poolbench.core.errors import UsageError, WorkerFailure
 from poolbench.core.op import Op
 from poolbench.core.plan import WorkerSpec
 from poolbench.core.records import TraceSummary
-from poolbench.core.registry import REGISTRY, parse_axis
-from poolbench.core.sweep import Sweep, product
+from poolbench.core.registry import REGISTRY, load_suites, parse_axis, user_files
+from poolbench.core.sweep import product
 from poolbench.engine.process import Worker
-from poolbench.report import tensorboard
+from poolbench.engine.run import Run, RunOptions
+from poolbench.machine.info import collect_environment
 from poolbench.store.journal import Journal, read_header
 from poolbench.store.runs import (
+    PROFILES,
     check_run_name,
     differing_fields,
     has_journal,
     new_run_folder,
     newest_run,
 )
-from poolbench.worker.trace import MEMORY_EVENTS, trace_candidate
+from poolbench.worker.trace import MEMORY_EVENTS, SUFFIX, trace_candidate
 
 TIMEOUT_SECONDS = 120.0
 # Two at once: to start a process takes longer than to trace, and keeps one core busy.
@@ -44,7 +46,7 @@ WORKERS = 2
 SECONDS_A_TRACE = 6.0
 # A trace belongs to a run only if it explains the run's figures.
 COMPARED_FIELDS = ("processor", "tensorflow")
-# Of a case's candidates when nobody selects: three minutes on two cores for all the cases.
+# Of a case's candidates without a selection: three minutes on two cores for all the cases.
 DEFAULT_CANDIDATES = 6
 MODES = STANDARD["mode"].choices
 COMPARISON = "compare"
@@ -69,8 +71,8 @@ class Selection:
     """What to trace, as the user typed it.
 
     Attributes:
-        words: names of ops, modes, or candidates (or a part of a candidate's name).
-        axes: values of axes that the telling cases have not.
+        words: names of ops, modes or candidates (or a part of a candidate's name).
+        axes: values of axes that replace those of the cases.
     """
 
     words: tuple[str, ...] = ()
@@ -80,7 +82,7 @@ class Selection:
 def select(
     selection: Selection, ops: Mapping[str, Op], candidates: Iterable[Candidate]
 ) -> dict[Case, tuple[str, ...]]:
-    """The cases to trace and who is traced there.
+    """Return the cases to trace, and the candidates of each.
 
     Raises:
         UsageError: a word that names nothing, or a selection that leaves nothing.
@@ -123,15 +125,15 @@ def select(
 def telling_cases(
     op: Op, modes: Sequence[str], axes: Iterable[tuple[str, tuple[Any, ...]]]
 ) -> list[Case]:
-    """The default sweep's base case in each mode, with the axes' values in the place of its own."""
-    sweep = Sweep(product(mode=modes or MODES), base=op.sweep("default").base)
+    """Return the default sweep's base case in each mode, with these values of the axes."""
+    sweep = replace(op.sweep("default"), parts=product(mode=modes or MODES))
     for name, values in axes:
         sweep = sweep.replace(name, values)
     return sweep.cases()
 
 
 def racing_names(op: Op, case: Case, candidates: Iterable[Candidate]) -> tuple[str, ...]:
-    """Who races in a case by the default sweep, in its order, and the user's own; else everyone."""
+    """Return the candidates that the default sweep races in a case, and the user's own; else all."""
     planned = {item.case: item.candidates for item in op.sweep("default").planned()}.get(case, ())
     entries = {entry.name: entry for entry in candidates}
     own = [name for name, entry in entries.items() if not entry.builtin]
@@ -157,7 +159,7 @@ class Recorder:
 
     def record(self, case: Case, name: str) -> TraceSummary:
         """The candidate's trace summary; one that fails says why and leaves no trace."""
-        folder = self.logdir / tensorboard.PROFILES / trace_name(case, name)
+        folder = self.logdir / PROFILES / trace_name(case, name)
         kind, _, index = case.device.partition(":")
         logical = int(index) + 1 if kind == "cpu" and index.isdigit() else 1
         worker = Worker(
@@ -190,16 +192,16 @@ class Recorder:
 
         The viewer takes each file of a run for a host and begins all of them at zero.
         """
-        profiles = self.logdir / tensorboard.PROFILES
+        profiles = self.logdir / PROFILES
         folder = profiles / f"{COMPARISON}-{case_slug(case)}"
         shutil.rmtree(folder, ignore_errors=True)
         for name in names:
             own = trace_name(case, name)
-            source = profiles / own / f"{own}{tensorboard.SUFFIX}"
+            source = profiles / own / f"{own}{SUFFIX}"
             if source.is_file():
                 folder.mkdir(parents=True, exist_ok=True)
                 host = re.sub(r"[^A-Za-z0-9._-]", ".", name)
-                shutil.copyfile(source, folder / f"{host}{tensorboard.SUFFIX}")
+                shutil.copyfile(source, folder / f"{host}{SUFFIX}")
         return folder if folder.is_dir() else None
 
 
@@ -239,9 +241,6 @@ def record_selection(
     Raises:
         UsageError: nothing fits the selection, or the run is another machine's.
     """
-    from poolbench.core.registry import load_suites
-    from poolbench.pytest_plugin import user_files
-
     for file in candidates:
         if not Path(file).is_file():
             raise UsageError(f"--candidates takes a Python file; there is no {file}")
@@ -272,7 +271,7 @@ def record_selection(
 
 
 def run_folder(results: Path, name: str) -> Path:
-    """The run of this name, or the newest one of this machine, or a new one.
+    """Return the run of this name, or the newest one of this machine, or a new one.
 
     Raises:
         UsageError: the name is no run's name, or the run is another machine's.
@@ -288,9 +287,7 @@ def run_folder(results: Path, name: str) -> Path:
 
 
 def differs_from(folder: Path) -> list[str]:
-    """In what a run's machine or TensorFlow differ from what is here; [] where there is no run."""
-    from poolbench.machine.info import collect_environment
-
+    """Return in what a run's machine or TensorFlow differs from this one; [] where there is no run."""
     if not has_journal(folder):
         return []
     header = read_header(folder)
@@ -299,9 +296,7 @@ def differs_from(folder: Path) -> list[str]:
 
 
 def open_journal(folder: Path, asked: Mapping[str, Any], files: tuple[Path, ...]) -> Journal:
-    """The run's journal, open for appending; a new run gets its header first."""
-    from poolbench.engine.run import Run, RunOptions
-
+    """Open the run's journal for appending; a new run gets its header first."""
     if not has_journal(folder):
         with Run(RunOptions(folder=folder, asked=asked, files=files)) as bench:
             bench.worker(WorkerSpec())  # the header names the devices, which only a worker can tell

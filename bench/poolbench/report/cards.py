@@ -123,6 +123,11 @@ def _lines(advice: Recommendation) -> list[str]:
     if advice.over and advice.over_cases < advice.cases:
         left = advice.cases - advice.over_cases
         found.append(f"In {left} of them {advice.over} fails or was not raced.")
+    if advice.near is not None:
+        name, cases, loss = advice.near
+        found.append(
+            f"{name} loses at most {format_times(loss)}, but was raced in {cases} cases only."
+        )
     if advice.tied:
         found.append(
             f"Its largest loss is not told apart from that of {', '.join(advice.tied[:3])}."

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from poolbench.core.case import Case
 from poolbench.core.records import Clock, Measurement, Samples, samples_by
 from poolbench.report import ratios
 from poolbench.report.frame import is_right
+from poolbench.report.pairs import mirrored
 from poolbench.report.roofline import limit_samples
 from poolbench.stats import estimate
 from poolbench.stats.runs import RunsEstimate, detectable_slowdown, widen
@@ -17,6 +20,7 @@ from poolbench.store.journal import StoredRun
 
 RaceKey = tuple[Case, str]
 Pair = tuple[estimate.Estimate, estimate.Estimate]
+PEERS = "other candidates"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -124,10 +128,44 @@ def _change(
     )
 
 
-def changes(
-    raced: Sequence[tuple[Race, Race, str]], margin: float
-) -> list[tuple[Change | None, str]]:
-    """Return for each candidate its change and its normalizer: all by their best normalizer at once.
+def peer_changes(raced: Sequence[tuple[Race, Race, str]], margin: float) -> list[Change | None]:
+    """Return for each candidate how its time changed against the other candidates of its race.
+
+    A ratio of two candidates moves less between runs than one to a bandwidth probe. The change is
+    the median over the others, so that one other that changed does not count. None where there are
+    fewer than two others: with one, the two cannot be told apart.
+    """
+    races: dict[int, list[int]] = defaultdict(list)
+    for at, (before, after, name) in enumerate(raced):
+        if not (before.candidates[name].stopped_early or after.candidates[name].stopped_early):
+            races[id(before)].append(at)
+    places = [pair for some in races.values() for pair in itertools.combinations(some, 2)]
+    pairs, classes = [], []
+    for one, two in places:
+        for race in raced[one][:2]:
+            found = (race.candidates[raced[at][2]] for at in (one, two))
+            pairs.append(ratios.paired(*found))
+        classes += [ratios.class_of(raced[one][0].candidates[raced[one][2]])] * 2
+    over, within = ratios.pool([pairs], classes)
+    against: dict[int, list[Change]] = defaultdict(list)
+    for i, (one, two) in enumerate(places):
+        left, right = 2 * i, 2 * i + 1
+        change = _change(over[left], over[right], PEERS, (within[left], within[right]), margin)
+        if change is not None:
+            against[one].append(change)
+            against[two].append(replace(change, estimate=mirrored(change.estimate)))
+    return [_middle(against[at]) if len(against[at]) > 1 else None for at in range(len(raced))]
+
+
+def _middle(changes: Sequence[Change]) -> Change:
+    """Return the median change, of two middle ones the smaller."""
+    order = sorted(changes, key=lambda change: change.estimate.log_ratio)
+    middle = order[(len(order) - 1) // 2 : len(order) // 2 + 1]
+    return min(middle, key=lambda change: abs(change.estimate.log_ratio))
+
+
+def changes(raced: Sequence[tuple[Race, Race, str]], margin: float) -> list[Change | None]:
+    """Return for each candidate its change by its best normalizer.
 
     A candidate without a change by it is compared by its next normalizer. One that was stopped
     early has one process: its interval is that of the allocations.
@@ -151,14 +189,13 @@ def changes(
         )
         for i, at in enumerate(first)
     }
-    found_all = [done.get(at) or _one_change(*one, margin) for at, one in enumerate(raced)]
-    return [(found, found.normalizer if found else "") for found in found_all]
+    return [done.get(at) or _one_change(*one, margin) for at, one in enumerate(raced)]
 
 
 def _one_change(before: Race, after: Race, name: str, margin: float) -> Change | None:
     asked = before.candidates[
         name
-    ]  # its bytes for both: a change of their count is no change of time
+    ]  # its bytes for both: another count of them is no change of time
     for normalizer, left, right in _normalizers(before, after, asked):
         within = (
             _estimate(asked, left, asked.clock),

@@ -27,7 +27,15 @@ from poolbench.core.records import (
     TimeBreakdown,
 )
 from poolbench.core.text import one_line, with_interval
-from poolbench.report.changes import Change, Race, RaceKey, changes, common, races_of
+from poolbench.report.changes import (
+    Change,
+    Race,
+    RaceKey,
+    changes,
+    common,
+    peer_changes,
+    races_of,
+)
 from poolbench.report.environments import timing_facts
 from poolbench.report.frame import MARGIN, axis_cell, axis_names, is_right, with_axes
 from poolbench.report.medians import middle_of, process_medians
@@ -188,31 +196,48 @@ def _table(
     measured = [(before[key].candidates[name], after[key].candidates[name]) for key, name in pairs]
     right = [row for row, both in enumerate(measured) if all(is_right(m) for m in both)]
     raced = [(before[key], after[key], name) for key, name in (pairs[row] for row in right)]
-    found_in = {
-        row: found
-        for row, (found, _) in zip(right, changes(raced, margin), strict=True)
-        if found is not None
-    }
-    stopped = {row for row in found_in if any(m.stopped_early for m in measured[row])}
-    verdicts = _verdicts({row: found.estimate for row, found in found_in.items()}, stopped, margin)
+    found_in: dict[tuple[bool, int], Change] = {}  # by (against the other candidates, row)
+    for by_peers, changed in ((True, peer_changes(raced, margin)), (False, changes(raced, margin))):
+        for row, found in zip(right, changed, strict=True):
+            if found is not None:
+                found_in[by_peers, row] = found
+    stopped = {row for row in right if any(m.stopped_early for m in measured[row])}
+    judged = _verdicts(found_in, stopped, margin)
     axes = axis_names(old.case for old, _ in measured)
     rows = [
-        _row(old, new, found_in.get(row), verdicts.get(row), row in stopped, axes)
+        _row(old, new, *_decisive(found_in, judged, row), row in stopped, axes)
         for row, (old, new) in enumerate(measured)
     ]
     return pd.DataFrame(rows, columns=with_axes(COLUMNS, axes))
 
 
 def _verdicts(
-    estimates: Mapping[int, estimate.Estimate], stopped_early: Collection[int], margin: float
-) -> dict[int, verdicts.Comparison]:
+    found: Mapping[tuple[bool, int], Change], stopped_early: Collection[int], margin: float
+) -> dict[tuple[bool, int], verdicts.Comparison]:
     """Return verdicts under one false-discovery control for each of the two margins."""
-    usual = {row: found for row, found in estimates.items() if row not in stopped_early}
-    wide = {row: found for row, found in estimates.items() if row in stopped_early}
+    usual = {key: one.estimate for key, one in found.items() if key[1] not in stopped_early}
+    wide = {key: one.estimate for key, one in found.items() if key[1] in stopped_early}
     return {
         **verdicts.compare_run(usual, margin),
         **verdicts.compare_run(wide, max(margin, SETTLED_MARGIN)),
     }
+
+
+def _decisive(
+    found: Mapping[tuple[bool, int], Change],
+    judged: Mapping[tuple[bool, int], verdicts.Comparison],
+    row: int,
+) -> tuple[Change | None, verdicts.Comparison | None]:
+    """Return a row's change with its verdict: the worse of that by the others and that by the normalizer.
+
+    Against the others a change of one candidate is seen best, and one of all candidates not at all.
+    """
+    there = [key for key in ((True, row), (False, row)) if key in found]
+    if not there:
+        return None, None
+    order = {name: place for place, name in enumerate(("SLOWER", "FASTER", "SAME", "UNDECIDED"))}
+    key = min(there, key=lambda one: order[str(judged[one].verdict)])
+    return found[key], judged[key]
 
 
 def _row(

@@ -78,7 +78,7 @@ def headline(found: Compared) -> str:
 def method(found: Compared) -> list[str]:
     """Return what the figures are and what they could have shown, in short sentences."""
     text = [
-        "Ratios are run over base, each normalised by the memory-bandwidth limit, the copy probe or the baseline.",
+        "Ratios are run over base, normalised by the other candidates or the bandwidth limit of the same rounds.",
         "Their 95% intervals hold what lies between two runs of one code (prior by class).",
         f"The margin is {format_share(found.margin)}; at most 5% of the verdicts are expected to be false.",
     ]

@@ -109,7 +109,9 @@ def render(loaded: RunFrame, out: Path) -> RenderedReport:
 
 
 def _for_page(summary: pd.DataFrame) -> pd.DataFrame:
-    return summary.map(lambda cell: one_line(str(cell), 110))
+    """Return the headline narrower: cells cut, and no column that says the same in each row."""
+    same = [name for name in ("device", "size") if name in summary and summary[name].nunique() < 2]
+    return summary.drop(columns=same).map(lambda cell: one_line(str(cell), 70))
 
 
 def _write_tables(folder: Path, frames: Mapping[str, pd.DataFrame]) -> None:

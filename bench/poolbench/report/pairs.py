@@ -49,13 +49,18 @@ def estimate_pairs(loaded: RunFrame, races: Iterable[Sequence[int]]) -> Pairs:
         kinds = (pooled.mean, pooled.next_run) if whole else (own, own)
         for estimates, known in zip(found, kinds, strict=True):
             estimates[one, two] = known
-            estimates[two, one] = replace(
-                known,
-                log_ratio=-known.log_ratio,
-                low=None if known.high is None else -known.high,
-                high=None if known.low is None else -known.low,
-            )
+            estimates[two, one] = mirrored(known)
     return Pairs(mean=found[0], next_run=found[1])
+
+
+def mirrored(found: Estimate) -> Estimate:
+    """Return the estimate of the inverse ratio."""
+    return replace(
+        found,
+        log_ratio=-found.log_ratio,
+        low=None if found.high is None else -found.high,
+        high=None if found.low is None else -found.low,
+    )
 
 
 def mean_over_cases(found: Sequence[Estimate], confidence: float) -> Interval:

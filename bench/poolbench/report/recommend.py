@@ -75,6 +75,8 @@ class Recommendation:
             for the choice among the implementations that are right in every case.
         losses: by race, the largest first; `exceptions` are those shown to exceed the margin.
         tied: other implementations whose largest loss is not shown to be larger.
+        near: name, cases and largest loss of one that never failed and loses less, but was raced in
+            fewer cases; None without one.
         over: the textbook implementation, else the baseline; '' where the op has neither.
         speed_up: geometric mean of `over`'s time over its own, in the `over_cases` where both are right.
         least, most: the speed-up's range over these cases.
@@ -92,6 +94,7 @@ class Recommendation:
     losses: tuple[Loss, ...]
     exceptions: tuple[Loss, ...]
     tied: tuple[str, ...]
+    near: tuple[str, int, float] | None
     over: str
     over_cases: int
     speed_up: Interval
@@ -232,10 +235,34 @@ def _recommendation(
         base_row=_nearest(loaded, place[0], rows_of[chosen]), complete=most == len(races),
         largest=largest, mean=mean, losses=tuple(losses), exceptions=tuple(beyond),
         tied=tuple(n for n in eligible if n != chosen and not found[n][0][1] > largest[2]),
+        near=_near(loaded, rows_of, race_of, pairs, eligible, largest[0]),
         over=over, over_cases=len(speeds), speed_up=mean_over_cases(speeds, loaded.confidence),
         least=min((e.ratio for e in speeds), default=math.nan),
         most=max((e.ratio for e in speeds), default=math.nan),
     )  # fmt: skip
+
+
+def _near(
+    loaded: RunFrame,
+    rows_of: Mapping[str, Sequence[int]],
+    race_of: Mapping[int, Sequence[int]],
+    pairs: Pairs,
+    eligible: Sequence[str],
+    largest: float,
+) -> tuple[str, int, float] | None:
+    """Return one that never failed and loses less, but was raced in half of the cases or more only."""
+    most = max(map(len, rows_of.values()))
+    table = loaded.table
+    place = loaded.row(next(iter(race_of)))
+    here = (table["op"] == place["op"]) & (table["device"] == place["device"])
+    failed = set(table.loc[here & ~table["right"], "candidate"])
+    found = [
+        (name, len(rows), _regret(rows, race_of, pairs, choices=1)[0][0])
+        for name, rows in rows_of.items()
+        if name not in eligible and name not in failed and len(rows) >= LEAST * most
+    ]
+    best = min(found, key=lambda one: one[2], default=None)
+    return best if best is not None and best[2] < largest else None
 
 
 def _regret(

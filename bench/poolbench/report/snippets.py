@@ -14,9 +14,8 @@ def snippet(case: Case, name: str, registry: Registry = REGISTRY) -> str:
     entry = registry.candidates.get((case.op, name))
     if entry is None:
         return ""
-    write = getattr(entry, "snippet", None)
-    if write is not None:
-        return str(write(case)).strip() + "\n"
+    if entry.snippet is not None:
+        return entry.snippet(case)
     try:
         source = inspect.getsource(entry.build)
     except (OSError, TypeError):

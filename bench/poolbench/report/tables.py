@@ -87,11 +87,11 @@ def headline_table(loaded: RunFrame, answers: Answers) -> pd.DataFrame:
                 "size": at.get("shape") or at["label"],
                 "use": at["candidate"],
                 "time per call": time_text(at),
-                "speed over the textbook implementation": textbook_text(at),
+                "speed over the textbook": textbook_text(at),
                 "speed over the baseline": "is the baseline"
                 if at["candidate"] == at["baseline"]
                 else speed_up_text(at, BASELINE),
-                "of the memory-bandwidth limit": format_share(at["efficiency"]),
+                "of bandwidth limit": format_share(at["efficiency"]),
                 "fastest here": fastest_text(loaded, one),
             }
         )
@@ -130,7 +130,7 @@ def textbook_text(at: Mapping[str, Any]) -> str:
     if at["textbook_reason"]:
         return str(at["textbook_reason"])
     text = speed_up_text(at, TEXTBOOK)
-    return "is the textbook implementation" if text == "1.00x" else text
+    return "is the textbook" if text == "1.00x" else text
 
 
 def speed_up_text(at: Mapping[str, Any], columns: tuple[str, str, str]) -> str:

@@ -15,9 +15,8 @@ from pathlib import Path
 from urllib.parse import quote, urlencode
 
 from poolbench.core.errors import UsageError
-from poolbench.store.runs import RUN_NAME
+from poolbench.store.runs import PROFILES, RUN_NAME
 
-PROFILES = Path("plugins") / "profile"
 SUFFIX = ".xplane.pb"
 RECORD_FIRST = "record some first: poolbench trace"
 LOCAL = "127.0.0.1"

@@ -13,6 +13,8 @@ from poolbench.core.errors import StoreError, UsageError
 from poolbench.core.records import Environment, Header
 from poolbench.store.journal import JOURNAL
 
+# The folder of the traces, under a run's traces/, as TensorBoard's profile plugin wants it.
+PROFILES = Path("plugins") / "profile"
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,80}")
 # Options of which a change would make the rest of a resumed run another measurement.
 COMPARED_OPTIONS = ("seed", "processes", "budget_seconds", "precision", "margin")

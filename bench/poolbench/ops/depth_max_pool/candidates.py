@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from poolbench import Case, KnownFailure, candidate
+from poolbench.ops.depth_max_pool import snippets
 from poolbench.ops.depth_max_pool.op import windows
 from poolbench.ops.depth_max_pool.sweeps import OP
 from poolbench.ops.shared import channel_axis, sizes
@@ -98,7 +99,12 @@ def _pooled_shape(x: Any, case: Case) -> list[Any]:
 
 
 @candidate(
-    op=OP, name="recipe-verbatim", form="layer", framework="keras", failures=(VERBATIM_FAILURE,)
+    op=OP,
+    name="recipe-verbatim",
+    form="layer",
+    framework="keras",
+    failures=(VERBATIM_FAILURE,),
+    snippet=snippets.recipe_verbatim,
 )
 def recipe_verbatim(case: Case) -> Any:
     """The book's Lambda to the letter, padding="valid" in lower case."""
@@ -107,7 +113,14 @@ def recipe_verbatim(case: Case) -> Any:
     return keras.layers.Lambda(_native(case, padding=str(case.padding)), dtype=case.dtype)
 
 
-@candidate(op=OP, name="lambda-max_pool", form="layer", framework="keras", failures=NATIVE_FAILURES)
+@candidate(
+    op=OP,
+    name="lambda-max_pool",
+    form="layer",
+    framework="keras",
+    failures=NATIVE_FAILURES,
+    snippet=snippets.lambda_max_pool,
+)
 def lambda_max_pool(case: Case) -> Any:
     """The book's recipe: a Lambda around tf.nn.max_pool."""
     import keras
@@ -117,7 +130,14 @@ def lambda_max_pool(case: Case) -> Any:
     return keras.layers.Lambda(lambda x: native(x), dtype=case.dtype)  # noqa: PLW0108
 
 
-@candidate(op=OP, name="layer-max_pool", form="layer", framework="keras", failures=NATIVE_FAILURES)
+@candidate(
+    op=OP,
+    name="layer-max_pool",
+    form="layer",
+    framework="keras",
+    failures=NATIVE_FAILURES,
+    snippet=snippets.layer_max_pool,
+)
 def layer_max_pool(case: Case) -> Any:
     """A custom Keras layer around tf.nn.max_pool."""
     import keras
@@ -131,13 +151,13 @@ def layer_max_pool(case: Case) -> Any:
     return MaxPool(dtype=case.dtype)
 
 
-@candidate(op=OP, name="max_pool", failures=NATIVE_FAILURES)
+@candidate(op=OP, name="max_pool", failures=NATIVE_FAILURES, snippet=snippets.max_pool)
 def max_pool(case: Case) -> Any:
     """tf.nn.max_pool over the depth, bare."""
     return _native(case)
 
 
-@candidate(op=OP, name="reshape-reduce_max")
+@candidate(op=OP, name="reshape-reduce_max", snippet=snippets.reshape_reduce_max)
 def reshape_reduce_max(case: Case) -> Any:
     """tf.reshape to (..., C/k, k), tf.reduce_max over the last axis."""
     import tensorflow as tf
@@ -149,7 +169,13 @@ def reshape_reduce_max(case: Case) -> Any:
     return reshape_max
 
 
-@candidate(op=OP, name="layer-reshape-reduce_max", form="layer", framework="keras")
+@candidate(
+    op=OP,
+    name="layer-reshape-reduce_max",
+    form="layer",
+    framework="keras",
+    snippet=snippets.layer_reshape_reduce_max,
+)
 def layer_reshape_reduce_max(case: Case) -> Any:
     """A custom Keras layer around reshape and reduce_max."""
     import keras
@@ -163,7 +189,7 @@ def layer_reshape_reduce_max(case: Case) -> Any:
     return ReshapeMax(dtype=case.dtype)
 
 
-@candidate(op=OP, name="slices-maximum")
+@candidate(op=OP, name="slices-maximum", snippet=snippets.slices_maximum)
 def slices_maximum(case: Case) -> Any:
     """tf.maximum over the k strided slices x[..., i::k]."""
     import functools
@@ -183,7 +209,7 @@ def slices_maximum(case: Case) -> Any:
     return maximum_of_slices
 
 
-@candidate(op=OP, name="max_pool2d-view")
+@candidate(op=OP, name="max_pool2d-view", snippet=snippets.max_pool2d_view)
 def max_pool2d_view(case: Case) -> Any:
     """tf.nn.max_pool2d with window (1, k) over the view (N, H*W, C, 1)."""
     import tensorflow as tf
@@ -201,7 +227,7 @@ def max_pool2d_view(case: Case) -> Any:
     return pool_view
 
 
-@candidate(op=OP, name="max_pool3d")
+@candidate(op=OP, name="max_pool3d", snippet=snippets.max_pool3d)
 def max_pool3d(case: Case) -> Any:
     """tf.nn.max_pool3d with window (1, 1, k) over x[..., None]."""
     import tensorflow as tf
@@ -216,7 +242,7 @@ def max_pool3d(case: Case) -> Any:
     return pool3d
 
 
-@candidate(op=OP, name="transpose-reduce_max")
+@candidate(op=OP, name="transpose-reduce_max", snippet=snippets.transpose_reduce_max)
 def transpose_reduce_max(case: Case) -> Any:
     """Transpose the windows to (k, E/k), reduce over the first axis: whole vectors are compared."""
     import tensorflow as tf
@@ -231,7 +257,7 @@ def transpose_reduce_max(case: Case) -> Any:
     return transpose_max
 
 
-@candidate(op=OP, name="keras-ops", framework="keras")
+@candidate(op=OP, name="keras-ops", framework="keras", snippet=snippets.keras_ops)
 def keras_ops(case: Case) -> Any:
     """keras.ops.reshape and keras.ops.max: any Keras backend."""
     import keras
@@ -245,7 +271,7 @@ def keras_ops(case: Case) -> Any:
     return ops_max
 
 
-@candidate(op=OP, name="keras-stock", form="layer", framework="keras")
+@candidate(op=OP, name="keras-stock", form="layer", framework="keras", snippet=snippets.keras_stock)
 def keras_stock(case: Case) -> Any:
     """Stock layers: Reshape, MaxPooling2D((1, k)), Reshape; reloads without custom code."""
     import keras
@@ -268,7 +294,7 @@ def keras_stock(case: Case) -> Any:
     )
 
 
-@candidate(op=OP, name="nested-jit-max_pool")
+@candidate(op=OP, name="nested-jit-max_pool", snippet=snippets.nested_jit_max_pool)
 def nested_jit_max_pool(case: Case) -> Any:
     """tf.nn.max_pool inside a function of its own with jit_compile=True, whatever is around it."""
     import tensorflow as tf
@@ -286,6 +312,7 @@ def nested_jit_max_pool(case: Case) -> Any:
             reason="The CPU kernel has no gradient over the depth and needs a dividing window.",
         ),
     ),
+    snippet=snippets.cpu_pinned_max_pool,
 )
 def cpu_pinned_max_pool(case: Case) -> Any:
     """tf.nn.max_pool pinned to the CPU inside a GPU model, its transfers included."""
@@ -300,7 +327,13 @@ def cpu_pinned_max_pool(case: Case) -> Any:
     return pinned
 
 
-@candidate(op=OP, name="layer-depth_max_pool", form="layer", framework="keras")
+@candidate(
+    op=OP,
+    name="layer-depth_max_pool",
+    form="layer",
+    framework="keras",
+    snippet=snippets.layer_depth_max_pool,
+)
 def layer_depth_max_pool(case: Case) -> Any:
     """poolbench.layers.DepthMaxPool2D: the layer to take away."""
     from poolbench.layers import DepthMaxPool2D

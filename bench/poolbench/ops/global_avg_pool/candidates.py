@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from poolbench import Case, KnownFailure, candidate
+from poolbench.ops.global_avg_pool import snippets
 from poolbench.ops.global_avg_pool.sweeps import OP
 from poolbench.ops.shared import channel_axis, sizes, spatial_axes
 
@@ -32,7 +33,13 @@ NARROW_PRODUCT = KnownFailure(
 )
 
 
-@candidate(op=OP, name="layer-global_avg_pool", form="layer", framework="keras")
+@candidate(
+    op=OP,
+    name="layer-global_avg_pool",
+    form="layer",
+    framework="keras",
+    snippet=snippets.layer_global_avg_pool,
+)
 def layer_global_avg_pool(case: Case) -> Any:
     """keras.layers.GlobalAveragePooling2D."""
     import keras
@@ -40,7 +47,14 @@ def layer_global_avg_pool(case: Case) -> Any:
     return keras.layers.GlobalAveragePooling2D(data_format=case.data_format, dtype=case.dtype)
 
 
-@candidate(op=OP, name="lambda-reduce_mean", form="layer", framework="keras", failures=NARROW_SUM)
+@candidate(
+    op=OP,
+    name="lambda-reduce_mean",
+    form="layer",
+    framework="keras",
+    failures=NARROW_SUM,
+    snippet=snippets.lambda_reduce_mean,
+)
 def lambda_reduce_mean(case: Case) -> Any:
     """The book's recipe: a Lambda around tf.reduce_mean."""
     import keras
@@ -50,7 +64,7 @@ def lambda_reduce_mean(case: Case) -> Any:
     return keras.layers.Lambda(lambda x: tf.reduce_mean(x, axis=axes), dtype=case.dtype)
 
 
-@candidate(op=OP, name="reduce_mean", failures=NARROW_SUM)
+@candidate(op=OP, name="reduce_mean", failures=NARROW_SUM, snippet=snippets.reduce_mean)
 def reduce_mean(case: Case) -> Any:
     """tf.reduce_mean over height and width, bare."""
     import tensorflow as tf
@@ -63,7 +77,7 @@ def reduce_mean(case: Case) -> Any:
     return mean
 
 
-@candidate(op=OP, name="reduce_mean-float32")
+@candidate(op=OP, name="reduce_mean-float32", snippet=snippets.reduce_mean_float32)
 def reduce_mean_float32(case: Case) -> Any:
     """tf.reduce_mean of x cast to float32 (float64 stays), cast back."""
     import tensorflow as tf
@@ -90,6 +104,7 @@ def reduce_mean_float32(case: Case) -> Any:
             reason="The CPU kernel takes channels_last only.",
         ),
     ),
+    snippet=snippets.avg_pool2d,
 )
 def avg_pool2d(case: Case) -> Any:
     """tf.nn.avg_pool2d with the full window."""
@@ -105,7 +120,7 @@ def avg_pool2d(case: Case) -> Any:
     return pool_all
 
 
-@candidate(op=OP, name="mean-of-means", failures=NARROW_SUM)
+@candidate(op=OP, name="mean-of-means", failures=NARROW_SUM, snippet=snippets.mean_of_means)
 def mean_of_means(case: Case) -> Any:
     """The mean over the width, then over the height."""
     import tensorflow as tf
@@ -118,7 +133,7 @@ def mean_of_means(case: Case) -> Any:
     return two_means
 
 
-@candidate(op=OP, name="einsum", failures=NARROW_SUM)
+@candidate(op=OP, name="einsum", failures=NARROW_SUM, snippet=snippets.einsum)
 def einsum(case: Case) -> Any:
     """tf.einsum('nhwc->nc') over the number of pixels."""
     import tensorflow as tf
@@ -133,7 +148,9 @@ def einsum(case: Case) -> Any:
     return sum_over_count
 
 
-@candidate(op=OP, name="matmul-ones", failures=(*NARROW_SUM, NARROW_PRODUCT))
+@candidate(
+    op=OP, name="matmul-ones", failures=(*NARROW_SUM, NARROW_PRODUCT), snippet=snippets.matmul_ones
+)
 def matmul_ones(case: Case) -> Any:
     """A row of 1/(H*W) times the (H*W, C) matrix of each instance."""
     import tensorflow as tf
@@ -153,7 +170,7 @@ def matmul_ones(case: Case) -> Any:
     return weighted_sum
 
 
-@candidate(op=OP, name="keras-ops", framework="keras")
+@candidate(op=OP, name="keras-ops", framework="keras", snippet=snippets.keras_ops)
 def keras_ops(case: Case) -> Any:
     """keras.ops.mean: any Keras backend."""
     import keras

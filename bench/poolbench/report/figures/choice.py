@@ -69,7 +69,7 @@ def plot_profile(loaded: RunFrame, answers: Answers, op: str, device: str) -> Pl
     axis.set_xscale("log")
     axis.set_xlim(1, FARTHEST)
     axis.set_ylim(0, 1.03)
-    ticks = [1, 1.1, 1.25, 1.5, 2, 3, 5, 10]
+    ticks = [1, 1.25, 1.5, 2, 3, 5, 10]
     axis.set_xticks(ticks, [f"{tick:g}x" for tick in ticks])
     axis.xaxis.set_minor_locator(FixedLocator([]))
     axis.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{100 * v:.0f}%"))

@@ -1,0 +1,122 @@
+"""Start pytest with the plugin: what `poolbench run` does."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from poolbench.core.errors import UsageError
+from poolbench.options import OPTIONS
+
+PACKAGE = Path(__file__).parent
+# Not benchmarks of ops: they run where they are named.
+NAMED_ONLY = ("capabilities", "network")
+EXIT_UNUSABLE, EXIT_INTERRUPTED = 2, 130
+
+
+def suites_folder() -> Path:
+    """Return the folder of the suites that ship: in an installation, else in the checkout."""
+    folders = (PACKAGE / "suites", PACKAGE.parents[1] / "suites")
+    return next(folder for folder in folders if folder.is_dir())
+
+
+def find_suites(named: Sequence[str]) -> list[str]:
+    """Return the files of the named suites: paths as they are, names from those that ship.
+
+    Raises:
+        UsageError: there is no such file or suite.
+    """
+    shipped = {
+        path.stem.removeprefix("test_"): path for path in sorted(suites_folder().glob("test_*.py"))
+    }
+    if not named:
+        return [str(path) for name, path in shipped.items() if name not in NAMED_ONLY]
+    found = []
+    for name in named:
+        if name.startswith("-") or Path(name.partition("::")[0]).exists():
+            found.append(name)
+        elif name in shipped:
+            found.append(str(shipped[name]))
+        elif Path(name).name in {path.name for path in shipped.values()}:
+            found.append(str(suites_folder() / Path(name).name))  # suites/test_network.py elsewhere
+        else:
+            raise UsageError(f"no file or suite {name!r}; the suites are {', '.join(shipped)}")
+    return found
+
+
+def pytest_words(options: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the options of a run as pytest's plugin takes them."""
+    for option in OPTIONS:
+        value = options.get(option.key)
+        if option.flag:
+            if value:
+                yield f"--poolbench-{option.name}"
+        elif value is not None:
+            for one in value if option.multiple else (value,):
+                yield f"--poolbench-{option.name}={one}"
+
+
+def require_tensorflow(files: Sequence[str]) -> None:
+    """Refuse to run the suites that ship where there is no TensorFlow.
+
+    Raises:
+        UsageError: it is not installed; the text says what to install.
+    """
+    ours = any(Path(file).parent == suites_folder() for file in files)
+    if not ours or importlib.util.find_spec("tensorflow") is not None:
+        return
+    if sys.version_info >= (3, 14):
+        raise UsageError(
+            f"TensorFlow has no package for Python {sys.version_info[0]}.{sys.version_info[1]}: "
+            "use Python 3.10 to 3.13"
+        )
+    raise UsageError("the suites need TensorFlow: in a checkout of poolbench, pip install '.[cpu]'")
+
+
+def launch(
+    suites: Sequence[str], options: Mapping[str, Any], *, words: Sequence[str]
+) -> tuple[Path | None, int]:
+    """Run suites under pytest; return the run's folder, None where nothing was stored, and the exit code.
+
+    Args:
+        suites: as `find_suites` takes them, and pytest's own arguments.
+        options: of the run, by name.
+        words: the command line, for the command that goes on with the run.
+
+    Raises:
+        UsageError: a suite is not there, or cannot run here.
+    """
+    files = find_suites([word for word in suites if not word.startswith("-")])
+    given = [word for word in suites if word.startswith("-")]
+    require_tensorflow(files)
+    for file in options.get("candidates") or ():
+        if not Path(file).is_file():
+            raise UsageError(f"--candidates takes a Python file; there is no {file}")
+
+    import pytest
+
+    from poolbench.pytest_run import Launcher
+
+    results = Path(options["results"]).absolute()
+    launcher = Launcher(words=words)
+    # pytest's memory of failed tests serves its own arguments, such as --last-failed, alone.
+    cache = (
+        ["-o", f"cache_dir={results / '.pytest_cache'}"] if given else ["-p", "no:cacheprovider"]
+    )
+    keyword = ["-k", options["keyword"]] if options.get("keyword") else []
+    status = pytest.main(
+        [
+            *files, "-p", "poolbench.pytest_plugin", "-q", "--no-header", "--import-mode=importlib",
+            # The user's own configuration of pytest is for tests: coverage, parallel processes, ...
+            "-o", "addopts=", "--benchmark-quiet", f"--benchmark-storage=file://{os.devnull}",
+            *cache, f"--rootdir={Path.cwd()}", *keyword, *pytest_words({**options, "results": results}), *given,
+        ],
+        plugins=[launcher],
+    )  # fmt: skip
+    # pytest's other exit statuses: errors of collection, internal and usage errors, no tests.
+    code = int(status) if status in (0, 1) else EXIT_UNUSABLE
+    return launcher.folder, EXIT_INTERRUPTED if launcher.interrupted else code

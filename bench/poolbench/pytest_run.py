@@ -1,0 +1,363 @@
+"""The run behind a pytest session: registered only where a benchmark was collected."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import shutil
+import signal
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import pytest
+
+from poolbench.core.case import Case, case_label
+from poolbench.core.errors import StoreError, UsageError
+from poolbench.core.plan import PRESETS, Plan
+from poolbench.core.registry import REGISTRY
+from poolbench.engine.progress import (
+    Progress,
+    describe_fastest,
+    describe_shares,
+    format_minutes,
+)
+
+if TYPE_CHECKING:
+    from poolbench.core.records import Measurement
+    from poolbench.engine.ray_cluster import RayScheduler
+    from poolbench.engine.run import Run, RunOptions
+    from poolbench.pytest_plugin import Asked
+
+# The exit status of a run that the disk stopped: pytest's own for an error that is no test's.
+EXIT_STOPPED = int(pytest.ExitCode.INTERNAL_ERROR)
+STOPPED = (pytest.ExitCode.INTERRUPTED, pytest.ExitCode.INTERNAL_ERROR)
+
+
+@dataclass(eq=False)
+class Launcher:
+    """The command that started pytest, and what it wants back; a plugin of the session.
+
+    Attributes:
+        words: of the command, as typed; None where pytest itself was typed.
+        folder: of the run, once it is over; None where nothing was stored.
+        interrupted: whether Ctrl-C ended the session.
+    """
+
+    words: Sequence[str] | None = None
+    folder: Path | None = None
+    interrupted: bool = False
+
+    def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
+        """Remember that Ctrl-C ended the session: pytest's exit status has other causes too."""
+        self.interrupted = isinstance(excinfo.value, KeyboardInterrupt)
+
+
+class RunSession:
+    """The run of a session's benchmarks: the hooks that begin it, show it and end it."""
+
+    def __init__(
+        self, config: pytest.Config, asked: Asked, pairs: Iterable[tuple[Case, str]]
+    ) -> None:
+        self.asked = asked
+        self.not_ok: list[dict[str, Any]] = []
+        self._config = config
+        self._cases: dict[Case, tuple[str, ...]] = {}
+        for case, name in pairs:
+            self._cases[case] = (*self._cases.get(case, ()), name)
+        self._raced: dict[Case, dict[str, Measurement]] = {}
+        self._run: Run | None = None
+        self._progress: Progress | None = None
+
+    # The run
+
+    @property
+    def run(self) -> Run:
+        """The run, begun at the first call."""
+        if self._run is None:
+            try:
+                self._run = self._begin()
+            except UsageError as error:
+                raise pytest.UsageError(str(error)) from None
+        return self._run
+
+    def plan(self) -> Plan:
+        """Return what the sweep and the options ask of each race."""
+        options = self.asked.options
+        given = {"processes": options["processes"], "budget_seconds": options["budget"]}
+        return Plan(
+            **dict(PRESETS[options["sweep"]]) | {k: v for k, v in given.items() if v is not None},
+            precision=options["precision"],
+            margin=options["margin"],
+            timeout_seconds=options["task_timeout"],
+            seed=options["seed"],
+        )
+
+    def results(self) -> Path:
+        """Return the folder that holds the runs."""
+        return Path(self._config.invocation_params.dir, self.asked.options["results"])
+
+    def _begin(self) -> Run:
+        import psutil
+
+        from poolbench.core.registry import user_files
+        from poolbench.engine.run import Run, RunOptions
+        from poolbench.store.runs import new_run_folder
+
+        given, plan = self.asked.options, self.plan()
+        name = given["resume"] or given["run"]
+        options = RunOptions(
+            folder=self.results() / name
+            if name
+            else new_run_folder(self.results(), given["sweep"]),
+            plan=plan,
+            asked={
+                "sweep": given["sweep"],
+                "axes": list(given["axis"]),
+                "processes": plan.processes,
+                "budget_seconds": plan.budget_seconds,
+                "precision": given["precision"],
+                "margin": given["margin"],
+                "limit_seconds": given["task_timeout"],
+                "memory_nbytes": given["memory"],
+            },
+            files=user_files(self.asked.files),
+            memory_nbytes=given["memory"] or psutil.virtual_memory().total * 3 // 4,
+            resume=given["resume"] is not None,
+            allow_different=given["allow_different"],
+        )
+        run = Run(options, progress=self.say, remote=self._cluster(options))
+        run.expect(list(self._cases))
+        for case, names in self._cases.items():
+            entries = [REGISTRY.candidates[case.op, name] for name in names]
+            run.ahead(case, entries, baseline=REGISTRY.ops[case.op].baseline)
+        return run
+
+    def _cluster(self, options: RunOptions) -> RayScheduler | None:
+        """Return the cluster of --ray-address; None where the races are this machine's."""
+        address = self.asked.options["ray_address"]
+        if address is None or self.asked.options["check_only"]:
+            return None
+        from poolbench.engine.ray_cluster import RayScheduler
+
+        memory = self.asked.options["memory"]
+        return RayScheduler(address, files=options.files, memory_nbytes=memory, progress=self.say)
+
+    def measurements(self, case: Case) -> dict[str, Measurement]:
+        """Return the case's measurements by candidate; the first call runs the race."""
+        if case in self._raced:
+            return self._raced[case]
+        op = REGISTRY.ops[case.op]
+        entries = [REGISTRY.candidates[case.op, name] for name in self._cases[case]]
+        if self.asked.options["check_only"]:
+            self._raced[case] = self.run.check(case, entries)
+            return self._raced[case]
+        if self._progress is not None:
+            self._progress.now = f"{case.op} {case_label(case)}"
+        try:
+            found = self.run.race(case, entries, baseline=op.baseline)
+        except UsageError as error:
+            pytest.exit(str(error), returncode=int(pytest.ExitCode.USAGE_ERROR))
+        except StoreError as error:
+            pytest.exit(str(error), returncode=EXIT_STOPPED)
+        self._raced[case] = found
+        self._show(case, describe_fastest(found, op.baseline))
+        return found
+
+    def _show(self, case: Case, fastest: str) -> None:
+        """Print a race's result, and what is left."""
+        line = f"{case.op} {case_label(case)}: {fastest}"
+        if self._progress is None:
+            self.say(line)
+            return
+        self._progress.advance()
+        left = self._progress.left_seconds()
+        more = f"; about {format_minutes(left)} left" if left else ""
+        self.say(f"[{self._progress.done}/{self._progress.total}] {line}{more}")
+
+    def say(self, line: str) -> None:
+        """Print a line of progress, past pytest's capture."""
+        if self._progress is not None:
+            self._progress.say(line)
+        else:
+            self._write(line)
+
+    def _write(self, line: str) -> None:
+        capture: Any = self._config.pluginmanager.getplugin("capturemanager")
+        if self._config.pluginmanager.getplugin("terminalreporter") is None:
+            return
+        with capture.global_and_fixture_disabled() if capture else contextlib.nullcontext():
+            writer = self._config.get_terminal_writer()
+            if writer.width_of_current_line:
+                writer.line()
+            writer.line(line)
+            writer.flush()
+
+    # Hooks of pytest
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> bool | None:
+        """Print the races and stop, with --dry-run; otherwise show what is to come, and how it goes."""
+        if not self._cases or session.config.option.collectonly:
+            return None
+        from poolbench.stats import planning
+
+        plan = self.plan()
+        seconds = planning.predict_seconds(self._cases, plan)
+        predicted = f"{len(self._cases)} races, about {format_minutes(seconds)}"
+        if self.asked.options["dry_run"]:
+            for case, names in self._cases.items():
+                self.say(f"{case.op} {case_label(case)}: {', '.join(names)}")
+            self.say(f"{predicted}; nothing was run (--dry-run)")
+            return True
+        if not self.asked.options["check_only"]:
+            self.say(predicted)
+            self.say(planning.resolution_text(self.results(), plan))
+            self._progress = Progress(
+                len(self._cases), write=self._write, predicted_seconds=seconds,
+                terminal=_terminal(), partial=lambda: self._run.under_way() if self._run else 0.0,
+            )  # fmt: skip
+            self._progress.now = "starting worker processes"
+            self._progress.start()
+        return None
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_report_teststatus(
+        self, report: pytest.TestReport, config: pytest.Config
+    ) -> tuple[str, str, str] | None:
+        """Print no letter for a test: the races have lines of their own."""
+        if config.option.verbose > 0 or not isinstance(report, pytest.TestReport):
+            return None
+        if hasattr(report, "wasxfail") or (report.passed and report.when != "call"):
+            return None
+        return report.outcome, "", "FAILED" if report.failed else ""
+
+    def pytest_exception_interact(self, call: pytest.CallInfo[Any]) -> None:
+        """Stop where the disk refuses: a measurement that cannot be stored is not worth its time."""
+        if call.excinfo is not None and isinstance(call.excinfo.value, StoreError):
+            pytest.exit(str(call.excinfo.value), returncode=EXIT_STOPPED)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
+        """Show where the run was stopped, not every frame: to read their sources takes seconds."""
+        if isinstance(excinfo.value, KeyboardInterrupt):
+            excinfo.traceback = excinfo.traceback[-1:]
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """End the run: workers, journal, and its last line."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+        if self._run is None:
+            return
+        run, self._run = self._run, None
+        stopped = session.exitstatus in STOPPED or bool(session.shouldfail or session.shouldstop)
+        shares = run.shares()
+        with _ignoring_interrupts():  # a second Ctrl-C would leave workers behind
+            try:
+                run.close(finished=not stopped)
+            except StoreError as error:
+                self.say(str(error))
+                stopped = True
+        if self.asked.options["check_only"]:
+            return
+        folder = run.options.folder.absolute()
+        launcher = find_launcher(session.config)
+        if stopped:
+            self.say(f"{len(run.done)} measurements are kept in {folder}; go on with:")
+            self.say(resume_command(session.config.invocation_params, launcher, folder.name))
+        elif run.done:
+            self.say(describe_shares(shares.seconds, shares.wall_seconds))
+            if launcher is None:
+                self.say(
+                    f"stored; render it with: {poolbench_command()} report {shlex.quote(str(folder))}"
+                )
+        if launcher is not None and not stopped:
+            launcher.folder = folder
+
+    # Hooks of pytest-benchmark
+
+    def open_benchmark_json(self) -> None:
+        """Have pytest-benchmark write benchmark.json into the run's folder, unless told otherwise."""
+        config, options = self._config, self.asked.options
+        if not self._cases or config.option.collectonly or options["dry_run"]:
+            return
+        benchmarks = getattr(config, "_benchmarksession", None)
+        if options["check_only"] or (benchmarks is not None and benchmarks.skip):
+            return
+        try:
+            self.run.prepare()  # what is wrong with the journal is found before anything is run
+        except (UsageError, StoreError) as error:
+            raise pytest.UsageError(str(error)) from None
+        if benchmarks is not None and not benchmarks.json and not benchmarks.disabled:
+            benchmarks.json = str(self.run.options.folder / "benchmark.json")
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_benchmark_update_machine_info(self, machine_info: dict[str, Any]) -> None:
+        """Leave the host's name out of benchmark.json."""
+        machine_info.pop("node", None)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_benchmark_update_json(self, output_json: dict[str, Any]) -> None:
+        """Add the candidates without samples; pytest-benchmark keeps the others only."""
+        output_json["poolbench"] = {"not_ok": self.not_ok}
+
+
+def _terminal() -> IO[str] | None:
+    """Return the terminal behind standard output, which pytest redirects while a test runs."""
+    try:
+        if not sys.stdout.isatty() or os.environ.get("TERM") == "dumb":
+            return None
+        return os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8", errors="replace")
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+@contextlib.contextmanager
+def _ignoring_interrupts() -> Iterator[None]:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def find_launcher(config: pytest.Config) -> Launcher | None:
+    """Return the command that started this session; None where pytest itself was typed."""
+    found = (p for p in config.pluginmanager.get_plugins() if isinstance(p, Launcher))
+    return next(found, None)
+
+
+def poolbench_command() -> str:
+    """Return how `poolbench` is started from any folder."""
+    here = Path(sys.executable).parent
+    script = shutil.which("poolbench", path=str(here))
+    if script is None:
+        return shlex.join([sys.executable, "-m", "poolbench"])
+    on_path = shutil.which("poolbench")
+    return "poolbench" if on_path and Path(on_path).parent == here else shlex.quote(script)
+
+
+def resume_command(
+    invocation: pytest.Config.InvocationParams, launcher: Launcher | None, name: str
+) -> str:
+    """Return the command that goes on with a run, from any folder."""
+    prefix = "--poolbench-" if launcher is None else "--"
+    words = invocation.args if launcher is None else launcher.words or ()
+    kept: list[str] = []
+    skip = False
+    for word in map(str, words):
+        named = word.partition("=")[0] in (f"{prefix}run", f"{prefix}resume")
+        if not skip and not named:
+            kept.append(word)
+        skip = not skip and named and "=" not in word
+    more = shlex.join([*kept, f"{prefix}resume", name])
+    start = (
+        f"{shlex.quote(sys.executable)} -m pytest"
+        if launcher is None
+        else f"{poolbench_command()} run"
+    )
+    return f"cd {shlex.quote(str(invocation.dir))} && {start} {more}"

@@ -1,0 +1,154 @@
+"""Write small Keras models of kinds that people have: `python make_models.py FOLDER`; answers.py says what is in each."""
+
+import sys
+from pathlib import Path
+
+import keras
+import tensorflow as tf
+from answers import ANSWERS
+from poolbench.layers import DepthMaxPool2D
+
+L, ops = keras.layers, keras.ops
+
+
+def features(*shape, filters=12, **fields):
+    given = keras.Input(shape, **fields)
+    return given, L.Conv2D(filters, 3, padding="same", activation="relu")(given)
+
+
+def classifier(x):
+    return L.Dense(4)(L.GlobalAveragePooling2D(name="head")(L.Conv2D(8, 3)(x)))
+
+
+def around(code):
+    """Return a model with a Lambda between its features and its classifier."""
+    given, x = features(24, 24, 3)
+    return keras.Model(given, classifier(L.Lambda(code, name="code")(x)))
+
+
+def maxout():
+    return around(lambda t: tf.reduce_max(tf.reshape(t, (-1, 24, 24, 3, 4)), axis=3))
+
+
+def half_softmax():
+    return around(lambda t: tf.nn.softmax(t[..., :6]))
+
+
+def textbook():
+    return around(lambda t: tf.nn.max_pool(t, (1, 1, 1, 3), (1, 1, 1, 3), "VALID"))
+
+
+def half_precision():
+    keras.mixed_precision.set_dtype_policy("mixed_float16")
+    try:
+        return textbook()
+    finally:
+        keras.mixed_precision.set_dtype_policy("float32")
+
+
+def normalised():
+    given, x = features(24, 24, 3)
+    return keras.Model(given, L.Lambda(lambda t: t / tf.reduce_mean(t), name="code")(x))
+
+
+def attention():
+    given, x = features(24, 24, 3)
+    mean = L.Lambda(lambda t: tf.reduce_mean(t, axis=3, keepdims=True), name="mean")(x)
+    peak = L.Lambda(lambda t: tf.reduce_max(t, axis=3, keepdims=True), name="peak")(x)
+    gate = L.Conv2D(1, 7, padding="same", activation="sigmoid")(L.Concatenate()([mean, peak]))
+    return keras.Model(given, classifier(L.Multiply()([x, gate])))
+
+
+def operation():
+    given, x = features(24, 24, 3)
+    return keras.Model(given, L.Dense(4)(ops.mean(x, axis=(1, 2))))
+
+
+def operations():
+    given, x = features(24, 24, 3)
+    x = ops.max(ops.reshape(x, (-1, 24, 24, 4, 3)), axis=-1)
+    return keras.Model(given, classifier(x))
+
+
+def kept():
+    given, x = features(24, 24, 3)
+    pooled = L.GlobalAveragePooling2D(keepdims=True, name="pool")(x)
+    return keras.Model(given, L.Conv2D(4, 1)(pooled))
+
+
+def two_inputs():
+    given, x = features(None, None, 3, name="image")
+    other = keras.Input((64, 64, 1), name="mask")
+    small = L.Dense(2)(L.Flatten()(L.MaxPooling2D(8, name="coarse")(other)))
+    return keras.Model([given, other], L.Concatenate()([classifier(x), small]))
+
+
+def video():
+    frame, x = features(32, 32, 3)
+    inner = keras.Model(frame, L.GlobalAveragePooling2D(name="frame_pool")(x))
+    given = keras.Input((None, 32, 32, 3))
+    pooled = L.GlobalAveragePooling1D(name="time_pool")(L.TimeDistributed(inner)(given))
+    return keras.Model(given, L.Dense(4)(pooled))
+
+
+def frozen():
+    given, x = features(24, 24, 3)
+    model = keras.Model(given, L.GlobalAveragePooling2D(name="pool")(x))
+    model.trainable = False
+    return model
+
+
+def pixels():
+    given = keras.Input((24, 24, 3), dtype="uint8")
+    return keras.Model(given, classifier(L.Conv2D(12, 3)(L.Rescaling(1 / 255)(given))))
+
+
+def padded():
+    given, x = features(24, 24, 8)
+    pooled = DepthMaxPool2D(3, padding="same", name="pool")(L.Conv2D(8, 3)(x))
+    return keras.Model(given, L.Dense(4)(L.Flatten()(pooled)))
+
+
+def channels_first():
+    given = keras.Input((8, 24, 24))
+    pooled = L.GlobalAveragePooling2D(data_format="channels_first", name="pool")(given)
+    return keras.Model(given, L.Dense(4)(pooled))
+
+
+def fixed_batch():
+    given = keras.Input(batch_shape=(16, 24, 24, 3))
+    return keras.Model(given, classifier(L.Conv2D(12, 3)(given)))
+
+
+def adaptive():
+    given, x = features(24, 24, 3)
+    pooled = L.AdaptiveAveragePooling2D(1, name="pool")(x)
+    return keras.Model(given, L.Dense(4)(L.Flatten()(pooled)))
+
+
+def shared():
+    pool = L.GlobalAveragePooling2D(name="pool")
+    given = keras.Input((24, 24, 3))
+    one, other = L.Conv2D(8, 3)(given), L.Conv2D(8, 5)(given)
+    return keras.Model(given, L.Dense(4)(L.Concatenate()([pool(one), pool(other)])))
+
+
+def counting():
+    """The output is an integer: there is no training step."""
+    given, x = features(24, 24, 3)
+    scores = L.Dense(4)(L.GlobalAveragePooling2D(name="pool")(x))
+    return keras.Model(given, ops.argmax(scores, axis=-1))
+
+
+def main(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ANSWERS:
+        keras.utils.set_random_seed(0)
+        keras.backend.clear_session()
+        globals()[name]().save(folder / f"{name}.keras")
+    textbook().save(folder / "textbook.h5")
+    kept().save(folder / "kept.h5")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,101 @@
+"""Signs of life: what a terminal and a log show, by a fake clock."""
+
+import io
+
+import pytest
+from poolbench.engine.progress import Progress, describe_shares, format_minutes
+
+
+class Clock:
+    def __init__(self):
+        self.seconds = 0.0
+
+    def __call__(self):
+        return self.seconds
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def lines():
+    return []
+
+
+def make(clock, lines, **options):
+    return Progress(10, write=lines.append, clock=clock, **options)
+
+
+def test_progress_log_is_silent_for_less_than_half_a_minute(clock, lines):
+    progress = make(clock, lines)
+    for clock.seconds in range(30):
+        progress.tick()
+    assert lines == []
+
+
+def test_progress_log_says_a_line_every_half_minute(clock, lines):
+    progress = make(clock, lines, predicted_seconds=100)
+    for clock.seconds in range(61):
+        progress.tick()
+    assert lines == [
+        "0 of 10 done, 30 s elapsed, about 70 s left; starting",
+        "0 of 10 done, 60 s elapsed, about 40 s left; starting",
+    ]
+
+
+def test_progress_line_of_its_own_is_a_sign_of_life(clock, lines):
+    progress = make(clock, lines)
+    clock.seconds = 29
+    progress.say("raced")
+    clock.seconds = 50
+    progress.tick()
+    assert lines == ["raced"]
+
+
+def test_progress_time_left_comes_from_the_work_done(clock, lines):
+    progress = make(clock, lines, predicted_seconds=1000)
+    progress.advance(2)
+    clock.seconds = 60
+    assert progress.left_seconds() == pytest.approx(240)
+    progress.advance(8)
+    assert progress.describe() == "10 of 10 done, 60 s elapsed; starting"
+
+
+def test_progress_counts_unfinished_work_and_never_falls(clock, lines):
+    partial = [0.5]
+    progress = make(clock, lines, partial=lambda: partial[0])
+    assert progress.share() == pytest.approx(0.05)
+    partial[0] = 0.0
+    assert progress.share() == pytest.approx(0.05)
+
+
+def test_progress_partial_that_changes_meanwhile_is_left_out(clock, lines):
+    def changes():
+        raise RuntimeError("dictionary changed size during iteration")
+
+    assert make(clock, lines, partial=changes).share() == 0.0
+
+
+def test_progress_terminal_shows_a_bar_at_once_and_keeps_lines(clock, lines):
+    terminal = io.StringIO()
+    with make(clock, lines, terminal=terminal) as progress:
+        assert "0 of 10 done" in terminal.getvalue()
+        progress.say("[1/10] raced [bold]")
+        progress.now = "depth_max_pool 8x56x56x96"
+        progress.tick()
+        shown = terminal.getvalue()
+    assert "[1/10] raced [bold]" in shown
+    assert "depth_max_pool" in shown
+    assert lines == []
+    progress.stop()  # a second time
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(40, "40 s"), (89, "89 s"), (480, "8 min")])
+def test_format_minutes(seconds, text):
+    assert format_minutes(seconds) == text
+
+
+def test_describe_shares_names_the_largest_first():
+    assert describe_shares({"a": 1, "b": 3}, 4) == "wall 4 s: b 75%, a 25%"
