@@ -17,9 +17,7 @@ CIRCLES = [
     {"poolbench.matrix.probe", "poolbench.matrix.trial"},
 ]
 # Modules that still name an op or a candidate, to be moved to attributes of Op and Candidate; only ever shortened.
-NAMES_OPS = {
-    "engine/aa.py", "models/suite.py", "matrix/probes/silent.py", "matrix/probes/depth.py",
-}  # fmt: skip
+NAMES_OPS = {"matrix/probes/silent.py", "matrix/probes/depth.py"}
 
 # Each is one file to copy, and needs Keras alone.
 REUSABLE = ("poolbench.layers", "poolbench.adaptive_pooling", "poolbench.masked_pooling")

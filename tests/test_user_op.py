@@ -117,5 +117,7 @@ def test_write_probe_writes_as_much_as_an_op_without_a_window(dense):
     session = Session()
     open_case(session, case, 0, tensorflow=False)
     probe = open_contender(session, "bandwidth-write", check=False)
+    reading = open_contender(session, "bandwidth-read", check=False)
     close_case(session)
     assert probe.written_nbytes == 4 * 4 * 8 * (1 << 14)
+    assert reading.read_nbytes == 4 * 32 * (1 << 14)  # of the second input, which is the larger
