@@ -18,7 +18,6 @@ from poolbench.core.text import format_nbytes, format_seconds, one_line, signifi
 from poolbench.engine.recorder import BANDWIDTH_LIMIT_FROM_NBYTES
 from poolbench.report.formats import as_markdown
 from poolbench.report.frame import RunFrame, is_right
-from poolbench.report.machine_tables import selftest_table
 from poolbench.report.page import selftest_sentence
 from poolbench.report.recommend import answer
 from poolbench.report.tables import headline_table, network_sentence
@@ -32,27 +31,6 @@ LAYER, TEXTBOOK, OP = "layer-depth_max_pool", "lambda-max_pool", "depth_max_pool
 MEAN_LAYER, MEAN_OP = "layer-global_avg_pool", "global_avg_pool"
 PREDICTED_CANDIDATES = 14
 MEAN_RIVALS = ("lambda-reduce_mean", "avg_pool2d")
-
-# Feature, command that shows it, test that covers it.
-ASKED: tuple[tuple[str, str, str], ...] = (
-    ("sweep, store, report: one command", "nox -s bench-cpu", "tests/test_readme.py"),
-    ("sizes, depth divisors, padding, devices", "nox -s bench-cpu -- --axis pool_size=2,3", "tests/test_case.py"),
-    ("every candidate right before it is timed", "poolbench run --check-only", "tests/test_check.py"),
-    ("mutants of candidates are caught", "nox -s tests -- tests/test_mutants.py", "tests/test_mutants.py"),
-    ("timings in results/, in our format and pytest-benchmark's", "nox -s bench-quick", "tests/test_store.py"),
-    ("comparison plots and tables", "python report.py", "tests/test_readme.py"),
-    ("what became slower", "python report.py compare BASE RUN", "tests/test_compare.py"),
-    ("figures that hold: coverage, false alarms, power", "nox -s selftest", "tests/test_stats.py"),
-    ("the promises of real timings", "nox -s acceptance", "tests/test_acceptance.py"),
-    ("what works where", "nox -s matrix", "tests/test_matrix_probes.py"),
-    ("a layer to take away", "nox -s backends", "tests/test_layers.py"),
-    ("profiles, opened in TensorBoard", "nox -s trace && nox -s tensorboard", "tests/test_profile.py"),
-    ("nothing lost: faults, resume, bad input", "nox -s tests-full", "tests/faults/test_faults.py"),
-    ("GPUs, by their own clock", "nox -s bench-gpu", "tests/test_gpu.py"),
-    ("a fleet of machines", "poolbench run --ray-address ADDRESS", "tests/cluster/test_cluster.py"),
-    ("does it matter in my network", "nox -s which -- model.keras", "tests/test_which.py"),
-    ("a candidate in five lines, an op in thirty", "nox -s bench-quick -- --candidates FILE", "tests/test_readme.py"),
-)  # fmt: skip
 
 
 def headline_block(loaded: RunFrame, root: Path) -> str:
@@ -74,13 +52,40 @@ def headline_block(loaded: RunFrame, root: Path) -> str:
     return f"{as_markdown(small).strip()}\n\nOn {where}; each at its op's base case (`python report.py reference`)."
 
 
+def short_answer_block(loaded: RunFrame, root: Path) -> str:
+    """Return what to use for the two shipped ops, with the figures of the reference run."""
+    del root
+    layer = {
+        mode: row["speed"]
+        for mode in ("graph", "xla")
+        for row in _layer_rows(loaded, mode)
+        if row["over"] == OVER_LARGE
+    }
+    mean = {
+        row["mode"]: row["speed"].split()[0]
+        for row in _mean_rows(loaded)
+        if (row["direction"], row["candidate"]) == ("forward", "avg_pool2d")
+    }
+    environment = loaded.run.header.environment
+    return (
+        "- **Depthwise max pooling**: use [`DepthMaxPool2D`](bench/poolbench/layers.py). On "
+        f"{machine_text(environment.machine)}, it is {layer['graph']} as fast as a `Lambda` around `tf.nn.max_pool` in "
+        f"graph mode and {layer['xla']} with XLA, for inputs of 8 MB and more. Unlike the `Lambda` it trains and runs "
+        "on a GPU without XLA, and reloads in Keras' safe mode.\n"
+        "- **Global average pooling**: use `GlobalAveragePooling2D`. `tf.nn.avg_pool2d` is "
+        f"{mean['graph']} as fast in graph mode, but {mean['xla']} with XLA, and wrong in float16. On a GPU without "
+        "XLA, take two one-axis means ([recipes](docs/recipes.md)).\n"
+        "- If pooling takes under 2% of your training step (`poolbench which model.keras` measures it), choose by the "
+        "[support matrix](docs/support.md), not by speed."
+    )
+
+
 def selftest_block(loaded: RunFrame, root: Path) -> str:
-    """Return the self-test of the reference machine."""
+    """Return the self-test of the reference machine in one sentence."""
     del root
     if not loaded.run.selftests:
-        return "The reference run holds no selftest."
-    table = as_markdown(selftest_table(loaded.run.selftests)).strip()
-    return f"On the reference machine (`nox -s selftest`): {selftest_sentence(loaded)}\n\n{table}"
+        return "The reference run holds no self-test."
+    return f"Self-test of the reference machine: {selftest_sentence(loaded)}"
 
 
 def network_block(loaded: RunFrame, root: Path) -> str:
@@ -115,10 +120,8 @@ def _races(loaded: RunFrame, op: str, mode: str) -> dict[Case, dict[str, Measure
     return races
 
 
-def means_block(loaded: RunFrame, root: Path) -> str:
-    """Return the speed of each global mean over Keras' layer, by mode and direction."""
-    del root
-    rows = []
+def _mean_rows(loaded: RunFrame) -> list[dict[str, str]]:
+    rows: list[dict[str, str]] = []
     for mode, direction in itertools.product(("eager", "graph", "xla"), ("forward", "training")):
         races = [
             race
@@ -135,6 +138,13 @@ def means_block(loaded: RunFrame, root: Path) -> str:
             counts = {"cells": str(len(rivals)), "right": str(len(right))}
             about = {"mode": mode, "direction": direction, "candidate": name}
             rows.append({**about, **counts, **_speeds(right)})
+    return rows
+
+
+def means_block(loaded: RunFrame, root: Path) -> str:
+    """Return the speed of each global mean over Keras' layer, by mode and direction."""
+    del root
+    rows = _mean_rows(loaded)
     text = as_markdown(pd.DataFrame(rows)).strip()
     return (
         "Speed over `GlobalAvgPool2D` in the reference run, geometric means over the cells where the implementation is "
@@ -280,20 +290,3 @@ def _speeds(found: Sequence[estimate.Estimate]) -> dict[str, str]:
         "speed": f"{mean.ratio:.2f}x" + (interval if math.isfinite(mean.ratio_low) else ""),
         "worst": f"{min(e.ratio for e in found):.2f}x",
     }
-
-
-def asked_block(loaded: RunFrame, root: Path) -> str:
-    """Return the table of features: the command that shows each and the test that covers it.
-
-    Raises:
-        FileNotFoundError: a test named in the table does not exist.
-    """
-    del loaded
-    for _, _, test in ASKED:
-        if not (root / test).exists():
-            raise FileNotFoundError(f"the table of features names {test}")
-    frame = pd.DataFrame(
-        [(what, f"`{command}`", f"`{test}`") for what, command, test in ASKED],
-        columns=["what was asked", "shown by", "held by"],
-    )
-    return as_markdown(frame, markup=["shown by", "held by"]).strip()

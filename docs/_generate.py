@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING
 import pandas as pd
 from _blocks import (
     OP,
-    asked_block,
     headline_block,
     layers_block,
     means_block,
     network_block,
     predicted_block,
     selftest_block,
+    short_answer_block,
     trace_summary_block,
 )
 from _gpu import gpu_bandwidth_block, gpu_block, gpu_means_block, gpu_runs
@@ -109,7 +109,7 @@ BLOCKS: dict[str, Callable[[RunFrame, Path], str]] = {
     "layers": layers_block,
     "means": means_block,
     "traces": trace_summary_block,
-    "asked": asked_block,
+    "short-answer": short_answer_block,
     "versus": tool_comparison_block,
     "scale": scale_block,
     "predicted": predicted_block,

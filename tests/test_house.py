@@ -1,4 +1,4 @@
-"""The house stands as docs/decisions.md says: imports point one way, and collection is quick."""
+"""The package stands as docs/architecture.md says: imports point one way, and collection is quick."""
 
 import ast
 import os

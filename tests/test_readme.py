@@ -14,9 +14,10 @@ CONFIG = ["-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT)]
 
 
 def example(name):
-    """The Python block behind a marker of the README."""
-    found = re.search(rf"<!-- example:{name} -->\s*```python\n(.*?)```", README, re.DOTALL)
-    assert found, f"the README has no example {name}"
+    """Return the Python block behind a marker in the README or in a page of docs/."""
+    pages = [README, *(page.read_text() for page in ROOT.glob("docs/*.md"))]
+    found = re.search(rf"<!-- example:{name} -->\s*```python\n(.*?)```", "".join(pages), re.DOTALL)
+    assert found, f"no page has an example {name}"
     return found[1]
 
 
