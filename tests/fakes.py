@@ -6,7 +6,7 @@ from poolbench.core.candidate import Candidate
 from poolbench.core.errors import WorkerFailure
 from poolbench.machine import core_distance
 from poolbench.machine.info import Usage
-from poolbench.worker import contender, session, timing, trace
+from poolbench.worker import contender, session, timing, trace, verify
 
 
 def fake_candidate(name, op="fake", failures=()):
@@ -38,6 +38,7 @@ ANSWERS = {
     session.close_case: None,
     session.end_process: WorkerFailure("crashed", "the process exited with code 1", lost=True),
     timing.measure_energy: None,
+    verify.verify: {},
     trace.time_on_device: lambda names, calls: [None] * len(names),
 }
 

@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import Literal, get_args
 
 Status = Literal[
-    "ok", "unsupported", "wrong", "error", "crashed", "out_of_memory", "timeout", "not_run"
+    "ok",
+    "unsupported",
+    "wrong",
+    "error",
+    "crashed",
+    "out_of_memory",
+    "timeout",
+    "not_run",
+    "implausible",
 ]
 STATUSES: tuple[Status, ...] = get_args(Status)
 

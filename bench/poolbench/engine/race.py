@@ -118,14 +118,19 @@ class Race:
 
     def run(self, workers: Workers) -> Result:
         """Run every process of the race; return what they came to."""
-        for _ in self._every_process(workers):
+        while self.run_process(workers):
             pass
         return self.result()
 
-    def _every_process(self, workers: Workers) -> Generator[None, None, None]:
-        more, seconds = True, self.budget.usual_seconds
-        while more:
-            more = yield from self.run_next(workers, seconds=seconds, leg_seconds=BATCH_SECONDS)
+    def run_process(self, workers: Workers) -> bool:
+        """Run the next process by itself; return whether another one is to follow."""
+        seconds = self.budget.usual_seconds
+        steps = self.run_next(workers, seconds=seconds, leg_seconds=BATCH_SECONDS)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:  # noqa: PERF203 (so a generator returns its value)
+                return bool(end.value)
 
     def run_next(
         self, workers: Workers, *, seconds: float, leg_seconds: float
@@ -212,6 +217,10 @@ class Race:
             start = self._noise.now()
             device.measure_energy(self._workers, self._candidates())
             self.seconds["energy"] += self._noise.now() - start
+        if process in (0, self.plan.processes - 1):  # it takes about a tenth of a process' time
+            start = self._noise.now()
+            self._workers.verify()
+            self.seconds["checks"] += self._noise.now() - start
         self._workers.close()
 
     def _run_allocation(
@@ -267,12 +276,15 @@ class Race:
             noise = self._noise.after(done)
             self._noise_log.enter_task(noise)
             parts.append(noise.seen)
+            _enter_processor_time(process, allocation, blocks, done.cpu_seconds)
             for planned, block in zip(blocks, done.blocks, strict=True):
                 if block.status == "ok":
                     timed.append(_Timed(planned, block, noise.cores_distant))
                 elif planned.record.runs:
                     raised = WorkerFailure(block.status, block.reason, tail=worker.tail)
                     planned.record.fail(self.spec.case, raised)
+            if done.dirty:
+                self._workers.renew(task.worker)
         seen = seen_together(parts)
         self._enter(process, allocation, timed, seen)
         return seen
@@ -286,3 +298,14 @@ class Race:
             )
             self.seconds["samples"] += block.seconds * calls
             self.seconds["warmup"] += block.warmup_seconds
+
+
+def _enter_processor_time(
+    process: int, allocation: int, blocks: Sequence[PlannedBlock], seconds: float
+) -> None:
+    """Enter the worker's processor time per call, where all of its blocks are one contender's."""
+    record = blocks[0].record
+    if all(planned.record is record for planned in blocks):
+        calls = sum(planned.request.warmup + planned.request.calls for planned in blocks)
+        row = (process, allocation, blocks[0].round, calls, float(f"{seconds / calls:.6g}"), 0)
+        record.processor_columns.append(row)

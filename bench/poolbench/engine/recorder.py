@@ -62,6 +62,7 @@ class ContenderRecord:
     every: int = 1  # it runs in each `every`-th round
     columns: list[Row] = field(default_factory=list)
     device_columns: list[Row] = field(default_factory=list)
+    processor_columns: list[Row] = field(default_factory=list)  # of legs without another contender
 
     @property
     def runs(self) -> bool:
@@ -89,9 +90,7 @@ class ContenderRecord:
 
     def samples(self, clock: Clock) -> Samples:
         """Return the blocks by this clock as they are stored."""
-        rows = list(zip(*self.rows(clock), strict=True)) or [()] * 6
-        names = ("process", "allocation", "round", "calls", "seconds", "contended")
-        return Samples(**dict(zip(names, rows, strict=True)))
+        return to_samples(self.rows(clock))
 
     def fail(self, case: Case, failure: WorkerFailure) -> None:
         """Enter a failure; a documented one becomes `unsupported`, or a documented wrong answer."""
@@ -105,6 +104,13 @@ class ContenderRecord:
                 self.reason = f"{known.reason} [{failure.reason}]"
                 self.issue = known.issue
                 return
+
+
+def to_samples(rows: Sequence[Row]) -> Samples:
+    """Return blocks as they are stored."""
+    columns = list(zip(*rows, strict=True)) or [()] * 6
+    names = ("process", "allocation", "round", "calls", "seconds", "contended")
+    return Samples(**dict(zip(names, columns, strict=True)))
 
 
 def pairs(
@@ -185,6 +191,9 @@ def flag_faster_than_limit(
             limit = _limit_seconds(record, probes, rows)
             if middle(row[4] for row in columns) * (1 + slack) < limit:
                 record.flags.append("faster-than-limit")
+                if record.status == "ok":
+                    record.status = "implausible"
+                    record.reason = FLAGS["faster-than-limit"]
 
 
 def _limit_seconds(

@@ -13,6 +13,7 @@ from poolbench.core.plan import PROBES, Plan, WorkerSpec
 from poolbench.engine.process import WorkerLike
 from poolbench.engine.recorder import ContenderRecord, Seconds
 from poolbench.worker import contender, session
+from poolbench.worker.verify import Finding, verify
 
 # Abandon a race after this many worker deaths that no candidate caused.
 MAX_DEATHS = 3
@@ -134,6 +135,27 @@ class RaceWorkers:
                 # A lost worker holds nothing any more. Another does not let go of what a candidate left.
                 if not failure.lost:
                     self._replace(worker)
+
+    def verify(self) -> None:
+        """Check every candidate again after timing; one that is not what was checked fails."""
+        for spec, worker in self._workers.items():
+            try:
+                found: dict[str, Finding] = worker.call(verify, timeout=self._plan.timeout_seconds)
+            except WorkerFailure as failure:
+                if not failure.lost:  # the next process starts a fresh one otherwise
+                    self.fail(failure, spec)
+                continue
+            for record in self._running(spec):
+                if finding := found.get(record.task_name):
+                    reason = f"{finding.reason} (process {self._process + 1})"
+                    record.fail(self._case, WorkerFailure(finding.status, reason))
+            if any(finding.status == "error" for finding in found.values()):
+                self._replace(worker)
+
+    def renew(self, spec: WorkerSpec) -> None:
+        """Replace a worker in which a candidate changed what others share."""
+        self._replace(self._workers[spec])
+        self.reopen(spec)
 
     def handle_loss(
         self, spec: WorkerSpec, contenders: Sequence[ContenderRecord], failure: WorkerFailure

@@ -98,6 +98,7 @@ class Run:
         self.resumed: StoredRun | None = None
         self._journal: Journal | None = None
         self._begun = False
+        self._logical_devices = 1
         self._environment: Environment | None = None
         pool = pool or WorkerPool(options.files, options.memory_nbytes)
         self._local = LocalScheduler(pool, options.memory_nbytes, self.journal)
@@ -147,7 +148,7 @@ class Run:
             names,
             baseline=baseline,
             plan=self.options.plan,
-            worker=self.worker_spec(case, entries),
+            worker=worker_spec(case, entries, self._logical_devices),
         )
 
     def _await(self, wanted: RaceSpec) -> None:
@@ -260,22 +261,10 @@ class Run:
         seconds["other"] = round(wall - sum(seconds.values()), 3)
         return TimeBreakdown(seconds=seconds, wall_seconds=round(wall, 3))
 
-    def worker_spec(self, case: Case, candidates: Sequence[Candidate]) -> WorkerSpec:
-        """What a process must fix for this case."""
-        kind, _, index = case.device.partition(":")
-        logical = int(index) + 1 if kind == "cpu" and index.isdigit() else 1
-        return WorkerSpec(
-            threads=case.threads,
-            logical_devices=max(logical, self._logical_cpus),
-            backend=backend_of(candidates),
-        )
-
-    _logical_cpus = 1
-
     def expect(self, cases: Sequence[Case]) -> None:
         """Tell which cases will come, so that one kind of worker serves as many as it can."""
         indices = [case.device.partition(":") for case in cases]
-        self._logical_cpus = max(
+        self._logical_devices = max(
             (int(i) + 1 for kind, _, i in indices if kind == "cpu" and i.isdigit()), default=1
         )
 
@@ -359,6 +348,25 @@ def refuse_different(
             + " ".join(f"--allow-different {shlex.quote(field)}" for field in refused)
             + ", or begin a new run"
         )
+
+
+def worker_spec(
+    case: Case, candidates: Sequence[Candidate], logical_devices: int = 1
+) -> WorkerSpec:
+    """Return the kind of worker that runs these candidates of a case.
+
+    Args:
+        case: its threads and its device must be fixed when the process starts.
+        candidates: NumPy's alone need no framework.
+        logical_devices: at least so many, so that one kind of worker serves as many cases as it can.
+    """
+    kind, _, index = case.device.partition(":")
+    logical = int(index) + 1 if kind == "cpu" and index.isdigit() else 1
+    return WorkerSpec(
+        threads=case.threads,
+        logical_devices=max(logical, logical_devices),
+        backend=backend_of(candidates),
+    )
 
 
 def backend_of(candidates: Sequence[Candidate]) -> str:

@@ -87,6 +87,11 @@ class Placement:
             times.append(time.perf_counter() - start)
         return min(times)
 
+    @property
+    def pid(self) -> int:
+        """The partner's process number."""
+        return self._partner.pid
+
     def close(self) -> None:
         """End the partner."""
         assert self._partner.stdin is not None
@@ -116,6 +121,11 @@ class Placement:
 
 
 _placements: list[Placement | None] = []
+
+
+def partners() -> set[int]:
+    """Return the process numbers of this process' partner, if it has one."""
+    return {placement.pid for placement in _placements if placement is not None}
 
 
 def gather() -> bool | None:

@@ -14,6 +14,8 @@ import signal
 import sys
 import tempfile
 import threading
+from collections.abc import Sequence
+from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 import msgspec
@@ -21,11 +23,13 @@ import msgspec
 from poolbench import __version__
 from poolbench.core.errors import reason_of, status_of
 from poolbench.core.registry import load_suites
-from poolbench.worker import messages, timing
+from poolbench.worker import isolation, messages, timing
 from poolbench.worker.backends import BACKENDS
 from poolbench.worker.messages import Hello, MessageError, Reply, Request, Start
 from poolbench.worker.session import Session
 
+# What a file may not change where it is imported, for every candidate has it.
+SHARED_SETTINGS = ("it replaced", "it changed tf.", "it changed keras.", "it changed numpy.")
 NOTHING = msgspec.Raw(messages.encode(None))
 T = TypeVar("T")
 
@@ -107,10 +111,28 @@ def _start(start: Start) -> Reply:
             sys.path[:] = start.path
         tempfile.tempdir = os.environ["TMPDIR"]
         BACKENDS[start.spec.backend].start(start.spec)
-        load_suites(start.files)
+        _load(start.files)
     except BaseException as error:  # noqa: BLE001 (a user's file may raise anything)
         return _failure(0, error)
     return Reply(number=0, value=NOTHING)
+
+
+def _load(files: Sequence[str]) -> None:
+    """Import the user's files.
+
+    Raises:
+        ImportError: one of them changes what candidates share.
+    """
+    before = isolation.read()
+    load_suites(files)
+    changed = [
+        words
+        for words in isolation.changes(before, isolation.read())
+        if words.startswith(SHARED_SETTINGS)
+    ]
+    if changed:
+        names = ", ".join(Path(file).name for file in files)
+        raise ImportError(f"importing {names}: {'; '.join(changed)}")
 
 
 def _end_with(requests: int) -> None:

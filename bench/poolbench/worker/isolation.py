@@ -13,14 +13,18 @@ import signal
 import sys
 import threading
 import time
+import types
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from poolbench.machine import core_distance
 from poolbench.machine.info import relevant_settings
 
+FUNCTIONS = "shared functions"
+OWN_THREADS = "poolbench-"  # how the names of the harness' threads begin
 THREADS = "threads that stay"
 PROCESSES = "processes that stay"
 GRACE_SECONDS = 0.2
@@ -45,7 +49,40 @@ def child_processes(tasks: Path = TASKS) -> set[int]:
     for path in tasks.glob("*/children"):
         with contextlib.suppress(OSError, ValueError):
             found.update(map(int, path.read_text().split()))
+    return found - core_distance.partners()
+
+
+# Modules whose functions candidates share, and those that time and check them.
+SHARED = (
+    "time", "gc", "numpy", "numpy.linalg", "tensorflow", "tensorflow.math", "tensorflow.nn", "keras.ops",
+    "keras.layers", "poolbench.worker.timing", "poolbench.worker.check", "poolbench.worker.again",
+)  # fmt: skip
+
+
+def shared_modules() -> dict[str, dict[str, Any]]:
+    """Return what the modules hold that are loaded, by the modules' names."""
+    found = {}
+    for name in SHARED:
+        root, *rest = name.split(".")
+        module: Any = sys.modules.get(root)
+        for part in rest:  # TensorFlow's modules have other names than they are reached by
+            module = getattr(module, "__dict__", {}).get(part)
+        found[name] = dict(getattr(module, "__dict__", {}))
     return found
+
+
+def _replaced(
+    before: Mapping[str, Mapping[str, Any]], after: Mapping[str, Mapping[str, Any]]
+) -> list[str]:
+    """Return the names of functions that are other ones now; a module may be loaded late."""
+    return [
+        f"{module}.{name}"
+        for module, functions in before.items()
+        for name, function in functions.items()
+        if after[module].get(name, function) is not function
+        and callable(function)
+        and not isinstance(function, types.ModuleType)
+    ]
 
 
 PROCESS: dict[str, Callable[[], Any]] = {
@@ -55,11 +92,15 @@ PROCESS: dict[str, Callable[[], Any]] = {
     "processor affinity": _affinity,
     "priority": _priority,
     "gc.isenabled": gc.isenabled,
+    "gc.get_threshold": gc.get_threshold,
     "signal handlers": _signal_handlers,
     "sys.getrecursionlimit": sys.getrecursionlimit,
     "sys.getswitchinterval": sys.getswitchinterval,
-    THREADS: lambda: {thread.ident for thread in threading.enumerate()},
+    THREADS: lambda: {
+        thread.ident for thread in threading.enumerate() if not thread.name.startswith(OWN_THREADS)
+    },
     PROCESSES: child_processes,
+    FUNCTIONS: shared_modules,
 }
 
 
@@ -128,6 +169,10 @@ def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
         if name in (THREADS, PROCESSES):
             if more := len(set(new) - set(old)):
                 found.append(f"it left {more} {name}")
+        elif name == FUNCTIONS:
+            if replaced := _replaced(old, new):
+                others = f" and {len(replaced) - 1} more" if len(replaced) > 1 else ""
+                found.append(f"it replaced {replaced[0]}{others}")
         elif new != old:
             found.append(f"it changed {name}{_values(old, new)}")
     return found
@@ -145,3 +190,33 @@ def left_behind(before: Mapping[str, Any], *, grace_seconds: float = GRACE_SECON
         time.sleep(grace_seconds)
         found = changes(before, read())
     return "; ".join(found)
+
+
+class Watch:
+    """Sees after each block whether a candidate's calls changed what can be read in a microsecond."""
+
+    FACTS: Mapping[str, Callable[[], Any]] = {
+        THREADS: lambda: sum(
+            not thread.name.startswith(OWN_THREADS) for thread in threading.enumerate()
+        ),
+        "time.perf_counter": lambda: time.perf_counter,
+        "numpy.geterr": np.geterr,
+        "gc.isenabled": gc.isenabled,
+    }
+
+    def __init__(self) -> None:
+        self._seen = {name: fact() for name, fact in self.FACTS.items()}
+
+    def changed(self) -> str:
+        """Return what changed since the last time, in one line; '' if nothing."""
+        seen = {name: fact() for name, fact in self.FACTS.items()}
+        if seen == self._seen:
+            return ""
+        before, self._seen = self._seen, seen
+        found = []
+        for name, old in before.items():
+            if name == THREADS:
+                found += [f"it left {seen[name] - old} {name}"] if seen[name] > old else []
+            elif seen[name] != old:
+                found.append(f"it replaced {name}" if callable(old) else f"it changed {name}")
+        return "; ".join(found)

@@ -21,6 +21,7 @@ from poolbench.core.case import Case
 from poolbench.core.errors import NotRunError
 from poolbench.core.registry import REGISTRY
 from poolbench.machine.nvml import EVICT_NBYTES
+from poolbench.worker import isolation
 from poolbench.worker.backends import BACKENDS, Array, Backend, Call
 from poolbench.worker.inputs import make_inputs
 
@@ -44,6 +45,9 @@ class OpenCase:
         answers: the reference's answers, once a candidate was held to them.
         pools: threads of the bandwidth probes.
         seed: of the inputs.
+        brings_inputs: whether they are no op's, so that others cannot be made for a check.
+        rechecked: how often other inputs were made for a check after timing.
+        recheck_seconds, timed_seconds: what such checks took at random moments, and what was timed.
     """
 
     case: Case
@@ -55,6 +59,10 @@ class OpenCase:
     answers: Answers | None = None
     pools: list[ThreadPoolExecutor] = field(default_factory=list)
     seed: int = 0
+    brings_inputs: bool = False
+    rechecked: int = 0
+    recheck_seconds: float = 0.0
+    timed_seconds: float = 0.0
 
     @property
     def device(self) -> str:
@@ -92,12 +100,16 @@ class Session:
         extras: what else tasks keep for as long as the case is open, by name.
         converted: candidates that this process has traced.
         fastest: the fastest way of a probe over so many bytes on a device, and its seconds.
+        settings: what candidates share, as it was when the case was opened.
+        suspects: candidates of the open case after whose calls something was other than before, and what.
     """
 
     opened: OpenCase | None = None
     extras: dict[str, Any] = field(default_factory=dict)
     converted: set[tuple[str, str]] = field(default_factory=set)
     fastest: dict[tuple[str, int, str], tuple[str, float]] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    suspects: dict[str, str] = field(default_factory=dict)
 
     @property
     def open(self) -> OpenCase:
@@ -128,11 +140,13 @@ class Opened(msgspec.Struct, frozen=True, kw_only=True):
 def open_case(session: Session, case: Case, seed: int, tensorflow: bool = True) -> Opened:
     """Make the case's inputs, on the host and on the device."""
     close_case(session)
-    return hold(session, case, make_inputs(case, seed), seed=seed, tensorflow=tensorflow)
+    opened = hold(session, case, make_inputs(case, seed), tensorflow=tensorflow)
+    session.open.seed, session.open.brings_inputs = seed, False
+    return opened
 
 
 def hold(
-    session: Session, case: Case, host: tuple[Array, ...], *, seed: int = 0, tensorflow: bool = True
+    session: Session, case: Case, host: tuple[Array, ...], *, tensorflow: bool = True
 ) -> Opened:
     """Open a case on these inputs: for what brings its own, such as a model's step.
 
@@ -144,13 +158,14 @@ def hold(
     devices = backend.devices()
     if case.device not in devices:
         raise NotRunError(f"there is no {case.device} here; there is {', '.join(devices)}")
-    opened = OpenCase(case=case, backend=backend, host=host, seed=seed)
+    opened = OpenCase(case=case, backend=backend, host=host, brings_inputs=True)
     if case.cache == "cold":
         nbytes = evict_nbytes() if opened.on_cpu else EVICT_NBYTES
         # The host's caches are emptied by NumPy whatever runs there.
         evicting = BACKENDS["numpy"] if opened.on_cpu else backend
         opened.evict = evicting.make_evict(opened.device, nbytes)
     session.opened = opened
+    session.settings = isolation.read()
     allocate(session)
     if opened.inputs and (seen := backend.device_of(opened.inputs[0])) != case.device:
         close_case(session)
@@ -165,6 +180,7 @@ def hold(
 def close_case(session: Session) -> None:
     """Let go of all that the last case held, compiled functions included."""
     session.extras.clear()
+    session.suspects.clear()
     if session.opened is None:
         return
     backend, pools = session.opened.backend, session.opened.pools

@@ -17,8 +17,10 @@ from typing import Any
 import msgspec
 
 from poolbench.core.errors import Status, reason_of, status_of
+from poolbench.core.plan import PROBES
 from poolbench.machine import smt
 from poolbench.machine.idle import kept_awake
+from poolbench.worker import again, isolation
 from poolbench.worker.backends import Call
 from poolbench.worker.session import OpenCase, Session
 
@@ -58,37 +60,90 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
         switches: involuntary context switches.
         smt_sibling_busy: share of the looks, before and after, at which a processor's sibling was at work for another
             guest of the host (poolbench.machine.smt); None where that is not to be seen.
+        dirty: whether a candidate changed what others share: they need a fresh process.
     """
 
     blocks: tuple[Block, ...]
     cpu_seconds: float
     switches: int
     smt_sibling_busy: float | None = None
+    dirty: bool = False
 
 
 def time_batch(session: Session, requests: Sequence[BlockRequest]) -> Batch:
     """Time every block in turn; what a call raises ends its own block only."""
     start = resource.getrusage(resource.RUSAGE_SELF)
-    blocks = []
+    begin = clock()
     with kept_awake():
         looks = [smt.busy_share()]
-        for request in requests:
-            try:
-                blocks.append(time_block(session, request.name, request.warmup, request.calls))
-            except Exception as error:  # noqa: BLE001, PERF203 (what a candidate raises is a result)
-                blocks.append(Block(status=status_of(error), reason=reason_of(error)))
+        blocks = run_blocks(session, requests)
         looks.append(smt.busy_share())
     seen = [look for look in looks if look is not None]
     end = resource.getrusage(resource.RUSAGE_SELF)
+    session.open.timed_seconds += clock() - begin
+    for name, reason in _recheck(session, requests).items():
+        blocks = [
+            Block(status="wrong", reason=reason) if request.name == name else block
+            for request, block in zip(requests, blocks, strict=True)
+        ]
     return Batch(
         blocks=tuple(blocks),
         cpu_seconds=end.ru_utime + end.ru_stime - start.ru_utime - start.ru_stime,
         switches=end.ru_nivcsw - start.ru_nivcsw,
         smt_sibling_busy=statistics.fmean(seen) if seen else None,
+        dirty=bool(session.suspects),
     )
 
 
-def time_block(session: Session, name: str, warmup: int, calls: int) -> Block:
+def run_blocks(
+    session: Session, requests: Sequence[BlockRequest], kept: list[object] | None = None
+) -> list[Block]:
+    """Time every block in turn, and note after whose calls something was changed.
+
+    Args:
+        session: whose case is open.
+        requests: the blocks.
+        kept: is given what one more call of each returns, which is not timed.
+    """
+    blocks = []
+    watch = isolation.Watch()
+    for request in requests:
+        try:
+            blocks.append(time_block(session, request.name, request.warmup, request.calls, kept))
+        except Exception as error:  # noqa: BLE001 (what a candidate raises is a result)
+            blocks.append(Block(status=status_of(error), reason=reason_of(error)))
+        if (changed := watch.changed()) and request.name not in PROBES:
+            session.suspects.setdefault(request.name, changed)
+            blocks[-1] = Block(status="error", reason=changed)
+    return blocks
+
+
+def _recheck(session: Session, requests: Sequence[BlockRequest]) -> dict[str, str]:
+    """Check one candidate at a random moment, as it is timed; return why it is wrong, by its name.
+
+    The calls come from where timed calls come from, so that a candidate cannot tell them apart.
+    """
+    opened = session.open
+    names = sorted({request.name for request in requests} - set(PROBES))
+    if not names or not again.is_affordable(opened):
+        return {}
+    begin = clock()
+    name = names[int(begin * 1e6) % len(names)]
+    found = {}
+    for recheck in again.rechecks(opened):
+        kept: list[object] = []
+        (block,) = run_blocks(session, [BlockRequest(name=name, warmup=0, calls=1)], kept)
+        reason = recheck.judge(opened, kept[0]) if block.status == "ok" else ""
+        if reason:
+            found[name] = reason
+            break
+    opened.recheck_seconds += clock() - begin
+    return found
+
+
+def time_block(
+    session: Session, name: str, warmup: int, calls: int, kept: list[object] | None = None
+) -> Block:
     """Return seconds per call over `calls` calls in a row, after `warmup` untimed ones.
 
     This is the one timing loop of the project.
@@ -98,7 +153,10 @@ def time_block(session: Session, name: str, warmup: int, calls: int) -> Block:
     synchronize, device = opened.backend.synchronize, opened.device
     with opened.backend.on(device):
         if opened.evict is not None:
-            return _time_cold_block(opened, opened.evict, call, arguments, calls)
+            block = _time_cold_block(opened, opened.evict, call, arguments, calls)
+            if kept is not None:
+                kept.append(call(*arguments))
+            return block
         start = clock()
         for _ in repeat(None, warmup):
             call(*arguments)
@@ -112,6 +170,9 @@ def time_block(session: Session, name: str, warmup: int, calls: int) -> Block:
             end = clock()
         finally:
             gc.enable()
+        if kept is not None:
+            kept.append(call(*arguments))
+            synchronize(device)
     return Block(seconds=(end - begin) / calls, warmup_seconds=begin - start)
 
 

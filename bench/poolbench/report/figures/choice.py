@@ -175,7 +175,7 @@ def plot_heatmap(loaded: RunFrame, op: str, device: str) -> Plot | None:
         name="speed-up",
         title=title,
         caption="2.0: twice as fast. A letter: no ratio, for its status is u unsupported, w wrong, e error, c crashed, "
-        "m out of memory, t timeout; empty: not raced there. "
+        "m out of memory, t timeout, i faster than the memory allows; empty: not raced there. "
         + settings(loaded, op, device, ("shape", "mode", "direction")),
         figure=fig,
     )
@@ -183,6 +183,7 @@ def plot_heatmap(loaded: RunFrame, op: str, device: str) -> Plot | None:
 
 STATUS_LETTERS = {
     "unsupported": "u", "wrong": "w", "error": "e", "crashed": "c", "out_of_memory": "m", "timeout": "t",
+    "implausible": "i",
     "not_run": "n",
 }  # fmt: skip
 

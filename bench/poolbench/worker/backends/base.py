@@ -14,6 +14,7 @@ from poolbench.core.plan import WorkerSpec
 
 Array = np.ndarray[Any, Any]
 Call = Callable[..., Any]
+FRAMEWORKS = ("tensorflow", "keras", "torch")
 
 
 class Backend(Protocol):
@@ -84,7 +85,10 @@ def to_numpy(value: Any) -> Array:
     """
     if value is None:
         raise TypeError("it returned None (a gradient that does not exist?)")
-    array = value.numpy() if hasattr(value, "numpy") else value
+    framework = type(value).__module__.partition(".")[
+        0
+    ]  # an object of a candidate's own is no array
+    array = value.numpy() if framework in FRAMEWORKS and hasattr(value, "numpy") else value
     if not isinstance(array, np.ndarray) and not np.isscalar(array):
         raise TypeError(f"it returned a {type(value).__name__}, not an array")
     return np.asarray(array)
@@ -103,7 +107,7 @@ def host_probes(
     if threads > 1:
         parts = list(zip(*(np.array_split(array, threads) for array in arrays), strict=True))
         if not pools:
-            pools.append(ThreadPoolExecutor(threads))
+            pools.append(ThreadPoolExecutor(threads, thread_name_prefix="poolbench-probe"))
         pool = pools[0]
         ways["numpy-threads"] = lambda _: list(pool.map(lambda part: work(*part), parts))
     return ways

@@ -1,0 +1,131 @@
+"""Correct after timing too: candidates are called again on inputs that they have not seen.
+
+New values are written into the memory of the inputs that were timed, so that what remembers its
+answer by the inputs' identity, by their shape, by a few of their values, or by the number of its
+calls gives an old answer now. Half of the values stay: reading only some of them is not enough.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from poolbench.core.errors import reason_of
+from poolbench.core.registry import REGISTRY
+from poolbench.worker import check as checks
+from poolbench.worker.backends import Array, to_numpy
+from poolbench.worker.inputs import make_inputs
+from poolbench.worker.session import OpenCase
+
+# A check at a random moment may cost this share of the time of what was timed before.
+SHARE = 0.02
+# About what new inputs, the reference's answer and one comparison cost on a processor of 2024.
+SECONDS_PER_NBYTE = 10e-9
+FRESH = "on inputs that it had not seen"
+OLD = "on the inputs that were timed"
+
+
+@dataclass
+class Recheck:
+    """One set of inputs, and what candidates returned for them.
+
+    Attributes:
+        words: which inputs they are.
+        host: the inputs.
+        answers: the reference's; None: these inputs are only compared, not what is returned.
+        accepted: outputs that were found correct; equal ones need no second comparison.
+    """
+
+    words: str
+    host: tuple[Array, ...]
+    answers: checks.Answers | None
+    accepted: list[tuple[Array, ...]] = field(default_factory=list)
+
+    def judge(self, opened: OpenCase, result: Any) -> str:
+        """Return why a result is wrong, or the call that gave it did wrong; '' if neither."""
+        try:
+            return self._judge(opened, result)
+        except Exception as error:  # noqa: BLE001 (what cannot be read is no answer)
+            return f"after timing, {self.words}: {reason_of(error)}"
+
+    def _judge(self, opened: OpenCase, result: Any) -> str:
+        values = result if isinstance(result, tuple) else (result,)
+        outputs = tuple(to_numpy(value) for value in values)
+        for value, array in zip(opened.inputs, self.host, strict=True):
+            if not same_bits(to_numpy(value), array):
+                write(opened, self.host)
+                return f"it changed its inputs in place, {self.words}"
+        if any(lies_in(value, given) for value in values for given in opened.inputs):
+            return "what it returns lies in the memory of its inputs"
+        if self.answers is None or any(
+            all(map(same_bits, outputs, known)) for known in self.accepted
+        ):
+            return ""
+        verdict = checks.judge(self.answers, outputs)
+        if verdict.reason:
+            return f"after timing, {self.words}: {verdict.reason}"
+        self.accepted.append(outputs)
+        return ""
+
+
+def rechecks(opened: OpenCase) -> Iterator[Recheck]:
+    """Give each set of inputs in turn, written into the memory of those that were timed."""
+    op = REGISTRY.ops.get(opened.case.op)
+    try:
+        if op is not None and not opened.brings_inputs:
+            host = fresh_values(opened)
+            write(opened, host)
+            answers = checks.Answers(op=op, case=opened.case, inputs=host)
+            yield Recheck(FRESH, host, answers)
+    finally:
+        write(opened, opened.host)
+    yield Recheck(OLD, opened.host, opened.answers)
+
+
+def fresh_values(opened: OpenCase) -> tuple[Array, ...]:
+    """Return the inputs with the middle half of their values from another seed."""
+    opened.rechecked += 1
+    other = make_inputs(opened.case, opened.seed + 1_000_003 * opened.rechecked)
+    mixed = []
+    for old, new in zip(opened.host, other, strict=True):
+        values = old.copy()
+        count = values.size
+        middle = slice(count // 4, max(count // 4 + 1, count - count // 4))
+        values.reshape(-1)[middle] = new.reshape(-1)[middle]
+        mixed.append(values)
+    return tuple(mixed)
+
+
+def write(opened: OpenCase, host: tuple[Array, ...]) -> None:
+    """Write values into the inputs' own memory; where that cannot be done, allocate others."""
+    if not all(map(opened.backend.overwrite, opened.inputs, host)):
+        opened.inputs = opened.backend.put(host, opened.device)
+
+
+def changed_inputs(opened: OpenCase) -> bool:
+    """Return whether an input differs from the host's copy of it."""
+    pairs = zip(opened.inputs, opened.host, strict=True)
+    return not all(same_bits(to_numpy(value), array) for value, array in pairs)
+
+
+def same_bits(one: Array, other: Array) -> bool:
+    """Return whether two arrays are alike to the bit, NaN included."""
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    return np.array_equal(np.ravel(one).view(np.uint8), np.ravel(other).view(np.uint8))
+
+
+def lies_in(value: Any, given: Any) -> bool:
+    """Return whether a NumPy result shares memory with an input."""
+    both = isinstance(value, np.ndarray) and isinstance(given, np.ndarray)
+    return both and np.may_share_memory(value, given)
+
+
+def is_affordable(opened: OpenCase) -> bool:
+    """Return whether a check at this moment stays within its share of the time."""
+    nbytes = sum(array.nbytes for array in opened.host)
+    cost = opened.recheck_seconds + SECONDS_PER_NBYTE * nbytes
+    return not opened.brings_inputs and cost <= SHARE * opened.timed_seconds

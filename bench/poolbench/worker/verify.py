@@ -1,0 +1,57 @@
+"""The check at the end of a process: what was timed is what was checked, and changed nothing."""
+
+from __future__ import annotations
+
+import msgspec
+
+from poolbench.core.errors import Status
+from poolbench.core.plan import PROBES
+from poolbench.core.registry import REGISTRY
+from poolbench.worker import again, isolation
+from poolbench.worker.session import Session
+from poolbench.worker.timing import BlockRequest, run_blocks
+
+
+class Finding(msgspec.Struct, frozen=True, kw_only=True):
+    """What is wrong with a contender that had been found correct: 'wrong' or 'error', and why."""
+
+    status: Status
+    reason: str
+
+
+def verify(session: Session) -> dict[str, Finding]:
+    """Check every candidate of the open case again; return the findings by name, none for those in order.
+
+    Inputs are compared with the host's copy, results with the reference, on the inputs that were
+    timed and on others; settings and shared functions with what they were before any candidate's
+    code was imported. A change that nothing tells the cause of is a finding of every user's candidate.
+    """
+    opened = session.open
+    names = [name for name in opened.calls if name not in PROBES]
+    found = dict(session.suspects)
+    left = isolation.left_behind(session.settings, grace_seconds=0)
+    if left and not found:
+        users = [name for name in names if _is_users(opened.case.op, name)] or names
+        others = f" ({', '.join(users)}: one of these)" if len(users) > 1 else ""
+        found = dict.fromkeys(users, f"{left}{others}")
+    findings = {name: Finding(status="error", reason=reason) for name, reason in found.items()}
+    if changed := again.changed_inputs(opened):
+        again.write(opened, opened.host)
+    for recheck in again.rechecks(opened):
+        for name in names:
+            if name in findings:
+                continue
+            kept: list[object] = []
+            (block,) = run_blocks(session, [BlockRequest(name=name, warmup=0, calls=1)], kept)
+            reason = block.reason if block.status != "ok" else recheck.judge(opened, kept[0])
+            if reason:
+                findings[name] = Finding(status="wrong", reason=reason)
+    if changed and not findings:
+        reason = f"inputs were changed in place by one of {', '.join(names)}"
+        findings = {name: Finding(status="wrong", reason=reason) for name in names}
+    return findings
+
+
+def _is_users(op: str, name: str) -> bool:
+    candidate = REGISTRY.candidates.get((op, name))
+    return candidate is not None and not candidate.builtin

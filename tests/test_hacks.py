@@ -1,0 +1,109 @@
+"""Timing hacks: candidates that are right when checked and cheat when timed, each caught by a named check."""
+
+import re
+from pathlib import Path
+
+import pytest
+from poolbench.core.errors import WorkerFailure
+from poolbench.core.plan import WorkerSpec
+from poolbench.core.registry import REGISTRY, import_file
+from poolbench.engine.process import Worker
+from poolbench.worker.contender import open_contender
+from poolbench.worker.session import Session, open_case
+from poolbench.worker.timing import BlockRequest, time_batch
+from poolbench.worker.verify import verify
+
+FILE = Path(__file__).parent / "candidates" / "numpy_hacks.py"
+OP = "hacked_mean"
+# hack: the check that catches it, its status, and what the reason says.
+CAUGHT = {
+    "memo-by-identity": ("recheck", "wrong", "on inputs that it had not seen: y is beyond"),
+    "memo-by-shape": ("recheck", "wrong", "on inputs that it had not seen: y is beyond"),
+    "memo-by-some-values": ("recheck", "wrong", "on inputs that it had not seen: y is beyond"),
+    "stale-by-count": ("recheck", "wrong", "on inputs that it had not seen: y is beyond"),
+    "stale-by-time": ("recheck", "wrong", "on inputs that it had not seen: y is beyond"),
+    "captured-constant": ("recheck", "wrong", "on inputs that it had not seen: y is beyond"),
+    "correct-at-first": ("recheck", "wrong", "y is beyond"),
+    "correct-where-it-is-checked": ("recheck", "wrong", "y is beyond"),
+    "half-of-the-batch": ("recheck", "wrong", "y is beyond"),
+    "lower-precision": ("open", "wrong", "y is beyond"),
+    "changes-its-input": ("recheck", "wrong", "it changed its inputs in place"),
+    "output-in-its-input": ("recheck", "wrong", "in the memory of its inputs|in place"),
+    "lazy": ("open", "error", "it returned a Lazy, not an array"),
+    "patches-the-timer": ("watch", "error", "it replaced time.perf_counter"),
+    "patches-the-harness-timer": ("clock", "error", "the worker's clock was changed"),
+    "patches-numpy": ("verify", "error", "it replaced numpy.add"),
+    "patches-numpy-when-opened": ("open", "error", "it replaced numpy.multiply"),
+    "late-thread": ("watch", "error", "it left 1 threads that stay"),
+    "late-process": ("verify", "error", "it left 1 processes that stay"),
+    "late-setting": ("watch", "error", "it changed numpy.geterr"),
+    "stops-collecting-garbage": ("open", "error", "it changed gc.get_threshold"),
+}
+BATCHES = 40
+
+
+def race(session: Session, name: str) -> dict[str, tuple[str, str, str]]:
+    """Open, time and check a hack beside an honest candidate; (check, status, reason) by name."""
+    case = REGISTRY.ops[OP].make_case(mode="eager")
+    open_case(session, case, 0, tensorflow=False)
+    found = {}
+    for one in ("honest", name):
+        opened = open_contender(session, one, check=True)
+        if opened.status != "ok":
+            found[one] = ("open", opened.status, opened.reason)
+        if opened.tainted:  # a race goes on in another process
+            return found
+    names = [one for one in ("honest", name) if one not in found]
+    for _ in range(BATCHES):
+        requests = [BlockRequest(name=one, warmup=2, calls=50) for one in names]
+        for request, block in zip(requests, time_batch(session, requests).blocks, strict=True):
+            if block.status != "ok":
+                check = "recheck" if block.status == "wrong" else "watch"
+                found.setdefault(request.name, (check, block.status, block.reason))
+    for one, finding in verify(session).items():
+        check = "recheck" if finding.status == "wrong" else "verify"
+        found.setdefault(one, (check, finding.status, finding.reason))
+    return found
+
+
+@pytest.fixture
+def worker():
+    worker = Worker(WorkerSpec(backend="numpy"), files=[FILE])
+    yield worker
+    worker.close()
+
+
+@pytest.mark.parametrize("name", CAUGHT)
+def test_timing_hack_is_caught_and_the_honest_candidate_is_not(worker, name):
+    check, status, reason = CAUGHT[name]
+    try:
+        found = worker.call(race, name, timeout=60)
+    except WorkerFailure as failure:
+        found = {name: ("clock", failure.status, failure.reason)}
+    # Without a trace of which call did it, the other candidates of the user are not believed either.
+    accused = {"honest": found.pop("honest")} if "one of these" in found[name][2] else {}
+    assert all("one of these" in reason for *_, reason in accused.values())
+    assert list(found) == [name]
+    assert found[name][:2] == (check, status)
+    assert re.search(reason, found[name][2]), found[name][2]
+
+
+def test_all_hacks_have_a_test():
+    import_file(FILE)
+    assert set(REGISTRY.of(OP)) == {"honest", *CAUGHT}
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("import numpy as np; np.add = np.multiply", "it replaced numpy.add"),
+        ("import numpy as np; np.seterr(all='raise')", "it changed numpy.geterr"),
+    ],
+)
+def test_file_that_changes_what_candidates_share_when_imported_is_refused(tmp_path, line, reason):
+    file = tmp_path / "mine.py"
+    file.write_text(line + "\n")
+    worker = Worker(WorkerSpec(backend="numpy"), files=[file])
+    with pytest.raises(WorkerFailure, match=f"importing mine.py: {reason}"):
+        worker.call(race, "honest", timeout=30)
+    worker.close()
