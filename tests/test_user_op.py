@@ -31,7 +31,7 @@ def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("results")
     done = subprocess.run(
         [
-            sys.executable, "-m", "pytest", str(FILE), "-q", "-p", "no:cacheprovider",
+            sys.executable, "-m", "poolbench", "run", str(FILE),
             "--axis", "width=8,16", "--axis", "activation=relu", "-k", "not tf-matmul",
             "--processes", "1", "--budget", "0.2", "--results", str(folder), "--run", "dense",
         ],
