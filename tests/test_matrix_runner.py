@@ -82,7 +82,7 @@ def test_fill_crash_costs_its_own_cell_only(candidates):
         tail="a\nF0000 00:00 7 pool.cc:9] Check failed: n > 0\n  @ 0x1",
         lost=True,
     )
-    hang = WorkerFailure("timeout", "no answer within 1 s (--limit)", lost=True)
+    hang = WorkerFailure("timeout", "no answer within 1 s (--task-timeout)", lost=True)
     keys = [(OP, "one", probe) for probe in ("nan", "negative", "tie")]
     records, _ = run_fill(keys, {("one", "nan"): crash, ("one", "negative"): hang})
     assert records["one", "nan"].state == "crashed"

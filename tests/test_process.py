@@ -6,12 +6,15 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
+from click.testing import CliRunner
+from poolbench.cli import main
 from poolbench.core.errors import WorkerFailure, one_line, printable, reason_of, status_of
 from poolbench.core.plan import WorkerSpec
 from poolbench.engine import cleanup, process
@@ -96,9 +99,9 @@ def wait(seconds):
 
 
 def slow_clock():
-    import __main__
+    from poolbench.worker import timing
 
-    __main__.clock = lambda: time.perf_counter() / 8
+    timing.clock = lambda: time.perf_counter() / 8
 
 
 def raise_memory_error():
@@ -320,6 +323,15 @@ def test_a_folder_whose_run_and_guardian_are_dead_is_removed(tmp_path):
         (tmp_path / f"poolbench-{name}" / cleanup.OWNER).write_text(owner)
     cleanup.remove_orphans(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["poolbench-alive", "poolbench-odd"]
+
+
+def test_command_removes_the_folder_of_a_run_that_is_dead(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    stale = tmp_path / "poolbench-stale"
+    stale.mkdir()
+    (stale / cleanup.OWNER).write_text(f"{os.getpid()} 12345")
+    CliRunner().invoke(main, ["devices", "--help"])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_process_that_only_has_the_number_of_a_worker_is_not_killed(tmp_path):

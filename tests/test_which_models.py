@@ -190,6 +190,31 @@ def test_advise_trusted_lambda_is_replaced_and_loads_again(saved, tmp_path):
         assert b"mixed_float16" in archive.read("config.json")
 
 
+def test_advise_promised_gain_is_found_again(saved):
+    """The step with the replacement, raced again, lies inside the interval of the first race."""
+    from poolbench.engine.race import Plan
+    from poolbench.engine.scheduler import WorkerPool
+    from poolbench.models.results import Entry
+    from poolbench.models.study import race_model
+
+    source = Source(kind="file", name=str(saved / "textbook.keras"), trust=True)
+    replaced = "depth_max_pool=layer-depth_max_pool"
+    entry = Entry(
+        name="textbook", source=source, direction="forward", batch=8, alone=False,
+        candidates={"depth_max_pool": ("layer-depth_max_pool",), "global_avg_pool": ()},
+    )  # fmt: skip
+    found = []
+    for seed in (0, 1):
+        pool = WorkerPool((), None)
+        pool.use(WorkerSpec(), 1)
+        with contextlib.closing(pool):
+            raced = race_model(entry, pool, Plan(seed=seed, timeout_seconds=180.0))
+        found.append(raced.ratio("as-built", replaced))
+    (low, _, high), (kept_low, _, kept_high) = found
+    assert low <= kept_high
+    assert kept_low <= high
+
+
 @pytest.mark.parametrize("name", ["padded", "channels_first", "kept", "operations", "attention"])
 def test_write_replacement_keeps_what_the_layer_was(name, saved, tmp_path, worker):
     from poolbench.models.replace import check_written

@@ -9,6 +9,7 @@ import contextlib
 import gc
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -90,6 +91,9 @@ def main() -> None:
     Each is checked for correctness, timed in interleaved rounds beside the others, and compared with
     a confidence interval. A RUN is a folder, or its name under results/.
     """
+    from poolbench.engine import cleanup
+
+    cleanup.remove_orphans(Path(tempfile.gettempdir()))
 
 
 def results_option(command: Command) -> Command:

@@ -14,7 +14,7 @@ import synthetic
 from chromium import PROGRAM, launch
 from poolbench.report import page as report_page
 from poolbench.report.frame import load
-from poolbench.report.recommend import choices
+from poolbench.report.recommend import answer
 
 pytestmark = pytest.mark.slow
 WIDTHS, SCHEMES = (400, 1400), ("light", "dark")
@@ -113,17 +113,32 @@ def test_the_choice_answers_each_combination_with_the_row_of_the_data(chromium, 
     loaded, path = rendered
     page, problems = opened(chromium, path)
     answers = json.loads(page.text_content("#data"))["answers"]
-    found = {choice.race: choice for choice in choices(loaded)}
+    found = {choice.race: choice for choice in answer(loaded).choices}
     assert len(answers) == len(found) > 80
-    for answer in answers:
-        text = choose(page, answer["key"])
+    for one in answers:
+        text = choose(page, one["key"])
         row = loaded.table.loc[int(page.get_attribute("#answer", "data-row"))]
         assert [
             str(row[name]) for name in ("op", "device", "mode", "direction", "dtype", "shape")
-        ] == (answer["key"][:6])
+        ] == (one["key"][:6])
         assert row["candidate"] == found[row["race"]].recommended
         assert text.startswith(f"Use {row['candidate']}")
         assert "@candidate" not in text
+    page.close()
+    assert problems == []
+
+
+def test_page_opens_with_a_card_per_op_and_its_code_on_the_first_screen(chromium, rendered):
+    loaded, path = rendered
+    page, problems = opened(chromium, path)
+    cards = page.locator(".card")
+    assert cards.count() == len(answer(loaded).recommendations) == 2
+    for card, advice in zip(cards.all(), answer(loaded).recommendations.values(), strict=True):
+        assert card.locator(".use").inner_text() == f"Use {advice.candidate}"
+        assert card.locator(".facts div").count() == 3
+        box = card.locator(".code, .meta").first.bounding_box()
+        assert box["y"] + box["height"] <= 900
+        assert "`" not in card.inner_text()
     page.close()
     assert problems == []
 
@@ -134,11 +149,11 @@ def test_a_size_that_was_not_measured_gets_the_command_that_measures_it(chromium
     text = choose(page, key)
     assert "Use " not in text
     assert (
-        "nox -s bench-cpu -- -k depth_max_pool --axis shape=3x5x7x9 --axis mode=xla --axis direction=training "
+        "poolbench run --op depth_max_pool --axis shape=3x5x7x9 --axis mode=xla --axis direction=training "
         "--axis dtype=bfloat16 --axis pool_size=3 --axis padding=valid"
     ) in text
-    assert "nox -s bench-gpu" in choose(page, [*key[:1], "gpu:0", *key[2:]])
-    assert "four whole numbers" in choose(page, [*key[:5], "a lot", key[6]])
+    assert "--axis device=gpu" in choose(page, [*key[:1], "gpu:0", *key[2:]])
+    assert "whole numbers" in choose(page, [*key[:5], "a lot", key[6]])
     page.close()
 
 
@@ -147,7 +162,7 @@ def test_the_table_holds_all_rows_sorts_by_value_and_filters(chromium, rendered)
     page, _ = opened(chromium, path)
     assert f"of {len(loaded.table)} entries" in page.inner_text(".dt-info")
     assert page.locator("#measurements thead th").count() <= 12
-    page.locator("#measurements thead th", has_text="time a call").click()
+    page.locator("#measurements thead th", has_text="time per call").click()
     page.wait_for_selector("#measurements thead th.dt-ordering-asc")
     shown = page.locator("#measurements tbody tr").first.locator("td").nth(2).inner_text()
     assert shown == loaded.table.loc[loaded.table["seconds"].idxmin(), "candidate"]

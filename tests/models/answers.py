@@ -40,5 +40,6 @@ ANSWERS = {
     "fixed_batch": {"pools": HEAD, "said": "The file fixes a batch of 16"},
     "adaptive": {"pools": {"pool": f"{MEAN}, dimensions kept"}},
     "shared": {"pools": {"pool": MEAN}},
+    "network": {"pools": {"global_average_pooling2d": MEAN}},
     "counting": {"pools": {"pool": MEAN}, "said": "its outputs are integers"},
 }  # fmt: skip

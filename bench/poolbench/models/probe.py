@@ -250,8 +250,8 @@ def equals(form: Form, x: Array, y: Array) -> bool:
     bound = bound_for(op, case)
     # A sum's error grows with its terms, not with what is left of them when they cancel.
     scale = op.reference(case, np.where(np.isfinite(seen), np.abs(seen), 0.0)).ravel()
-    allowed = bound.absolute + bound.relative * np.maximum(np.abs(expected), scale)
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore"):  # infinities, which have been compared
+        allowed = bound.absolute + bound.relative * np.maximum(np.abs(expected), scale)
         return bool((np.abs(actual - expected) <= allowed)[finite].all())
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import random
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from poolbench.core.case import Case
-from poolbench.core.errors import UsageError, one_line, status_of
+from poolbench.core.errors import UsageError, one_line, printable, status_of
 from poolbench.core.records import Accuracy
 from poolbench.core.registry import REGISTRY
 from poolbench.models import zoo
@@ -181,7 +182,13 @@ def open_contender(session: Session, name: str, check: bool) -> OpenedContender:
             return _open_alone(session, name, check=check)
         return _open_step(session, name, check=check)
     except Exception as error:  # noqa: BLE001 (what an implementation raises is a result)
-        return OpenedContender(status=status_of(error), reason=one_line(error))
+        return OpenedContender(status=status_of(error), reason=cause_of(error))
+
+
+def cause_of(error: Exception) -> str:
+    """Return an error in one line; of an error in code that was being traced, the one that caused it."""
+    cause = re.search(r"^\s+(\w*(?:Error|Exception): .+)$", str(error), re.MULTILINE)
+    return printable(cause[1]) if cause else one_line(error)
 
 
 def call_fields(case: Case) -> dict[str, Any]:

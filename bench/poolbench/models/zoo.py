@@ -205,7 +205,9 @@ def _refusal(path: Path, saved: Mapping[str, Any], error: BaseException) -> str:
             f"{name} was written by Keras {version}, and Keras {keras.__version__} cannot load it "
             f"({files.brief(error)}); load it with TF_USE_LEGACY_KERAS=1 and tf_keras, and rebuild it in Keras 3"
         )
-    return f"Keras {keras.__version__} cannot load {name}: {files.brief(error)}"
+    # Keras writes HDF5 files of models with operations in them that it does not read.
+    hint = "; save the model as .keras" if path.suffix in (".h5", ".hdf5") else ""
+    return f"Keras {keras.__version__} cannot load {name}: {files.brief(error)}{hint}"
 
 
 def read_h5_config(path: Path) -> dict[str, Any]:

@@ -91,19 +91,21 @@ def reduce_mean_float32(case: Case) -> Any:
     return mean_in_float32
 
 
+# A window over the whole image, in the input's own dtype.
+FULL_WINDOW = (
+    *NARROW_SUM,
+    KnownFailure(
+        when=lambda case: case.device.startswith("cpu") and case.data_format == "channels_first",
+        matches="only supports NHWC|NHWC tensor format|NCHW",
+        reason="The CPU kernel takes channels_last only.",
+    ),
+)
+
+
 @candidate(
     op=OP,
     name="avg_pool2d",
-    failures=(
-        *NARROW_SUM,
-        KnownFailure(
-            when=lambda case: (
-                case.device.startswith("cpu") and case.data_format == "channels_first"
-            ),
-            matches="only supports NHWC|NHWC tensor format|NCHW",
-            reason="The CPU kernel takes channels_last only.",
-        ),
-    ),
+    failures=FULL_WINDOW,
     snippet=snippets.avg_pool2d,
 )
 def avg_pool2d(case: Case) -> Any:
@@ -118,6 +120,19 @@ def avg_pool2d(case: Case) -> Any:
         return tf.squeeze(tf.nn.avg_pool2d(x, window, window, "VALID", data_format=layout), axes)
 
     return pool_all
+
+
+@candidate(op=OP, name="keras-stock", form="layer", framework="keras", failures=FULL_WINDOW)
+def keras_stock(case: Case) -> Any:
+    """Return stock layers: AveragePooling2D over the whole image, Reshape."""
+    import keras
+
+    _, h, w, c = case.shape
+    computed = keras.dtype_policies.get(case.dtype).compute_dtype  # the dtype may be a mixed policy
+    given = (h, w, c) if case.data_format == "channels_last" else (c, h, w)
+    pool = keras.layers.AveragePooling2D((h, w), data_format=case.data_format, dtype=case.dtype)
+    reshape = keras.layers.Reshape((c,), dtype=case.dtype)
+    return keras.Sequential([keras.Input(given, dtype=computed), pool, reshape])
 
 
 @candidate(op=OP, name="mean-of-means", failures=NARROW_SUM, snippet=snippets.mean_of_means)
