@@ -323,9 +323,9 @@ def test_energy_is_of_the_calls_between_two_steps_of_the_counter(monkeypatch):
     assert timing.measure_energy(session, "one", read=lambda _: None) is None
 
 
-def test_a_kind_of_accelerator_needs_a_fleet():
+def test_refuse_kinds_of_accelerator_without_a_cluster():
     refuse_kinds(["cpu:0", "gpu:1"])
-    with pytest.raises(UsageError, match="gpu:H100 names a kind of accelerator in a fleet"):
+    with pytest.raises(UsageError, match="gpu:H100 names a kind of accelerator in a Ray cluster"):
         refuse_kinds(["gpu:H100"])
 
 

@@ -68,20 +68,20 @@ def keep(**figures):
         path.write_text(json.dumps(stored | rounded, indent=1, sort_keys=True) + "\n")
 
 
-def test_a_race_is_synced_once_whatever_the_number_of_its_candidates(tmp_path, monkeypatch):
+def test_race_is_synced_once_for_any_number_of_candidates(tmp_path, monkeypatch):
     synced = []
     monkeypatch.setattr(os, "fsync", synced.append)
     drive(tmp_path / "run", 20)
     assert len(synced) <= 1 + 20 + 1  # the header, each race, the shares
 
 
-def test_a_race_takes_as_many_bytes_of_the_journal_at_the_end_as_at_the_beginning(tmp_path):
+def test_journal_bytes_per_race_stay_equal(tmp_path):
     drive(tmp_path / "run", 50)
     sizes = [len(line) for line in (tmp_path / "run" / "journal.jsonl").open("rb")][1:-1]
     assert max(sizes[-25:]) < 1.1 * max(sizes[:25])
 
 
-def test_a_measured_race_asks_no_worker_again(tmp_path):
+def test_race_measured_before_asks_no_worker(tmp_path):
     pool = FakePool()
     options = RunOptions(folder=tmp_path / "run", plan=ONE_ROUND)
     with Run(options, progress=lambda _: None, pool=pool) as bench:
@@ -93,7 +93,7 @@ def test_a_measured_race_asks_no_worker_again(tmp_path):
 
 
 @pytest.mark.slow
-def test_ten_thousand_races_cost_the_driver_at_most_5_ms_each_and_the_last_as_the_first(tmp_path):
+def test_ten_thousand_races_cost_the_driver_5_ms_each_from_first_to_last(tmp_path):
     start = time.perf_counter()
     seconds = drive(tmp_path / "run", 10_000)
     wall = time.perf_counter() - start
@@ -111,7 +111,7 @@ def test_ten_thousand_races_cost_the_driver_at_most_5_ms_each_and_the_last_as_th
 
 
 @pytest.mark.slow
-def test_a_race_of_the_default_plan_costs_the_driver_little_more(tmp_path):
+def test_race_of_the_default_plan_costs_the_driver_little(tmp_path):
     seconds = drive(tmp_path / "run", 300, Plan())
     nbytes = (tmp_path / "run" / "journal.jsonl").stat().st_size
     keep(plan_race_seconds=mean(seconds), plan_race_nbytes=nbytes / 300)
@@ -151,7 +151,7 @@ def test_fake(poolbench):
 
 
 @pytest.mark.slow
-def test_pytest_around_the_races_grows_in_proportion(tmp_path):
+def test_pytest_time_grows_in_proportion(tmp_path):
     def seconds_a_race(count):
         folder = tmp_path / str(count)
         folder.mkdir()
@@ -185,7 +185,7 @@ def test_pytest_around_the_races_grows_in_proportion(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_report_grows_in_proportion(tmp_path):
+def test_report_time_grows_in_proportion(tmp_path):
     """A page, and reading a run alone, of 5,000, 10,000 and 20,000 measurements of 200 samples each."""
     seconds, peak = {}, 0
     for count in (5_000, 10_000, 20_000):

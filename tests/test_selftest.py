@@ -14,7 +14,7 @@ from poolbench.store.journal import decode_line, encode_line
 from synthetic_races import measured, race_of
 
 
-def test_copies_are_named_by_what_is_injected():
+def test_copy_names_say_what_is_injected():
     design = aa.Design(plain=2, slowdowns=(0.01, 0.1))
     names = aa.copy_names(design)
     assert next(iter(names)) == aa.BASELINE
@@ -22,12 +22,12 @@ def test_copies_are_named_by_what_is_injected():
     assert all(aa.slowdown_of(name) == injected for name, injected in names.items())
 
 
-def test_a_name_that_is_no_copys_is_refused():
+def test_slowdown_of_another_name_is_refused():
     with pytest.raises(ValueError, match="max_pool"):
         aa.slowdown_of("max_pool")
 
 
-def test_a_delayed_call_waits_for_what_it_is_told_and_then_calls():
+def test_delay_call_waits_then_calls():
     now = iter(np.arange(0.0, 10.0, 0.25))
     log = []
 
@@ -40,13 +40,13 @@ def test_a_delayed_call_waits_for_what_it_is_told_and_then_calls():
     assert log[-1] - log[0] == 1.0
 
 
-def test_without_a_delay_the_clock_is_read_but_twice():
+def test_delay_call_without_a_delay_reads_the_clock_twice():
     reads = []
     aa.delay_call(lambda: None, 0.0, lambda: reads.append(1) or 5.0)()
     assert len(reads) == 2
 
 
-def test_a_series_stops_before_a_race_that_would_end_too_late():
+def test_race_series_stops_before_a_race_that_would_end_too_late():
     now = [0.0]
 
     def race(number):
@@ -57,11 +57,11 @@ def test_a_series_stops_before_a_race_that_would_end_too_late():
     assert list(series) == [0, 1, 2]
 
 
-def test_a_series_has_at_least_one_race():
+def test_race_series_without_time_has_one_race():
     assert list(aa.race_series(lambda n: n, 5, until=-1.0, clock=lambda: 0.0)) == [0]
 
 
-def test_a_copy_that_did_not_run_is_an_error_in_one_line():
+def test_judge_copies_of_a_failed_copy_is_an_error_in_one_line():
     generator = np.random.default_rng(0)
     names = {"copy-0": 0.0, "copy-1": 0.0}
     found = {name: measured(name, 1.0, generator) for name in names}
@@ -70,12 +70,12 @@ def test_a_copy_that_did_not_run_is_an_error_in_one_line():
         aa.judge_copies(names, found, 1.0)
 
 
-def test_an_unknown_candidate_cannot_be_copied():
+def test_source_of_an_unknown_candidate_is_refused():
     with pytest.raises(aa.ProofError, match="nothing-like-it"):
         aa.source_of(aa.Design(plain=1, source="nothing-like-it"))
 
 
-def test_the_records_count_what_was_found():
+def test_summarise_counts_the_verdicts():
     races = [race_of(selftest.DESIGN, seed) for seed in range(10)]
     records = {(r.injected, r.margin): r for r in selftest.summarise(races, selftest.DESIGN, 60.0)}
     same = records[0.0, 0.05]
@@ -88,19 +88,19 @@ def test_the_records_count_what_was_found():
     )
 
 
-def test_noise_hides_a_small_slowdown_and_raises_the_floor():
+def test_summarise_of_noisy_races_has_a_higher_floor_and_less_power():
     races = [race_of(selftest.DESIGN, seed, noise=0.2) for seed in range(5)]
     records = {(r.injected, r.margin): r for r in selftest.summarise(races, selftest.DESIGN, 60.0)}
     assert records[0.01, 0.0].power < 0.5
     assert records[0.0, 0.05].noise_floor > 0.02
 
 
-def test_the_records_come_back_from_the_journal_as_they_went_in():
+def test_selftest_records_survive_the_journal():
     for record in selftest.summarise([race_of(selftest.DESIGN)], selftest.DESIGN, 60.0):
         assert decode_line(encode_line(record).rstrip(b"\n"))[0] == record
 
 
-def test_a_record_of_before_the_new_fields_can_be_read():
+def test_selftest_record_without_the_new_fields_is_read():
     old = Selftest(
         injected=0.0, margin=0.05, comparisons=1, faster=0, slower=0, same=1, undecided=0,
         noise_floor=0.01, seconds=1.0,
@@ -108,14 +108,14 @@ def test_a_record_of_before_the_new_fields_can_be_read():
     assert (old.kind, old.power, old.figures) == ("aa", None, {})
 
 
-def test_the_summary_names_alarms_power_and_floor():
+def test_describe_names_alarms_power_and_floor():
     text = selftest.describe(selftest.summarise([race_of(selftest.DESIGN)], selftest.DESIGN, 60.0))
     assert f"0 false alarms in {selftest.DESIGN.plain} comparisons" in text
     assert "slower by 10%, margin 5%: SLOWER in 1 of 1 (power 100%)" in text
     assert re.search(r"noise floor: \d+\.\d+%", text)
 
 
-def test_the_newest_run_is_nobody_elses_reference(tmp_path):
+def test_newest_run_is_no_reference_run(tmp_path):
     assert selftest.newest_run(tmp_path) is None
     for name in ("a-run", "reference"):
         (tmp_path / name).mkdir()
@@ -126,7 +126,7 @@ def test_the_newest_run_is_nobody_elses_reference(tmp_path):
 # For once, a real race of copies.
 
 
-def test_a_real_race_of_copies_knows_its_own_truth():
+def test_race_copies_for_real_finds_a_doubled_call():
     """A call made twice as long is seen on any machine; of a busy one no finer figure is asserted."""
     plan = Plan(processes=1, allocations=2, rounds=3, block_seconds=0.003)
     design = aa.Design(plain=1, slowdowns=(1.0,), plan=plan)
