@@ -200,6 +200,7 @@ def layer_depth_max_pool(case: Case) -> str:
     words += [] if _last(case) else ['data_format="channels_first"']
     words += [_dtype(case)] if _dtype(case) else []
     return (
-        "from poolbench.layers import DepthMaxPool2D  # one file: copy bench/poolbench/layers.py\n\n"
+        "# One file: bench/poolbench/layers.py may be copied.\n"
+        "from poolbench.layers import DepthMaxPool2D\n\n"
         f"pool = DepthMaxPool2D({', '.join(words)})\n"
     )
