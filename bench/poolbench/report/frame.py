@@ -178,6 +178,8 @@ def lay_out(*runs: StoredRun, margin: float = MARGIN, registry: Registry | None 
     table = pd.DataFrame([_row(some, axes) for some in by_row], columns=_row_columns(axes))
     races: dict[tuple[Case, str], int] = {}
     table.insert(0, "race", [races.setdefault(key[:2], len(races)) for key in keys])
+    # A candidate that did not run moved no bytes; the others of its race tell the input's size.
+    table["nbytes"] = table.groupby("race")["nbytes"].transform("max")
     table.insert(0, "line", [found[-1].get(key, (0, None))[0] for key in keys])
     confidence = ratios.reported_confidence(runs[-1].header.options)
     estimates = ratios.estimate_rows(
