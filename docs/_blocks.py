@@ -30,7 +30,7 @@ OVER, OVER_LARGE = "the Lambda", "the Lambda, 8 MB and more"
 LAYER, TEXTBOOK, OP = "layer-depth_max_pool", "lambda-max_pool", "depth_max_pool"
 MEAN_LAYER, MEAN_OP = "layer-global_avg_pool", "global_avg_pool"
 PREDICTED_CANDIDATES = 14
-MEAN_RIVALS = ("lambda-reduce_mean", "avg_pool2d")
+COMPARED_MEANS = ("lambda-reduce_mean", "avg_pool2d")
 
 
 def headline_block(loaded: RunFrame, root: Path) -> str:
@@ -45,7 +45,7 @@ def headline_block(loaded: RunFrame, root: Path) -> str:
     machine, versions = environment.machine, environment.versions
     where = (
         f"{machine_text(machine)}"
-        f"{', kept awake' if machine.get('kept_awake') else ''}; TensorFlow "
+        f"{', CPU idle states disabled' if machine.get('kept_awake') else ''}; TensorFlow "
         f"{versions.get('tensorflow-cpu') or versions.get('tensorflow')}, Keras {versions.get('keras')}"
     )
     small = table[columns].map(lambda cell: one_line(str(cell), 80))
@@ -101,13 +101,13 @@ def layers_block(loaded: RunFrame, root: Path) -> str:
     text = as_markdown(pd.DataFrame(rows)).strip()
     calls = [
         f"{format_seconds(_call_seconds(_races(loaded, OP, mode)))} {where}"
-        for mode, where in (("eager", "eagerly"), ("graph", "in a graph"))
+        for mode, where in (("eager", "in eager mode"), ("graph", "in graph mode"))
     ]
     return (
         "`DepthMaxPool2D` in the reference run, geometric means of speed over the cells of the default sweep, "
-        "with 95% intervals; worst is the slowest cell. The limit is the speed over the Lambda of a layer that takes "
-        "what the memory allows (the bandwidth limit of the same rounds) and what a call costs, which the Lambda on "
-        f"the smallest arrays shows ({', '.join(calls)}): no layer can be much faster.\n\n{text}"
+        "with 95% intervals; 'worst' is the slowest cell. 'limit' is the speed-up over the Lambda of a layer that "
+        "reaches the bandwidth limit of the same rounds and adds the cost of a call, which is the Lambda's time on the "
+        f"smallest arrays ({', '.join(calls)}). No layer can be much faster.\n\n{text}"
     )
 
 
@@ -128,14 +128,14 @@ def _mean_rows(loaded: RunFrame) -> list[dict[str, str]]:
             for case, race in _races(loaded, MEAN_OP, mode).items()
             if case.direction == direction and is_right(race[MEAN_LAYER])
         ]
-        for name in MEAN_RIVALS:
-            rivals = [(race[name], race[MEAN_LAYER]) for race in races if name in race]
+        for name in COMPARED_MEANS:
+            pairs = [(race[name], race[MEAN_LAYER]) for race in races if name in race]
             right = [
-                estimate.estimate(layer.samples, m.samples) for m, layer in rivals if is_right(m)
+                estimate.estimate(layer.samples, m.samples) for m, layer in pairs if is_right(m)
             ]
-            if not rivals:
+            if not pairs:
                 continue
-            counts = {"cells": str(len(rivals)), "right": str(len(right))}
+            counts = {"cells": str(len(pairs)), "correct": str(len(right))}
             about = {"mode": mode, "direction": direction, "candidate": name}
             rows.append({**about, **counts, **_speeds(right)})
     return rows
@@ -148,7 +148,7 @@ def means_block(loaded: RunFrame, root: Path) -> str:
     text = as_markdown(pd.DataFrame(rows)).strip()
     return (
         "Speed over `GlobalAvgPool2D` in the reference run, geometric means over the cells where the implementation is "
-        f"right, with 95% intervals:\n\n{text}"
+        f"correct, with 95% intervals:\n\n{text}"
     )
 
 
@@ -171,9 +171,9 @@ def trace_summary_block(loaded: RunFrame, root: Path) -> str:
         rows.append(
             {
                 "candidate": trace_summary.candidate,
-                "a step": format_seconds(trace_summary.step_seconds),
+                "time per step": format_seconds(trace_summary.step_seconds),
                 "largest operation": str(largest["name"]),
-                "of the step": f"{float(largest['seconds']) / trace_summary.step_seconds:.0%}",
+                "share of step": f"{float(largest['seconds']) / trace_summary.step_seconds:.0%}",
                 "threads busy": f"{trace_summary.threads_busy:.1f}"
                 if trace_summary.threads_busy
                 else "",
@@ -222,7 +222,7 @@ def _layer_rows(loaded: RunFrame, mode: str) -> list[dict[str, str]]:
     races = _races(loaded, OP, mode)
     call = _call_seconds(races)
     bandwidth_limits = _bandwidth_limits(loaded)
-    rivals: dict[str, list[estimate.Estimate]] = {}
+    estimates: dict[str, list[estimate.Estimate]] = {}
     limits: list[float] = []
     for race in races.values():
         layer = race.get(LAYER)
@@ -236,15 +236,15 @@ def _layer_rows(loaded: RunFrame, mode: str) -> list[dict[str, str]]:
         textbook = race.get(TEXTBOOK)
         if textbook is not None and textbook in others:
             found = estimate.estimate(textbook.samples, layer.samples)
-            rivals.setdefault(OVER, []).append(found)
+            estimates.setdefault(OVER, []).append(found)
             if input_nbytes(layer.case) >= LARGE_NBYTES:
-                rivals.setdefault(OVER_LARGE, []).append(found)
+                estimates.setdefault(OVER_LARGE, []).append(found)
                 limits.append(
                     _seconds(textbook) / (bandwidth_limits[case_label(layer.case)] + call)
                 )
         if others:
             best = min(others, key=_seconds)
-            rivals.setdefault("the fastest other right layer", []).append(
+            estimates.setdefault("the fastest other correct layer", []).append(
                 estimate.estimate(best.samples, layer.samples)
             )
     limit = f"{math.exp(fmean(map(math.log, limits))):.2f}x" if limits and call else ""
@@ -253,7 +253,7 @@ def _layer_rows(loaded: RunFrame, mode: str) -> list[dict[str, str]]:
             "mode": mode, "over": over, "cells": str(len(found)), **_speeds(found),
             "limit": limit if over == OVER_LARGE else "",
         }
-        for over, found in rivals.items()
+        for over, found in estimates.items()
     ]  # fmt: skip
 
 

@@ -21,7 +21,7 @@ from poolbench.store.journal import JOURNAL
 
 DEPTH, MEAN = "depth_max_pool", "global_avg_pool"
 LAYER, PINNED = "layer-depth_max_pool", "cpu-pinned-max_pool"
-MEAN_LAYER, MEAN_RECIPE = "layer-global_avg_pool", "lambda-reduce_mean"
+MEAN_LAYER, MEAN_TEXTBOOK = "layer-global_avg_pool", "lambda-reduce_mean"
 NARROW = ("float16", "bfloat16")
 BASE = "32x56x56x96"
 PROBED = ((32, 56, 56, 96), (32, 112, 112, 96))
@@ -49,7 +49,7 @@ def gpu_block(_: RunFrame, root: Path) -> str:
         table = table[table["device"].map(is_gpu)]
         columns = [
             "op", "mode", "direction", "use", "time per call", "speed over the baseline",
-            "of the memory-bandwidth limit", "fastest here",
+            "of bandwidth limit", "fastest here",
         ]  # fmt: skip
         small = table[columns].map(lambda cell: one_line(str(cell), 80))
         parts.append(f"{_where(loaded)}\n\n{as_markdown(small).strip()}\n\n{_lead(loaded)}")
@@ -84,7 +84,7 @@ def _lead(loaded: RunFrame) -> str:
         ]
         if others:
             best = min(others, key=lambda m: m.device_seconds or 0.0)
-            where = "under XLA" if layer.case.mode == "xla" else "outside XLA"
+            where = "with XLA" if layer.case.mode == "xla" else "without XLA"
             key = f"{where}, {layer.case.direction}"
             found.setdefault(key, []).append(estimate.estimate(*paired(best, layer)))
     words = []
@@ -104,8 +104,8 @@ def _lead(loaded: RunFrame) -> str:
         for m in pinned[:1]
     )
     return (
-        "`DepthMaxPool2D` over the fastest other right layer there, by the device's clock, geometric means: "
-        f"{'; '.join(words)}. The Lambda is no other candidate outside XLA: it does not run on a GPU there.{beside}"
+        "Speed of `DepthMaxPool2D` over the fastest other correct layer by the device's clock, geometric means: "
+        f"{'; '.join(words)}. Without XLA the Lambda does not run on a GPU and is not counted.{beside}"
     )
 
 
@@ -158,11 +158,11 @@ def _mean_tables(loaded: RunFrame) -> str:
         {
             "dtype": dtype, "mode": mode,
             "GlobalAvgPool2D": format_seconds(found[MEAN_LAYER]),
-            "reduce_mean": format_seconds(found[MEAN_RECIPE]),
-            "layer over reduce_mean": f"{found[MEAN_LAYER] / found[MEAN_RECIPE]:.2f}",
+            "reduce_mean": format_seconds(found[MEAN_TEXTBOOK]),
+            "layer over reduce_mean": f"{found[MEAN_LAYER] / found[MEAN_TEXTBOOK]:.2f}",
         }
         for (shape, dtype, mode), found in times.items()
-        if shape == BASE and dtype in NARROW and {MEAN_LAYER, MEAN_RECIPE} <= found.keys()
+        if shape == BASE and dtype in NARROW and {MEAN_LAYER, MEAN_TEXTBOOK} <= found.keys()
     ]  # fmt: skip
     border = [
         {"shape": shape, **{name: format_seconds(seconds) for name, seconds in found.items()}}
@@ -171,7 +171,7 @@ def _mean_tables(loaded: RunFrame) -> str:
     ]
     edge = [times.get((shape, "float32", "graph"), {}).get(MEAN_LAYER) for shape in BORDER]
     words = (
-        f"\n\nFrom the first to the second `GlobalAvgPool2D` takes {edge[1] / edge[0]:.0f} times as long."
+        f"\n\n`GlobalAvgPool2D` takes {edge[1] / edge[0]:.0f} times as long for the second shape as for the first."
         if edge[0] and edge[1]
         else ""
     )

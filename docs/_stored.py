@@ -22,21 +22,27 @@ SCALE_ROWS = (
         "a race of one round, over 10,000 races",
         "{race_seconds} (the first 2,000: {first_race_seconds}; the last 2,000: {last_race_seconds})",
     ),
-    ("the same by the clock, its sync to the disk included", "{race_wall_seconds}"),
+    ("the same in wall time, with the sync to disk", "{race_wall_seconds}"),
     ("a race of the default plan", "{plan_race_seconds}"),
     (
-        "pytest and pytest-benchmark around it, two tests a race",
-        "{pytest_250_seconds} at 250 races, {pytest_1000_seconds} at 1,000",
+        "pytest and pytest-benchmark around it, two tests per race",
+        "{pytest_250_seconds} with 250 races, {pytest_1000_seconds} with 1,000",
     ),
-    ("journal of a race", "{race_nbytes} of one round, {plan_race_nbytes} of the default plan"),
-    ("reading the journal of 10,000 races back", "{read_seconds}"),
     (
-        "a page of 5,000, 10,000, 20,000 measurements",
+        "size of a race in the journal",
+        "{race_nbytes} for one round, {plan_race_nbytes} for the default plan",
+    ),
+    ("reading a journal of 10,000 races", "{read_seconds}"),
+    (
+        "rendering a page of 5,000, 10,000, 20,000 measurements",
         "{page_5000_seconds}, {page_10000_seconds}, {page_20000_seconds}",
     ),
-    ("their table alone", "{table_5000_seconds}, {table_10000_seconds}, {table_20000_seconds}"),
+    (
+        "building only their table",
+        "{table_5000_seconds}, {table_10000_seconds}, {table_20000_seconds}",
+    ),
     ("comparing 20,000 measurements with 20,000", "{compare_20000_seconds}"),
-    ("the most memory that the report took", "{report_peak_nbytes}"),
+    ("peak memory of the report", "{report_peak_nbytes}"),
 )
 
 
@@ -84,9 +90,9 @@ def tool_comparison_block(found: Found) -> str:
     left_out = f" Not installed there: {', '.join(found['missing'])}." if found["missing"] else ""
     where = machine_text(found["environment"]["machine"])
     return (
-        f"![Each tool's ratios, measured again and again]({VERSUS_PICTURE.as_posix()})\n\n"
-        f"The same callables ({found['case']}), {found['timed_seconds']:g} s of timed calls for each in every "
-        f"invocation, each from nothing (`nox -s versus`), on {where}.{left_out}\n\n"
+        f"![Ratios of each tool over repeated invocations]({VERSUS_PICTURE.as_posix()})\n\n"
+        f"The same callables ({found['case']}), {found['timed_seconds']:g} s of timed calls per callable and "
+        f"invocation, in fresh processes (`nox -s versus`), on {where}.{left_out}\n\n"
         f"{as_markdown(pd.DataFrame(rows)).strip()}"
     )
 
