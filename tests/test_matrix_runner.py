@@ -172,7 +172,7 @@ def test_pending_cell_is_decided_by_last_pass_or_first_failure():
     assert cell.process is None
 
 
-def test_fill_scratch_lies_in_the_guarded_folder(candidates):
+def test_fill_scratch_lies_in_the_temporary_folder(candidates):
     folders = []
 
     class Remembering(FakeWorker):
@@ -182,7 +182,7 @@ def test_fill_scratch_lies_in_the_guarded_folder(candidates):
 
     cells = plan_cells([(OP, "one", "nan")], ["cpu:0"])
     list(fill(cells, lambda process: Remembering(process, {}, []), timeout_seconds=1))
-    assert [cleanup.guarded_folder() in folder.parents for folder in folders] == [True]
+    assert [cleanup.temporary_folder() in folder.parents for folder in folders] == [True]
     assert not folders[0].exists()
 
 

@@ -1,6 +1,5 @@
 """The compiled program, from the compilers themselves: TensorFlow with XLA, and JAX."""
 
-import msgspec
 import numpy as np
 import poolbench.ops  # noqa: F401 (registers the ops)
 import pytest
@@ -36,9 +35,7 @@ RESULTS = {"depth_max_pool": (8, 56, 56, 32), "global_avg_pool": (8, 96)}
 )
 def test_tensorflow_program_of_each_candidate_groups_them(op, direction):
     tf = pytest.importorskip("tensorflow")
-    case = msgspec.structs.replace(
-        REGISTRY.ops[op].sweeps["default"].base, mode="xla", direction=direction
-    )
+    case = REGISTRY.ops[op].make_case(mode="xla", direction=direction)
     x, dy = tf.zeros(case.shape), tf.zeros(RESULTS[op])
     inputs = [x] if direction == "forward" else [x, dy]
     programs = {

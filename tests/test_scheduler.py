@@ -5,7 +5,6 @@ import sys
 from collections import Counter, defaultdict
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -149,12 +148,11 @@ def test_leg_of_one_race_follows_a_leg_of_another(job):
 @pytest.mark.parametrize(("available", "most"), [(1000, MAX_ACTIVE_RACES), (250, 2)])
 def test_active_races_hold_no_more_than_the_free_memory(job, monkeypatch, available, most):
     monkeypatch.setattr(scheduler, "needed_nbytes", lambda case: 100)
-    memory = SimpleNamespace(available=available)
-    monkeypatch.setattr(scheduler.psutil, "virtual_memory", lambda: memory)
-    steps = Steps()
-    plan = replace(LONG, rounds=72)
-    Races([job(number, plan=plan) for number in range(1, 21)], answers=steps).done(20)
-    assert steps.most_open == most
+    monkeypatch.setattr(scheduler, "free_memory_nbytes", lambda: available)
+    legs = Legs()
+    plan = replace(LEGS, rounds=72)
+    Races([job(number, plan=plan) for number in range(1, 21)], answers=legs).done(20)
+    assert legs.most_open == most
 
 
 def test_gpu_has_one_race_at_a_time(job):
@@ -217,8 +215,7 @@ def test_races_of_another_spec_are_interleaved_where_their_workers_have_room(
     job, monkeypatch, room
 ):
     free = 2 * scheduler.WORKER_NBYTES * PLAN.processes
-    memory = SimpleNamespace(available=free + 1 if room else free)
-    monkeypatch.setattr(scheduler.psutil, "virtual_memory", lambda: memory)
+    monkeypatch.setattr(scheduler, "free_memory_nbytes", lambda: free + room)
     races = Races([job(1), job(2), job(3, threads=1), job(4)])
     races.done(4)
     threads = [spec.threads for (spec,) in races.pool.prepared]
@@ -291,6 +288,15 @@ def test_case_larger_than_the_limit_is_not_opened(job, monkeypatch):
     (done,) = races.done(1)
     assert {m.status for m in done.result.measurements} == {"not_run"}
     assert not races.slots
+
+
+def test_too_large_case_says_both_figures_in_units_that_fit(job, monkeypatch):
+    monkeypatch.setattr(scheduler, "input_nbytes", lambda case: 6 << 18)
+    monkeypatch.setattr(scheduler, "free_memory_nbytes", lambda: 8 << 20)
+    says = scheduler.too_large(job(1).case, None)
+    assert says.startswith(
+        "the case needs about 15.0 MiB (10 times its input of 1.50 MiB), 8.00 MiB are free"
+    )
 
 
 def test_races_of_a_spec_of_their_own_come_last():

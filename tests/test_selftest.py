@@ -119,7 +119,7 @@ def test_newest_run_is_no_reference_run(tmp_path):
     assert selftest.newest_run(tmp_path) is None
     for name in ("a-run", "reference"):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "journal.jsonl").write_text("")
+        (tmp_path / name / "journal.jsonl").write_text("{}\n")
     assert selftest.newest_run(tmp_path) == tmp_path / "a-run"
 
 

@@ -56,28 +56,33 @@ def test_a_95_percent_interval_covers_in_93_to_97_percent(kind, processes):
     assert 0.93 <= coverage(make_units(kind, 6000, processes), 0.0) <= 0.97
 
 
-def stop(units, rule, truth):
-    """(covered, called SLOWER) of each run when the race stops at a look."""
+LOOKS, MARGIN, PRECISION = (5, 7, 10), 0.05, 0.02
+
+
+def stop(units, first, truth):
+    """(covered, called SLOWER) of each run of schema 1, whose races looked whether they could stop."""
     covered, slower = np.zeros(len(units), bool), np.zeros(len(units), bool)
     going = np.ones(len(units), bool)
-    for count in sorted({rule.min_processes, *rule.looks}):
+    for count in sorted({first, *LOOKS}):
         mean, error, degrees = estimate.mean_and_error(units[:, :count])
-        done = going & (rule.satisfied(mean, error, degrees) | (count >= rule.max_processes))
-        reach = estimate.quantile(rule.reported_confidence, degrees) * error
+        reach = estimate.quantile(0.995, degrees) * error
+        clear = np.abs(np.abs(mean) - math.log1p(MARGIN)) > reach
+        done = going & ((np.expm1(reach) <= PRECISION) | clear | (count >= LOOKS[-1]))
+        reported = estimate.reported_confidence(first, LOOKS[-1])
+        reach = estimate.quantile(reported, degrees) * error
         covered[done] = (np.abs(mean - truth) <= reach)[done]
-        slower[done] = (mean - reach > math.log1p(rule.margin))[done]
+        slower[done] = (mean - reach > math.log1p(MARGIN))[done]
         going &= ~done
     return covered.mean(), slower.mean()
 
 
 @pytest.mark.parametrize("first", [3, 5])
 @pytest.mark.parametrize("kind", KINDS)
-def test_looking_again_keeps_coverage_and_false_alarms(kind, first):
-    rule = planning.StopRule(min_processes=first)
+def test_reported_confidence_after_looks_keeps_coverage_and_false_alarms(kind, first):
     for spread in (0.003, 0.01, 0.02, 0.04):
         for truth in (0.0, 0.03, math.log(1.05), 0.06):
             units = make_units(kind, 3000, 10, truth=truth, spread=spread)
-            covered, slower = stop(units, rule, truth)
+            covered, slower = stop(units, first, truth)
             assert covered >= 0.93
             if truth <= math.log(1.05):
                 assert slower <= 0.025 + 0.009  # three standard errors of 3000 runs

@@ -11,9 +11,10 @@ from poolbench.cli import main
 from poolbench.core.case import case_label
 from poolbench.core.registry import REGISTRY, import_file
 from poolbench.store.journal import read_run
-from poolbench.worker import contender, session
 from poolbench.worker.check import check
+from poolbench.worker.contender import open_contender
 from poolbench.worker.inputs import make_inputs
+from poolbench.worker.session import Session, close_case, open_case
 
 FILE = Path(__file__).parent / "candidates" / "dense_op.py"
 ROOT = FILE.parent.parent.parent
@@ -89,6 +90,11 @@ def test_user_op_run_is_reported_and_compared(results):
     shown = CliRunner().invoke(main, ["report", str(results / "dense"), "--format", "csv"])
     assert shown.exit_code == 0, shown.output
     assert "dense" in shown.output and "width" in shown.output.splitlines()[0]
+    # In a process of its own, which does not know the op.
+    words = [sys.executable, "-m", "poolbench", "report", str(results / "dense")]
+    page = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert page.returncode == 0, page.stderr
+    assert "dense" in (results / "dense" / "report" / "index.html").read_text()
     shutil.copytree(results / "dense", results / "again")
     done = CliRunner().invoke(main, ["compare", str(results / "dense"), str(results / "again")])
     assert done.exit_code == 0, done.output
@@ -108,8 +114,10 @@ def test_user_op_is_traced(results):
 
 def test_write_probe_writes_as_much_as_an_op_without_a_window(dense):
     case = dense.make_case(width=1 << 14)
-    opened = session.Session()
-    session.open_case(opened, case, 0, tensorflow=False)
-    probe = contender.open_contender(opened, "bandwidth-write", check=False)
-    session.close_case(opened)
+    session = Session()
+    open_case(session, case, 0, tensorflow=False)
+    probe = open_contender(session, "bandwidth-write", check=False)
+    reading = open_contender(session, "bandwidth-read", check=False)
+    close_case(session)
     assert probe.written_nbytes == 4 * 4 * 8 * (1 << 14)
+    assert reading.read_nbytes == 4 * 32 * (1 << 14)  # of the second input, which is the larger

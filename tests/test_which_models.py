@@ -192,8 +192,8 @@ def test_advise_trusted_lambda_is_replaced_and_loads_again(saved, tmp_path):
 
 def test_advise_promised_gain_is_found_again(saved):
     """The step with the replacement, raced again, lies inside the interval of the first race."""
-    from poolbench.engine.race import Plan
-    from poolbench.engine.scheduler import WorkerPool
+    from poolbench.core.plan import Plan
+    from poolbench.engine.pool import WorkerPool
     from poolbench.models.results import Entry
     from poolbench.models.study import race_model
 
@@ -206,7 +206,7 @@ def test_advise_promised_gain_is_found_again(saved):
     found = []
     for seed in (0, 1):
         pool = WorkerPool((), None)
-        pool.use(WorkerSpec(), 1)
+        pool.prepare((WorkerSpec(),), 1)
         with contextlib.closing(pool):
             raced = race_model(entry, pool, Plan(seed=seed, timeout_seconds=180.0))
         found.append(raced.ratio("as-built", replaced))

@@ -109,7 +109,7 @@ def test_identify_two_hundred_look_alikes_are_no_op(number):
 UNLIKE = {(DEPTH, "max_pool3d"), (DEPTH, "recipe-verbatim")}
 
 
-def spellings():
+def implementations():
     """Return every implementation of the shipped ops that TensorFlow and Keras run."""
     return [
         key for key, entry in REGISTRY.candidates.items()
@@ -119,7 +119,7 @@ def spellings():
 
 def assert_recognised(number):
     random = np.random.default_rng(number)
-    names = spellings()
+    names = implementations()
     op, name = names[number % len(names)]
     k = int(random.integers(2, 4))
     shape = random_shape(random, k)
@@ -138,13 +138,13 @@ def assert_recognised(number):
 
 
 @pytest.mark.parametrize("number", [1, 4, 5, 16, 18, 21])
-def test_identify_spelling_of_an_op_is_recognised(number):
+def test_identify_implementation_of_an_op_is_recognised(number):
     assert_recognised(number)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", range(100))
-def test_identify_a_hundred_spellings_are_recognised(number):
+def test_identify_a_hundred_implementations_are_recognised(number):
     assert_recognised(number + 100)
 
 

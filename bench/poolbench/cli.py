@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +15,7 @@ from typing import Any, TypeVar
 
 import click
 
+from poolbench.core.terminal import emit
 from poolbench.options import AXIS, COLUMN, COUNT, DURATION, OPTIONS, PERCENT, RUN
 
 EXIT_FOUND, EXIT_UNUSABLE, EXIT_INTERRUPTED = 1, 2, 130
@@ -61,8 +61,7 @@ class Main(click.Group):
             reason = str(error)
         from poolbench.core.text import one_line
 
-        with contextlib.suppress(BrokenPipeError):
-            click.echo(f"poolbench: {one_line(reason, 500)}", err=True)
+        emit(f"poolbench: {one_line(reason, 500)}", err=True)
         return EXIT_UNUSABLE
 
 
@@ -70,15 +69,6 @@ def _describe(error: click.ClickException) -> str:
     if isinstance(error, click.BadParameter) and error.param is not None and error.message:
         return f"{error.param.opts[0]}: {error.message}"
     return error.format_message()
-
-
-def emit(text: str) -> None:
-    """Print text; a reader that has gone, as in `poolbench compare ... | head`, changes no exit code."""
-    try:
-        click.echo(text)
-    except BrokenPipeError:
-        # What the interpreter flushes at its end goes nowhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @click.group(
@@ -201,7 +191,10 @@ def report(
     with _no_collection():
         from poolbench.store.runs import find_run
 
-        folders = [find_run(results, name) for name in runs or (None,)]
+        folders = [
+            find_run(results, name, say=lambda line: emit(line, err=True))
+            for name in runs or (None,)
+        ]
         _report(folders, margin, kind, selected, out, show=show)
 
 
@@ -220,7 +213,7 @@ def _report(
     loaded = load(*folders, margin=margin)
     for one in loaded.runs:
         if one.dropped:
-            click.echo(f"{one.path.name}: {one.dropped}", err=True)
+            emit(f"{one.path.name}: {one.dropped}", err=True)
     loaded = select_frame(loaded, selected)
     if kind:
         from poolbench.report.formats import WRITERS
@@ -263,12 +256,12 @@ def compare(
         emit(compare_text.FORMATS[kind or "markdown"](found).rstrip("\n"))
         if out or show:
             page = compare_text.write_page(found, out or after.path / "report")
-            click.echo(f"page: {page}", err=True)
+            emit(f"page: {page}", err=True)
             if show:
                 _show(page)
         if not found.slower:
             return 0
-        click.echo(one_line(compare_text.headline(found), 500), err=True)
+        emit(one_line(compare_text.headline(found), 500), err=True)
         return EXIT_FOUND
 
 

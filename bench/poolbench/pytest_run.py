@@ -101,10 +101,9 @@ class RunSession:
         return Path(self._config.invocation_params.dir, self.asked.options["results"])
 
     def _begin(self) -> Run:
-        import psutil
-
         from poolbench.core.registry import user_files
         from poolbench.engine.run import Run, RunOptions
+        from poolbench.machine.limits import total_memory_nbytes
         from poolbench.store.runs import new_run_folder
 
         given, plan = self.asked.options, self.plan()
@@ -125,7 +124,7 @@ class RunSession:
                 "memory_nbytes": given["memory"],
             },
             files=user_files(self.asked.files),
-            memory_nbytes=given["memory"] or psutil.virtual_memory().total * 3 // 4,
+            memory_nbytes=given["memory"] or total_memory_nbytes() * 3 // 4,
             resume=given["resume"] is not None,
             allow_different=given["allow_different"],
         )

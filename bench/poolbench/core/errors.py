@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Literal, get_args
 
+from poolbench.core.text import escape_controls
+
 Status = Literal[
     "ok",
     "unsupported",
@@ -112,15 +114,12 @@ def one_line(error: BaseException, limit: int = 400) -> str:
 def printable(text: str) -> str:
     """Return the text in a form that is safe to store and show.
 
-    Control characters and lone surrogates are escaped, because the text reaches terminals. Paths of
-    the project and of its libraries are shortened, because results are published.
+    A terminal's codes are left out, other control characters and lone surrogates spelled out, because the
+    text reaches terminals. Paths of the project and of its libraries are shortened, because results are published.
     """
     for folder in own_folders():
         text = text.replace(folder + os.sep, "")
-    return "".join(
-        char if char.isprintable() or char in "\n\t" else char.encode("unicode_escape").decode()
-        for char in text
-    )
+    return escape_controls(text)
 
 
 def own_folders() -> list[str]:

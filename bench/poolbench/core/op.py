@@ -100,8 +100,11 @@ class Op:
         tolerance: case -> Tolerance; None: the default of the dtype.
         traffic: case -> Traffic; None: the bytes of all inputs and outputs.
         baseline: the candidate that ratios are taken to.
-        also_compare_to: further candidates that the report shows ratios to, the textbook's first.
-        sweeps: 'default', 'quick', 'full', 'gpu'; 'default' is required.
+        also_compare_to: further candidates that the report gives ratios to, the textbook's first.
+        in_models: the candidates that are placed in whole models, where variants of one could not be told apart.
+        in_compiled_models: the same where each costs the compilation of a whole step.
+        sweeps: 'default', 'quick', 'full', 'gpu'; 'default' is required. The base of a sweep 'selftest' is the case
+            that the self-test measures.
         file: the file that registers it.
         builtin: whether it ships with the package.
     """
@@ -117,6 +120,8 @@ class Op:
     traffic: Callable[[Case], Traffic] | None = None
     baseline: str
     also_compare_to: tuple[str, ...] = ()
+    in_models: tuple[str, ...] = ()
+    in_compiled_models: tuple[str, ...] = ()
     sweeps: Mapping[str, Sweep]
     file: str = ""
     builtin: bool = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 
 SECONDS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
@@ -101,10 +102,27 @@ def join_names(names: list[str] | tuple[str, ...]) -> str:
     return f"{', '.join(names[:-1])} and {names[-1]}"
 
 
+# Of a terminal: colours and cursor (CSI), titles and links (OSC), and the rest.
+ESCAPE_CODES = re.compile(
+    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b[ -/]*[0-~]"
+)
+_UNUSUAL = re.compile(r"[^\n\t -~]")
+
+
+def escape_controls(text: str) -> str:
+    """Return text without a terminal's codes; other control characters and lone surrogates are spelled out."""
+    return _UNUSUAL.sub(_spell_out, ESCAPE_CODES.sub("", text))
+
+
+def _spell_out(found: re.Match[str]) -> str:
+    char = found[0]
+    return char if char.isprintable() else char.encode("unicode_escape").decode()
+
+
 def one_line(text: str, limit: int = 300) -> str:
     """Return the text without line breaks or control characters, cut to a limit."""
     if not text.isprintable():
-        text = "".join(c if c.isprintable() else " " for c in text)
+        text = "".join(c if c.isprintable() else " " for c in ESCAPE_CODES.sub("", text))
     flat = " ".join(text.split())
     return flat if len(flat) <= limit else flat[: limit - 1] + "…"
 

@@ -29,18 +29,18 @@ MARKER = "POOLBENCH_WORKER"
 WAIT_SECONDS = 2.0
 STARTING_SECONDS = 0.15
 
-_GUARDED: dict[int, Path] = {}  # by the process that guards it: a forked child has its own
+_FOLDERS: dict[int, Path] = {}  # by process: a forked child has its own
 
 
-def guarded_folder() -> Path:
-    """Return this process's folder for its workers' files; a cleanup process removes it when the process ends."""
-    known = _GUARDED.get(os.getpid())
+def temporary_folder() -> Path:
+    """Return this process' folder for its workers' files; a cleanup process removes it when the process ends."""
+    known = _FOLDERS.get(os.getpid())
     if known is not None and known.is_dir():
         return known
     remove_orphans(Path(tempfile.gettempdir()))
     folder = Path(tempfile.mkdtemp(prefix=PREFIX))
     (folder / OWNER).write_text(_known_as(os.getpid()))
-    _GUARDED[os.getpid()] = folder
+    _FOLDERS[os.getpid()] = folder
     cleanup = subprocess.Popen(  # noqa: S603
         [sys.executable, "-I", "-S", __file__, str(folder)],
         stdin=subprocess.PIPE,
@@ -127,7 +127,7 @@ def kill_processes(folder: Path) -> None:
 
 
 def descendants(leaders: Iterable[int], marker: str) -> list[int]:
-    """Return the processes in the leaders' sessions, or with the marker in their environment."""
+    """Return the processes in the leaders' sessions, or that carry the marker in their environment."""
     leaders = set(leaders)
     needle = f"{MARKER}={marker}".encode() + b"\0"
     found = []

@@ -117,6 +117,8 @@ class NoiseLog:
         self._counts["wall_us"] += int(seen.wall_seconds * 1e6)
         self._counts["steal_us"] += int((seen.steal_seconds or 0.0) * 1e6)
         self._counts["others_us"] += int((seen.others_seconds or 0.0) * 1e6)
+        if seen.throttled_seconds is not None:
+            self._counts["throttled_us"] += int(seen.throttled_seconds * 1e6)
         return marked
 
     def enter_redone(self, blocks: int) -> None:
@@ -130,6 +132,9 @@ class NoiseLog:
         return Contention(
             steal=round(self._counts["steal_us"] / wall, 4) if self._visible else None,
             others=round(self._counts["others_us"] / wall, 4) if self._visible else None,
+            throttled=round(self._counts["throttled_us"] / wall, 4)
+            if "throttled_us" in self._counts
+            else None,
             blocks_marked=self._counts["marked"],
             blocks_redone=self._counts["redone"],
             involuntary_switches=self._counts["switches"] if self._visible else None,

@@ -204,7 +204,7 @@ class Worker:
         self.tail = ""
         self._files = tuple(map(str, files))
         self._memory_nbytes = memory_nbytes
-        self._folder = Path(tempfile.mkdtemp(dir=cleanup.guarded_folder()))
+        self._folder = Path(tempfile.mkdtemp(dir=cleanup.temporary_folder()))
         self._process: _Process | None = None
         self._started = self._killed = False
         self._number = 0

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import psutil
 
 from poolbench.core.errors import UsageError
 from poolbench.core.plan import RaceSpec, WorkerSpec
@@ -26,6 +25,7 @@ from poolbench.engine.pool import WorkerPool, device_names
 from poolbench.engine.race import Result
 from poolbench.engine.scheduler import LocalScheduler
 from poolbench.machine.info import collect_environment
+from poolbench.machine.limits import total_memory_nbytes
 from poolbench.store.runs import differing_fields
 
 PACKAGE = Path(__file__).parent.parent
@@ -97,7 +97,7 @@ class NodeActor:
     ) -> None:
         paths = [Path(file).resolve() for file in files]
         load_suites([str(path) for path in paths])
-        self._memory_nbytes = memory_nbytes or psutil.virtual_memory().total * 3 // 4
+        self._memory_nbytes = memory_nbytes or total_memory_nbytes() * 3 // 4
         self._source = source
         self._pool = WorkerPool(paths, self._memory_nbytes)
         self._races = LocalScheduler(self._pool, self._memory_nbytes)

@@ -312,7 +312,7 @@ class Run:
         self.networks = run.networks
         if self._remote is not None:
             self._remote.adopt(run)
-        dropped = f"; {journal.dropped}" if journal.dropped else ""
+        dropped = "".join(f"; {said}" for said in (journal.dropped, run.dropped) if said)
         self._progress(f"going on with {name}: {len(self.done)} measurements are there{dropped}")
 
 

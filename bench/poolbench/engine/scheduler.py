@@ -14,16 +14,16 @@ from collections.abc import Callable, Collection, Generator
 from dataclasses import dataclass
 from typing import Protocol
 
-import psutil
-
 from poolbench.core.case import Case
 from poolbench.core.errors import WorkerFailure
 from poolbench.core.plan import RaceSpec, WorkerSpec
 from poolbench.core.records import Measurement, Node, Status
 from poolbench.core.registry import REGISTRY, input_nbytes
+from poolbench.core.text import format_nbytes
 from poolbench.engine.pool import RotatedPool, WorkerPool
 from poolbench.engine.race import BATCH_SECONDS, STEP_SECONDS, Race, Result
 from poolbench.engine.recorder import Seconds, make_measurement
+from poolbench.machine.limits import free_memory_nbytes
 from poolbench.machine.nvml import is_gpu
 
 # Inputs, a second allocation, the reference's output, outputs and a framework's temporaries.
@@ -156,7 +156,7 @@ class LocalScheduler:
         return (
             not any(slot.workers & other.workers for other in self._active)
             and not any(is_gpu(one.spec.case.device) for one in together)
-            and sum(held_nbytes(one.spec) for one in together) < psutil.virtual_memory().available
+            and sum(held_nbytes(one.spec) for one in together) < free_memory_nbytes()
         )
 
     def _begin_races(self) -> None:
@@ -180,7 +180,7 @@ class LocalScheduler:
         new = set(spec.workers) - up
         if not new:
             return True
-        free = psutil.virtual_memory().available
+        free = free_memory_nbytes()
         needed = 2 * WORKER_NBYTES * spec.plan.processes * len(new)
         return not is_gpu(spec.case.device) and needed < free
 
@@ -279,14 +279,14 @@ def held_nbytes(spec: RaceSpec) -> int:
 
 def too_large(case: Case, memory_nbytes: int | None, *, workers: int = 1) -> str:
     """Return why this machine, or a worker's limit, cannot hold the case; '' if they can."""
-    available = psutil.virtual_memory().available // workers
+    available = free_memory_nbytes() // workers
     limit = min(available, memory_nbytes or available)
     needed = needed_nbytes(case)
     if needed <= limit:
         return ""
     return (
-        f"the case needs about {needed / 2**30:.1f} GiB ({COPIES_HELD} times its input of "
-        f"{input_nbytes(case) / 2**30:.1f} GiB), {limit / 2**30:.1f} GiB are free; "
+        f"the case needs about {format_nbytes(needed)} ({COPIES_HELD} times its input of "
+        f"{format_nbytes(input_nbytes(case))}), {format_nbytes(limit)} are free; "
         "take a smaller shape (--axis shape=...)"
     )
 

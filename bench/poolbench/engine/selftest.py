@@ -14,6 +14,7 @@ from poolbench.core.case import case_label
 from poolbench.core.errors import StoreError, UsageError, WorkerFailure
 from poolbench.core.plan import WorkerSpec
 from poolbench.core.records import Selftest
+from poolbench.core.terminal import emit
 from poolbench.engine.aa import (
     MARGIN,
     CopiesRace,
@@ -129,7 +130,7 @@ def open_run(results: Path, name: str | None) -> Run:
             bench.close()
             if name:
                 raise
-            print(f"not added to {folder.name}: {error}")  # noqa: T201
+            emit(f"not added to {folder.name}: {error}")
         else:
             return bench
     folder = results / name if name else new_run_folder(results, "selftest")

@@ -15,8 +15,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from poolbench.core.axes import STANDARD
 from poolbench.core.candidate import Candidate
 from poolbench.core.case import Case, case_label, case_slug
@@ -26,9 +24,11 @@ from poolbench.core.plan import WorkerSpec
 from poolbench.core.records import TraceSummary
 from poolbench.core.registry import REGISTRY, load_suites, parse_axis, user_files
 from poolbench.core.sweep import product
+from poolbench.core.terminal import emit
 from poolbench.engine.process import Worker
 from poolbench.engine.run import Run, RunOptions
 from poolbench.machine.info import collect_environment
+from poolbench.machine.limits import total_memory_nbytes
 from poolbench.store.journal import Journal, read_header
 from poolbench.store.runs import (
     PROFILES,
@@ -253,20 +253,20 @@ def record_selection(
     recorder = Recorder(
         logdir=folder / "traces",
         files=files,
-        memory_nbytes=psutil.virtual_memory().total * 3 // 4 // WORKERS,
+        memory_nbytes=total_memory_nbytes() * 3 // 4 // WORKERS,
     )
     kept = 0
     with open_journal(folder, {"trace": list(words), "axes": list(axes)}, files) as journal:
         seconds = count * SECONDS_A_TRACE / WORKERS
         where = recorder.logdir.as_posix()
-        print(f"{count} traces into {where}, about {seconds:.0f} s", flush=True)  # noqa: T201
+        emit(f"{count} traces into {where}, about {seconds:.0f} s")
         for trace_summary in recorder.record_all(chosen):
             journal.append(trace_summary)
             kept += trace_summary.status == "ok"
-            print(describe_account(trace_summary), flush=True)  # noqa: T201
+            emit(describe_account(trace_summary))
         for case in chosen:
             recorder.compare(case, REGISTRY.of(case.op))
-    print(f"{kept} of {count} recorded; open them with: poolbench tensorboard {folder.name}")  # noqa: T201
+    emit(f"{kept} of {count} recorded; open them with: poolbench tensorboard {folder.name}")
     return 0 if kept else 1
 
 

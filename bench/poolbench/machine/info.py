@@ -17,6 +17,7 @@ import psutil
 
 from poolbench.core.records import Environment
 from poolbench.machine.idle import can_keep_awake
+from poolbench.machine.limits import read_limits, read_throttled_seconds
 from poolbench.machine.nvml import DeviceUsage, driver_versions, watch_device
 
 PACKAGES = (
@@ -45,6 +46,7 @@ def machine_facts() -> dict[str, str | int | float | bool | None]:
     import cpuinfo
 
     info = cpuinfo.get_cpu_info()
+    limits = read_limits()
     return {
         "processor": info.get("brand_raw") or platform.machine(),
         "architecture": info.get("arch") or platform.machine(),
@@ -53,6 +55,8 @@ def machine_facts() -> dict[str, str | int | float | bool | None]:
         "threads": os.cpu_count(),
         "usable_threads": usable_threads(),
         "memory_nbytes": psutil.virtual_memory().total,
+        "cpu_quota": limits.cpu_quota,
+        "memory_limit_nbytes": limits.memory_nbytes,
         "last_level_cache_nbytes": last_level_cache_nbytes(),
         "system": platform.system(),
         "release": platform.release(),
@@ -131,6 +135,7 @@ class Usage:
         busy_seconds: processor time that all processes have used since boot, over all processors.
         steal_seconds: processor time that the hypervisor gave to others.
         own_seconds: processor time of this process.
+        throttled_seconds: processor time that a CPU quota withheld; None also without a quota.
         device: the case's device; None on a CPU.
     """
 
@@ -138,6 +143,7 @@ class Usage:
     busy_seconds: float | None
     steal_seconds: float | None
     own_seconds: float
+    throttled_seconds: float | None = None
     device: DeviceUsage | None = None
 
 
@@ -157,6 +163,7 @@ def read_usage(stat: Path = PROC_STAT) -> Usage:
         busy_seconds=busy,
         steal_seconds=steal,
         own_seconds=time.process_time(),
+        throttled_seconds=read_throttled_seconds(),
     )
 
 
@@ -180,14 +187,16 @@ class Seen:
     wall_seconds: float
     steal_seconds: float | None
     others_seconds: float | None
+    throttled_seconds: float | None = None
     device: DeviceUsage | None = None
 
     def contended(self, share: float = 0.15, least_seconds: float = 0.035) -> bool:
-        """Tell whether other processes used more than `share` of one processor.
+        """Whether others used, or a CPU quota withheld, more than `share` of one processor.
 
         The counters of each processor step by 10 ms, so a value below `least_seconds` is not evidence.
         """
         used = (self.steal_seconds or 0.0) + max(0.0, self.others_seconds or 0.0)
+        used += self.throttled_seconds or 0.0
         on_device = self.device is not None and self.device.contended()
         return on_device or used > max(least_seconds, share * self.wall_seconds)
 
@@ -198,13 +207,11 @@ def seen_between(start: Usage, end: Usage, worker_seconds: float) -> Seen:
     if start.busy_seconds is not None and end.busy_seconds is not None:
         ours = worker_seconds + end.own_seconds - start.own_seconds
         others = max(0.0, end.busy_seconds - start.busy_seconds - ours)
-    steal = None
-    if start.steal_seconds is not None and end.steal_seconds is not None:
-        steal = end.steal_seconds - start.steal_seconds
     return Seen(
         wall_seconds=end.clock - start.clock,
-        steal_seconds=steal,
+        steal_seconds=_difference(start.steal_seconds, end.steal_seconds),
         others_seconds=others,
+        throttled_seconds=_difference(start.throttled_seconds, end.throttled_seconds),
         device=end.device,
     )
 
@@ -215,8 +222,13 @@ def seen_together(parts: Sequence[Seen]) -> Seen:
         wall_seconds=sum(part.wall_seconds for part in parts),
         steal_seconds=_total(part.steal_seconds for part in parts),
         others_seconds=_total(part.others_seconds for part in parts),
+        throttled_seconds=_total(part.throttled_seconds for part in parts),
         device=parts[-1].device if parts else None,
     )
+
+
+def _difference(start: float | None, end: float | None) -> float | None:
+    return None if start is None or end is None else end - start
 
 
 def _total(values: Iterable[float | None]) -> float | None:

@@ -22,7 +22,7 @@ from pathlib import Path
 from poolbench.core.errors import WorkerFailure
 from poolbench.core.records import CellState, MatrixCell, Status
 from poolbench.core.registry import REGISTRY
-from poolbench.engine.cleanup import guarded_folder
+from poolbench.engine.cleanup import temporary_folder
 from poolbench.engine.process import WorkerLike
 from poolbench.matrix import PROBES
 from poolbench.matrix.probe import Finding, SupportProbe, attempt
@@ -143,7 +143,7 @@ def fill(
         else:
             waiting.append(cell)
     # In the folder that is removed however this process ends, kill -9 included.
-    with tempfile.TemporaryDirectory(prefix="matrix-", dir=guarded_folder()) as scratch:
+    with tempfile.TemporaryDirectory(prefix="matrix-", dir=temporary_folder()) as scratch:
         for number, cell in enumerate(waiting):
             cell.folder = Path(scratch) / str(number)
             cell.folder.mkdir()

@@ -13,11 +13,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import msgspec
-import psutil
 
 from poolbench.core.errors import UsageError, WorkerFailure
 from poolbench.core.plan import Plan, WorkerSpec
 from poolbench.engine.pool import WorkerPool
+from poolbench.machine.limits import total_memory_nbytes
 from poolbench.models import config
 from poolbench.models.answer import (
     SMALL_SHARE,
@@ -102,7 +102,7 @@ def advise(
         name=path.stem, source=source, direction=direction, batch=batch or 0, mode=mode,
         in_place=False, processes=processes, budget_seconds=budget,
     )  # fmt: skip
-    workers = WorkerPool((), psutil.virtual_memory().total * 3 // 4)
+    workers = WorkerPool((), total_memory_nbytes() * 3 // 4)
     workers.prepare((WorkerSpec(),), 1)
     try:
         _Answer(entry, workers, say).run(write)

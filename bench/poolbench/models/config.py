@@ -17,6 +17,7 @@ import msgspec
 
 from poolbench.core.axes import Shape
 from poolbench.core.errors import UsageError
+from poolbench.core.text import ESCAPE_CODES
 
 MAX_CONFIG_NBYTES = 64 << 20
 MAX_CONFIG_DEPTH = 200
@@ -53,7 +54,7 @@ class InputOption(msgspec.Struct, frozen=True, kw_only=True):
 
 def clean(text: object, limit: int = 60) -> str:
     """Return text from a file in printable characters, at most `limit` of them."""
-    printable = "".join(c if c.isprintable() else "?" for c in str(text))
+    printable = "".join(c if c.isprintable() else "?" for c in ESCAPE_CODES.sub("", str(text)))
     return printable if len(printable) <= limit else printable[: limit - 3] + "..."
 
 

@@ -27,7 +27,7 @@ from poolbench.worker.session import Session
 Call = Callable[..., Any]
 
 
-def spell(candidate: Candidate, pool: Pool, case: Case) -> Call:
+def build_call(candidate: Candidate, pool: Pool, case: Case) -> Call:
     """Return the candidate as an operation's call: x -> y, shaped as the pool's."""
     assert pool.form is not None
     build = candidate.build(case)
@@ -64,7 +64,7 @@ def replacements(
         calls = by_shape.setdefault(id(parts[-1]), {})
         ends[id(parts[-1])] = (parts[0], parts[-1])
         # A shared layer may be called on inputs of several shapes: a builder knows only one.
-        calls[pool.given] = spell(candidate, pool, pool.case(**fields))
+        calls[pool.given] = build_call(candidate, pool, pool.case(**fields))
     found: dict[int, tuple[Any, Call]] = {}
     for key, calls in by_shape.items():
         first, last = ends[key]

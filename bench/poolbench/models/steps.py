@@ -25,7 +25,7 @@ from poolbench.models import zoo
 from poolbench.models.config import fill_shapes
 from poolbench.models.find import Model, call_model, find_pools, replaced, run_parts
 from poolbench.models.pools import Pool
-from poolbench.models.replace import compare, replacements, spell
+from poolbench.models.replace import build_call, compare, replacements
 from poolbench.models.zoo import Source
 from poolbench.worker.check import BOUNDS, Verdict, bound_for
 from poolbench.worker.contender import OpenedContender, open_call
@@ -243,7 +243,7 @@ def _open_alone(session: Session, name: str, *, check: bool) -> OpenedContender:
         pool = model.pools[i]
         if pool.op in wanted:
             candidate = REGISTRY.candidates[pool.op, wanted[pool.op]]
-            calls.append(spell(candidate, pool, pool.case(**call_fields(case))))
+            calls.append(build_call(candidate, pool, pool.case(**call_fields(case))))
         else:
             calls.append(partial(run_parts, model.parts[i], training=case.direction == "training"))
     base, total = opened.inputs, len(model.pools) * opened.copies

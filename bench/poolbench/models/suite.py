@@ -6,26 +6,16 @@ from collections.abc import Callable
 from typing import Any
 
 from poolbench.core.records import HEAD
+from poolbench.core.registry import load_builtin
 from poolbench.models.results import Entry
 from poolbench.models.zoo import APPLICATIONS, Source
 
 IMAGE = (96, 96, 3)
 TEXTBOOK = Source(kind="textbook")
 HEAD_IMAGE = (224, 224, 3)
-# The implementations that differ in kind, not every variant of each: in a step the rest could not be told apart.
-PLACED = {
-    "depth_max_pool": (
-        "reshape-reduce_max", "lambda-max_pool", "max_pool2d-view", "transpose-reduce_max", "keras-stock",
-        "layer-depth_max_pool",
-    ),
-    "global_avg_pool": (
-        "layer-global_avg_pool", "lambda-reduce_mean", "avg_pool2d", "mean-of-means",
-    ),
-}  # fmt: skip
-COMPILED = {
-    "depth_max_pool": ("reshape-reduce_max", "lambda-max_pool", "layer-depth_max_pool"),
-    "global_avg_pool": ("layer-global_avg_pool", "lambda-reduce_mean"),
-}
+OPS = load_builtin().ops.values()
+PLACED = {op.name: op.in_models for op in OPS if op.in_models}
+COMPILED = {op.name: op.in_compiled_models for op in OPS if op.in_compiled_models}
 
 
 def _head(name: str, direction: str, batch: int, **fields: Any) -> Entry:

@@ -11,7 +11,7 @@ from poolbench.stats.runs import check_same_machine
 from poolbench.store.journal import StoredRun
 
 MACHINE = frozenset(
-    "processor architecture features cores threads usable_threads last_level_cache_nbytes system release"
+    "processor architecture features cores threads usable_threads cpu_quota last_level_cache_nbytes system release"
     " virtual kept_awake idle_states_disabled".split()
 )
 # Packages that compute, or bring kernels; pytest, pandas and the profiler's viewer do neither.

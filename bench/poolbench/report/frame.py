@@ -136,6 +136,7 @@ COLUMNS: dict[str, str] = {
     "flags": "remarks of the race",
     "steal": "share of processor time that the hypervisor took during the race",
     "others": "share that other processes used",
+    "throttled": "processor time that a CPU quota withheld, per second; empty without a quota",
     "blocks_marked": "blocks under background load",
     "blocks_redone": "of these, repeated",
     "cores_distant": "share of the race's blocks while the two vCPUs were on distant cores",
@@ -178,6 +179,8 @@ def lay_out(*runs: StoredRun, margin: float = MARGIN, registry: Registry | None 
     table = pd.DataFrame([_row(some, axes) for some in by_row], columns=_row_columns(axes))
     races: dict[tuple[Case, str], int] = {}
     table.insert(0, "race", [races.setdefault(key[:2], len(races)) for key in keys])
+    # A candidate that did not run moved no bytes; the others of its race tell the input's size.
+    table["nbytes"] = table.groupby("race")["nbytes"].transform("max")
     table.insert(0, "line", [found[-1].get(key, (0, None))[0] for key in keys])
     confidence = ratios.reported_confidence(runs[-1].header.options)
     estimates = ratios.estimate_rows(
@@ -296,6 +299,7 @@ def _row(some: Sequence[Measurement], axes: Sequence[str]) -> tuple[Any, ...]:
         " ".join(m.flags),
         _nan(contention.steal) if contention else math.nan,
         _nan(contention.others) if contention else math.nan,
+        _nan(contention.throttled) if contention else math.nan,
         contention.blocks_marked if contention else 0,
         contention.blocks_redone if contention else 0,
         _nan(contention.cores_distant) if contention else math.nan,

@@ -63,11 +63,19 @@ def environment_table(environment: Environment) -> pd.DataFrame:
     )
 
 
+# None says that there is no limit: the system always shows one that there is.
+LIMITS = ("cpu_quota", "memory_limit_nbytes")
+
+
 def _environment_value(name: str, value: object) -> str:
+    if value is None and name in LIMITS:
+        return "none"
     if value is None:
         return "cannot be seen here"
     if name.endswith("nbytes") and isinstance(value, (int, float)):
         return format_nbytes(float(value))
+    if name == "cpu_quota":
+        return f"{value:.3g} processors; TensorFlow still starts a thread per usable processor"
     return one_line(str(value), 600)
 
 
@@ -76,8 +84,9 @@ def contention_table(loaded: RunFrame) -> pd.DataFrame:
     races = loaded.table.drop_duplicates("race")
     rows = []
     for (op, mode), group in races.groupby(["op", "mode"], sort=False):
-        steal, others, apart, siblings = (
-            group[name].max() for name in ("steal", "others", "cores_distant", "smt_sibling_busy")
+        steal, others, throttled, apart, siblings = (
+            group[name].max()
+            for name in ("steal", "others", "throttled", "cores_distant", "smt_sibling_busy")
         )
         rows.append(
             {
@@ -88,6 +97,7 @@ def contention_table(loaded: RunFrame) -> pd.DataFrame:
                 "blocks redone": int(group["blocks_redone"].sum()),
                 "worst steal": format_share(steal) or "cannot be seen here",
                 "worst others' share": format_share(others) or "cannot be seen here",
+                "worst throttled by a CPU quota": format_share(throttled) or "no quota",
                 "processors far apart, worst share of blocks": format_share(apart)
                 or "cannot be seen here",
                 "siblings busy for other guests, worst share": format_share(siblings)

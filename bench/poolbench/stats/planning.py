@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 import statistics
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 
@@ -20,15 +19,10 @@ from poolbench.core.registry import input_nbytes
 from poolbench.machine.info import machine_facts
 from poolbench.machine.nvml import is_gpu
 from poolbench.stats.estimate import (
-    Array,
-    Estimate,
     allocation_values,
-    estimate,
-    log_margin,
     log_ratios,
     process_values,
     quantile,
-    reported_confidence,
     to_cube,
 )
 from poolbench.store.journal import StoredRun, read_header, read_run
@@ -190,60 +184,3 @@ def components(candidate: Samples, baseline: Samples) -> Components | None:
         rounds=rounds,
     )
     return None if math.isnan(sum((found.process, found.allocation, found.round))) else found
-
-
-@dataclass(frozen=True, kw_only=True)
-class StopRule:
-    """When a race has processes enough.
-
-    Attributes:
-        precision: relative half width that is narrow enough.
-        margin: of the verdict; an interval wholly on one side of an edge is clear.
-        min_processes, max_processes: of the race.
-        looks: process counts at which to look; other counts go on.
-        confidence: of the interval that stops. Stricter than what is reported, so that a
-            spread that is small by luck seldom stops a race.
-    """
-
-    precision: float = 0.02
-    margin: float = 0.05
-    min_processes: int = 5
-    max_processes: int = 10
-    looks: tuple[int, ...] = (5, 7, 10)
-    confidence: float = 0.995
-
-    @property
-    def reported_confidence(self) -> float:
-        """Confidence for `estimate` (and 1 - it as `fdr`) that keeps its promise despite the looks.
-
-        Calibrated by simulation: tests/test_stats.py.
-        """
-        return reported_confidence(self.min_processes, self.max_processes)
-
-    def satisfied(self, log_ratio: Any, error: Any, degrees: Any) -> Array:
-        """Elementwise: narrow enough, or the verdict is clear."""
-        reach = quantile(self.confidence, degrees) * error
-        clear = np.abs(np.abs(log_ratio) - log_margin(self.margin)) > reach
-        return np.asarray((np.expm1(reach) <= self.precision) | clear)
-
-    def decide(
-        self, estimates: Iterable[Estimate], processes_done: int
-    ) -> Literal["stop", "processte"]:
-        """Whether to block a further process; a budget that is spent stops outside of this."""
-        if processes_done >= self.max_processes:
-            return "stop"
-        if processes_done < self.min_processes or processes_done not in {
-            *self.looks,
-            self.min_processes,
-        }:
-            return "processte"
-        done = all(
-            found.degrees > 0
-            and bool(self.satisfied(found.log_ratio, found.standard_error, found.degrees))
-            for found in estimates
-        )
-        return "stop" if done else "processte"
-
-    def enough(self, pairs: Iterable[tuple[Samples, Samples]], *, processes: int) -> bool:
-        """`decide` from (candidate, baseline) samples."""
-        return self.decide((estimate(*pair) for pair in pairs), processes) == "stop"

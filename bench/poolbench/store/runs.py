@@ -11,7 +11,7 @@ from typing import Any
 
 from poolbench.core.errors import StoreError, UsageError
 from poolbench.core.records import Environment, Header
-from poolbench.store.journal import JOURNAL
+from poolbench.store.journal import JOURNAL, MAX_LINE_NBYTES
 
 # The folder of traces within a run, as TensorBoard's profile plugin expects it.
 PROFILES = Path("plugins") / "profile"
@@ -34,9 +34,12 @@ def check_run_name(name: str) -> str:
 
 
 def has_journal(folder: Path) -> bool:
-    """Tell whether the folder holds a run."""
-    path = folder / JOURNAL
-    return path.is_file() and path.stat().st_size > 0
+    """Whether the folder holds a run: a kill before the header is written leaves an empty journal."""
+    try:
+        with (folder / JOURNAL).open("rb") as file:
+            return file.readline(MAX_LINE_NBYTES + 1).endswith(b"\n")
+    except OSError:
+        return False
 
 
 def runs_newest_first(results: Path, *, reference: bool = False) -> list[Path]:
@@ -51,17 +54,21 @@ def runs_newest_first(results: Path, *, reference: bool = False) -> list[Path]:
 def newest_run(
     results: Path, fits: Callable[[Path], bool] = lambda _: True, *, reference: bool = False
 ) -> Path | None:
-    """Return the newest run that fits; None if there is none."""
-    return next(filter(fits, runs_newest_first(results, reference=reference)), None)
+    """Return the run written last of those that fit; None without any."""
+    runs = filter(has_journal, runs_newest_first(results, reference=reference))
+    return next(filter(fits, runs), None)
 
 
-def find_run(results: Path, given: str | None) -> Path:
-    """Return the folder of the run with the given name or path.
+def find_run(
+    results: Path, given: str | None, say: Callable[[str], object] = lambda _: None
+) -> Path:
+    """Return the folder of the run that the user means.
 
     Args:
         results: folder that holds runs.
         given: a path, a run's name under `results`, or None for the newest, and without a run of one's
             own the reference run.
+        say: takes a line about each newer run that is skipped, because it holds nothing.
 
     Raises:
         StoreError: there is none.
@@ -75,8 +82,10 @@ def find_run(results: Path, given: str | None) -> Path:
         raise StoreError(
             f"no {JOURNAL} in {given!r}, nor in {results.name}/{given}; name a run's folder"
         )
-    if (newest := newest_run(results)) is not None:
-        return newest
+    for folder in runs_newest_first(results):
+        if has_journal(folder):
+            return folder
+        say(f"{folder.name} is skipped: it ended before anything was stored")
     if (results / "reference" / JOURNAL).is_file():
         return results / "reference"
     raise StoreError(f"no run under {results.name}/ yet: measure one with `poolbench run`")

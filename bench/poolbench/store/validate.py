@@ -24,6 +24,7 @@ from poolbench.core.records import (
     Selftest,
     TraceSummary,
 )
+from poolbench.core.text import escape_controls
 from poolbench.store.schema1 import lift
 
 # Where the schema allows any scalar, a non-finite number is read back as text.
@@ -61,7 +62,7 @@ def decode_records(body: bytes, schema: int) -> tuple[AnyRecord, ...]:
 def one_line_of(error: Exception, limit: int = 300) -> str:
     """Return an error's first line in printable characters."""
     text = (str(error) or type(error).__name__).split("\n")[0][:limit]
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+    return escape_controls(text)
 
 
 def check_record(record: AnyRecord) -> AnyRecord:

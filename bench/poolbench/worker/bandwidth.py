@@ -22,31 +22,33 @@ def open_probe(session: Session, name: str) -> tuple[float, int, float]:
         Seconds per call, bytes that a call moves, seconds that the choice took.
     """
     opened = session.open
-    nbytes = opened.host[0].nbytes
+    # The largest input: of a small one a probe would measure the call's own cost.
+    place = max(range(len(opened.host)), key=lambda i: opened.host[i].nbytes)
+    nbytes = opened.host[place].nbytes
     if name == "bandwidth-write":
         least = MIN_WRITE_NBYTES if opened.on_cpu else MIN_DEVICE_WRITE_NBYTES
         op = REGISTRY.ops.get(opened.case.op)
         nbytes = max(least, op.traffic_of(opened.case).written_nbytes if op else nbytes)
     start = clock()
-    ways = _ways(opened, name.removeprefix("bandwidth-"), nbytes)
+    ways = _ways(opened, name.removeprefix("bandwidth-"), nbytes, opened.host[place])
     key = (name, nbytes, opened.device)
     if key not in session.fastest:
         seconds = {}
         for way, call in ways.items():
-            opened.calls[name] = (call, (0,))
+            opened.calls[name] = (call, (place,))
             seconds[way] = estimate_seconds(opened, name)
         best = min(seconds, key=lambda way: seconds[way])
         session.fastest[key] = best, seconds[best]
     best, call_seconds = session.fastest[key]
-    opened.calls[name] = (ways[best], (0,))
+    opened.calls[name] = (ways[best], (place,))
     return call_seconds, nbytes, clock() - start
 
 
-def _ways(opened: OpenCase, kind: str, nbytes: int) -> dict[str, Call]:
-    """Return the calls that move this many bytes: of NumPy if the inputs are on the host, and of the backend."""
+def _ways(opened: OpenCase, kind: str, nbytes: int, largest: Array) -> dict[str, Call]:
+    """Return the calls that move so many bytes: NumPy's where the inputs lie on the host, the backend's."""
     ways: dict[str, Call] = {}
     if opened.on_cpu:
-        source = opened.host[0].reshape(-1)
+        source = largest.reshape(-1)
         words = source.view(np.uint8)[: nbytes // 8 * 8].view(np.int64)
         arrays: list[Array]
         work: Call

@@ -54,19 +54,3 @@ def _fill(generator: np.random.Generator, spec: TensorSpec) -> Array:
     block = fill(generator, min(count, BLOCK_LENGTH)).astype(numpy_dtype(spec.dtype))
     whole = np.tile(block, count // max(1, len(block)) + 1) if count > len(block) else block
     return np.ascontiguousarray(whole[:count].reshape(spec.shape))
-
-
-def half_changed(arrays: tuple[Array, ...], seed: int) -> tuple[Array, ...]:
-    """Return the arrays with about half of their values in another order.
-
-    What has looked at some values only to know its inputs again takes these for the same ones.
-    """
-    generator = np.random.default_rng(seed)
-
-    def change(array: Array) -> Array:
-        flat = array.reshape(-1).copy()
-        middle = slice(len(flat) // 4, len(flat) - len(flat) // 4)
-        flat[middle] = np.roll(flat[middle], int(generator.integers(1, max(2, len(flat) // 4))))
-        return flat.reshape(array.shape)
-
-    return tuple(map(change, arrays))

@@ -22,7 +22,14 @@ from poolbench import (
     size_axis,
     ties_within,
 )
-from poolbench.ops.depth_max_pool.sweeps import ALSO_COMPARE_TO, BASELINE, OP, SWEEPS
+from poolbench.ops.depth_max_pool.sweeps import (
+    ALSO_COMPARE_TO,
+    BASELINE,
+    IN_COMPILED_MODELS,
+    IN_MODELS,
+    OP,
+    SWEEPS,
+)
 from poolbench.ops.shared import IMAGE_AXES, channel_axis, image_spec
 
 Array = np.ndarray[Any, Any]
@@ -127,6 +134,8 @@ register(
         traffic=traffic,
         baseline=BASELINE,
         also_compare_to=ALSO_COMPARE_TO,
+        in_models=IN_MODELS,
+        in_compiled_models=IN_COMPILED_MODELS,
         sweeps=SWEEPS,
         builtin=True,
     )

@@ -22,6 +22,10 @@ EVERYONE = (
     *RIVALS, "max_pool", "layer-max_pool", "layer-reshape-reduce_max", "slices-maximum",
     "max_pool3d", "keras-ops", "nested-jit-max_pool", "recipe-verbatim",
 )  # fmt: skip
+IN_MODELS = (
+    BASELINE, LAMBDA, "max_pool2d-view", "transpose-reduce_max", "keras-stock", TAKE_AWAY,
+)  # fmt: skip
+IN_COMPILED_MODELS = (BASELINE, LAMBDA, TAKE_AWAY)
 XLA_RIVALS = (BASELINE, LAMBDA, TAKE_AWAY, "max_pool2d-view")
 
 
@@ -108,5 +112,8 @@ GPU = Sweep(
         product(candidates=RIVALS, mode=["graph", "xla"], direction=["training"], dtype=["float16"]),
     ),
 )  # fmt: skip
+# Some hundred microseconds per call: long enough that 1% of it is some microseconds, which a clock can hold;
+# short enough for a hundred comparisons in a minute or two.
+SELFTEST = Sweep(base=BASE | {"shape": (2, 28, 28, 96)})
 
-SWEEPS = {"default": DEFAULT, "quick": QUICK, "full": FULL, "gpu": GPU}
+SWEEPS = {"default": DEFAULT, "quick": QUICK, "full": FULL, "gpu": GPU, "selftest": SELFTEST}

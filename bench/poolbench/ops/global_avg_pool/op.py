@@ -7,7 +7,14 @@ from typing import Any
 import numpy as np
 
 from poolbench import Case, Op, TensorSpec, Traffic, register
-from poolbench.ops.global_avg_pool.sweeps import ALSO_COMPARE_TO, BASELINE, OP, SWEEPS
+from poolbench.ops.global_avg_pool.sweeps import (
+    ALSO_COMPARE_TO,
+    BASELINE,
+    IN_COMPILED_MODELS,
+    IN_MODELS,
+    OP,
+    SWEEPS,
+)
 from poolbench.ops.shared import IMAGE_AXES, image_spec, spatial_axes
 
 Array = np.ndarray[Any, Any]
@@ -51,6 +58,8 @@ register(
         traffic=traffic,
         baseline=BASELINE,
         also_compare_to=ALSO_COMPARE_TO,
+        in_models=IN_MODELS,
+        in_compiled_models=IN_COMPILED_MODELS,
         sweeps=SWEEPS,
         builtin=True,
     )

@@ -18,6 +18,8 @@ LAMBDA = "lambda-reduce_mean"
 ALSO_COMPARE_TO = (LAMBDA,)  # the textbook's
 RIVALS = (BASELINE, LAMBDA, "avg_pool2d", "mean-of-means", "matmul-ones")
 EVERYONE = (*RIVALS, "reduce_mean", "reduce_mean-float32", "einsum", "keras-ops")
+IN_MODELS = (BASELINE, LAMBDA, "avg_pool2d", "mean-of-means")
+IN_COMPILED_MODELS = (BASELINE, LAMBDA)
 XLA_RIVALS = (BASELINE, LAMBDA, "avg_pool2d", "matmul-ones")
 
 

@@ -174,19 +174,24 @@ def _marks(rows: pd.DataFrame, name: str, title: str, look: Mapping[str, Look]) 
     )  # fmt: skip
 
 
-def _direction_shapes(loaded: RunFrame, op: str, device: str) -> dict[str, str]:
-    """Direction to the shape at which most of its modes were raced: training's may be a smaller one."""
+def _direction_shapes(loaded: RunFrame, op: str, device: str) -> dict[str, dict[str, str]]:
+    """Return by direction the shape at which most of its modes were raced: training's may be a smaller one.
+
+    {} stands for an op that has no axis `shape`: then the base values hold for all of its axes.
+    """
     table = loaded.table
     rows = table[(table["op"] == op) & (table["device"] == device)]
-    base = base_values(table, op)["shape"]
-    found = {}
+    base = base_values(table, op).get("shape")
+    found: dict[str, dict[str, str]] = {}
+    if base is None:
+        return {direction: {} for direction in rows["direction"].unique()}
     for direction in ("forward", "training"):
         cases = at_base(rows, op, ("mode", "shape"), {"device": device, "direction": direction})
         if cases.empty:
             continue
         modes = cases.groupby("shape")["mode"].nunique()
         most = modes[modes == modes.max()].index
-        found[direction] = str(base) if base in most else str(most[-1])
+        found[direction] = {"shape": str(base) if base in most else str(most[-1])}
     return found
 
 
@@ -199,7 +204,7 @@ def plot_mode_direction(loaded: RunFrame, op: str, device: str) -> Plot | None:
                 loaded.table,
                 op,
                 ("mode",),
-                {"device": device, "direction": direction, "shape": shape},
+                {"device": device, "direction": direction, **shape},
             )
         )
         for direction, shape in shapes.items()
@@ -226,7 +231,7 @@ def plot_mode_direction(loaded: RunFrame, op: str, device: str) -> Plot | None:
             )  # fmt: skip
         axis.set_xscale("log")
         time_axis(axis.xaxis)
-        axis.set_title(f"{direction}, {shapes[direction]}")
+        axis.set_title(", ".join([direction, *shapes[direction].values()]))
         axis.set_xlabel("time per call")
         axis.set_yticks(range(len(names)), [short(name) for name in names])
         axis.set_ylim(-0.6, len(names) - 0.4)

@@ -136,7 +136,12 @@ def plot_heatmap(loaded: RunFrame, op: str, device: str) -> Plot | None:
     """Speed over the baseline, candidates down, mode, direction and size across."""
     table = loaded.table
     rows = at_base(table, op, ("shape", "mode", "direction"), {"device": device})
-    if rows.empty or rows["race"].nunique() < 2 or "shape" not in rows:
+    if (
+        rows.empty
+        or rows["race"].nunique() < 2
+        or "shape" not in rows
+        or rows["shape"].isna().all()
+    ):
         return None
     sizes = rows.drop_duplicates("shape").sort_values("nbytes")["shape"].tolist()
     names = [name for name in names_of(loaded, op) if name in set(rows["candidate"])]

@@ -226,6 +226,7 @@ def _plain_zeros(text: str) -> str:
 
 def nbytes_axis(axis: Any, values: Sequence[float]) -> None:
     """Logarithmic bytes with ticks at powers of sixteen, labelled '1 MiB'."""
+    values = [value for value in values if value > 0] or [1]
     low, high = math.floor(math.log2(min(values)) / 4), math.ceil(math.log2(max(values)) / 4)
     axis.set_major_locator(FixedLocator([2.0 ** (4 * i) for i in range(low, high + 1)]))
     axis.set_major_formatter(FuncFormatter(lambda v, _: _plain_zeros(format_nbytes(v))))

@@ -1,0 +1,22 @@
+"""What is printed: any terminal's encoding takes it, and a reader that has gone changes no exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from poolbench.core.text import escape_controls
+
+
+def emit(text: str, *, err: bool = False) -> None:
+    """Print text as a line on stdout, or on stderr, whatever its encoding and whether or not it is read."""
+    stream = sys.stderr if err else sys.stdout
+    if stream is None:  # closed before Python started: `poolbench compare ... >&-`
+        return
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    shown = escape_controls(text).encode(encoding, "backslashreplace").decode(encoding)
+    try:
+        print(shown, file=stream, flush=True)
+    except BrokenPipeError:  # as in `poolbench compare ... | head`
+        # What the interpreter flushes at its end goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

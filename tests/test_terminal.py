@@ -1,0 +1,120 @@
+"""What is printed, by encoding and by reader; what the newest run is."""
+
+import io
+import os
+import sys
+
+import pytest
+import synthetic
+from poolbench.cli import main
+from poolbench.core.errors import StoreError, one_line, reason_of
+from poolbench.core.terminal import emit
+from poolbench.core.text import escape_controls, markdown_cell
+from poolbench.models.config import clean
+from poolbench.store.journal import JOURNAL, encode_line
+from poolbench.store.runs import find_run, newest_run
+
+HOSTILE = "\x1b[1;31mred\x1b[0m \x1b]8;;http://x\x07link\x1b]8;;\x1b\\ \x9b2Jgone\x1b(B"
+
+
+def print_ascii(monkeypatch):
+    """Make stdout a terminal that takes ASCII alone, as with LANG=C; return what it gets."""
+    data = io.BytesIO()
+    stream = io.TextIOWrapper(data, encoding="ascii", errors="strict")
+    monkeypatch.setattr(sys, "stdout", stream)
+    return data
+
+
+def test_emit_ascii_terminal_gets_every_letter_spelled_out(monkeypatch):
+    printed = print_ascii(monkeypatch)
+    emit("7 µs ± 1\t→\udc80")
+    assert printed.getvalue() == b"7 \\xb5s \\xb1 1\t\\u2192\\udc80\n"
+
+
+def test_emit_no_stream_prints_nothing(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    emit("nothing")
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        (HOSTILE, "red link gone"),
+        ("plain µs\n\tnext", "plain µs\n\tnext"),
+        ("\x1b[31", "31"),
+        ("bell\x07, return\r, zero\x00", "bell\\x07, return\\r, zero\\x00"),
+        ("\u202eturned", "\\u202eturned"),
+    ],
+)
+def test_escape_controls_leaves_no_code_of_a_terminal(text, shown):
+    assert escape_controls(text) == shown
+    assert escape_controls(escape_controls(text)) == shown
+
+
+def test_reason_cell_and_name_hold_no_escape_code():
+    assert (
+        one_line(ValueError(HOSTILE))
+        == reason_of(ValueError(HOSTILE))
+        == "ValueError: red link gone"
+    )
+    assert markdown_cell(HOSTILE) == clean(HOSTILE) == "red link gone"
+
+
+@pytest.fixture
+def results(tmp_path):
+    """Two runs: in the second, one candidate is slower by a half."""
+    cases = [synthetic.op_case("depth_max_pool", mode="graph")]
+    plan = synthetic.Plan(processes=10, allocations=4, rounds=3)
+    for name, slowed in (("base", {}), ("gröber", {"transpose-reduce_max": 1.5})):
+        found = synthetic.records(1, cases=cases, plan=plan, with_extras=False, slowed=slowed)
+        (tmp_path / name).mkdir()
+        lines = [synthetic.header(name), *found]
+        (tmp_path / name / JOURNAL).write_bytes(b"".join(map(encode_line, lines)))
+    return tmp_path
+
+
+def call(*words):
+    return main([str(word) for word in words], standalone_mode=False)
+
+
+def test_compare_slower_run_exits_1_on_an_ascii_terminal(results, monkeypatch, capfd):
+    printed = print_ascii(monkeypatch)
+    assert call("compare", "base", "gröber", "--results", results) == 1
+    assert b"gr\\xf6ber against base" in printed.getvalue()
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_report_table_is_printed_on_an_ascii_terminal(results, monkeypatch):
+    printed = print_ascii(monkeypatch)
+    assert call("report", "base", "--results", results, "--format", "markdown") == 0
+    assert b"transpose-reduce_max" in printed.getvalue()
+
+
+def test_compare_slower_run_exits_1_whether_or_not_it_is_read(results, monkeypatch):
+    """As of `compare ... 2>&1 | true`: the reader has gone before a line is written."""
+    for name in ("stdout", "stderr"):
+        reader, writer = os.pipe()
+        os.close(reader)
+        monkeypatch.setattr(sys, name, os.fdopen(writer, "w"))
+    assert call("compare", "base", "gröber", "--results", results) == 1
+    assert call("compare", "base", "base", "--results", results) == 0
+
+
+def test_newest_run_empty_journal_is_skipped_and_said(results):
+    for name, left in (("killed", b""), ("torn", b'{"crc32":"00')):
+        (results / name).mkdir()
+        (results / name / JOURNAL).write_bytes(left)
+        os.utime(results / name / JOURNAL, (2e9, 2e9))
+    os.utime(results / "base" / JOURNAL, (1.9e9, 1.9e9))
+    said = []
+    assert find_run(results, None, say=said.append) == newest_run(results) == results / "base"
+    assert sorted(said) == [
+        f"{name} is skipped: it ended before anything was stored" for name in ("killed", "torn")
+    ]
+
+
+def test_find_run_only_empty_journals_says_that_there_is_no_run(tmp_path):
+    (tmp_path / "killed").mkdir()
+    (tmp_path / "killed" / JOURNAL).touch()
+    with pytest.raises(StoreError, match="no run under"):
+        find_run(tmp_path, None)
