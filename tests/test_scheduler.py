@@ -149,10 +149,10 @@ def test_leg_of_one_race_follows_a_leg_of_another(job):
 def test_active_races_hold_no_more_than_the_free_memory(job, monkeypatch, available, most):
     monkeypatch.setattr(scheduler, "needed_nbytes", lambda case: 100)
     monkeypatch.setattr(scheduler, "free_memory_nbytes", lambda: available)
-    legs = Legs()
-    plan = replace(LEGS, rounds=72)
-    Races([job(number, plan=plan) for number in range(1, 21)], answers=legs).done(20)
-    assert legs.most_open == most
+    steps = Steps()
+    plan = replace(LONG, rounds=72)
+    Races([job(number, plan=plan) for number in range(1, 21)], answers=steps).done(20)
+    assert steps.most_open == most
 
 
 def test_gpu_has_one_race_at_a_time(job):

@@ -100,7 +100,7 @@ class Op:
         tolerance: case -> Tolerance; None: the default of the dtype.
         traffic: case -> Traffic; None: the bytes of all inputs and outputs.
         baseline: the candidate that ratios are taken to.
-        also_compare_to: further candidates that the report gives ratios to, the textbook's first.
+        also_compare_to: further candidates that the report shows ratios to, the textbook's first.
         in_models: the candidates that are placed in whole models, where variants of one could not be told apart.
         in_compiled_models: the same where each costs the compilation of a whole step.
         sweeps: 'default', 'quick', 'full', 'gpu'; 'default' is required. The base of a sweep 'selftest' is the case

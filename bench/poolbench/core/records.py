@@ -129,7 +129,7 @@ class Contention(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         steal: share of the processors' time that the hypervisor took.
         others: share of the processors' time that other processes used.
         throttled: processor time that a CPU quota withheld, per wall time; None also without a quota.
-        blocks_marked, blocks_redone: blocks under contention, and those done again.
+        blocks_marked, blocks_redone: blocks under background load, and those repeated.
         involuntary_switches: of the workers.
         cores_distant: share of the blocks timed while the machine's two processors were on distant cores.
         smt_sibling_busy: share of the tests that found the SMT sibling busy with another guest of the host.

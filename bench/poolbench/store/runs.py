@@ -54,7 +54,7 @@ def runs_newest_first(results: Path, *, reference: bool = False) -> list[Path]:
 def newest_run(
     results: Path, fits: Callable[[Path], bool] = lambda _: True, *, reference: bool = False
 ) -> Path | None:
-    """Return the run written last of those that fit; None without any."""
+    """Return the newest run that fits; None if there is none."""
     runs = filter(has_journal, runs_newest_first(results, reference=reference))
     return next(filter(fits, runs), None)
 
@@ -62,7 +62,7 @@ def newest_run(
 def find_run(
     results: Path, given: str | None, say: Callable[[str], object] = lambda _: None
 ) -> Path:
-    """Return the folder of the run that the user means.
+    """Return the folder of the run with the given name or path.
 
     Args:
         results: folder that holds runs.

@@ -45,7 +45,7 @@ def open_probe(session: Session, name: str) -> tuple[float, int, float]:
 
 
 def _ways(opened: OpenCase, kind: str, nbytes: int, largest: Array) -> dict[str, Call]:
-    """Return the calls that move so many bytes: NumPy's where the inputs lie on the host, the backend's."""
+    """Return the calls that move this many bytes: of NumPy if the inputs are on the host, and of the backend."""
     ways: dict[str, Call] = {}
     if opened.on_cpu:
         source = largest.reshape(-1)
