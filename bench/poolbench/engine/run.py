@@ -115,9 +115,8 @@ class Run:
     ) -> dict[str, Measurement]:
         """Race the candidates and the baseline, journal the measurements, and return them by name.
 
-        What a resumed journal holds already is not run again: a race runs whole or not at all. If
-        some candidates of the case are measured and others are asked for, all race again together:
-        samples of two races do not pair.
+        What a resumed journal holds is not run again, unless other candidates of the case are asked
+        for too: samples of two races do not pair.
         """
         self.prepare()
         asked = dict.fromkeys(entry.name for entry in candidates)
