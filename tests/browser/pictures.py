@@ -1,6 +1,6 @@
 """The pictures of README.md and docs/, taken of the reference run in a real browser.
 
-`nox -s pictures`; run it after a new reference run, and look at what it wrote.
+`nox -s screenshots`; run it after a new reference run, and look at what it wrote.
 """
 
 from __future__ import annotations
