@@ -1,5 +1,7 @@
 """One recommendation per op: least regret over all cases, and nothing wrong or impossible in it."""
 
+from pathlib import Path
+
 import msgspec
 import numpy as np
 import pytest
@@ -27,8 +29,6 @@ def run_of(records, path=None, **environment):
 
 
 def frame(change=lambda m: m, seed=1, cases=CASES, tmp="synthetic"):
-    from pathlib import Path
-
     rng = np.random.default_rng(seed)
     found = [change(m) for case in cases for m in synthetic.race(case, rng)]
     return lay_out(run_of(found, Path(tmp)))
@@ -53,6 +53,20 @@ def test_recommendation_swapped_names_swap_the_answer():
         lambda m: msgspec.structs.replace(m, candidate=names.get(m.candidate, m.candidate))
     )
     assert advice(swapped).candidate == "slices-maximum"
+
+
+def test_recommendation_of_equals_fails_the_fewest_checks():
+    rng, records = np.random.default_rng(1), []
+    for case in CASES:
+        race = {m.candidate: m for m in synthetic.race(case, rng)}
+        twin = msgspec.structs.replace(race[USUAL], candidate="twin")
+        records += [*race.values(), twin]
+    assert advice(lay_out(run_of(records, Path("synthetic")))).candidate == USUAL
+    cells = [
+        MatrixCell(op=OP, candidate=name, probe="save", state=state)
+        for name, state in ((USUAL, "error"), ("twin", "pass"))
+    ]
+    assert advice(lay_out(run_of([*records, *cells], Path("synthetic")))).candidate == "twin"
 
 
 def fast(m, by=100, name="slices-maximum", **changes):

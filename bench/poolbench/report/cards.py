@@ -115,7 +115,9 @@ def _facts(loaded: RunFrame, advice: Recommendation, base: Mapping[str, object])
 def _lines(advice: Recommendation) -> list[str]:
     """Return what a reader must know of the choice, in sentences of at most 25 words."""
     if advice.complete:
-        found = [f"It is right in all {advice.cases} cases of this run, with the least regret."]
+        found = [
+            f"It is right in all {advice.cases} cases of this run, with the least regret or level with it."
+        ]
     else:
         found = [
             f"No implementation is right in all {advice.all_cases} cases: this one is in {advice.cases}."

@@ -17,9 +17,9 @@ from poolbench.core.records import Samples
 from poolbench.core.text import one_line, significant
 from poolbench.report.cases import CHOSEN_BY, others_label
 from poolbench.report.frame import RunFrame
-from poolbench.report.recommend import Answers, caveats
+from poolbench.report.recommend import Answers
 from poolbench.report.snippets import snippet
-from poolbench.report.support import Support
+from poolbench.report.support import Support, caveats
 from poolbench.report.tables import sentences
 
 CHUNK = 100  # measurements in a file of samples

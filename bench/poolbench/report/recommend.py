@@ -146,12 +146,12 @@ def answer(loaded: RunFrame, registry: Registry | None = None) -> Answers:
     by_place: dict[tuple[str, str], dict[int, list[int]]] = defaultdict(dict)
     for race, rows in races.items():
         by_place[places[rows[0]]][race] = rows
+    failed = failed_checks(cell for one in supports(loaded) for cell in one.cells)
     recommendations = {
         place: found
         for place, some in by_place.items()
-        if (found := _recommendation(loaded, place, some, pairs, registry)) is not None
+        if (found := _recommendation(loaded, place, some, pairs, registry, failed)) is not None
     }
-    failed = failed_checks(cell for one in supports(loaded) for cell in one.cells)
     names = table["candidate"].tolist()
     choices = []
     for race, rows in races.items():
@@ -210,8 +210,13 @@ def _recommendation(
     races: Mapping[int, Sequence[int]],
     pairs: Pairs,
     registry: Registry,
+    failed: Mapping[tuple[str, str], int],
 ) -> Recommendation | None:
-    """Return the candidate of least regret over the races of an op on a device."""
+    """Return the candidate of least regret over the races of an op on a device.
+
+    Of candidates that are not shown to lose more than the one of least regret, the one with the
+    fewest failed checks: a tie in time is no reason to take what does not save or is wrong elsewhere.
+    """
     names = loaded.table["candidate"].tolist()
     rows_of: dict[str, list[int]] = defaultdict(list)
     for rows in races.values():
@@ -223,7 +228,10 @@ def _recommendation(
     found = {
         name: _regret(rows_of[name], race_of, pairs, choices=len(eligible)) for name in eligible
     }
-    chosen = min(eligible, key=lambda name: (found[name][0][0], found[name][1][0]))
+    regret = {name: (found[name][0][0], found[name][1][0]) for name in eligible}
+    limit = found[min(eligible, key=regret.__getitem__)][0][2]
+    even = [name for name in eligible if not found[name][0][1] > limit]
+    chosen = min(even, key=lambda name: (failed.get((place[0], name), 0), regret[name]))
     largest, mean, losses = found[chosen]
     beyond = [loss for loss in losses if loss.ratio[1] > 1 + loaded.margin]
     over, over_rows = _compared(loaded, place[0], chosen, rows_of, race_of, registry)
@@ -387,12 +395,3 @@ def headline(loaded: RunFrame, choices: Sequence[Choice]) -> list[Choice]:
         )
         picked.append(by_race[int(order.iloc[0]["race"])])
     return picked
-
-
-def caveats(cells: Sequence[MatrixCell], op: str, name: str) -> list[str]:
-    """Return what the support matrix says against a candidate, one line per failed check."""
-    return [
-        f"{cell.probe}: {cell.state}" + (f" ({cell.evidence})" if cell.evidence else "")
-        for cell in cells
-        if cell.op == op and cell.candidate == name and cell.state not in ("pass", "not_run")
-    ]

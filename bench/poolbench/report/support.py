@@ -70,3 +70,12 @@ def _cells_in(folder: Path) -> tuple[str, Sequence[MatrixCell]]:
 def _tensorflow(run: StoredRun) -> str:
     versions = run.header.environment.versions
     return next((v for name, v in versions.items() if name.startswith("tensorflow")), "")
+
+
+def caveats(cells: Sequence[MatrixCell], op: str, name: str) -> list[str]:
+    """Return what the support matrix says against a candidate, one line per failed check."""
+    return [
+        f"{cell.probe}: {cell.state}" + (f" ({cell.evidence})" if cell.evidence else "")
+        for cell in cells
+        if cell.op == op and cell.candidate == name and cell.state not in ("pass", "not_run")
+    ]
