@@ -33,7 +33,7 @@ OUTCOMES: dict[str, Callable[..., Any]] = {"unsupported": pytest.skip, "not_run"
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """What the command line asks.
+    """The options of the command line.
 
     Attributes:
         options: value of each option of OPTIONS by its name in Python.
@@ -300,7 +300,7 @@ class Benchmark:
 
     @property
     def check_only(self) -> bool:
-        """Whether candidates are checked and not timed."""
+        """Tell whether candidates are checked and not timed."""
         return bool(self.options["check_only"])
 
     @property
