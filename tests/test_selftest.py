@@ -1,4 +1,4 @@
-"""The self-test: what it counts, when it stops, what its records say."""
+"""The self-test: counts, time limit and records."""
 
 import math
 import re

@@ -1,4 +1,4 @@
-"""Every snippet of every implementation that ships runs by itself and computes what its candidate does."""
+"""Every snippet of every implementation that ships runs by itself and equals its candidate."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""A user's op in NumPy whose candidates do everything that a candidate should not.
+"""A user's op in NumPy with one candidate per kind of fault.
 
 `pytest tests/candidates/numpy_faults.py -k "base or fast or slow or segv"` races one of them.
 """
