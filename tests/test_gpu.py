@@ -33,7 +33,7 @@ from poolbench.machine.nvml import (
     nvml_handle,
     watch_device,
 )
-from poolbench.pytest_plugin import refuse_kinds
+from poolbench.options import refuse_kinds
 from poolbench.store.journal import read_run
 from poolbench.worker import timing, trace, xspace
 from poolbench.worker.backends import BACKENDS

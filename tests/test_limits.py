@@ -1,9 +1,12 @@
 """Limits of cgroups, read from folders that look like a system's."""
 
 import os
+from types import SimpleNamespace
 
 import pytest
 from poolbench.core.records import Environment
+from poolbench.engine.noise import NoiseLog
+from poolbench.machine import limits
 from poolbench.machine.info import Seen, Usage, seen_between, seen_together
 from poolbench.machine.limits import Limits, read_limits, throttled_seconds
 from poolbench.report.machine_tables import environment_table
@@ -111,6 +114,16 @@ def test_throttled_time_is_contention_of_its_own():
     assert seen_together([seen, calm]).throttled_seconds == 0.5
 
 
+def test_noise_log_sums_throttled_time_by_wall_time():
+    log = NoiseLog()
+    assert log.contention().throttled is None
+    for throttled in (0.5, 0.1):
+        log.enter_blocks([None], seen_between(usage(0, 1.0), usage(1, 1.0 + throttled), 0))
+    found = log.contention()
+    assert (found.throttled, found.steal, found.others) == (0.3, 0, 0)
+    assert found.blocks_marked == 1
+
+
 def test_environment_table_shows_limits_and_says_that_there_is_none():
     def shown(**machine):
         table = environment_table(
@@ -122,3 +135,13 @@ def test_environment_table_shows_limits_and_says_that_there_is_none():
     assert shows["cpu_quota"].startswith("0.5 processors; TensorFlow still starts a thread")
     assert shows["memory_limit_nbytes"] == "12.0 MiB"
     assert set(shown(cpu_quota=None, memory_limit_nbytes=None).values()) == {"none"}
+
+
+def test_memory_of_the_machine_is_that_of_its_cgroup_where_less(tmp_path, monkeypatch):
+    memory = SimpleNamespace(total=64 * MIB, available=32 * MIB)
+    monkeypatch.setattr(limits.psutil, "virtual_memory", lambda: memory)
+    monkeypatch.setattr(limits, "ROOT", tmp_path)
+    assert (limits.total_memory_nbytes(), limits.free_memory_nbytes()) == (64 * MIB, 32 * MIB)
+    used = {"memory.max": str(16 * MIB), "memory.current": str(4 * MIB)}
+    system(tmp_path, "0::/", **used)
+    assert (limits.total_memory_nbytes(), limits.free_memory_nbytes()) == (16 * MIB, 12 * MIB)

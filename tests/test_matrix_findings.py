@@ -13,7 +13,8 @@ from poolbench.core.errors import own_folders
 from poolbench.core.op import Tolerance
 from poolbench.core.registry import REGISTRY
 from poolbench.matrix import trial as trials
-from poolbench.matrix.probe import Finding, combine, error_words, explain_error
+from poolbench.matrix.finding import Finding
+from poolbench.matrix.probe import combine, error_words, explain_error
 from poolbench.matrix.probes import repeat, threads, values
 from poolbench.matrix.trial import Trial
 from poolbench.worker.check import differences, largest_errors

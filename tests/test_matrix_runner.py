@@ -13,7 +13,7 @@ from poolbench.core.registry import REGISTRY
 from poolbench.engine import cleanup
 from poolbench.engine.run import Run, RunOptions
 from poolbench.matrix import PROBES, record
-from poolbench.matrix.probe import Finding
+from poolbench.matrix.finding import Finding
 from poolbench.matrix.runner import PendingCell, all_keys, fill, plan_cells
 from poolbench.store.journal import read_run
 from poolbench.worker import session

@@ -36,7 +36,7 @@ from poolbench.store.runs import find_run
 
 ROOT = Path(__file__).parent.parent
 CASE = synthetic.op_case("depth_max_pool")
-HOSTILE = "<script>alert(1)</script>\u2028'\"&../../x\n| a |"
+HOSTILE = "\x1b[31m<script>alert(1)</script>\u2028'\"&../../x\n| a |"
 
 
 def run_of(records, path=Path("synthetic")):
@@ -221,7 +221,7 @@ def test_render_hostile_text_is_escaped(tmp_path):
     ]
     written = page.render(lay_out(run_of(race)), tmp_path / "out")
     text = written.page.read_text(encoding="utf-8")
-    assert "<script>alert" not in text
+    assert "<script>alert" not in text and "\x1b" not in text
     assert "\u2028" not in text.partition('id="data"')[2].partition("</script>")[0]
     names = [p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file()]
     assert all(set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789-_./") for name in names)

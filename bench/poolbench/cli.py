@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -177,6 +178,9 @@ def _run_suites(suites: Sequence[str], options: dict[str, Any]) -> int:
     if folder is not None and code in (0, EXIT_FOUND):
         with _no_collection():
             _report([folder], options.get("margin", 0.05), None, (), None, show=False)
+        from poolbench.pytest_run import poolbench_command
+
+        emit(f"{poolbench_command()} report --open {shlex.quote(str(folder))}")
     return code
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -142,3 +144,45 @@ OPTIONS = (
     Option(name="dry-run", flag=True, help="Print the cases and the predicted time; run nothing."),
     Option(name="check-only", flag=True, help="Check the candidates; time and store nothing."),
 )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What the command line asks.
+
+    Attributes:
+        options: value of each option of OPTIONS by its name in Python.
+        files: the user's files that register candidates.
+    """
+
+    options: dict[str, Any]
+    files: tuple[Path, ...]
+
+    def axes(self, known: Iterable[str]) -> dict[str, tuple[Any, ...]]:
+        """Return the values of those axes to replace that are known.
+
+        Raises:
+            UsageError: a value is not one of the axis.
+        """
+        from poolbench.core.registry import parse_axis  # NumPy: --help need not wait for it
+
+        names = set(known)
+        texts = [t for t in self.options["axis"] if t.partition("=")[0].strip() in names]
+        axes = dict(parse_axis(text) for text in texts)
+        if self.options["ray_address"] is None:
+            refuse_kinds(map(str, axes.get("device", ())))
+        return axes
+
+
+def refuse_kinds(devices: Iterable[str]) -> None:
+    """Refuse a kind of accelerator where no cluster could know it.
+
+    Raises:
+        UsageError: a device has no number.
+    """
+    for device in devices:
+        if not device.partition(":")[2].isdigit():
+            raise UsageError(
+                f"{device} names a kind of accelerator in a Ray cluster (--ray-address); on this "
+                "machine devices are numbered: --axis device=gpu:0"
+            )

@@ -6,8 +6,7 @@ it is. Nothing here imports TensorFlow: collection reads the sweeps, workers do 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +18,7 @@ from poolbench.core.errors import UsageError
 from poolbench.core.op import Op
 from poolbench.core.registry import REGISTRY, import_file, load_builtin, parse_axis
 from poolbench.core.sweep import Sweep, SweepCase
-from poolbench.options import OPTIONS
+from poolbench.options import OPTIONS, Asked
 
 if TYPE_CHECKING:
     from poolbench.core.records import Measurement
@@ -29,32 +28,6 @@ if TYPE_CHECKING:
 PACKAGE = Path(__file__).parent
 EXIT_UNUSABLE = 2
 OUTCOMES: dict[str, Callable[..., Any]] = {"unsupported": pytest.skip, "not_run": pytest.skip}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Asked:
-    """The options of the command line.
-
-    Attributes:
-        options: value of each option of OPTIONS by its name in Python.
-        files: the user's files that register candidates.
-    """
-
-    options: dict[str, Any]
-    files: tuple[Path, ...]
-
-    def axes(self, known: Iterable[str]) -> dict[str, tuple[Any, ...]]:
-        """Return the values of those axes to replace that are known.
-
-        Raises:
-            UsageError: a value is not one of the axis.
-        """
-        names = set(known)
-        texts = [t for t in self.options["axis"] if t.partition("=")[0].strip() in names]
-        axes = dict(parse_axis(text) for text in texts)
-        if self.options["ray_address"] is None:
-            refuse_kinds(map(str, axes.get("device", ())))
-        return axes
 
 
 _ASKED = pytest.StashKey[Asked]()
@@ -116,20 +89,6 @@ def _load_candidates(name: str) -> Path:
             f"--candidates {name} cannot be loaded: {type(error).__name__}: {error}"
         ) from None
     return path
-
-
-def refuse_kinds(devices: Iterable[str]) -> None:
-    """Refuse a kind of accelerator where no cluster could know it.
-
-    Raises:
-        UsageError: a device has no number.
-    """
-    for device in devices:
-        if not device.partition(":")[2].isdigit():
-            raise UsageError(
-                f"{device} names a kind of accelerator in a Ray cluster (--ray-address); on this "
-                "machine devices are numbered: --axis device=gpu:0"
-            )
 
 
 def asked(config: pytest.Config) -> Asked:

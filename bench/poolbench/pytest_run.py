@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from poolbench.core.records import Measurement
     from poolbench.engine.ray_cluster import RayScheduler
     from poolbench.engine.run import Run, RunOptions
-    from poolbench.pytest_plugin import Asked
+    from poolbench.options import Asked
 
 # The exit status of a run that the disk stopped: pytest's own for an error that is no test's.
 EXIT_STOPPED = int(pytest.ExitCode.INTERNAL_ERROR)

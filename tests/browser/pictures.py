@@ -1,6 +1,6 @@
 """Take the screenshots of README.md and docs/ from the reference run in a real browser.
 
-`nox -s pictures`; run it after a new reference run, and look at what it wrote.
+`nox -s screenshots`; run it after a new reference run, and look at what it wrote.
 """
 
 from __future__ import annotations

@@ -115,8 +115,8 @@ class Run:
     ) -> dict[str, Measurement]:
         """Race the candidates and the baseline, journal the measurements, and return them by name.
 
-        Races in a resumed journal are not repeated. If only some of the requested candidates of the case are
-        measured, the whole race runs again, because samples of two races do not pair.
+        What a resumed journal holds is not run again, unless other candidates of the case are asked
+        for too: samples of two races do not pair.
         """
         self.prepare()
         asked = dict.fromkeys(entry.name for entry in candidates)

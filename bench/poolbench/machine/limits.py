@@ -43,7 +43,7 @@ class Limits:
 def read_limits(root: Path = ROOT) -> Limits:
     """Return the limits on this process now, of the file system at `root`."""
     quotas = {folder: quota for folder in _cgroups(root, "cpu") if (quota := _quota(folder))}
-    memory = [found for folder in _cgroups(root, "memory") if (found := _memory(folder))]
+    memory = _memory_of_levels(root)
     return Limits(
         cpu_quota=min(quotas.values(), default=None),
         memory_nbytes=min((limit for limit, _ in memory), default=None),
@@ -55,15 +55,13 @@ def read_limits(root: Path = ROOT) -> Limits:
 def total_memory_nbytes() -> int:
     """Return the memory of the machine, or of its cgroup where that is less."""
     total: int = psutil.virtual_memory().total
-    limit = read_limits().memory_nbytes
-    return total if limit is None else min(total, limit)
+    return min([total, *(limit for limit, _ in _memory_of_levels(ROOT))])
 
 
 def free_memory_nbytes() -> int:
     """Return the memory that is free in the machine, or in its cgroup where that is less."""
     available: int = psutil.virtual_memory().available
-    free = read_limits().free_nbytes
-    return available if free is None else min(available, free)
+    return min([available, *(free for _, free in _memory_of_levels(ROOT))])
 
 
 def read_throttled_seconds() -> float | None:
@@ -118,6 +116,11 @@ def _quota(folder: Path) -> float | None:
         quota = int(words[0]) / int(words[1])
         return quota if quota > 0 else None
     return None
+
+
+def _memory_of_levels(root: Path) -> list[tuple[int, int]]:
+    """Return limit and free memory of each cgroup that has a limit, in bytes."""
+    return [found for folder in _cgroups(root, "memory") if (found := _memory(folder))]
 
 
 def _memory(folder: Path) -> tuple[int, int] | None:

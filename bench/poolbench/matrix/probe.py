@@ -8,9 +8,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-import msgspec
 
 from poolbench.core.candidate import Candidate
 from poolbench.core.case import Case
@@ -18,24 +15,13 @@ from poolbench.core.errors import printable
 from poolbench.core.op import Op
 from poolbench.core.plan import WorkerSpec
 from poolbench.core.records import CellState
-
-if TYPE_CHECKING:
-    from poolbench.matrix.trial import Trial
+from poolbench.matrix.finding import Finding, features
+from poolbench.matrix.trial import Trial
 
 MODES = ("eager", "graph", "xla")
-Figures = dict[str, float | int | str | None]
 
 
-class Finding(msgspec.Struct, frozen=True, kw_only=True):
-    """Hold what one step of a check found; plain data, so that it can leave the worker."""
-
-    state: CellState
-    evidence: str = ""
-    figures: Figures = {}
-    issue: str = ""
-
-
-RunStep = Callable[["Trial"], Finding]
+RunStep = Callable[[Trial], Finding]
 Judge = Callable[[Sequence[Finding]], Finding]
 
 # The kinds of processes that steps run in. Most steps use 'shared'. The others exist because
@@ -91,22 +77,6 @@ class SupportProbe:
     def applies(self, op: Op) -> bool:
         """Return whether the op has everything that the check requires."""
         return features(op).issuperset(self.requires)
-
-
-def features(op: Op) -> frozenset[str]:
-    """Return what checks may require of an op: the names of its axes, 'one-input' and 'image'.
-
-    'image': its one input has four dimensions, those of the axis `shape` (N, H, W, C).
-    """
-    case = op.make_case()
-    specs = list(op.inputs(case).values())
-    found = set(op.axis_names)
-    if len(specs) == 1:
-        found.add("one-input")
-        shape = case.get("shape")
-        if isinstance(shape, tuple) and len(shape) == 4 and sorted(shape) == sorted(specs[0].shape):
-            found.add("image")
-    return frozenset(found)
 
 
 def attempt(trial: Trial, case: Case, ask: Callable[[], Finding]) -> Finding:

@@ -25,7 +25,8 @@ from poolbench.core.registry import REGISTRY
 from poolbench.engine.cleanup import temporary_folder
 from poolbench.engine.process import WorkerLike
 from poolbench.matrix import PROBES
-from poolbench.matrix.probe import Finding, SupportProbe, attempt
+from poolbench.matrix.finding import Finding
+from poolbench.matrix.probe import SupportProbe, attempt
 from poolbench.matrix.trial import Trial
 
 Key = tuple[str, str, str]

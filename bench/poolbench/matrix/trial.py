@@ -13,7 +13,7 @@ import numpy as np
 from poolbench.core.candidate import Candidate
 from poolbench.core.case import Case, make_case
 from poolbench.core.op import Op, TensorSpec, Tolerance
-from poolbench.matrix.probe import Finding, features
+from poolbench.matrix.finding import Finding, features
 from poolbench.worker.check import BOUNDS, bound_for, differences, in_float64, largest_errors
 from poolbench.worker.inputs import numpy_dtype
 

@@ -12,7 +12,8 @@ import numpy as np
 from poolbench.core.case import Case
 from poolbench.core.op import Tolerance
 from poolbench.matrix import trial as trials
-from poolbench.matrix.probe import Finding, Step, SupportProbe, in_modes
+from poolbench.matrix.finding import Finding
+from poolbench.matrix.probe import Step, SupportProbe, in_modes
 from poolbench.matrix.trial import Trial
 
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import msgspec
 
 from poolbench.matrix import trial as trials
-from poolbench.matrix.probe import Finding, Step, SupportProbe, in_modes
+from poolbench.matrix.finding import Finding
+from poolbench.matrix.probe import Step, SupportProbe, in_modes
 from poolbench.matrix.probes.run import fit_once
 from poolbench.matrix.trial import Trial
 from poolbench.matrix.wrap import as_layer

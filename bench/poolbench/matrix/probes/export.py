@@ -9,7 +9,8 @@ import numpy as np
 
 from poolbench.core.case import Case
 from poolbench.matrix import trial as trials
-from poolbench.matrix.probe import Finding, Step, SupportProbe, error_words
+from poolbench.matrix.finding import Finding
+from poolbench.matrix.probe import Step, SupportProbe, error_words
 from poolbench.matrix.trial import Trial
 
 if TYPE_CHECKING:

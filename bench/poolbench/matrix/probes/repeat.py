@@ -11,14 +11,8 @@ import numpy as np
 
 from poolbench.core.case import Case
 from poolbench.matrix import trial as trials
-from poolbench.matrix.probe import (
-    Finding,
-    Step,
-    SupportProbe,
-    attempt,
-    combine,
-    in_modes,
-)
+from poolbench.matrix.finding import Finding
+from poolbench.matrix.probe import Step, SupportProbe, attempt, combine, in_modes
 from poolbench.matrix.trial import Trial
 from poolbench.worker.inputs import numpy_dtype
 

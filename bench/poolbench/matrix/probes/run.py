@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from poolbench.matrix import trial as trials
-from poolbench.matrix.probe import Finding, Step, SupportProbe
+from poolbench.matrix.finding import Finding
+from poolbench.matrix.probe import Step, SupportProbe
 from poolbench.matrix.trial import Trial
 from poolbench.matrix.wrap import as_layer
 

@@ -11,7 +11,8 @@ import msgspec
 import numpy as np
 
 from poolbench.matrix import trial as trials
-from poolbench.matrix.probe import Finding, Step, SupportProbe, explain_error
+from poolbench.matrix.finding import Finding
+from poolbench.matrix.probe import Step, SupportProbe, explain_error
 from poolbench.matrix.trial import Trial
 from poolbench.matrix.wrap import LAMBDA_WORDS, as_layer, is_lambda
 

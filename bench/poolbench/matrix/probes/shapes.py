@@ -8,7 +8,8 @@ from typing import Any
 import msgspec
 
 from poolbench.matrix import trial as trials
-from poolbench.matrix.probe import MODES, Finding, Step, SupportProbe, in_modes
+from poolbench.matrix.finding import Finding
+from poolbench.matrix.probe import MODES, Step, SupportProbe, in_modes
 from poolbench.matrix.trial import Trial
 
 # Name, the dimensions of (N, H, W, C) that are None, and a second shape for the same function.

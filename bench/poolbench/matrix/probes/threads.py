@@ -7,7 +7,8 @@ import time
 from collections.abc import Sequence
 
 from poolbench.matrix import trial as trials
-from poolbench.matrix.probe import Finding, Step, SupportProbe
+from poolbench.matrix.finding import Finding
+from poolbench.matrix.probe import Step, SupportProbe
 from poolbench.matrix.trial import Trial
 
 SHAPE = (16, 56, 56, 48)
