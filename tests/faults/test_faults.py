@@ -15,7 +15,7 @@ from poolbench.pytest_run import Launcher, resume_command
 from poolbench.store.journal import read_run
 
 SOUND = ("base", "fast", "slow")
-# Somebody may be at work on the package while these tests run; they ask other things.
+# The package may change while these tests run, which they do not test.
 SAME_CODE = ("--allow-different", "code")
 # candidate: status, what its reason says, what its tail holds.
 EXPECTED = {

@@ -1,6 +1,6 @@
 """Find the pooling of a model: trace it once, then identify by values what each part computes.
 
-A part is a layer, an operation of keras.ops in a functional graph, a weightless nested model, or a stretch of up to
+A part is a layer, an operation of keras.ops in a functional graph, a weightless nested model, or a sequence of up to
 four operations that follow each other. TensorFlow and Keras are imported inside functions: this runs in a worker.
 """
 
@@ -58,7 +58,7 @@ class Model:
         loaded: the Keras model and its inputs.
         shapes: of its inputs, with the batch size.
         pools: its pooling calls, in the order of the trace.
-        parts: the operations of each pool, one but for a stretch.
+        parts: the operations of each pool, one but for a sequence.
         macs: multiplications and additions of its dense and convolutional layers in one forward call.
         notes: what layers of the user's code are, where they are no pool.
     """
@@ -123,9 +123,9 @@ def find_pools(
             found.append((place, pool, (part.operation,)))
             covered.update(range(place, part.last + 1))
     for places in sequences(parts, covered):
-        stretch = [parts[i] for i in places]
-        if not covered.intersection(places) and (pool := findings.pool_of(stretch)):
-            found.append((places[0], pool, tuple(part.operation for part in stretch)))
+        sequence = [parts[i] for i in places]
+        if not covered.intersection(places) and (pool := findings.pool_of(sequence)):
+            found.append((places[0], pool, tuple(part.operation for part in sequence)))
             for place in places:
                 covered.update(range(place, parts[place].last + 1))
     for place, part in enumerate(parts):

@@ -25,8 +25,8 @@ class Pool(msgspec.Struct, frozen=True, kw_only=True):
     """One call of a model's pooling.
 
     Attributes:
-        names: of the layer or operation; of a stretch, of all of its.
-        kind: its class, or those of the stretch.
+        names: of the layer or operation; of a sequence, of all its operations.
+        kind: its class, or those of the sequence.
         title: what it computes, for the reader.
         given, made: shapes of its input and output, with N.
         dtype: of its input.

@@ -47,7 +47,7 @@ def replacements(
 ) -> dict[int, tuple[Any, Call]]:
     """Return what `find.replaced` takes to have each op computed as wanted.
 
-    The first operation of a stretch hands its input on to the last, which computes all of it; what lies between is
+    The first operation of a sequence hands its input on to the last, which computes all of it; what lies between is
     left to the graph's dead-code elimination.
 
     Args:

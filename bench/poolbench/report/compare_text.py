@@ -14,7 +14,9 @@ from poolbench.report.compare import ORDER, Compared, place_of, rows_of
 from poolbench.report.formats import WRITERS, as_markdown
 from poolbench.report.template import fill_template
 
-ROWS_SHOWN = 100  # of a table in Markdown: a comment on a pull request holds 65,536 characters
+ROWS_SHOWN = (
+    100  # rows of a Markdown table: a comment on a pull request has at most 65,536 characters
+)
 FINER = "For finer ones, measure both sides again one after the other."
 
 
