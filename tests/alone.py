@@ -1,4 +1,4 @@
-"""Runs a copy of one file of the package without the rest of it, as a user who copied it does."""
+"""Run a copy of one file of the package without the rest of the package."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Workers that answer at once from a table, for tests of what stands around them."""
+"""Fake workers that answer at once from a table."""
 
 from collections import Counter
 

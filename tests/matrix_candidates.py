@@ -1,4 +1,4 @@
-"""An op and candidates of it, one right and the others each wrong in its own way, for the probes."""
+"""An op and candidates of it, one correct and the others incorrect in one way each, for the checks."""
 
 import numpy as np
 from poolbench import (

@@ -1,4 +1,4 @@
-"""Seeded synthetic runs for unit tests of whatever reads a run. Nothing here is ever shown as a result."""
+"""Seeded synthetic runs for unit tests of code that reads a run. They are never shown as results."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ MODES = ("eager", "graph", "xla")
 DIRECTIONS = ("forward", "training")
 
 # Name to factor over the bandwidth limit time by mode, calls' overhead in seconds, and form.
-SPELLINGS: dict[str, dict[str, dict[str, float]]] = {
+FACTORS: dict[str, dict[str, dict[str, float]]] = {
     "depth_max_pool": {
         "reshape-reduce_max": {"eager": 3.0, "graph": 3.1, "xla": 1.25},
         "lambda-max_pool": {"eager": 3.2, "graph": 3.3, "xla": 1.3},
@@ -130,7 +130,7 @@ def race(
     blocks = np.array(list(itertools.product(*map(range, shape))))
     process, allocation, round_ = (tuple(map(int, column)) for column in blocks.T)
     read, written = nbytes_of(case)
-    candidates = SPELLINGS[case.op]
+    candidates = FACTORS[case.op]
     day = slow * np.exp(rng.normal(0, 0.03, shape))
     contention = Contention(
         steal=0.01, others=0.02, blocks_marked=2, blocks_redone=2, involuntary_switches=5
@@ -212,7 +212,7 @@ def race(
 def default_cases(shapes: Iterable[tuple[int, ...]] = SHAPES) -> list[Case]:
     """Cases like the default sweep's: shape x mode x direction, then one axis at a time."""
     found: dict[Case, None] = {}
-    for op in SPELLINGS:
+    for op in FACTORS:
         for shape, mode, direction in itertools.product(shapes, MODES, DIRECTIONS):
             found[op_case(op, shape=shape, mode=mode, direction=direction)] = None
         for fields in ({"threads": 1}, {"dtype": "float16"}, {"distribution": "relu"}):
@@ -234,7 +234,7 @@ def extras() -> list[Record]:
             op=op, candidate=name, probe=probe, state=states[(i + j) % 5],  # type: ignore[arg-type]
             evidence=f"{name} under {probe}: seen", issue="tensorflow#636" if (i + j) % 5 == 3 else "",
         )
-        for op, names in SPELLINGS.items()
+        for op, names in FACTORS.items()
         for i, name in enumerate(names)
         for j, probe in enumerate(("trains", "saves", "non-dividing", "nan", "float16"))
     ]  # fmt: skip
@@ -300,7 +300,7 @@ def write_large(folder: Path, measurements: int, seed: int = 3) -> Path:
         MODES,
         DIRECTIONS,
         ("float32", "bfloat16"),
-        SPELLINGS,
+        FACTORS,
     )
     with (folder / JOURNAL).open("wb") as file:
         file.write(encode_line(header(folder.name)))

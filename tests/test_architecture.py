@@ -1,4 +1,4 @@
-"""The package stands as docs/architecture.md says; the layers themselves are held by import-linter in `nox -s lint`."""
+"""The package matches docs/architecture.md; import-linter checks the layers in `nox -s lint`."""
 
 import ast
 import re

@@ -12,7 +12,7 @@ def virtual(tmp_path, monkeypatch, flags="fpu hypervisor lahf_lm"):
     return requests
 
 
-def test_a_request_for_no_latency_is_held_until_it_is_withdrawn(tmp_path, monkeypatch):
+def test_keep_awake_holds_its_request_until_let_sleep(tmp_path, monkeypatch):
     requests = virtual(tmp_path, monkeypatch)
     idle.let_sleep()
     assert idle.keep_awake(requests)
@@ -24,13 +24,13 @@ def test_a_request_for_no_latency_is_held_until_it_is_withdrawn(tmp_path, monkey
     assert not idle._held
 
 
-def test_nothing_is_asked_for_on_hardware_that_is_not_virtual(tmp_path, monkeypatch):
+def test_keep_awake_physical_machine_makes_no_request(tmp_path, monkeypatch):
     requests = virtual(tmp_path, monkeypatch, flags="fpu lahf_lm")
     assert not idle.keep_awake(requests)
     assert requests.read_bytes() == b""
 
 
-def test_a_request_that_may_not_be_made_is_no_error(tmp_path, monkeypatch):
+def test_keep_awake_forbidden_request_is_no_error(tmp_path, monkeypatch):
     virtual(tmp_path, monkeypatch)
     assert not idle.keep_awake(tmp_path / "not-there" / "requests")
     assert not idle._held

@@ -160,7 +160,7 @@ def test_nan_is_wrong_and_counted():
     assert judged((y,)).reason == "y has 1 values that are not finite"
 
 
-def test_an_error_is_told_with_its_size_and_the_bound():
+def test_check_error_names_its_size_and_the_tolerance():
     y = right()
     y[0, 0, 0, 0] += 1
     verdict = judged((y,))

@@ -1,4 +1,4 @@
-"""Two clocks: on a GPU the report reads the device's, and the wall's where that is all there is."""
+"""The report uses the device's clock on a GPU, and wall time if there is no other."""
 
 import dataclasses
 
@@ -61,7 +61,7 @@ def test_ratios_and_shares_of_the_bandwidth_limit_are_of_the_device(loaded):
     assert 0.3 < layer["efficiency"] < 0.7
 
 
-def test_who_has_no_device_time_is_compared_by_the_wall_with_the_baseline_s_wall(loaded):
+def test_candidate_without_device_time_is_compared_by_wall_time(loaded):
     pinned, baseline = row(loaded, PINNED), row(loaded, "reshape-reduce_max")
     assert pinned["clock"] == "wall"
     assert pinned["ratio"] == pytest.approx(pinned["seconds"] / baseline["wall_seconds"], rel=0.1)
@@ -110,7 +110,7 @@ def test_two_runs_are_compared_by_the_device_s_clock(tmp_path):
     assert "layer-depth_max_pool" in slower
 
 
-def test_a_time_on_a_gpu_always_says_whose_it_is(loaded):
+def test_time_on_a_gpu_names_its_clock(loaded):
     assert tables.time_text(row_at(loaded, PINNED)).startswith("called: ")
     assert " (called: " in tables.time_text(row_at(loaded, "layer-depth_max_pool"))
     assert tables.time_text({**row_at(loaded, PINNED), "device": "cpu:0"})[0].isdigit()

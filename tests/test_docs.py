@@ -1,4 +1,4 @@
-"""The commands that README.md and docs/ show: each is one that poolbench takes."""
+"""The commands in README.md and docs/ exist and take the options shown."""
 
 import re
 import shlex

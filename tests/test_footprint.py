@@ -7,7 +7,7 @@ import numpy as np
 from poolbench.worker import isolation
 
 
-def test_nothing_changed_is_nothing_said():
+def test_describe_unchanged_state_is_empty():
     assert isolation.left_behind(isolation.read(), grace_seconds=0) == ""
 
 
@@ -40,7 +40,7 @@ def test_changed_settings_are_named(monkeypatch):
     assert "it changed environment variables" in said
 
 
-def test_a_changed_working_directory_is_said_with_both(tmp_path, monkeypatch):
+def test_describe_changed_working_directory_names_both(tmp_path, monkeypatch):
     monkeypatch.chdir("/")
     before = isolation.read()
     os.chdir("/tmp")

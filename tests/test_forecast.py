@@ -1,4 +1,4 @@
-"""What is said before a run starts: its time, and what it will tell apart."""
+"""Predictions before a run starts: its duration and its resolution."""
 
 import sys
 from dataclasses import replace
@@ -58,11 +58,11 @@ def results(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_the_newest_run_of_this_machine_says_what_will_be_resolved(results):
+def test_resolution_text_uses_newest_run_of_this_machine(results):
     assert "reckoned from before" in planning.resolution_text(results, Plan())
 
 
-def test_the_reckoned_width_is_that_which_the_run_had(results):
+def test_resolution_predicted_width_equals_that_of_the_run(results):
     run = read_run(results / "before")
     timed = {m.candidate: m for m in run.measurements}
     widths = [
@@ -76,13 +76,13 @@ def test_the_reckoned_width_is_that_which_the_run_had(results):
     )
 
 
-def test_another_machine_s_run_and_none_at_all_say_nothing(results, monkeypatch):
+def test_resolution_text_other_machine_or_no_run_is_unknown(results, monkeypatch):
     monkeypatch.setattr(planning, "machine_facts", lambda: {"processor": "another"})
     assert "not known" in planning.resolution_text(results, Plan())
     assert "not known" in planning.resolution_text(results / "before" / "nothing", Plan())
 
 
-def test_a_run_that_cannot_be_read_is_passed_over(results):
+def test_resolution_text_unreadable_run_is_skipped(results):
     broken = results / "newer" / "journal.jsonl"
     broken.parent.mkdir()
     broken.write_text("no journal")

@@ -1,4 +1,4 @@
-"""GPU code paths as far as they go without a GPU.
+"""GPU code paths that can be tested without a GPU.
 
 NVML is faked; TensorFlow's logical CPU devices stand for several devices.
 """
@@ -160,7 +160,7 @@ def test_each_reading_asks_for_what_came_since_the_last():
     assert nvml.asked_since == [0, 9]
 
 
-def test_what_a_device_does_not_know_is_none():
+def test_device_unsupported_query_is_none():
     usage = read(clock=None, celsius=None, reasons=None)
     assert usage == DeviceUsage()
     assert energy_joules("gpu:0", nvml=FakeNvml()) is None
@@ -263,7 +263,7 @@ def test_on_a_gpu_ratios_are_of_the_device_s_own_clock_and_wall_time_stands_besi
     assert tasks[trace.time_on_device] == 0
 
 
-def test_who_goes_on_on_the_host_is_compared_by_the_wall_s_clock():
+def test_candidate_on_the_host_is_compared_by_wall_time():
     found, _ = race_on("gpu:0", device_seconds={"one": 2e-5, "bandwidth-read": 1e-5}.get)
     one, two = found["one"], found["two"]
     assert (one.clock, two.clock) == ("device", "wall")
@@ -374,7 +374,7 @@ def multiply(case):
 
 
 @pytest.mark.slow
-def test_two_devices_are_both_raced_and_told_apart_in_journal_and_report(tmp_path):
+def test_two_devices_are_raced_and_distinct_in_journal_and_report(tmp_path):
     from poolbench.core.registry import REGISTRY
     from poolbench.report.frame import load
 

@@ -1,4 +1,4 @@
-"""Timing hacks: candidates that are right when checked and cheat when timed, each caught by a named check."""
+"""Timing hacks: candidates that are correct when checked and cheat when timed; a named check catches each."""
 
 import re
 from pathlib import Path

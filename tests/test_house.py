@@ -1,4 +1,4 @@
-"""The package stands as docs/architecture.md says: imports point one way, and collection is quick."""
+"""Imports load no framework, collection is fast, and files name no machine."""
 
 import ast
 import os
@@ -42,7 +42,7 @@ def test_report_imports_no_framework(path):
 
 
 @pytest.mark.parametrize("path", sorted(BENCH.rglob("*.py")), ids=module_name)
-def test_nothing_in_the_package_knows_a_suite(path):
+def test_package_imports_no_suite(path):
     assert not any(name.split(".")[0] in ("suites", "tests") for name in imports_of(path))
 
 

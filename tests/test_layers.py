@@ -1,4 +1,4 @@
-"""DepthMaxPool2D, the layer to take away, against the reference and on its own."""
+"""DepthMaxPool2D, the reusable layer, against the reference and as a single copied file."""
 
 import numpy as np
 import pytest
@@ -192,13 +192,13 @@ def test_mixed_precision_computes_in_the_narrow_type(policy):
         ({"pool_size": 2, "data_format": "NHWC"}, "data_format must be 'channels_last' or"),
     ],
 )
-def test_a_bad_argument_is_said_in_words(arguments, says):
+def test_layer_bad_argument_raises_value_error(arguments, says):
     with pytest.raises(ValueError, match=" ") as caught:
         DepthMaxPool2D(**arguments)
     assert says in str(caught.value)
 
 
-def test_a_window_wider_than_the_depth_is_said_in_words():
+def test_layer_window_wider_than_depth_raises_value_error():
     with pytest.raises(ValueError, match="pool_size must be at most the depth of 2"):
         DepthMaxPool2D(3).compute_output_shape((1, 2, 2, 2))
 

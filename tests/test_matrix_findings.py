@@ -117,7 +117,7 @@ def errors(actual, expected, allowed):
         ([[0, 0, 0], [1, 0, 0], [0, 1, 0], [1, 0, 0]], "some other rule"),
     ],
 )
-def test_tie_rule_shares_are_told_apart(share, rule):
+def test_tie_rule_shares_are_distinguished(share, rule):
     assert values.tie_rule(np.array(share, float)) == rule
 
 

@@ -1,4 +1,4 @@
-"""Twenty and more ways to spell an op wrongly, each of which the reference must catch."""
+"""More than twenty incorrect implementations, each of which the reference must catch."""
 
 import numpy as np
 import poolbench.ops  # noqa: F401 (registers the ops)

@@ -1,4 +1,4 @@
-"""Races of a model's step: what they plan, what they record, and (slow) one that is run."""
+"""Races of a model's step: plan, records, and (slow) one real race."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Whether the host has two processors near each other: with a real partner process on the other one."""
+"""Core distance, measured with a real partner process on the other processor."""
 
 import os
 import sys
@@ -35,7 +35,7 @@ def scripted(monkeypatch, pair, seconds):
     return wakes
 
 
-def test_what_the_other_processor_has_written_is_read(pair):
+def test_read_seconds_reads_data_of_the_other_processor(pair):
     pair._copy[:] = b"\xff" * len(pair._copy)
     assert pair.read_seconds() > 0
     assert not any(pair._copy)
@@ -55,7 +55,7 @@ def test_processors_that_are_far_wake_each_other_until_they_are_near(pair, monke
     assert len(wakes) == 3
 
 
-def test_where_they_stay_far_it_takes_no_more_than_its_time_and_is_said(pair, monkeypatch):
+def test_gather_distant_processors_stops_at_its_time_budget(pair, monkeypatch):
     monkeypatch.setattr(core_distance, "WAKING_SECONDS", 0.001)
     monkeypatch.setattr(core_distance, "MOST_SAVED_SECONDS", 0.003)
     monkeypatch.setattr(core_distance, "EARNED_SECONDS", 0.0002)
@@ -67,13 +67,13 @@ def test_where_they_stay_far_it_takes_no_more_than_its_time_and_is_said(pair, mo
     assert MOST_SAVED_SECONDS > 2 * WAKING_SECONDS
 
 
-def test_the_process_may_run_where_it_could_before(pair):
+def test_gather_restores_affinity(pair):
     before = os.sched_getaffinity(0)
     pair.gather()
     assert os.sched_getaffinity(0) == before
 
 
-def test_without_its_partner_a_process_goes_on(pair, monkeypatch):
+def test_gather_without_partner_continues(pair, monkeypatch):
     monkeypatch.setattr(core_distance, "_placements", [pair])
     assert core_distance.gather() in (True, False)
     pair._partner.kill()

@@ -1,4 +1,4 @@
-"""Real processes, NumPy only: what a worker's end becomes, and that nothing outlives it."""
+"""Real worker processes, NumPy only: how they end, and that nothing outlives them."""
 
 import itertools
 import os

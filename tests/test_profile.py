@@ -1,4 +1,4 @@
-"""Traces: what is read from one, what is recorded, and what TensorBoard serves of it."""
+"""Traces: reading, recording, and the result that TensorBoard serves."""
 
 import gzip
 import json
@@ -51,7 +51,7 @@ def test_union_puts_overlapping_intervals_together():
     assert xspace.union([(5, 7), (0, 3), (2, 4)]) == [(0, 4), (5, 7)]
 
 
-def test_clip_keeps_what_lies_in_the_windows():
+def test_clip_keeps_parts_within_the_windows():
     assert xspace.clip([(0, 10), (12, 20)], [(5, 15)]) == [(5, 10), (12, 15)]
 
 
@@ -95,7 +95,7 @@ def test_the_peak_is_the_largest_running_sum():
     assert reading.memory == xspace.Memory(peak_nbytes=150, allocated_nbytes=110, freed_nbytes=110)
 
 
-def test_what_was_held_before_the_session_is_no_steps():
+def test_memory_held_before_the_session_is_not_counted():
     reading = summarise(*STEPS, memory("Deallocation", 1, 1000, 9), memory("Allocation", 2, 50, 2))
     assert reading.memory.peak_nbytes == 50
     assert reading.memory.freed_nbytes == 0
@@ -325,7 +325,7 @@ def test_a_step_that_raises_leaves_a_readable_file_and_the_next_session_works(wo
     assert (said, broken.steps, after.steps) == ("the third step", 3, 4)
 
 
-def test_a_candidate_that_fails_is_said_and_leaves_no_trace(worker, tmp_path, monkeypatch):
+def test_record_failed_candidate_is_reported_and_leaves_no_trace(worker, tmp_path, monkeypatch):
     class Shared:
         """The module's worker in the place of a fresh one."""
 

@@ -18,7 +18,7 @@ GROUPS = {
     "global_avg_pool": [
         {"layer-global_avg_pool", "lambda-reduce_mean", "reduce_mean", "reduce_mean-float32", "einsum",
          "keras-ops"},
-        {"avg_pool2d"}, {"mean-of-means"}, {"matmul-ones"},
+        {"avg_pool2d", "keras-stock"}, {"mean-of-means"}, {"matmul-ones"},
     ],
 }  # fmt: skip
 RESULTS = {"depth_max_pool": (8, 56, 56, 32), "global_avg_pool": (8, 96)}

@@ -1,4 +1,4 @@
-"""Signs of life: what a terminal and a log show, by a fake clock."""
+"""Progress on a terminal and in a log, with a fake clock."""
 
 import io
 

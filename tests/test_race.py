@@ -178,7 +178,7 @@ def test_noisy_rounds_are_marked_and_run_again_within_bounds():
 
 
 @pytest.mark.parametrize(("looks", "share"), [((None,), None), ((0.0, 1.0), 0.5)])
-def test_contention_tells_how_often_an_smt_sibling_was_busy(looks, share):
+def test_contention_holds_share_of_busy_smt_siblings(looks, share):
     seen = itertools.cycle(looks)
     found, _, _ = run({"base": MS, "a": MS}, batch=lambda: {"smt_sibling_busy": next(seen)})
     assert found["a"].contention.smt_sibling_busy == pytest.approx(share, abs=0.1)

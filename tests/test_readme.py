@@ -1,4 +1,4 @@
-"""What the README and the docs show is run as it stands there."""
+"""The examples of README and docs run unchanged."""
 
 import re
 import subprocess
@@ -71,6 +71,6 @@ def test_an_op_of_thirty_lines_runs_is_stored_and_is_reported(tmp_path):
 @pytest.mark.parametrize(
     "path", sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")]), ids=lambda p: p.name
 )
-def test_every_link_to_a_file_leads_somewhere(path):
+def test_docs_links_to_files_exist(path):
     for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", path.read_text()):
         assert (path.parent / target).exists(), f"{path.name} links to {target}"

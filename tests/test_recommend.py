@@ -1,4 +1,4 @@
-"""One recommendation per op: least regret over all cases, and nothing wrong or impossible in it."""
+"""One recommendation per op: least regret over all cases, without wrong or implausible candidates."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ CASES = [
     for mode in synthetic.MODES
     for direction in synthetic.DIRECTIONS
 ]
-# Right in every case, and the fastest or nearly so: by the factors of synthetic.SPELLINGS.
+# Right in every case, and the fastest or nearly so: by the factors of synthetic.FACTORS.
 USUAL = "max_pool2d-reshape"
 
 

@@ -1,4 +1,4 @@
-"""A race whose worker dies: the contender that killed it is out, the others go on."""
+"""A race whose worker dies: the contender that killed it fails, the others continue."""
 
 import msgspec
 import pytest
@@ -26,7 +26,7 @@ def about(task, arguments):
 
 
 def run(faults):
-    """Race 'base' and 'rival'; `faults` maps (task, what it is about) to answers, each given once."""
+    """Race 'base' and 'other'; `faults` maps (task, subject) to answers, each given once."""
     faults = {key: list(answers) for key, answers in faults.items()}
     tasks = []
 
@@ -41,7 +41,7 @@ def run(faults):
 
     pool = FakePool({task: answer_of(task, usual) for task, usual in ANSWERS.items()})
     race = Race.in_one_worker(
-        CASE, [fake_candidate("base", "pool"), fake_candidate("rival", "pool")], baseline="base",
+        CASE, [fake_candidate("base", "pool"), fake_candidate("other", "pool")], baseline="base",
         plan=Plan(processes=2), read_usage=lambda: QUIET,
     )  # fmt: skip
     for process in range(2):
@@ -63,12 +63,12 @@ def test_worker_dead_before_the_case_is_opened_is_replaced_without_blame():
 def test_worker_dead_between_two_batches_is_replaced_without_blame():
     found, _ = run({(timing.time_batch, "all"): [IDLE, IDLE]})
     assert {m.status for m in found.values()} == {"ok"}
-    assert len(found["rival"].samples)
+    assert len(found["other"].samples)
 
 
 def test_crash_in_a_batch_is_traced_to_its_contender_block_by_block():
-    found, tasks = run({(timing.time_batch, "all"): [CRASH], (timing.time_batch, "rival"): [CRASH]})
-    assert (found["rival"].status, found["base"].status) == ("crashed", "ok")
+    found, tasks = run({(timing.time_batch, "all"): [CRASH], (timing.time_batch, "other"): [CRASH]})
+    assert (found["other"].status, found["base"].status) == ("crashed", "ok")
     assert tasks.count((timing.time_batch, "all")) == 1
     assert set(found["base"].samples.process) == {0, 1}
 
@@ -82,11 +82,11 @@ def test_exception_in_a_block_ends_its_contender_only():
     broken = timing.Block(status="error", reason="ValueError: no")
 
     def batch(requests):
-        return make_batch([broken if r.name == "rival" else BLOCK for r in requests])
+        return make_batch([broken if r.name == "other" else BLOCK for r in requests])
 
     found, _ = run({(timing.time_batch, "all"): [batch]})
-    assert (found["rival"].status, found["rival"].reason) == ("error", "ValueError: no")
-    assert (found["base"].status, found["rival"].tail) == ("ok", "what it printed")
+    assert (found["other"].status, found["other"].reason) == ("error", "ValueError: no")
+    assert (found["base"].status, found["other"].tail) == ("ok", "what it printed")
 
 
 def test_worker_that_dies_again_and_again_ends_the_race():
@@ -96,17 +96,17 @@ def test_worker_that_dies_again_and_again_ends_the_race():
 
 
 def test_contender_that_crashed_once_is_not_opened_in_another_process():
-    found, tasks = run({(contender.open_contender, "rival"): [CRASH]})
-    assert (found["rival"].status, found["base"].status) == ("crashed", "ok")
-    assert tasks.count((contender.open_contender, "rival")) == 1
+    found, tasks = run({(contender.open_contender, "other"): [CRASH]})
+    assert (found["other"].status, found["base"].status) == ("crashed", "ok")
+    assert tasks.count((contender.open_contender, "other")) == 1
     assert set(found["base"].samples.process) == {0, 1}
 
 
 def test_contender_that_taints_its_process_is_out_and_the_process_replaced():
     tainted = msgspec.structs.replace(OPENED, status="error", reason="it left 1", tainted=True)
-    found, tasks = run({(contender.open_contender, "rival"): [tainted]})
-    assert (found["rival"].status, found["rival"].reason) == ("error", "it left 1")
-    assert found["rival"].tail == "what it printed"
+    found, tasks = run({(contender.open_contender, "other"): [tainted]})
+    assert (found["other"].status, found["other"].reason) == ("error", "it left 1")
+    assert found["other"].tail == "what it printed"
     assert tasks.count((session.end_process, "")) == 1
     assert found["base"].status == "ok"
 
@@ -125,7 +125,7 @@ def test_allocation_that_fails_is_repeated_only_in_a_fresh_worker(lost):
     assert {m.status for m in found.values()} == {"ok" if lost else "out_of_memory"}
 
 
-def test_worker_that_cannot_start_is_said_of_every_candidate():
+def test_worker_that_cannot_start_fails_every_candidate():
     class Workers:
         def worker(self, spec, process):
             raise WorkerFailure("error", "ImportError: no module named mine")

@@ -1,4 +1,4 @@
-"""The report's parts: a journal as a table, who is ranked, what is written, and the door."""
+"""The report: table, ranking, written files and command."""
 
 import json
 import subprocess
@@ -305,7 +305,7 @@ def test_report_command_renders_a_page_without_tensorflow(tmp_path):
     assert (tmp_path / "out" / "index.html").exists()
 
 
-def test_a_python_without_the_libraries_is_told_what_to_type(tmp_path):
+def test_report_without_libraries_prints_the_command(tmp_path):
     copy = tmp_path / "report.py"
     copy.write_text((ROOT / "report.py").read_text())
     found = subprocess.run(
@@ -316,7 +316,7 @@ def test_a_python_without_the_libraries_is_told_what_to_type(tmp_path):
     assert found.stderr.count("\n") == 1
 
 
-def test_it_goes_on_in_noxs_environment_and_says_so(tmp_path):
+def test_report_continues_in_the_environment_of_nox(tmp_path):
     copy = tmp_path / "report.py"
     copy.write_text((ROOT / "report.py").read_text())
     home = tmp_path / ".nox" / "cpu"

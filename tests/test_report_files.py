@@ -57,7 +57,7 @@ def test_the_name_of_the_run_is_safe_in_a_path(tmp_path):
     assert import_file(write(tmp_path, plain()), tmp_path / "results", "../../up").name == "up"
 
 
-def test_two_of_one_name_are_told_apart(tmp_path):
+def test_import_equal_names_get_numbers(tmp_path):
     folder = import_file(write(tmp_path, plain(), plain()), tmp_path / "results")
     assert [m.candidate[-4:] for m in read_run(folder).measurements] == ["sort", " (2)"]
 

@@ -1,4 +1,4 @@
-"""What the driver costs as a run grows: fake workers answer at once, all else is the real thing.
+"""Cost of the driver for growing runs: only the workers are fake.
 
 Times are the process' own processor time, so that a busy machine does not decide; the report's are the clock's, which
 is what its user waits. The slow tests print
@@ -190,13 +190,13 @@ def test_report_time_grows_in_proportion(tmp_path):
     seconds, peak = {}, 0
     for count in (5_000, 10_000, 20_000):
         folder = synthetic.write_large(tmp_path / str(count), count)
-        doors = {
+        commands = {
             "page": ["report", str(folder)],
             "table": ["report", str(folder), "--format", "csv"],
         }
         if count == 20_000:
-            doors["compare"] = ["compare", str(folder), str(folder)]
-        for door, words in doors.items():
+            commands["compare"] = ["compare", str(folder), str(folder)]
+        for name, words in commands.items():
             start = time.perf_counter()
             process = subprocess.Popen(
                 [sys.executable, "-m", "poolbench", *words], cwd=ROOT, stdout=subprocess.DEVNULL
@@ -204,15 +204,15 @@ def test_report_time_grows_in_proportion(tmp_path):
             _, status, used = os.wait4(process.pid, 0)  # what this one took, and no other child
             process.returncode = os.waitstatus_to_exitcode(status)
             assert process.returncode == 0
-            seconds[door, count] = (
+            seconds[name, count] = (
                 time.perf_counter() - start
             )  # a large page is drawn by two processes
             peak = max(peak, used.ru_maxrss * 1024)
     keep(
-        **{f"{door}_{count}_seconds": value for (door, count), value in seconds.items()},
+        **{f"{name}_{count}_seconds": value for (name, count), value in seconds.items()},
         report_peak_nbytes=peak,
     )
     # Four times as many: in proportion it is four times the time or less, by the square sixteen.
-    for door in ("page", "table"):
-        assert seconds[door, 20_000] < 8 * seconds[door, 5_000]
+    for name in ("page", "table"):
+        assert seconds[name, 20_000] < 8 * seconds[name, 5_000]
     assert peak < 2e9

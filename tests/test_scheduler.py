@@ -84,7 +84,7 @@ def test_race_alone_runs_process_after_process(job):
     assert {m.candidate: m.status for m in done.result.measurements}["two"] == "ok"
 
 
-def test_processes_of_a_race_are_slots_of_others_apart(job):
+def test_processes_of_a_race_have_slots_of_others_between(job):
     races = Races([job(number) for number in range(1, 61)])
     races.done(60)
     places = defaultdict(list)

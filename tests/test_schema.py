@@ -1,4 +1,4 @@
-"""results/README.md tells every field of every record."""
+"""results/README.md documents every field of every record."""
 
 import re
 from pathlib import Path
@@ -16,7 +16,7 @@ RECORDS = [
 
 
 @pytest.mark.parametrize("struct", RECORDS, ids=lambda struct: struct.__name__)
-def test_every_field_is_told(struct):
+def test_every_field_is_documented(struct):
     title = struct.__struct_config__.tag or struct.__name__
     section = re.search(rf"^### {title}\n(.*?)(?=^##|\Z)", TEXT, re.MULTILINE | re.DOTALL)
     assert section, title
@@ -24,5 +24,5 @@ def test_every_field_is_told(struct):
     assert told == [field.name for field in msgspec.structs.fields(struct)]
 
 
-def test_the_version_is_told():
+def test_schema_version_is_documented():
     assert f"Schema version {records.SCHEMA_VERSION};" in TEXT

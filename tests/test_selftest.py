@@ -1,4 +1,4 @@
-"""The self-test: what it counts, when it stops, what its records say."""
+"""The self-test: counts, time limit and records."""
 
 import math
 import re
@@ -130,12 +130,12 @@ def test_race_copies_for_real_finds_a_doubled_call():
     """A call made twice as long is seen on any machine; of a busy one no finer figure is asserted."""
     plan = Plan(processes=1, allocations=2, rounds=3, block_seconds=0.003)
     design = aa.Design(plain=1, slowdowns=(1.0,), plan=plan)
-    fleet = WorkerPool()
+    pool = WorkerPool()
     try:
-        fleet.prepare((WorkerSpec(),), 1)
-        race = aa.race_copies(design, fleet)
+        pool.prepare((WorkerSpec(),), 1)
+        race = aa.race_copies(design, pool)
     finally:
-        fleet.close()
+        pool.close()
     assert [one.injected for one in race.compared] == [0.0, 1.0]
     assert set(race.equal) == {"copy-0", "copy-1"}
     assert race.blocks >= 3 * 2 * 1

@@ -1,4 +1,4 @@
-"""Whether other guests of the host work on the other hardware threads of this machine's cores."""
+"""Detection of busy SMT siblings."""
 
 import os
 import sys
@@ -18,9 +18,7 @@ def seen(monkeypatch):
 @pytest.mark.parametrize(
     ("seconds", "share"), [([5.1e-6, 6.9e-6], 0.0), ([9e-6, 5e-6], 0.5), ([9e-6, 8e-6], 1.0)]
 )
-def test_a_loop_that_takes_much_longer_than_the_least_has_a_busy_sibling(
-    seen, monkeypatch, seconds, share
-):
+def test_busy_share_loop_far_above_minimum_counts_as_busy(seen, monkeypatch, seconds, share):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1})
     monkeypatch.setattr(os, "sched_setaffinity", lambda process, cpus: None)
     monkeypatch.setattr(smt.random, "sample", lambda cpus, count: cpus)
@@ -28,7 +26,7 @@ def test_a_loop_that_takes_much_longer_than_the_least_has_a_busy_sibling(
     assert smt.busy_share() == share
 
 
-def test_of_many_processors_some_are_looked_at(seen, monkeypatch):
+def test_busy_share_many_processors_tests_some(seen, monkeypatch):
     looked = []
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(64)))
     monkeypatch.setattr(os, "sched_setaffinity", lambda process, cpus: None)
@@ -37,7 +35,7 @@ def test_of_many_processors_some_are_looked_at(seen, monkeypatch):
     assert len(set(looked)) == smt.MOST_LOOKED_AT
 
 
-def test_a_look_leaves_the_process_where_it_may_run(seen):
+def test_busy_share_restores_affinity(seen):
     before = os.sched_getaffinity(0)
     assert 0.0 <= smt.busy_share() <= 1.0
     assert os.sched_getaffinity(0) == before
@@ -53,6 +51,6 @@ def test_the_loop_takes_longer_the_more_there_is_to_count(seen, monkeypatch):
     assert long > 5 * short
 
 
-def test_it_cannot_be_seen_on_hardware_of_ones_own(monkeypatch):
+def test_busy_share_physical_machine_is_none(monkeypatch):
     monkeypatch.setattr(smt, "_can_be_seen", lambda: False)
     assert smt.busy_share() is None

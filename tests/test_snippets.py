@@ -1,4 +1,4 @@
-"""Every snippet of every implementation that ships runs by itself and computes what its candidate does."""
+"""Every snippet of every implementation that ships runs by itself and equals its candidate."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,8 @@ DEPTH = [
 ]
 MEAN = [{}, {"dtype": "float16"}, {"data_format": "channels_first"}]
 CASES = {"depth_max_pool": DEPTH, "global_avg_pool": MEAN}
-PAIRS = sorted(REGISTRY.candidates)
+# Other test modules register candidates of their own.
+PAIRS = sorted(pair for pair, entry in REGISTRY.candidates.items() if entry.builtin)
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""The statistics hold what they promise, in simulation and by their properties."""
+"""The statistics have their nominal error rates in simulation, and their properties."""
 
 import math
 import random
@@ -104,7 +104,7 @@ def make_guest(generator, share, shape):
     return busy
 
 
-def test_how_busy_the_hosts_other_guests_are_moves_the_ratio_by_less_than_half():
+def test_minimum_of_rounds_halves_the_effect_of_other_guests():
     # As measured: beside a busy guest the baseline takes 1.65 times as long, a candidate 1.35 times.
     def ratio(share, value):
         generator = np.random.default_rng(6)
@@ -121,7 +121,7 @@ def test_how_busy_the_hosts_other_guests_are_moves_the_ratio_by_less_than_half()
     assert moved(estimate.quickest) < 0.5 * moved(lambda logs: logs)
 
 
-def test_the_quickest_of_neighbours_is_each_sides_own_and_within_an_allocation():
+def test_quickest_is_per_side_and_within_an_allocation():
     assert estimate.quickest(np.array([3.0, 1.0, 2.0, 4.0, 5.0])).tolist() == [1.0, 1.0, 2.0]
     assert estimate.quickest(np.array([3.0, 1.0])).tolist() == [3.0, 1.0]
     one = np.log([[[4.0, 1.0, 2.0, 8.0]], [[1.0, 1.0, 1.0, 1.0]]])
@@ -198,7 +198,7 @@ def test_the_order_of_blocks_does_not_matter(seed):
     assert estimate.estimate(shuffled, other) == estimate.estimate(one, other)
 
 
-def test_one_outlier_round_hardly_moves_the_estimate():
+def test_estimate_one_outlier_round_hardly_changes_it():
     one, other = make_pair()
     slow = Samples(**{
         **{name: getattr(one, name) for name in one.__struct_fields__},
@@ -229,7 +229,7 @@ def test_verdicts(truth, expected):
     assert comparisons[0].verdict == expected
 
 
-def test_an_undecided_one_says_how_many_processes_it_takes():
+def test_undecided_comparison_predicts_processes_needed():
     found = verdicts.compare_run({0: estimate.from_error(0.03, 0.01, 4, 5)}, 0.05)[0]
     assert found.verdict == "UNDECIDED"
     assert found.processes_needed >= 1

@@ -89,7 +89,7 @@ def test_non_finite_figures_survive():
     assert (figures["y"], figures["z"]) == (-math.inf, "text")
 
 
-def test_a_lone_surrogate_is_spelled_out():
+def test_journal_lone_surrogate_is_escaped():
     assert one(encode_line(measurement(reason="a\udc80b"))).reason == "a\\udc80b"
 
 
@@ -127,7 +127,7 @@ def test_journal_schema_1_batch_is_read_whole_or_not_at_all(tmp_path):
     assert run.measurements[0].case == CASE
 
 
-def test_journal_damaged_line_costs_its_own_race_and_is_said(tmp_path):
+def test_journal_damaged_line_costs_its_own_race_and_is_reported(tmp_path):
     path = write(tmp_path, HEADER, *(measurement(candidate=name) for name in "abc"))
     lines = path.read_bytes().splitlines(keepends=True)
     flipped = bytearray(lines[2])
@@ -195,7 +195,7 @@ def test_a_run_is_read_back_in_order(tmp_path):
     assert [m.candidate for m in read_run(tmp_path).measurements] == ["a", "b"]
 
 
-def test_a_torn_last_line_is_dropped_and_said(tmp_path):
+def test_journal_torn_last_line_is_dropped_and_reported(tmp_path):
     path = write(tmp_path, HEADER, measurement())
     with path.open("ab") as file:
         file.write(encode_line(measurement())[:-20])
@@ -232,7 +232,7 @@ def test_another_schema_version_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("data", [b"", b"\n", b"not json\n", b"[" * 100_000 + b"\n", b"\xff\xfe\n"])
-def test_what_is_no_journal_is_said_in_one_line(tmp_path, data):
+def test_read_run_invalid_journal_is_one_line(tmp_path, data):
     (tmp_path / JOURNAL).write_bytes(data)
     with pytest.raises(StoreError) as caught:
         read_run(tmp_path)
@@ -256,7 +256,7 @@ def test_what_is_no_journal_is_said_in_one_line(tmp_path, data):
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )  # fmt: skip
-def test_what_the_types_do_not_say_is_checked_too(record, said):
+def test_validate_checks_rules_beyond_types(record, said):
     with pytest.raises(StoreError, match=said):
         one(encode_line(record))
 
@@ -307,7 +307,7 @@ def test_a_full_disk_keeps_what_was_synced(tmp_path):
     assert [m.candidate[0] for m in run.measurements] == ["a", "b"] * (len(run.measurements) // 2)
 
 
-def test_a_folder_that_cannot_be_written_is_said(tmp_path):
+def test_journal_unwritable_folder_is_reported(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="cannot write to"):
         Journal(tmp_path / "file" / "run")

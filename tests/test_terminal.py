@@ -100,7 +100,7 @@ def test_compare_slower_run_exits_1_whether_or_not_it_is_read(results, monkeypat
     assert call("compare", "base", "base", "--results", results) == 0
 
 
-def test_newest_run_empty_journal_is_skipped_and_said(results):
+def test_newest_run_empty_journal_is_skipped_and_reported(results):
     for name, left in (("killed", b""), ("torn", b'{"crc32":"00')):
         (results / name).mkdir()
         (results / name / JOURNAL).write_bytes(left)

@@ -1,4 +1,4 @@
-"""What TensorFlow and Keras do today that the project relies on or warns of, each by its issue.
+"""Behaviour of TensorFlow and Keras that the project relies on or documents, with its issues.
 
 A test that finds the behaviour gone fails with "mended upstream": take the limitation out of the candidate's
 table of failures and of docs/recipes.md, and make the support matrix anew.
@@ -38,7 +38,7 @@ def compiled(function, *arguments):
 
 @pytest.mark.parametrize("wrap", [lambda f: f, tf.function], ids=["eager", "graph"])
 class TestOutsideXla:
-    def test_the_book_s_lower_case_padding_is_refused(self, wrap):
+    def test_lower_case_padding_is_refused(self, wrap):
         refused(lambda: wrap(lambda: pool(X, "valid"))(), "padding")
 
     @pytest.mark.parametrize("padding", ["VALID", "SAME"])

@@ -1,4 +1,4 @@
-"""A user's op with inputs of unlike rank and axes of its own goes the whole way, with no change in the package."""
+"""A user's op with inputs of different rank and axes of its own is swept, stored and reported."""
 
 import shutil
 import subprocess

@@ -69,7 +69,7 @@ def test_versions_have_three_workers_per_process(head):
     assert len({spec for spec, _ in pool.workers}) == 3
 
 
-def test_versions_candidate_that_head_lacks_is_said_and_does_not_prolong_the_race():
+def test_versions_candidate_missing_in_head_is_reported_and_does_not_prolong_the_race():
     failure = WorkerFailure("error", "KeyError: no candidate", lost=False)
 
     def fail():

@@ -1,4 +1,4 @@
-"""`poolbench which`: files and options as they are read, and the answer from what was measured."""
+"""`poolbench which`: reading of files and options, and the answer from measurements."""
 
 import json
 import struct

@@ -1,4 +1,4 @@
-"""`poolbench which` on saved models of kinds that people have: each gets the right answer."""
+"""`poolbench which` on saved models of common kinds: each gets the correct answer."""
 
 import contextlib
 import subprocess
@@ -53,7 +53,7 @@ def test_describe_known_layers_are_found_without_code(name, saved, worker):
 
 
 @pytest.mark.parametrize("name", [name for name, answer in ANSWERS.items() if "unknown" in answer])
-def test_describe_trusted_code_is_told_by_values(name, saved, worker):
+def test_describe_trusted_code_is_identified_by_values(name, saved, worker):
     answer = ANSWERS[name]
     found = ask(worker, saved / f"{name}.keras", trust=True)
     assert not found.unknown

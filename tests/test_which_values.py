@@ -1,4 +1,4 @@
-"""What a function of a tensor computes, established by values: look-alikes are never taken for an op."""
+"""Identification of functions by values: look-alikes are not taken for an op."""
 
 import numpy as np
 import poolbench.ops  # noqa: F401 (registers the ops)
@@ -148,13 +148,13 @@ def test_identify_a_hundred_implementations_are_recognised(number):
     assert_recognised(number + 100)
 
 
-def test_identify_stopped_gradient_is_told():
+def test_identify_stopped_gradient_is_reported():
     found = identify(lambda x, _: tf.stop_gradient(tf.reduce_max(x, -1)), (2, 4, 5, 6), "float32")
     assert found.form is not None
     assert (found.gradients, found.note) == (0, "it has no gradient")
 
 
-def test_identify_other_gradient_is_told():
+def test_identify_other_gradient_is_reported():
     @tf.custom_gradient
     def mean(x):
         return tf.reduce_mean(x, (1, 2)), lambda dy: tf.ones_like(x)

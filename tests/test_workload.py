@@ -1,4 +1,4 @@
-"""What a worker does with TensorFlow, in this process."""
+"""Tasks of a worker with TensorFlow, in this process."""
 
 import pytest
 from poolbench.core.case import make_case

@@ -1,4 +1,4 @@
-"""What the tests of traces record: tasks of a worker, which has TensorFlow."""
+"""Worker tasks that the tests of traces record, with TensorFlow."""
 
 import time
 from pathlib import Path

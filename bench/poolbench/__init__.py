@@ -1,4 +1,4 @@
-"""poolbench: which implementation of an operation to use, whether it is correct, and how sure that is."""
+"""poolbench: benchmark implementations of an operation for correctness and speed, with confidence intervals."""
 
 from poolbench.core.axes import Axis, Scope, choice_axis, shape_axis, size_axis
 from poolbench.core.candidate import Candidate, KnownFailure

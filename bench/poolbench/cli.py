@@ -244,7 +244,7 @@ def compare(
     base: str, run: str, allow_different: Sequence[str], margin: float, kind: str | None,
     selected: Any, out: Path | None, show: bool, results: Path,
 ) -> int:  # fmt: skip
-    """Say what changed between two runs; exit 1 where something became slower."""
+    """Compare two runs; exit 1 if something became slower."""
     with _no_collection():
         from poolbench.core.text import one_line
         from poolbench.report import compare as comparing
@@ -310,7 +310,7 @@ def import_command(file: Path, run: str | None, results: Path) -> None:
 @click.option("--processes", type=COUNT, default=3, help="Fresh processes, at least 2.")
 @click.option("--budget", type=DURATION, default=12.0, help="Seconds of rounds in each race.")
 def which(model: Path, **asked: Any) -> int:
-    """Say which implementation the pooling of a saved Keras model should use here."""
+    """Recommend implementations for the pooling layers of a saved Keras model."""
     from poolbench.models.advise import advise
 
     return advise(model, **asked, say=emit)

@@ -259,7 +259,7 @@ class Benchmark:
 
     @property
     def check_only(self) -> bool:
-        """Whether candidates are checked and not timed."""
+        """Tell whether candidates are checked and not timed."""
         return bool(self.options["check_only"])
 
     @property

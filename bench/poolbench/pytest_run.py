@@ -280,7 +280,7 @@ class RunSession:
     # Hooks of pytest-benchmark
 
     def open_benchmark_json(self) -> None:
-        """Have pytest-benchmark write benchmark.json into the run's folder, unless told otherwise."""
+        """Have pytest-benchmark write benchmark.json into the run's folder, unless another file is given."""
         config, options = self._config, self.asked.options
         if not self._cases or config.option.collectonly or options["dry_run"]:
             return

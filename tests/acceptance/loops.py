@@ -27,12 +27,12 @@ class Bias:
 
     case: Case
     subject: str
-    rivals: tuple[str, ...]
+    others: tuple[str, ...]
 
 
-def _bias(subject: str, rivals: tuple[str, ...], **fields: Any) -> Bias:
+def _bias(subject: str, others: tuple[str, ...], **fields: Any) -> Bias:
     case = make_case(op="depth_max_pool", pool_size=3, padding="valid", **fields)
-    return Bias(case=case, subject=subject, rivals=rivals)
+    return Bias(case=case, subject=subject, others=others)
 
 
 BIASES = {
@@ -81,7 +81,7 @@ def measure_bias(bias: Bias, turns: int, worker: Worker, block_seconds: float) -
     """
     limit = 120.0
     worker.call(open_case, bias.case, 0, timeout=limit)
-    names = (bias.subject, *bias.rivals)
+    names = (bias.subject, *bias.others)
     blocks: dict[str, Callable[..., tuple[int, int]]] = {}
     for name in (*names, PROBE):
         contender = worker.call(functools.partial(open_contender, check=True), name, timeout=limit)
@@ -102,10 +102,10 @@ def measure_bias(bias: Bias, turns: int, worker: Worker, block_seconds: float) -
         for number in range(BIAS_ROUNDS):
             if rounds and time.perf_counter() > end:
                 break
-            # As in a race: probes run last, in every fifth round, followed by a longer warm-up. A rival goes first,
+            # As in a race: probes run last, in every fifth round, followed by a longer warm-up. Another candidate goes first,
             # so that the candidate does not profit from the loop before.
             shuffled = generator.sample(names, len(names))
-            order = [bias.rivals[0], *shuffled, *[PROBE] * (number % PROBE_TURN == 0)]
+            order = [bias.others[0], *shuffled, *[PROBE] * (number % PROBE_TURN == 0)]
             requests = []
             for place, name in enumerate(order):
                 cold = place == 0 and number % PROBE_TURN == 1

@@ -130,18 +130,18 @@ class Measurements:
     def _series(self, design: Design, count: int, label: str) -> list[CopiesRace]:
         races: list[CopiesRace] = []
         while len(races) < count:
-            fleet = WorkerPool()
+            pool = WorkerPool()
             try:
-                fleet.prepare((WorkerSpec(),), design.plan.processes)
+                pool.prepare((WorkerSpec(),), design.plan.processes)
                 # A process traces the op's Python on the first race; that is part of its start.
-                race_copies(replace(design, plan=replace(design.plan, rounds=1)), fleet)
+                race_copies(replace(design, plan=replace(design.plan, rounds=1)), pool)
                 first = len(races)
                 some = min(RACES_PER_POOL, count - first)
-                for race in race_series(lambda n: race_copies(design, fleet, first + n), some):  # noqa: B023 (consumed within this iteration)
+                for race in race_series(lambda n: race_copies(design, pool, first + n), some):  # noqa: B023 (consumed within this iteration)
                     races.append(race)
                     self._progress(f"{label}: {len(races)} of {count}, {race.seconds:.1f} s")
             finally:
-                fleet.close()
+                pool.close()
         return races
 
     @functools.cached_property

@@ -108,10 +108,10 @@ def race(seconds: float, *, processes: int, allocations: int) -> dict[str, dict[
     import poolbench.ops  # noqa: F401 (registers the ops that ship)
 
     original = REGISTRY.candidates[CASE.op, CALLABLES[BASELINE][0]]
-    fleet = WorkerPool()
+    pool = WorkerPool()
     try:
-        fleet.prepare((WorkerSpec(),), processes)
-        worker = fleet.worker(WorkerSpec())
+        pool.prepare((WorkerSpec(),), processes)
+        worker = pool.worker(WorkerSpec())
         worker.call(open_case, CASE, 0, timeout=OPEN_TIMEOUT_SECONDS)
         check = functools.partial(open_contender, check=True)
         call = worker.call(check, original.name, timeout=OPEN_TIMEOUT_SECONDS)
@@ -122,9 +122,9 @@ def race(seconds: float, *, processes: int, allocations: int) -> dict[str, dict[
             baseline=BASELINE,
             plan=plan,
             tasks=Tasks(open_contender=functools.partial(open_callable, case=CASE), probes=()),
-        ).run(fleet)
+        ).run(pool)
     finally:
-        fleet.close()
+        pool.close()
     samples = {m.candidate: m.samples for m in result.measurements if m.status == "ok"}
     base = samples[BASELINE]
     return {"ratio": {n: estimate(samples[n], base).log_ratio for n in CALLABLES if n != BASELINE}}

@@ -1,4 +1,4 @@
-"""The browser that tests and pictures are made with."""
+"""The browser for tests and screenshots."""
 
 from pathlib import Path
 

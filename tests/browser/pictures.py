@@ -1,4 +1,4 @@
-"""The pictures of README.md and docs/, taken of the reference run in a real browser.
+"""Take the screenshots of README.md and docs/ from the reference run in a real browser.
 
 `nox -s screenshots`; run it after a new reference run, and look at what it wrote.
 """

@@ -1,4 +1,4 @@
-"""A user's op in NumPy whose candidates do everything that a candidate should not.
+"""A user's op in NumPy with one candidate per kind of fault.
 
 `pytest tests/candidates/numpy_faults.py -k "base or fast or slow or segv"` races one of them.
 """
@@ -67,7 +67,7 @@ def fast(case):
 
 @numpy_candidate("slow")
 def slow(case):
-    return repeated(16, case)
+    return repeated(10, case)
 
 
 def faulty(fault):

@@ -133,7 +133,7 @@ def output_in_its_input(x, number, memory):
 
 
 class Lazy:
-    """An answer that is computed when somebody asks for it."""
+    """A result that is computed on access."""
 
     def __init__(self, x):
         self.x = x

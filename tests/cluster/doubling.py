@@ -1,4 +1,4 @@
-"""An op of one line and three candidates that need no framework: what the fleet's tests race."""
+"""An op of one line and three candidates that need no framework: for the tests of the Ray cluster."""
 
 from poolbench import Op, Sweep, TensorSpec, Tolerance, candidate, register, shape_axis
 

@@ -1,4 +1,4 @@
-"""A fleet of three nodes on this machine; the nodes are real to Ray, their processors are not.
+"""A Ray cluster of three nodes on this machine; the nodes are real, their processors are not.
 
 The first part needs no cluster: what a node offers, and which nodes may share a device.
 """
@@ -154,15 +154,15 @@ def make_cases(devices=("cpu:0", "gpu:H100"), channels=(3, 4)):
     ]
 
 
-def race_all(folder, cases, fleet=None, *, plan=PLAN, resume=False):
+def race_all(folder, cases, cluster=None, *, plan=PLAN, resume=False):
     # The checkout may change while these tests run: that is not what they are about.
     allowed = ("code", "commit", "dirty") if resume else ()
     options = RunOptions(
         folder=folder, plan=plan, files=(FILE,), resume=resume, allow_different=allowed
     )
     entries = list(REGISTRY.of("doubling").values())
-    with Run(options, remote=fleet, progress=lambda _: None) as bench:
-        for case in cases if fleet else ():
+    with Run(options, remote=cluster, progress=lambda _: None) as bench:
+        for case in cases if cluster else ():
             bench.ahead(case, entries, baseline="add")
         for case in cases:
             bench.race(case, entries, baseline="add")
@@ -178,12 +178,12 @@ def pairs(run):
 
 
 @pytest.mark.slow
-def test_a_fleet_measures_what_one_machine_measures_and_tells_its_nodes_apart(nodes, tmp_path):
+def test_cluster_measures_the_set_of_one_machine_and_names_its_nodes(nodes, tmp_path):
     found, _ = nodes
     cases = make_cases()
     local = race_all(tmp_path / "local", cases)
-    fleet = RayScheduler(found.address, files=[FILE])
-    away = race_all(tmp_path / "away", cases, fleet)
+    cluster = RayScheduler(found.address, files=[FILE])
+    away = race_all(tmp_path / "away", cases, cluster)
     assert what_was_measured(away) == what_was_measured(local)
     assert set(pairs(away).values()) == {1}
 
@@ -206,33 +206,33 @@ def test_a_fleet_measures_what_one_machine_measures_and_tells_its_nodes_apart(no
 def test_a_node_that_dies_costs_its_race_alone_and_may_come_back(nodes, tmp_path):
     found, racing = nodes
     cases = make_cases(devices=("cpu:0",), channels=range(1, 7))
-    fleet = RayScheduler(found.address, files=[FILE])
+    cluster = RayScheduler(found.address, files=[FILE])
     journal = tmp_path / "run" / "journal.jsonl"
-    next_done = fleet.next_done
+    next_done = cluster.next_done
     seen = {}
 
     def kill_and_bring_back():
         if len(seen) == 2:  # one race is kept: end the node that has begun the next
             seen["before"] = journal.read_bytes()
-            fleet._assign()
+            cluster._assign()
             victim = next(node for node in racing[:2] if node.node_id == seen["node"])
-            assert fleet._hosts[victim.node_id].job is not None
+            assert cluster._hosts[victim.node_id].job is not None
             found.remove_node(victim, allow_graceful=False)
             racing.remove(victim)
         elif len(seen) == 5:  # two races later it is back
             racing.insert(0, found.add_node(**ALIKE))
         done = next_done()
         if "node" not in seen:
-            seen["node"] = next(h.id for h in fleet._hosts.values() if h.name == done.node.name)
+            seen["node"] = next(h.id for h in cluster._hosts.values() if h.name == done.node.name)
         seen[done.job.case] = done
         return done
 
-    fleet.next_done = kill_and_bring_back
+    cluster.next_done = kill_and_bring_back
     # Long races: the node must die in the middle of one, not just after its end.
     plan = replace(PLAN, rounds=4, budget_seconds=4.0, block_seconds=0.1)
-    run = race_all(tmp_path / "run", cases, fleet, plan=plan)
+    run = race_all(tmp_path / "run", cases, cluster, plan=plan)
     assert journal.read_bytes().startswith(seen["before"])
-    assert sum(fleet._attempts.values()) == 1
+    assert sum(cluster._attempts.values()) == 1
     assert set(pairs(run).values()) == {1}
     assert {m.case for m in run.measurements} == set(cases)
     assert {m.status for m in run.measurements if m.candidate == "add"} == {"ok"}
@@ -243,16 +243,16 @@ def test_a_run_goes_on_only_on_the_kind_of_node_that_it_began_on(nodes, tmp_path
     found, _ = nodes
     first, second = make_cases(devices=("cpu:0",))
     run = race_all(tmp_path / "run", [first], RayScheduler(found.address, files=[FILE]))
-    fleet = RayScheduler(found.address, files=[FILE], patience_seconds=3.0)
+    cluster = RayScheduler(found.address, files=[FILE], patience_seconds=3.0)
     elsewhere = [
         msgspec.structs.replace(r, environment=changed(r.environment, processor="another"))
         if isinstance(r, Node)
         else r
         for r in run.records
     ]
-    adopt = fleet.adopt
-    fleet.adopt = lambda run: adopt(replace(run, records=tuple(elsewhere)))
-    gone_on = race_all(tmp_path / "run", [first, second], fleet, resume=True)
+    adopt = cluster.adopt
+    cluster.adopt = lambda run: adopt(replace(run, records=tuple(elsewhere)))
+    gone_on = race_all(tmp_path / "run", [first, second], cluster, resume=True)
     assert set(pairs(gone_on).values()) == {1}
     refused = [m for m in gone_on.measurements if m.case == second]
     assert {m.status for m in refused} == {"not_run"}
@@ -262,16 +262,16 @@ def test_a_run_goes_on_only_on_the_kind_of_node_that_it_began_on(nodes, tmp_path
 @pytest.mark.slow
 def test_a_device_that_no_node_has_is_not_run_and_says_what_there_is(nodes, tmp_path):
     found, _ = nodes
-    fleet = RayScheduler(found.address, files=[FILE], patience_seconds=2.0)
-    run = race_all(tmp_path / "run", make_cases(devices=("gpu:A100",), channels=(3,)), fleet)
+    cluster = RayScheduler(found.address, files=[FILE], patience_seconds=2.0)
+    run = race_all(tmp_path / "run", make_cases(devices=("gpu:A100",), channels=(3,)), cluster)
     assert {m.status for m in run.measurements} == {"not_run"}
     assert run.measurements[0].reason == (
-        "no node of the fleet has gpu:A100; 3 nodes offer cpu, gpu:h100"
+        "no node of the cluster has gpu:A100; 3 nodes offer cpu, gpu:h100"
     )
 
 
 @pytest.mark.slow
-def test_the_plugin_s_door_leads_to_the_fleet(nodes, tmp_path):
+def test_plugin_ray_address_runs_on_the_cluster(nodes, tmp_path):
     found, _ = nodes
     suite = tmp_path / "test_doubling.py"
     suite.write_text(

@@ -1,4 +1,4 @@
-"""Whole runs in processes of their own, and what is left of them."""
+"""Run complete runs in processes of their own, and inspect what they leave."""
 
 import contextlib
 import os

@@ -15,7 +15,7 @@ from poolbench.pytest_run import Launcher, resume_command
 from poolbench.store.journal import read_run
 
 SOUND = ("base", "fast", "slow")
-# Somebody may be at work on the package while these tests run; they ask other things.
+# The package may change while these tests run, which they do not test.
 SAME_CODE = ("--allow-different", "code")
 # candidate: status, what its reason says, what its tail holds.
 EXPECTED = {
@@ -113,7 +113,7 @@ def test_resuming_a_finished_run_runs_nothing_and_rebuilds_benchmark_json(withou
     assert (without_faults / "benchmark.json").stat().st_size > 1000
 
 
-def test_a_name_that_is_taken_is_refused_and_nothing_is_touched(without_faults):
+def test_run_existing_name_is_refused_and_unchanged(without_faults):
     before = (without_faults / "benchmark.json").read_bytes(), runs.lines(without_faults)
     status, output = runs.run(without_faults.parent, "--run", "sound", *runs.QUICK)
     assert status == 4
@@ -137,7 +137,7 @@ def test_a_resume_that_asks_for_other_measurements_is_refused(without_faults, wo
 
 
 @pytest.mark.slow
-def test_a_resume_with_other_code_is_refused_unless_told(results, tmp_path):
+def test_resume_with_other_code_is_refused_unless_allowed(results, tmp_path):
     suite = tmp_path / "mine.py"
     suite.write_bytes(runs.NUMPY.read_bytes())
     words = ("-k", "base or fast", *runs.QUICK)
@@ -203,7 +203,7 @@ def test_a_case_too_large_is_refused_with_its_figures(results):
 
 
 @pytest.mark.slow
-def test_a_disk_that_refuses_stops_the_run_and_keeps_what_was_synced(results):
+def test_full_disk_stops_the_run_and_keeps_synced_races(results):
     words = ("-k", "base or fast", "--axis", shapes(6), *runs.QUICK)
     status, output = runs.run(results, "--run", "full", *words, limit_nbytes=24_000)
     assert status == 3, output
@@ -224,7 +224,7 @@ def test_a_disk_that_refuses_stops_the_run_and_keeps_what_was_synced(results):
     "delay_seconds",
     [pytest.param(0.0, marks=pytest.mark.slow), 0.6, pytest.param(2.5, marks=pytest.mark.slow)],
 )
-def test_ctrl_c_ends_at_once_and_says_how_to_go_on(results, tmp_path, delay_seconds):
+def test_ctrl_c_ends_at_once_and_prints_the_resume_command(results, tmp_path, delay_seconds):
     words = ("--run", f"stop{delay_seconds}", "-k", "base or loop", *runs.QUICK)
     started = runs.Started(results, *words)
     folder = results / f"stop{delay_seconds}"
@@ -239,7 +239,7 @@ def test_ctrl_c_ends_at_once_and_says_how_to_go_on(results, tmp_path, delay_seco
     assert "Traceback" not in output
 
 
-def test_a_run_that_is_killed_leaves_nothing_and_goes_on(results):
+def test_killed_run_leaves_nothing_and_resumes(results):
     kill_and_go_on(results, "killed", delays=[0.3], sizes=4)
 
 

@@ -1,4 +1,4 @@
-"""One fault of each kind inside TensorFlow, in one race; its neighbours keep their results."""
+"""One fault of each kind inside TensorFlow, in one race; the other candidates keep their results."""
 
 import re
 import sys

@@ -1,4 +1,4 @@
-"""Files that are not to be trusted: mutated journals and pytest-benchmark files through the loaders.
+"""Untrusted files: mutated journals and pytest-benchmark files through the loaders.
 
 Each becomes a result or a typed error of one line, within 2 seconds and 1 GB: never anything else.
 """
@@ -141,7 +141,7 @@ def journal(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
     plan = synthetic.Plan(processes=2, allocations=1, rounds=2)
     case = synthetic.op_case("depth_max_pool")
-    names = list(synthetic.SPELLINGS[case.op])[:4]
+    names = list(synthetic.FACTORS[case.op])[:4]
     found = synthetic.race(case, np.random.default_rng(1), plan=plan, names=names)
     synthetic.write(folder, [*found, *synthetic.extras()[::7], *synthetic.extras()[-7:]])
     load(folder)  # whole, it loads

@@ -1,4 +1,4 @@
-"""What `poolbench which` has to find in the models of make_models.py.
+"""Expected results of `poolbench which` for the models of make_models.py.
 
 For each: its pools by the name of the layer or operation; the layers that need code; with that code run, the pools
 (`trusted`) and what the other layers are (`notes`); the option that it needs; words that the answer holds.

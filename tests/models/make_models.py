@@ -1,4 +1,4 @@
-"""Write small Keras models of kinds that people have: `python make_models.py FOLDER`; answers.py says what is in each."""
+"""Write small Keras models of common kinds: `python make_models.py FOLDER`; answers.py says what is in each."""
 
 import sys
 from pathlib import Path

@@ -261,7 +261,7 @@ class RayScheduler:
         if not able:
             kinds = sorted({f"gpu:{kind}" for host in hosts for kind in host.offer.kinds})
             offers = ", ".join(["cpu", *kinds])
-            return f"no node of the fleet has {device}; {len(hosts)} nodes offer {offers}"
+            return f"no node of the cluster has {device}; {len(hosts)} nodes offer {offers}"
         if faults := [host.fault for host in able if host.fault]:
             return f"no node could be used for {device}: {faults[-1]}"
         kind = self._kinds.of[device]

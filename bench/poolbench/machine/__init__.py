@@ -1,1 +1,1 @@
-"""What the machine is and what else uses it."""
+"""The machine: its properties and its background load."""

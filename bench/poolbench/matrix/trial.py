@@ -41,7 +41,7 @@ class Trial:
 
     @property
     def features(self) -> frozenset[str]:
-        """What the checks may require of the op."""
+        """Return the features of the op that checks may require."""
         return features(self.op)
 
     def case(self, **values: Any) -> Case:

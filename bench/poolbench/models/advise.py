@@ -1,4 +1,4 @@
-"""Say which implementation the pooling of a saved model should have on this machine: `poolbench which`.
+"""Recommend implementations for the pooling of a saved model on this machine: `poolbench which`.
 
 The model is loaded in safe mode, its pooling is found and compared with the shipped ops by values, and its
 step is raced as it is and with what could be written in the pooling's place. The answer is a sentence and a
@@ -39,12 +39,12 @@ from poolbench.models.zoo import Source
 
 Say = Callable[[str], object]
 DEFAULT_BATCH = 32
-# A step that takes longer leaves too few of them in two minutes: multiplications and additions a second
-# of a modest core, and the seconds that a step may take.
+# Longer steps would leave too few of them in two minutes: multiply-adds per second of a modest core, and the
+# longest step in seconds.
 MACS_PER_SECOND = 1e10
 STEP_SECONDS = 1.0
 TRAINING_COST = 3.0  # forward, and twice as much backward
-# A share that is not known well is measured again, for so many times as long.
+# A share with a wide interval is measured again, for this many times as long.
 LONGER = 3
 TASK_SECONDS = 180.0
 
@@ -63,7 +63,7 @@ def advise(
     budget: float = 12.0,
     say: Say = print,
 ) -> int:
-    """Examine a saved model, race its step where there is something to choose, and say what was found.
+    """Examine a saved model, race its step if there is a choice, and print the answer.
 
     Args:
         path: a .keras or .h5 file.
@@ -118,7 +118,7 @@ def advise(
 
 
 class _Answer:
-    """One question under way: what is known of the model, and where to say it."""
+    """One question in progress: the known facts about the model, and the output."""
 
     def __init__(self, entry: Entry, workers: WorkerPool, say: Say) -> None:
         self.entry = entry
@@ -136,7 +136,7 @@ class _Answer:
             self.say(f"This model has no pooling{known}: there is nothing to choose.")
             return
         self._settle(found)
-        # Side by side: a process takes seconds to start. The last one loads what is written.
+        # Start all at once, because a process takes seconds to start. The last one loads the written model.
         self.workers.prepare((WorkerSpec(),), self.entry.processes + (target is not None))
         for line in describe_pools(found, self.entry.batch):
             self.say(line)
@@ -169,7 +169,7 @@ class _Answer:
         return found
 
     def _settle(self, found: Described) -> None:
-        """Settle the direction and the batch size by what the model is."""
+        """Choose the direction and the batch size from the model."""
         direction = self.entry.direction
         if direction == "training" and not found.trains:
             why = "its outputs are integers" if found.weights else "no weight of it can be trained"
@@ -181,7 +181,7 @@ class _Answer:
         self.entry = replace(self.entry, direction=direction, batch=batch)
 
     def _race(self, found: Described) -> tuple[list[str], dict[str, str]]:
-        """Race pooling alone, then in place where that can matter; the answer and what to write."""
+        """Race pooling alone, then replaced if that can matter; return the answer and the replacements."""
         half = replace(self.entry, budget_seconds=self.entry.budget_seconds / 2)
         first = race_model(half, self.workers, self.plan, found)
         fails = first.measurements[AS_BUILT].status != "ok"

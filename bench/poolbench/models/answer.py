@@ -1,4 +1,4 @@
-"""What `which` says: its lines on layers, pools, shares and replacements, from what was measured."""
+"""Write the answer of `which`: lines on layers, pools, shares and replacements, from the measurements."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from poolbench.models.steps import ALONE, AS_BUILT
 
 SMALL_SHARE = 0.02
 SMALLEST_GAIN = 1.02
-# A share is not known well where the interval's high end is more than this many times its low one.
+# A share counts as unknown if the interval's upper end is more than this many times its lower end.
 WIDE = 1.5
 STEPS = {"training": "training step", "forward": "inference step"}
 
@@ -33,7 +33,7 @@ def stands(found: Described, op: str, candidate: str) -> bool:
 
 
 def describe_layers(found: Described) -> Iterator[str]:
-    """Yield a line for each layer whose code did not run, and for each whose code is no pool."""
+    """Yield a line for each layer whose code did not run, and for each whose code is not a pool."""
     for layer in found.unknown:
         if layer.kind == "Lambda":
             yield (
@@ -49,7 +49,7 @@ def describe_layers(found: Described) -> Iterator[str]:
 
 
 def describe_pools(found: Described, batch: int) -> Iterator[str]:
-    """Yield a line for each pool: what it is, and on how many inputs that was compared."""
+    """Yield a line for each pool: its function, and the number of compared inputs."""
     lines: Counter[str] = Counter()
     for pool in found.pools:
         size = (batch, *pool.given[1:])
@@ -63,12 +63,12 @@ def describe_pools(found: Described, batch: int) -> Iterator[str]:
 
 
 def is_wide(share: Interval | None) -> bool:
-    """Tell whether a share that may matter is not known well."""
+    """Tell whether a share that may matter has too wide an interval."""
     return share is None or (share[2] > SMALL_SHARE and share[2] > WIDE * share[0])
 
 
 def fastest(stepped: Stepped, op: str) -> str:
-    """Return the candidate that can be written into the model and took least alone; '' if none ran."""
+    """Return the fastest candidate alone that can be written into the model; '' if none ran."""
     times = {}
     for name in stepped.described.pastable.get(op, {}):
         m = stepped.measurements.get(f"{ALONE}{op}={name}")
@@ -79,7 +79,7 @@ def fastest(stepped: Stepped, op: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Promise:
-    """What a replacement does to the step: speed over the step as it is; None where that does not run."""
+    """The effect of a replacement on the step: speed over the original step; None if that does not run."""
 
     op: str
     candidate: str
@@ -87,7 +87,7 @@ class Promise:
 
 
 def promises(stepped: Stepped) -> list[Promise]:
-    """Return each implementation in place against the step as it is."""
+    """Return the speed of each replacement over the original step."""
     found = []
     for name, m in stepped.measurements.items():
         if name != AS_BUILT and not name.startswith(ALONE) and m.status == "ok" and len(m.samples):
@@ -97,7 +97,7 @@ def promises(stepped: Stepped) -> list[Promise]:
 
 
 def conclude(first: Stepped, second: Stepped | None) -> tuple[list[str], dict[str, str]]:
-    """Return the lines of the answer, and what to write: op to candidate."""
+    """Return the lines of the answer, and the replacements: op to candidate."""
     found, built = first.described, first.measurements[AS_BUILT]
     share = first.share(ALONE + AS_BUILT, AS_BUILT)
     head = describe_share(first, share)
@@ -123,7 +123,7 @@ def conclude(first: Stepped, second: Stepped | None) -> tuple[list[str], dict[st
 
 
 def describe_share(first: Stepped, share: Interval | None) -> str:
-    """Return how much of the step pooling is, or why that is not known."""
+    """Describe pooling's share of the step, or why it is unknown."""
     step = STEPS[first.entry.direction]
     built = first.measurements[AS_BUILT]
     if built.status != "ok":
@@ -149,7 +149,7 @@ def no_gain(first: Stepped, share: Interval | None) -> str:
 
 
 def conclude_alone(stepped: Stepped) -> list[str]:
-    """Return the answer where the step cannot run: the pools that are known, alone."""
+    """Return the answer for a step that cannot run: the known pools alone."""
     lines = ["Which share of the step pooling is, is unknown: not every layer runs."]
     for op in dict.fromkeys(pool.op for pool in stepped.described.pools if pool.op):
         pools = [pool for pool in stepped.described.pools if pool.op == op]
@@ -169,7 +169,7 @@ def conclude_alone(stepped: Stepped) -> list[str]:
 
 
 def snippet(text: str) -> str:
-    """Return what to write in a layer's place, with its import."""
+    """Return the code of a replacement, with its import."""
     if text.startswith("keras."):
         return f"import keras\n{text}"
     own = "from poolbench.layers import DepthMaxPool2D  # or copy that one file"

@@ -1,4 +1,4 @@
-"""Model files and options as `which` reads them: in plain Python, without running what a file holds.
+"""Read model files and options of `which` in plain Python, without running code of a file.
 
 A model file may come from anybody. Sizes, depth and names are checked before Keras sees the file, and no text of it
 reaches a message without being shortened and stripped of control characters.
@@ -21,7 +21,7 @@ from poolbench.core.text import ESCAPE_CODES
 
 MAX_CONFIG_NBYTES = 64 << 20
 MAX_CONFIG_DEPTH = 200
-# Weights hardly compress: a member that unpacks to this many times its size is no model's.
+# Weights hardly compress: a member that unpacks to more than this many times its size is not a model.
 MAX_COMPRESSION = 100
 MAX_MEMBERS = 10_000
 EXPECTED = "expected a file that model.save('model.keras') wrote"

@@ -1,6 +1,6 @@
-"""Find the pooling of a model: trace it once, then establish by values what each part of it computes.
+"""Find the pooling of a model: trace it once, then identify by values what each part computes.
 
-A part is a layer, an operation of keras.ops in a functional graph, a weightless nested model, or a stretch of up to
+A part is a layer, an operation of keras.ops in a functional graph, a weightless nested model, or a sequence of up to
 four operations that follow each other. TensorFlow and Keras are imported inside functions: this runs in a worker.
 """
 
@@ -23,13 +23,13 @@ from poolbench.models.zoo import Loaded, flatten
 
 Call = Callable[..., Any]
 MAX_STRETCH = 4
-# A model of many weightless layers: so many stretches are tried.
+# Limit on the sequences tried in a model of many weightless layers.
 MAX_STRETCHES = 24
 
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """A call that a trace saw.
+    """A call in a trace.
 
     Attributes:
         operation: the layer or operation.
@@ -52,13 +52,13 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """A model, and what a trace of it on inputs of fixed sizes showed.
+    """A model, and its trace on inputs of fixed sizes.
 
     Attributes:
         loaded: the Keras model and its inputs.
         shapes: of its inputs, with the batch size.
         pools: its pooling calls, in the order of the trace.
-        parts: the operations of each pool, one but for a stretch.
+        parts: the operations of each pool, one but for a sequence.
         macs: multiplications and additions of its dense and convolutional layers in one forward call.
         notes: what layers of the user's code are, where they are no pool.
     """
@@ -78,7 +78,7 @@ class Model:
 
 @contextlib.contextmanager
 def replaced(calls: Mapping[int, tuple[Any, Call]]) -> Iterator[None]:
-    """Call these operations in another way while this lasts.
+    """Replace the calls of these operations inside the context.
 
     Args:
         calls: id of an operation to the operation and its call.
@@ -122,10 +122,10 @@ def find_pools(
         if place not in covered and (pool := findings.pool_of((part,))):
             found.append((place, pool, (part.operation,)))
             covered.update(range(place, part.last + 1))
-    for places in stretches(parts, covered):
-        stretch = [parts[i] for i in places]
-        if not covered.intersection(places) and (pool := findings.pool_of(stretch)):
-            found.append((places[0], pool, tuple(part.operation for part in stretch)))
+    for places in sequences(parts, covered):
+        sequence = [parts[i] for i in places]
+        if not covered.intersection(places) and (pool := findings.pool_of(sequence)):
+            found.append((places[0], pool, tuple(part.operation for part in sequence)))
             for place in places:
                 covered.update(range(place, parts[place].last + 1))
     for place, part in enumerate(parts):
@@ -177,7 +177,7 @@ def trace_parts(loaded: Loaded, shapes: tuple[Shape, ...]) -> tuple[list[Part], 
         try:
             y = call(*args, **kwargs)
         except Exception:
-            # AdaptiveAveragePooling2D(1) runs eagerly only: its place and its shape can still be told.
+            # AdaptiveAveragePooling2D(1) runs in eager mode only; its position and shape are still known.
             if len(args) != 1 or not hasattr(operation, "compute_output_shape"):
                 raise
             y = tf.zeros(operation.compute_output_shape(tuple(args[0].shape)), args[0].dtype)
@@ -232,8 +232,8 @@ def _ends(x: Any, y: Any) -> dict[str, Any]:
     }
 
 
-def stretches(parts: Sequence[Part], covered: set[int]) -> Iterator[tuple[int, ...]]:
-    """Yield places of calls that follow each other and make less of a tensor, longest first."""
+def sequences(parts: Sequence[Part], covered: set[int]) -> Iterator[tuple[int, ...]]:
+    """Yield positions of consecutive calls that shrink a tensor, longest sequence first."""
     chains: list[tuple[int, ...]] = []
     for place, part in enumerate(parts):
         chain = [place]
@@ -257,7 +257,7 @@ def stretches(parts: Sequence[Part], covered: set[int]) -> Iterator[tuple[int, .
 
 
 class _Findings:
-    """Runs each part once for each shape of its input, and keeps what it showed."""
+    """Runs each part once per shape of its input, and caches the result."""
 
     def __init__(self, loaded: Loaded, forms: Mapping[str, Form] | None) -> None:
         self._forms = forms
@@ -267,7 +267,7 @@ class _Findings:
         self.notes: dict[str, str] = {}
 
     def pool_of(self, parts: Sequence[Part]) -> Pool | None:
-        """Return the pool that the parts are, one after another; None if they are no shipped op."""
+        """Return the pool that the parts are, one after another; None if they match no shipped op."""
         first, last = parts[0], parts[-1]
         if not first.given or any(_is_stand_in(part.operation) for part in parts):
             return None
@@ -300,7 +300,7 @@ class _Findings:
         first = parts[0]
         if self._forms is not None:
             return Finding(form=self._forms.get(pool_key(names, first.given)))
-        # Two instances: what mixes a batch shows, and a large batch takes long to run.
+        # Two instances: enough to detect a mixed batch, and quick to run.
         given = (2, *first.given[1:]) if self._batch_is_open else first.given
         # oneDNN kills the process on an eager maximum over more than the image (tensorflow#125509).
         eager = not any("Max" in type(part.operation).__name__ for part in parts)
@@ -313,7 +313,7 @@ def _is_stand_in(operation: Any) -> bool:
 
 
 def run_parts(operations: Sequence[Any], x: Any, training: bool) -> Any:
-    """Return what operations make of x, one after another."""
+    """Apply operations to x, one after another."""
     import keras
 
     for operation in operations:

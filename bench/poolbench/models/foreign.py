@@ -1,4 +1,4 @@
-"""Code that a model file needs: the user's own classes, Lambdas that may run, and stand-ins for what may not."""
+"""Code that a model file needs: the user's classes, trusted Lambdas, and stand-ins for untrusted code."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def custom_classes(paths: tuple[str, ...]) -> dict[str, Any]:
 
 
 def make_stand_in(shapes: Mapping[str, OpenShape]) -> type[Any]:
-    """Return a class whose `from_config` makes a layer with the output shape that the file tells."""
+    """Return a class whose `from_config` makes a layer with the output shape in the file."""
     import keras
 
     class StandIn(keras.layers.Layer):  # type: ignore[misc]
@@ -103,7 +103,7 @@ class TrustedLambda:
 
 
 def _function_of(saved: Any) -> Callable[..., Any]:
-    """Return the function that a saved Lambda holds.
+    """Return the function of a saved Lambda.
 
     Raises:
         UsageError: it is not Python code of this Python version.

@@ -1,4 +1,4 @@
-"""Pools: what one call of a model's pooling is, and how a reader calls it."""
+"""Pools: one call of a model's pooling, and its description."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Pool(msgspec.Struct, frozen=True, kw_only=True):
     """One call of a model's pooling.
 
     Attributes:
-        names: of the layer or operation; of a stretch, of all of its.
-        kind: its class, or those of the stretch.
+        names: of the layer or operation; of a sequence, of all its operations.
+        kind: its class, or those of the sequence.
         title: what it computes, for the reader.
         given, made: shapes of its input and output, with N.
         dtype: of its input.
@@ -48,7 +48,7 @@ class Pool(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def layer(self) -> str:
-        """Name of what computes it; of a stretch, of its last operation."""
+        """Return the name of its operation, the last one of a sequence."""
         return self.names[-1]
 
     @property
@@ -58,7 +58,7 @@ class Pool(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def op(self) -> str:
-        """Name of the op, '' where no shipped op covers the pool."""
+        """Return the name of the op, '' if no shipped op covers the pool."""
         return self.form.op if self.form else ""
 
     def case(self, **fields: Any) -> Case:
@@ -73,7 +73,7 @@ def pool_key(names: Sequence[str], given: Shape) -> str:
 
 
 def other_pool(operation: Any, given: Shape, made: Shape, dtype: str) -> Pool | None:
-    """Return a pooling layer of Keras that no shipped op covers; None if it is none."""
+    """Return a pooling layer of Keras that no shipped op covers; None if it is not one."""
     import keras
 
     kind = type(operation)

@@ -1,4 +1,4 @@
-"""Establish by values what a function of one tensor computes: run it, and compare it with the ops' references.
+"""Identify by values what a function of one tensor computes: run it, and compare it with the ops' references.
 
 Nothing is inferred from names or code. A form is an op on a view of the tensor; every form and parameter that fits the
 shapes is compared on random and adversarial inputs, values first, then gradients.
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 # (x, training) -> y, in TensorFlow.
 Function = Callable[[Any, bool], Any]
-# Of an axis of sizes, so many values nearest to the ratio of input to output are tried.
+# Number of values tried for an axis of sizes, those nearest to the ratio of input to output.
 MAX_VALUES = 64
 # The axes that say how an image lies in memory, and its values: a form gives the first two.
 IMAGE = ("shape", "data_format", "distribution")
@@ -71,7 +71,7 @@ class Form(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
-    """What running a function showed.
+    """The result of running a function.
 
     Attributes:
         form: the op that it equals on every input; None: none.
@@ -97,7 +97,7 @@ def probe_inputs(shape: Shape, dtype: str, seed: int = 0) -> list[Array]:
     channels = np.linspace(-3, 3, shape[-1])[random.permutation(shape[-1])]
     spread = np.sign(normal) * 10.0 ** random.uniform(-6, 3, shape)
     lowest = random.standard_normal(shape)
-    # One element only: what a window of nothing but -inf gives differs between right implementations.
+    # One element only: correct implementations differ on a window of -inf alone.
     lowest.reshape(shape[0], -1)[:, 0] = -np.inf
     found = [
         normal,
@@ -162,7 +162,7 @@ def _size(op: Op, channels: int, pixels: int, parameters: dict[str, Any]) -> int
 
 
 class Runner:
-    """Runs a function in a graph, compiled where TensorFlow's kernels refuse, and eagerly at last."""
+    """Runs a function in graph mode, with XLA if TensorFlow's kernels fail, and in eager mode last."""
 
     def __init__(self, function: Function, *, eager: bool) -> None:
         import tensorflow as tf
@@ -192,7 +192,7 @@ class Runner:
             try:
                 return functions[0](*arguments)
             except (tf.errors.OpError, LookupError, ValueError):  # noqa: PERF203 (three ways at most)
-                functions.pop(0)  # refused once: not tried again
+                functions.pop(0)  # failed once: not tried again
         return functions[0](*arguments)
 
     def values(self, x: Array, *, training: bool = False) -> Array:
@@ -225,7 +225,7 @@ def identify(function: Function, shape: Shape, dtype: str, *, eager: bool = True
     inputs = probe_inputs(shape, dtype)
     try:
         outputs = [runner.values(x, training=i % 2 == 1) for i, x in enumerate(inputs)]
-    except Exception as error:  # noqa: BLE001 (the function may be anybody's)
+    except Exception as error:  # noqa: BLE001 (the function is untrusted)
         return Finding(note=f"it does not run alone ({type(error).__name__})")
     if outputs[0].size >= inputs[0].size or outputs[0].dtype != inputs[0].dtype:
         return Finding(inputs=len(inputs), note="no pooling")
@@ -248,7 +248,7 @@ def equals(form: Form, x: Array, y: Array) -> bool:
     if not np.array_equal(expected[~finite], actual[~finite]):
         return False
     bound = bound_for(op, case)
-    # A sum's error grows with its terms, not with what is left of them when they cancel.
+    # A sum's error grows with its terms, not with the remainder when they cancel.
     scale = op.reference(case, np.where(np.isfinite(seen), np.abs(seen), 0.0)).ravel()
     with np.errstate(invalid="ignore"):  # infinities, which have been compared
         allowed = bound.absolute + bound.relative * np.maximum(np.abs(expected), scale)
@@ -264,7 +264,7 @@ def _with_gradients(runner: Runner, form: Form, inputs: list[Array]) -> Finding:
         dy = np.random.default_rng(i).standard_normal(shape).astype(x.dtype)
         try:
             found = runner.slopes(x, dy)
-        except Exception as error:  # noqa: BLE001 (the function may be anybody's)
+        except Exception as error:  # noqa: BLE001 (the function is untrusted)
             return Finding(
                 form=form, inputs=len(inputs), note=f"no gradient here ({type(error).__name__})"
             )

@@ -1,4 +1,4 @@
-"""Put an implementation in the place of a model's pooling: for a race, and in a file that is written."""
+"""Replace a model's pooling by an implementation, for a race and in a written file."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def replacements(
 ) -> dict[int, tuple[Any, Call]]:
     """Return what `find.replaced` takes to have each op computed as wanted.
 
-    The first operation of a stretch hands its input on to the last, which computes all of it; what lies between is
+    The first operation of a sequence hands its input on to the last, which computes all of it; what lies between is
     left to the graph's dead-code elimination.
 
     Args:
@@ -268,7 +268,7 @@ def write(
 
 
 def _allowed(model: Model) -> float:
-    """Return how far two right models may be apart, over the largest prediction."""
+    """Return the allowed difference of two correct models, over the largest prediction."""
     narrow = any(pool.dtype in ("float16", "bfloat16") for pool in model.pools)
     return 2e-2 if narrow else 1e-4
 
@@ -303,7 +303,7 @@ def _bare(node: Any) -> Any:
 
 
 def predict(model: Any, inputs: Sequence[Any]) -> list[Any]:
-    """Return a model's outputs on inputs, as arrays; a model that no graph takes runs eagerly."""
+    """Return a model's outputs on inputs, as arrays; in eager mode if graph mode fails."""
     import tensorflow as tf
 
     run = partial(call_model, model, training=False)

@@ -1,4 +1,4 @@
-"""What a race of a model's steps came to: shares, throughput, latencies, and the records of a journal."""
+"""The result of a race of a model's steps: shares, throughput, latencies, and records of a journal."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ declare(OP, (Axis(name="model", parse=str, example="resnet50"), size_axis("batch
 
 
 class Described(msgspec.Struct, frozen=True, kw_only=True):
-    """What the parent needs to know of a model.
+    """The description of a model for the parent process.
 
     Attributes:
         pools: its pooling calls.
@@ -147,13 +147,13 @@ def _rounded(value: float) -> float:
 
 
 def scaled(samples: Samples, factor: float) -> Samples:
-    """The samples with their seconds multiplied."""
+    """Return the samples with their seconds multiplied."""
     seconds = tuple(value * factor for value in samples.seconds)
     return msgspec.structs.replace(samples, seconds=seconds)
 
 
 def model_records(stepped: Stepped) -> list[ModelResult]:
-    """What goes into the journal: each op's implementations, then the network as it was built."""
+    """Return the records for the journal: each op's implementations, then the original model."""
     found = []
     for name in stepped.measurements:
         if name.startswith(ALONE) or name == AS_BUILT:
@@ -211,7 +211,7 @@ def percentiles(seconds: Sequence[float]) -> dict[str, float | int | str | None]
 
 
 def fastest_alone(stepped: Stepped) -> str | None:
-    """The op and implementation whose pooling alone took least, where every pool is of one op."""
+    """Return the op and implementation with the fastest pooling alone, if every pool is of one op."""
     times = {
         name.removeprefix(ALONE): statistics.median(m.samples.seconds)
         for name, m in stepped.measurements.items()

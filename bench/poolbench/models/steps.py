@@ -61,7 +61,7 @@ class _Opened:
 def load(source: Source, batch: int) -> Model:
     """Return the source's model with its sizes fixed and its pooling found."""
     loaded = zoo.load(source)
-    # A head's image is its whole network's, of which it sees the last feature map.
+    # The image of a head is that of its whole model; the head receives the last feature map.
     return find_pools(loaded, fill_shapes(loaded.specs, source.inputs, batch), source.forms)
 
 
@@ -146,7 +146,7 @@ def alone_copies(pools: Sequence[Pool]) -> int:
 def open_case(
     session: Session, case: Case, seed: int, tensorflow: bool, *, source: Source
 ) -> Opened:
-    """Load the model and hold its inputs, and those of its pools for pooling alone."""
+    """Load the model and store its inputs, and those of its pools for pooling alone."""
     close_case(session)
     model = load(source, case.batch)
     inputs = make_inputs(model, seed)
@@ -255,7 +255,7 @@ def _open_alone(session: Session, name: str, *, check: bool) -> OpenedContender:
         name,
         lambda: _in_mode(alone, case.mode),
         places=(*xs, *dys),
-        # Values only: where a tie's gradient goes differs by right, and `find` has compared it.
+        # Values only: correct gradients may differ at ties, and `find` has compared them.
         judge=partial(_judge, opened, ",".join(map(str, chosen)), len(xs)) if check else None,
         calibrate=check,
     )
@@ -295,7 +295,7 @@ def _judge(opened: _Opened, key: str, values: int | None, outputs: tuple[Array, 
 
 
 def step_bound(model: Model, direction: str) -> float:
-    """Return how far two right implementations may be apart, over the largest output (or gradient).
+    """Return the allowed difference of two correct implementations, over the largest output (or gradient).
 
     The reference's relative bound of the pools, times what the layers behind a pool may make of it:
     two neighbours in float32 are not more than that apart when only the order of a sum differs.

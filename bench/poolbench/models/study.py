@@ -96,7 +96,7 @@ def _opened_whole(case: Case) -> Callable[..., Any]:
 
 
 def _failures(uses: Sequence[tuple[Pool, Candidate]], case: Case) -> tuple[KnownFailure, ...]:
-    """The documented failures of implementations, asked of the pools' cases instead of the network's."""
+    """Return the known failures of implementations for the cases of the pools instead of the model's."""
     fields = call_fields(case)
 
     def asked(known: KnownFailure, pool: Pool) -> Callable[[Case], bool]:
@@ -110,7 +110,7 @@ def _failures(uses: Sequence[tuple[Pool, Candidate]], case: Case) -> tuple[Known
 
 
 def describe(session: Session, source: Source, batch: int | None) -> Described:
-    """Read or build the model and say what is in it.
+    """Read or build the model and describe it.
 
     Args:
         session: of this worker.
@@ -266,12 +266,12 @@ def time_latencies(
 
 
 def safe_label(label: str) -> str:
-    """A label in letters that a test's id may have."""
+    """Return a label in characters that are valid in a test's id."""
     return re.sub(r"[^A-Za-z0-9._-]", ".", label)
 
 
 def run_entry(entry: Entry, bench: Run, *, checks_only: bool = False) -> list[ModelResult]:
-    """Race an entry in a run and journal its records; those that a resumed run holds are read back.
+    """Race an entry in a run and journal its records; read those of a resumed run.
 
     A network that cannot be loaded at all is one record with the reason.
     """

@@ -44,12 +44,12 @@ def _whole(name: str, direction: str, **fields: Any) -> Entry:
 
 
 def default_entries() -> list[Entry]:
-    """The races of `nox -s networks`: at most six minutes on two cores."""
+    """Return the races of `nox -s networks`: at most six minutes on two cores."""
     textbook = [
         Entry(
             name="textbook", source=TEXTBOOK, direction=direction, batch=32, mode=mode,
             candidates=placed, budget_seconds=6.0,
-            # To compile a whole step for each implementation takes longer than all of the other races.
+            # Compiling a whole step for each implementation takes longer than all other races.
             in_place=mode == "graph",
         )
         for direction, mode, placed in (
@@ -73,7 +73,7 @@ def default_entries() -> list[Entry]:
 
 
 def quick_entries() -> list[Entry]:
-    """One network and one head: half a minute."""
+    """Return one model and one head: half a minute."""
     return [
         Entry(
             name="textbook", source=TEXTBOOK, direction="training", batch=16, candidates=COMPILED
@@ -86,5 +86,5 @@ ENTRIES: dict[str, Callable[[], list[Entry]]] = {"default": default_entries, "qu
 
 
 def entries_of(sweep: str) -> list[Entry]:
-    """The races of a sweep; one that has none of its own takes the default."""
+    """Return the races of a sweep, or the default ones."""
     return ENTRIES.get(sweep, default_entries)()

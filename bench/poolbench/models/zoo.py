@@ -1,4 +1,4 @@
-"""Load or build a model in a worker: from a file, from keras.applications, or as the textbook has it.
+"""Load or build a model in a worker: from a file, from keras.applications, or as the textbook model.
 
 Code of a file runs only where `Source.trust` allows it. A layer that needs code is otherwise replaced by a stand-in
 of the same output shape, so that the layers that are known can still be found.
@@ -31,7 +31,7 @@ STAND_IN, TRUSTED = "poolbench>StandIn", "poolbench>TrustedLambda"
 
 
 class Source(msgspec.Struct, frozen=True, kw_only=True):
-    """Which model, as plain data that a worker can be sent.
+    """A model's source as plain data for a worker.
 
     Attributes:
         kind: a key of `BUILDERS`: 'textbook', 'head', 'application' or 'file'.

@@ -1,1 +1,1 @@
-"""What reads a run: tables, figures, a page, comparisons. Never imports TensorFlow or Keras."""
+"""Read a run: tables, figures, a page, comparisons. Never imports TensorFlow or Keras."""

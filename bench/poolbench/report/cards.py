@@ -1,4 +1,4 @@
-"""The card of an op: what to use, what it wins and costs, where it works, and code to paste."""
+"""The card of an op: the recommendation, its gain and cost, its support, and code to paste."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from poolbench.report.recommend import Answers, Loss, Recommendation
 from poolbench.report.snippets import snippet
 from poolbench.report.support import STANDS_IN, Support
 
-SHOWN = 3  # exceptions on a card; the table has them all
+SHOWN = 3  # exceptions on a card; the table lists all
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,7 @@ class Fact:
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """What a card shows; every text is plain, and untrusted where it names a candidate."""
+    """The contents of a card; texts are plain, and untrusted where they name a candidate."""
 
     title: str
     device: str

@@ -1,4 +1,4 @@
-"""Two runs of the same cases: what became slower or faster, what broke, and what works now.
+"""Compare two runs of the same cases: times, statuses and cells of the support matrix.
 
 A slower day is not a slower candidate. In each run a candidate's time is divided by that of a
 normalizer in the same rounds, and the two ratios are compared. Each run's ratio carries what lies
@@ -43,8 +43,8 @@ from poolbench.stats import estimate
 from poolbench.stats import verdict as verdicts
 from poolbench.store.journal import StoredRun
 
-# One process says nothing of how processes differ: a candidate that was stopped early in its first process must
-# move by this much to count. Between processes a true ratio moves by a few percent (docs/method.md).
+# One process does not show how processes differ: a candidate that stopped early in its first process must
+# change by this much to count. Between processes a true ratio moves by a few percent (docs/method.md).
 SETTLED_MARGIN = 0.25
 ORDER = {"SLOWER": 0, "FASTER": 1, "UNDECIDED": 2, "SAME": 3, "": 4}
 MEASURED = """
@@ -89,14 +89,14 @@ class Compared:
 
     @property
     def detectable(self) -> float:
-        """The slowdown that half of the comparisons would have shown; nan without a comparison."""
+        """Return the slowdown that half of the comparisons would have shown; nan without a comparison."""
         found = self.table["detectable"].to_numpy(dtype=float)
         found = found[np.isfinite(found)]
         return float(np.median(found)) if len(found) else math.nan
 
     @property
     def slower(self) -> list[str]:
-        """Names with case of what became slower: by verdict, or right before and timed out now."""
+        """Return the names and cases that became slower: by verdict, or correct before and timed out now."""
         table = self.table
         timed_out = (table["base_status"] == "ok") & (table["status"] == "timeout")
         return [name_of(row) for row in rows_of(table[(table["verdict"] == "SLOWER") | timed_out])]
@@ -163,7 +163,7 @@ def differing(base: StoredRun, run: StoredRun) -> list[Difference]:
 
 
 def _differing(before: Environment, after: Environment) -> list[Difference]:
-    # The source is left out: the command is for two commits.
+    # The source is excluded: the command compares two commits.
     left, right = timing_facts(before), timing_facts(after)
     return [
         Difference(name=name, before=_short(left, name), after=_short(right, name))
@@ -272,7 +272,7 @@ def _row(
 
 
 def _state(m: Measurement) -> str:
-    """Its status; 'wrong' also where it says ok with an error beyond its bound."""
+    """Return its status; 'wrong' also for an ok measurement with an error beyond its tolerance."""
     wrong = m.status == "ok" and m.accuracy is not None and not m.accuracy.worst <= 1
     return "wrong" if wrong else m.status
 
@@ -301,7 +301,7 @@ def _note(
 
 
 def _sorted(table: pd.DataFrame) -> pd.DataFrame:
-    """By verdict, then by how sure, then by how large."""
+    """Return the sort key: verdict, then certainty, then size."""
     keys = pd.DataFrame(
         {
             "order": table["verdict"].map(ORDER),
@@ -314,7 +314,7 @@ def _sorted(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def moved_cells(before: Sequence[MatrixCell], after: Sequence[MatrixCell]) -> pd.DataFrame:
-    """Cells whose state changed, limitations that went away first; 'not_run' says nothing."""
+    """Return the cells whose state changed, removed limitations first; 'not_run' is ignored."""
     old, new = _cells(before), _cells(after)
     rows = []
     for key, cell in new.items():
@@ -364,7 +364,7 @@ def rows_of(table: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def place_of(row: Mapping[str, Any]) -> str:
-    """Return the case of a row, with its node where that is not this machine."""
+    """Return the case of a row, with its node if it is not this machine."""
     return row["label"] if row["node"] == "local" else f"{row['label']} on {row['node']}"
 
 

@@ -14,7 +14,9 @@ from poolbench.report.compare import ORDER, Compared, place_of, rows_of
 from poolbench.report.formats import WRITERS, as_markdown
 from poolbench.report.template import fill_template
 
-ROWS_SHOWN = 100  # of a table in Markdown: a comment on a pull request holds 65,536 characters
+ROWS_SHOWN = (
+    100  # rows of a Markdown table: a comment on a pull request has at most 65,536 characters
+)
 FINER = "For finer ones, measure both sides again one after the other."
 
 
@@ -66,7 +68,7 @@ def summary(found: Compared) -> str:
 
 
 def headline(found: Compared) -> str:
-    """Return one sentence: what became slower, by name."""
+    """Return one sentence with the names that became slower."""
     slower = found.slower
     if not slower:
         return "Nothing became slower."
@@ -76,7 +78,7 @@ def headline(found: Compared) -> str:
 
 
 def method(found: Compared) -> list[str]:
-    """Return what the figures are and what they could have shown, in short sentences."""
+    """Explain the figures and their resolution in short sentences."""
     text = [
         "Ratios are run over base, normalised by the other candidates or the bandwidth limit of the same rounds.",
         "Their 95% intervals hold what lies between two runs of one code (prior by class).",

@@ -1,4 +1,4 @@
-"""Which facts of an environment can change a timing: what runs that pool or compare must share."""
+"""The fields of an environment that can affect timings, which pooled or compared runs must share."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MACHINE = frozenset(
     "processor architecture features cores threads usable_threads cpu_quota last_level_cache_nbytes system release"
     " virtual kept_awake idle_states_disabled".split()
 )
-# Packages that compute, or bring kernels; pytest, pandas and the profiler's viewer do neither.
+# Packages that compute or provide kernels; pytest, pandas and the profiler's viewer do neither.
 VERSIONS = re.compile(
     r"python|numpy|ml_dtypes|(tensorflow|tf|keras|jax|torch|triton|nvidia|cuda|cudnn|onednn|openvino)([-_].*|\w*)"
 )

@@ -1,4 +1,4 @@
-"""Tables as Markdown, CSV, HTML and JSON; text from a run can neither end a cell nor start markup."""
+"""Format tables as Markdown, CSV, HTML and JSON; text of a run neither ends a cell nor starts markup."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from poolbench.core.text import markdown_cell
 
 
 def as_markdown(frame: pd.DataFrame, *, markup: Collection[str] = ()) -> str:
-    """A GitHub table; cells are escaped, for names and errors come from outside.
+    """Format a GitHub table; cells are escaped, because names and errors are untrusted.
 
     Not so those of the columns in `markup`: they are Markdown, and ours.
     """
@@ -30,7 +30,7 @@ def as_markdown(frame: pd.DataFrame, *, markup: Collection[str] = ()) -> str:
 
 
 def as_csv(frame: pd.DataFrame) -> str:
-    """Comma-separated; a cell that a spreadsheet would run as a formula gets a leading apostrophe."""
+    """Format as CSV; a cell that a spreadsheet would run as a formula gets a leading apostrophe."""
     safe = frame.copy()
     for name in safe.columns:
         if not pd.api.types.is_numeric_dtype(safe[name]) and not pd.api.types.is_bool_dtype(
@@ -51,12 +51,12 @@ def _no_formula(value: object) -> object:
 
 
 def as_html(frame: pd.DataFrame) -> str:
-    """A plain HTML table, escaped."""
+    """Format a plain HTML table, escaped."""
     return str(frame.to_html(index=False, escape=True, border=0, na_rep=""))
 
 
 def as_json(frame: pd.DataFrame) -> str:
-    """One object a row; what is not finite is null."""
+    """Format one JSON object per row; non-finite numbers are null."""
     rows = [
         {str(name): _json_cell(value) for name, value in zip(frame.columns, row, strict=True)}
         for row in frame.itertuples(index=False)

@@ -1,4 +1,4 @@
-"""One or several runs' journals as one tidy DataFrame: one row per measurement, statistics in columns.
+"""Build one tidy DataFrame from one or several journals: one row per measurement, statistics in columns.
 
 The statistics are those of poolbench.stats, computed by poolbench.report.ratios.
 """
@@ -32,7 +32,7 @@ Key = tuple[Case, str, str]  # case, node, candidate
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RunFrame:
-    """One or several runs of one machine and code, laid out.
+    """One or several runs of one machine and code as a table.
 
     Attributes:
         runs: the records of each run, the newest last.
@@ -56,12 +56,12 @@ class RunFrame:
 
     @property
     def run(self) -> StoredRun:
-        """The newest run, which holds the records that are not pooled."""
+        """Return the newest run, whose records are not pooled."""
         return self.runs[-1]
 
     @functools.cached_property
     def samples(self) -> list[Samples]:
-        """By row, the raw samples of the newest run that has any."""
+        """Return the raw samples of the newest run that has any, by row."""
         found = []
         for row in range(len(self.table)):
             there = [some[row] for some in reversed(self.measurements)]
@@ -146,7 +146,7 @@ COLUMNS: dict[str, str] = {
 
 
 def load(*folders: Path, margin: float = MARGIN, registry: Registry | None = None) -> RunFrame:
-    """Return the run in a folder, laid out; several runs of one machine and code pool.
+    """Load the run in a folder; several runs of one machine and code are pooled.
 
     Raises:
         StoreError: a journal cannot be read.
@@ -179,7 +179,7 @@ def lay_out(*runs: StoredRun, margin: float = MARGIN, registry: Registry | None 
     table = pd.DataFrame([_row(some, axes) for some in by_row], columns=_row_columns(axes))
     races: dict[tuple[Case, str], int] = {}
     table.insert(0, "race", [races.setdefault(key[:2], len(races)) for key in keys])
-    # A candidate that did not run moved no bytes; the others of its race tell the input's size.
+    # A candidate that did not run moved no bytes; the size of the input comes from others of its race.
     table["nbytes"] = table.groupby("race")["nbytes"].transform("max")
     table.insert(0, "line", [found[-1].get(key, (0, None))[0] for key in keys])
     confidence = ratios.reported_confidence(runs[-1].header.options)
@@ -202,7 +202,7 @@ def lay_out(*runs: StoredRun, margin: float = MARGIN, registry: Registry | None 
 
 
 def _candidates(run: StoredRun) -> dict[Key, tuple[int, Measurement]]:
-    """Return the candidates' measurements with their lines; a race that ran again replaces itself."""
+    """Return the candidates' measurements with their lines; a repeated race replaces itself."""
     last = {id(record) for record in run.measurements}
     return {
         (record.case, record.node, record.candidate): (line, record)
@@ -216,12 +216,12 @@ def _probes(run: StoredRun) -> list[Measurement]:
 
 
 def noise_floor(run: StoredRun) -> float:
-    """Return the log ratio that an op against itself reaches here; 0 without a self-test."""
+    """Return the noise floor as a log ratio; 0 without a self-test."""
     return max((s.noise_floor for s in run.selftests if s.injected == 0), default=0.0)
 
 
 def is_right(measurement: Measurement) -> bool:
-    """Return whether it may be ranked: ok, within its tolerance, timed, and not impossibly fast."""
+    """Return whether it may be ranked: ok, within its tolerance, timed, and not above the bandwidth limit."""
     accuracy = measurement.accuracy
     return (
         measurement.status == "ok"
@@ -251,7 +251,7 @@ def axes_in(table: pd.DataFrame) -> tuple[str, ...]:
 
 
 def axis_cell(case: Case, name: str) -> Value | None:
-    """Return the value of an axis as a cell: a shape as text, None where the case has none."""
+    """Return the value of an axis as a cell: a shape as text, None if the case has none."""
     value: Value | None = case.get(name)
     return format_value(value) if isinstance(value, tuple) else value
 

@@ -1,4 +1,4 @@
-"""Tables on the machine and on how far to trust a run: self-test, background load, bandwidth, environment."""
+"""Build the tables on the machine and the trust in a run: self-test, background load, bandwidth, environment."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from poolbench.report.medians import middle_of, process_medians
 
 
 def selftest_table(selftests: Sequence[Selftest]) -> pd.DataFrame:
-    """One row an injected slowdown: how often it was seen, and what was seen falsely."""
+    """Return one row per injected slowdown: its detections, and the false alarms."""
     rows = []
     for record in selftests:
         found = record.faster + record.slower if record.injected == 0 else record.slower
@@ -45,7 +45,7 @@ def selftest_table(selftests: Sequence[Selftest]) -> pd.DataFrame:
 
 
 def environment_table(environment: Environment) -> pd.DataFrame:
-    """Field and value, one row each."""
+    """Return one row per field with its value."""
     groups: tuple[tuple[str, dict[str, object]], ...] = (
         ("machine", dict(environment.machine)),
         ("device", dict(environment.devices)),
@@ -63,7 +63,7 @@ def environment_table(environment: Environment) -> pd.DataFrame:
     )
 
 
-# None says that there is no limit: the system always shows one that there is.
+# None means no limit: the system always shows an existing one.
 LIMITS = ("cpu_quota", "memory_limit_nbytes")
 
 
@@ -80,7 +80,7 @@ def _environment_value(name: str, value: object) -> str:
 
 
 def contention_table(loaded: RunFrame) -> pd.DataFrame:
-    """What else the machine did, by op and mode: the worst race and the blocks marked and redone."""
+    """Return the background load by op and mode: the worst race, and the blocks marked and repeated."""
     races = loaded.table.drop_duplicates("race")
     rows = []
     for (op, mode), group in races.groupby(["op", "mode"], sort=False):
@@ -108,7 +108,7 @@ def contention_table(loaded: RunFrame) -> pd.DataFrame:
 
 
 def device_table(loaded: RunFrame) -> pd.DataFrame:
-    """What GPUs said of each candidate's call, and of themselves during its race; empty without a GPU."""
+    """Return the GPU's figures per candidate, and its state during the race; empty without a GPU."""
     rows = []
     for m in loaded.run.measurements:
         if m.kind != "candidate" or m.status != "ok" or not is_gpu(m.case.device):
@@ -142,7 +142,7 @@ def device_table(loaded: RunFrame) -> pd.DataFrame:
 
 
 def bandwidth_limit_table(probes: pd.DataFrame) -> pd.DataFrame:
-    """Memory bandwidths by device, dtype, threads and cache, at the largest array probed."""
+    """Return memory bandwidths by device, dtype, threads and cache, for the largest array probed."""
     if probes.empty:
         return pd.DataFrame()
     rows = []
@@ -166,7 +166,7 @@ def bandwidth_limit_table(probes: pd.DataFrame) -> pd.DataFrame:
 
 
 def shares_table(loaded: RunFrame) -> pd.DataFrame:
-    """Where the wall time went, by kind."""
+    """Return the wall time by kind."""
     rows = []
     for record in loaded.run.of(TimeBreakdown):
         for kind, seconds in sorted(record.seconds.items(), key=lambda item: -item[1]):

@@ -32,6 +32,6 @@ def process_medians(samples: Samples) -> Floats:
 
 @functools.lru_cache(maxsize=256)
 def _process_parts(process: tuple[int, ...]) -> list[Indices]:
-    """Return the places of each process's blocks; measurements of one race share them."""
+    """Return the positions of each process's blocks; measurements of one race share them."""
     numbers = np.array(process)
     return [np.flatnonzero(numbers == number) for number in np.unique(numbers)]

@@ -41,7 +41,7 @@ TOP_PARTS = 12
 
 @dataclass(frozen=True, kw_only=True)
 class RenderedReport:
-    """What was written: the page, and the headline for the terminal."""
+    """The written page, and the headline for the terminal."""
 
     page: Path
     headline: str
@@ -109,7 +109,7 @@ def render(loaded: RunFrame, out: Path) -> RenderedReport:
 
 
 def _for_page(summary: pd.DataFrame) -> pd.DataFrame:
-    """Return the headline narrower: cells cut, and no column that says the same in each row."""
+    """Return a narrower headline: cells cut, and no column with equal values in every row."""
     same = [name for name in ("device", "size") if name in summary and summary[name].nunique() < 2]
     return summary.drop(columns=same).map(lambda cell: one_line(str(cell), 70))
 
@@ -137,7 +137,7 @@ def _matrix(support: Support) -> dict[str, Any]:
 
 
 def _accounts(loaded: RunFrame) -> list[dict[str, Any]]:
-    """Return traced steps as text: where time and memory went."""
+    """Return traced steps as text: time and memory by operation."""
     found = []
     for trace_summary in loaded.run.trace_summaries:
         parts = sorted(trace_summary.parts, key=lambda part: -_number(part.get("seconds", 0)))
@@ -190,7 +190,7 @@ def _nbytes(value: int | None) -> str:
 
 
 def selftest_sentence(loaded: RunFrame) -> str:
-    """Return what the self-test found, and how many verdicts it withholds."""
+    """Describe the result of the self-test, and the number of withheld verdicts."""
     same = [s for s in loaded.run.selftests if s.injected == 0]
     if not same:
         return ""

@@ -1,4 +1,4 @@
-"""What the page's script reads: answers, rows of the table, and raw samples in files beside the page."""
+"""Write the data of the page's script: answers, rows of the table, and raw samples in files beside the page."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CHUNK = 100  # measurements in a file of samples
 
 
 def page_data(loaded: RunFrame, answers: Answers, matrices: Sequence[Support]) -> dict[str, Any]:
-    """Return what the page's script reads: the answers and the rows of the table."""
+    """Return the answers and the rows of the table for the page's script."""
     found = []
     used: set[tuple[str, str, str]] = set()
     codes: dict[str, int] = {}
@@ -81,7 +81,7 @@ PAGE_COLUMNS = (  # heading, kind
 
 
 def _rows(table: pd.DataFrame) -> dict[str, Any]:
-    """Return the rows, their texts as indices into a list of words: a run of 20,000 stays small."""
+    """Return the rows, with texts as indices into a list of words, to keep large runs small."""
     words: dict[str, int] = {}
 
     def index(text: str) -> int:

@@ -12,15 +12,15 @@ from poolbench.report.frame import RunFrame
 from poolbench.stats import estimate
 from poolbench.stats.estimate import Estimate
 
-Interval = tuple[float, float, float]  # middle, low, high; nan where there is none
+Interval = tuple[float, float, float]  # middle, low, high; nan if there is none
 NOTHING: Interval = (math.nan, math.nan, math.nan)
-# Of the errors of two cases of one run: 0 to 0.2 in seven pairs of stored runs (poolbench.stats.prior).
+# Correlation of the errors of two cases of one run: 0 to 0.2 in seven pairs of stored runs (poolbench.stats.prior).
 CORRELATION = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pairs:
-    """Log ratios of the times of each two rows of a race, by (row, row) in either order.
+    """Log ratios of the times of every two rows of a race, by (row, row) in either order.
 
     Attributes:
         mean: of this machine, for what is concluded.
@@ -64,7 +64,7 @@ def mirrored(found: Estimate) -> Estimate:
 
 
 def mean_over_cases(found: Sequence[Estimate], confidence: float) -> Interval:
-    """Return the geometric mean of ratios of several cases, whose errors go together in part."""
+    """Return the geometric mean of ratios of several cases, whose errors are partly correlated."""
     usable = [one for one in found if math.isfinite(one.log_ratio)]
     if not usable:
         return NOTHING

@@ -1,4 +1,4 @@
-"""Ratios, verdicts and shares of the bandwidth limit of a table's rows, each with what lies between runs."""
+"""Ratios, verdicts and shares of the bandwidth limit of a table's rows, each with the variation between runs."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class RowEstimates:
 
 
 def reported_confidence(options: Mapping[str, Any]) -> float:
-    """Return the confidence of intervals: higher where races looked whether they could stop."""
+    """Return the confidence of intervals; higher if races could stop early."""
     least, most = (options.get(name) for name in ("processes", "max_processes"))
     if not isinstance(least, int) or not isinstance(most, int):
         return 0.95
@@ -58,7 +58,7 @@ def reported_confidence(options: Mapping[str, Any]) -> float:
 
 
 def paired(one: Measurement, other: Measurement) -> Pair:
-    """Return the samples of both by the clock that they have in common."""
+    """Return the samples of both by their common clock."""
     clock = common_clock(one.clock, other.clock)
     return samples_by(one, clock), samples_by(other, clock)
 
@@ -203,7 +203,7 @@ def _three(
 
 
 def _processes_needed(found: RowEstimates, row: int, margin: float) -> float:
-    """Return further processes that would decide; nan where what lies between runs is too large."""
+    """Return further processes that would decide; nan if the variation between runs is too large."""
     pooled, within = found.pooled["baseline", row], found.within["baseline", row]
     distance = abs(abs(pooled.mean.log_ratio) - math.log1p(margin))
     needed = judging.processes_needed(within, margin)
@@ -234,7 +234,7 @@ def _textbook_reason(
 
 
 def withhold(columns: pd.DataFrame, floor: float, margin: float) -> list[str]:
-    """Return the verdicts, those finer than the noise floor replaced by WITHHELD.
+    """Return the verdicts; those below the noise floor become WITHHELD.
 
     A difference is finer when it is smaller than the floor, and SAME when its margin is.
     """

@@ -1,4 +1,4 @@
-"""Which implementation to use: the best set of each race, and one recommendation per op and device.
+"""Recommend implementations: the best set of each race, and one recommendation per op and device.
 
 The recommendation has the least regret (Savage 1951, JASA 46:55): of the implementations that are
 right in every case of the run, the one whose largest loss against the best of each case is least,
@@ -51,7 +51,7 @@ class Choice:
 
 @dataclass(frozen=True, kw_only=True)
 class Loss:
-    """What a candidate loses in one race: its time over the best one's.
+    """The loss of a candidate in one race: its time over the best one's.
 
     Attributes:
         row, best_row: of the candidate and of the best one; the same where the candidate is the best.
@@ -104,7 +104,7 @@ class Recommendation:
 
 @dataclass(frozen=True, kw_only=True)
 class Answers:
-    """Everything that is chosen in a run.
+    """All recommendations of a run.
 
     Attributes:
         choices: one per race with a right candidate.
@@ -131,9 +131,9 @@ def pick(op: str, best: Sequence[str], failed: Mapping[tuple[str, str], int]) ->
     return min(best, key=lambda name: failed.get((op, name), 0))
 
 
-@functools.lru_cache(maxsize=1)  # page, terminal and tables of one run ask for it
+@functools.lru_cache(maxsize=1)  # page, terminal and tables of one run need it
 def answer(loaded: RunFrame, registry: Registry | None = None) -> Answers:
-    """Return what is chosen in a run; nothing wrong, failed or impossibly fast is among it."""
+    """Return all recommendations of a run; wrong, failed and implausible candidates are excluded."""
     registry = registry or REGISTRY
     table = loaded.table
     right = table[table["right"] & table["seconds"].notna()]
@@ -258,7 +258,7 @@ def _near(
     eligible: Sequence[str],
     largest: float,
 ) -> tuple[str, int, float] | None:
-    """Return one that never failed and loses less, but was raced in half of the cases or more only."""
+    """Return a candidate that never failed and loses less, but was raced in only part of the cases (half or more)."""
     most = max(map(len, rows_of.values()))
     table = loaded.table
     place = loaded.row(next(iter(race_of)))

@@ -36,7 +36,7 @@ def limits_of(
     limits: list[Samples | None] = []
     for m in found:
         race = (m.case, m.node) if m is not None else None
-        # A probe whose launch takes longer than its run tells nothing of a GPU's memory.
+        # A probe whose launch takes longer than its run does not measure a GPU's memory.
         if (
             m is None
             or race not in by_race

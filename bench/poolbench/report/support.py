@@ -1,4 +1,4 @@
-"""What works where: a run's own support matrix, else that of a reference run of the same kind."""
+"""Find the support matrix of a run: its own, else that of a reference run of the same kind."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def kind_of(device: str) -> str:
 
 
 def supports(loaded: RunFrame) -> list[Support]:
-    """Return one support matrix per op and device of the run; a borrowed one where it has none."""
+    """Return one support matrix per op and device of the run; of a reference run if it has none."""
     own = loaded.run.capabilities
     pairs = list(zip(loaded.table["op"], loaded.table["device"], strict=True))
     found = []

@@ -126,7 +126,7 @@ def rank_note(loaded: RunFrame, answers: Answers) -> str:
 
 
 def textbook_text(at: Mapping[str, Any]) -> str:
-    """Return a row's speed over the textbook implementation, or why there is none."""
+    """Return a row's speed over the textbook implementation, or the reason why there is none."""
     if at["textbook_reason"]:
         return str(at["textbook_reason"])
     text = speed_up_text(at, TEXTBOOK)
@@ -139,7 +139,7 @@ def speed_up_text(at: Mapping[str, Any], columns: tuple[str, str, str]) -> str:
 
 
 def sentences(loaded: RunFrame, choice: Choice) -> list[str]:
-    """Return what a race says of its recommended candidate, in sentences of at most 25 words."""
+    """Describe the recommended candidate of a race in sentences of at most 25 words."""
     at = loaded.row(choice.row)
     mode = MODE_WORDS.get(at["mode"], at["mode"])
     found = [
@@ -275,7 +275,7 @@ def share_text(share: tuple[float, float, float] | None) -> str:
 
 
 def network_sentence(networks: Sequence[ModelResult]) -> str:
-    """Return whether the choice matters in whole models; '' without records.
+    """Describe the effect of the choice on whole models; '' without records.
 
     The share of each model is that of all its pooling as it was built, what a user has before choosing, in
     graph mode and in the largest batch where there are several. A head is most of it pooling, and speaks for
@@ -319,7 +319,7 @@ def break_even_table(loaded: RunFrame) -> pd.DataFrame:
     table = loaded.table
     right = table[table["right"] & table["first_seconds"].notna()]
     keys = [name for name in ("op", *axes_in(table), "candidate", "node") if name != "mode"]
-    # What a call costs its caller: on a GPU too, first calls are wall time.
+    # The cost for the caller: first calls are wall time on a GPU too.
     right = right.assign(seconds=right["wall_seconds"])
     eager = right[right["mode"] == "eager"][[*keys, "seconds", "first_seconds"]]
     compiled = right[right["mode"] != "eager"][

@@ -1,4 +1,4 @@
-"""Templates of the pages, filled; what a journal holds is untrusted and escaped."""
+"""Fill the templates of the pages; the contents of a journal are untrusted and escaped."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 
 def fill_template(name: str, context: Mapping[str, Any]) -> str:
-    """A template of ours, filled; undefined names are an error."""
+    """Fill a template of the package; undefined names are an error."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,

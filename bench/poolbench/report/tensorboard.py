@@ -49,7 +49,7 @@ def find_logdir(results: Path, run: str = "") -> Path:
 
 
 def deep_link(address: str, run: str, hosts: list[str]) -> str:
-    """Opens the trace viewer on a run: its one host, or all of them above one another."""
+    """Return a link that opens the trace viewer on a run: its only host, or all hosts one above the other."""
     words = {"run": run, "tag": "trace_viewer@"}
     words |= {"host": hosts[0]} if len(hosts) == 1 else {"hosts": ",".join(hosts)}
     return f"{address}?{urlencode(words, quote_via=quote, safe='')}#profile"
@@ -75,7 +75,7 @@ def serve(
         for line in process.stdout:
             said.append(line)
             if match := ADDRESS.search(line):
-                # What it prints later must not fill the pipe, or it would stand still.
+                # Later output must not fill the pipe and block it.
                 threading.Thread(target=process.stdout.read, daemon=True).start()
                 yield process, match[0]
                 return

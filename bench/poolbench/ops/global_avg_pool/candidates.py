@@ -122,7 +122,14 @@ def avg_pool2d(case: Case) -> Any:
     return pool_all
 
 
-@candidate(op=OP, name="keras-stock", form="layer", framework="keras", failures=FULL_WINDOW)
+@candidate(
+    op=OP,
+    name="keras-stock",
+    form="layer",
+    framework="keras",
+    failures=FULL_WINDOW,
+    snippet=snippets.keras_stock,
+)
 def keras_stock(case: Case) -> Any:
     """Return stock layers: AveragePooling2D over the whole image, Reshape."""
     import keras

@@ -57,6 +57,21 @@ def avg_pool2d(case: Case) -> str:
     )
 
 
+def keras_stock(case: Case) -> str:
+    """Return stock layers: AveragePooling2D over the whole image, Reshape."""
+    _, h, w, c = case.shape
+    given = (h, w, c) if _last(case) else (c, h, w)
+    layout = f'data_format="{case.data_format}"'
+    dtype = f', dtype="{case.dtype}"' if case.dtype != "float32" else ""
+    return (
+        "import keras\n\npool = keras.Sequential([\n"
+        f"    keras.Input({given}{dtype}),\n"
+        f"    keras.layers.AveragePooling2D({(h, w)}, {layout}{dtype}),\n"
+        f"    keras.layers.Reshape(({c},){dtype}),\n"
+        "])\n"
+    )
+
+
 def mean_of_means(case: Case) -> str:
     """Return the mean over the width, then over the height."""
     height, width = spatial_axes(case)

@@ -1,12 +1,12 @@
-"""Where global average pooling is measured, and by which candidates."""
+"""The sweeps of global average pooling."""
 
 from __future__ import annotations
 
 from poolbench import Case, Sweep, product, zipped
 
 OP = "global_avg_pool"
-# Post-ReLU inputs are what these layers see; they also show a sum that loses terms, which normal
-# inputs, whose sums stay near zero, hide.
+# These layers receive post-ReLU inputs, which also show a sum that loses terms; sums of normal inputs stay
+# near zero and hide it.
 BASE = {"shape": (8, 56, 56, 96), "distribution": "relu"}
 BATCH = (32, 56, 56, 96)
 HEADS = ((1, 7, 7, 2048), (32, 7, 7, 2048), (32, 14, 14, 672), (1, 56, 56, 96))
@@ -16,15 +16,15 @@ SMALL = HEADS[0]
 BASELINE = "layer-global_avg_pool"
 LAMBDA = "lambda-reduce_mean"
 ALSO_COMPARE_TO = (LAMBDA,)  # the textbook's
-RIVALS = (BASELINE, LAMBDA, "avg_pool2d", "mean-of-means", "matmul-ones")
-EVERYONE = (*RIVALS, "reduce_mean", "reduce_mean-float32", "einsum", "keras-ops")
+MAIN = (BASELINE, LAMBDA, "avg_pool2d", "mean-of-means", "matmul-ones")
+ALL = (*MAIN, "reduce_mean", "reduce_mean-float32", "einsum", "keras-ops")
 IN_MODELS = (BASELINE, LAMBDA, "avg_pool2d", "mean-of-means")
 IN_COMPILED_MODELS = (BASELINE, LAMBDA)
-XLA_RIVALS = (BASELINE, LAMBDA, "avg_pool2d", "matmul-ones")
+XLA_MAIN = (BASELINE, LAMBDA, "avg_pool2d", "matmul-ones")
 
 
 def trainable_size(case: Case) -> bool:
-    """The largest shape is forward only: its gradients take seconds to compile and to run."""
+    """Exclude training at the largest shape, whose gradients take seconds to compile and to run."""
     return bool(case.direction == "forward" or case.shape != LARGEST)
 
 
@@ -34,28 +34,28 @@ DEFAULT = Sweep(
     base=BASE,
     rules=RULES,
     parts=(
-        product(candidates=EVERYONE, mode=["graph"]),
-        product(candidates=[*RIVALS, "reduce_mean"], mode=["eager"]),
-        product(candidates=[*XLA_RIVALS, "einsum", "mean-of-means"], mode=["xla"]),
-        product(candidates=RIVALS, direction=["training"], mode=["graph"]),
-        product(candidates=XLA_RIVALS, direction=["training"], mode=["xla"]),
-        product(candidates=RIVALS, mode=["graph"], shape=HEADS),
-        product(candidates=[*RIVALS[:4], "reduce_mean"], mode=["eager"], shape=[SMALL]),
-        product(candidates=RIVALS[:4], mode=["graph"], shape=[LARGEST]),
+        product(candidates=ALL, mode=["graph"]),
+        product(candidates=[*MAIN, "reduce_mean"], mode=["eager"]),
+        product(candidates=[*XLA_MAIN, "einsum", "mean-of-means"], mode=["xla"]),
+        product(candidates=MAIN, direction=["training"], mode=["graph"]),
+        product(candidates=XLA_MAIN, direction=["training"], mode=["xla"]),
+        product(candidates=MAIN, mode=["graph"], shape=HEADS),
+        product(candidates=[*MAIN[:4], "reduce_mean"], mode=["eager"], shape=[SMALL]),
+        product(candidates=MAIN[:4], mode=["graph"], shape=[LARGEST]),
         product(
             candidates=[BASELINE, LAMBDA, "reduce_mean-float32", "avg_pool2d", "mean-of-means"],
             dtype=["float16"],
             shape=[(32, 7, 7, 2048), (8, 56, 56, 96), (8, 112, 112, 96)],
         ),
-        product(candidates=RIVALS, threads=[1]),
+        product(candidates=MAIN, threads=[1]),
     ),
 )
 QUICK = Sweep(
     base=BASE | {"shape": (8, 28, 28, 96)},
     parts=(
-        product(candidates=RIVALS, mode=["graph"]),
-        product(candidates=XLA_RIVALS[:3], mode=["xla"]),
-        product(candidates=RIVALS[:3], direction=["training"]),
+        product(candidates=MAIN, mode=["graph"]),
+        product(candidates=XLA_MAIN[:3], mode=["xla"]),
+        product(candidates=MAIN[:3], direction=["training"]),
     ),
 )
 FULL = Sweep(
@@ -79,23 +79,23 @@ FULL = Sweep(
         zipped(shape=[(1, 256, 256, 32), (8, 31, 17, 17), (8, 9, 9, 1)], mode=["graph"] * 3),
     ),
 )  # fmt: skip
-# What tells most comes first: time on a GPU is dear, and a run that is ended early is a run.
+# Most informative parts first: GPU time is expensive, and a run may be ended early.
 GPU = Sweep(
     base=BASE | {"shape": BATCH},
     rules=RULES,
     parts=(
-        product(candidates=EVERYONE, mode=["graph", "eager"]),
-        product(candidates=XLA_RIVALS, mode=["xla"]),
-        # The cast of the float16 layer moves 10 bytes an element against reduce_mean's 2; XLA erases it.
-        product(candidates=RIVALS, mode=["graph", "xla"], dtype=["float16", "bfloat16"]),
+        product(candidates=ALL, mode=["graph", "eager"]),
+        product(candidates=XLA_MAIN, mode=["xla"]),
+        # The cast of the float16 layer moves 10 bytes per element against reduce_mean's 2; XLA erases it.
+        product(candidates=MAIN, mode=["graph", "xla"], dtype=["float16", "bfloat16"]),
         # reduce_mean over NHWC changes its kernel where H*W / (N*C) crosses 16: between these two.
-        product(candidates=RIVALS, mode=["graph"], shape=[(12, 112, 112, 64), (13, 112, 112, 64)]),
-        product(candidates=RIVALS, mode=["graph", "xla"], direction=["training"]),
-        product(candidates=RIVALS, mode=["graph"], shape=[LARGEST, *HEADS]),
-        product(candidates=RIVALS, mode=["graph"], cache=["cold"]),
-        product(candidates=XLA_RIVALS, mode=["xla"], cache=["cold"]),
-        product(candidates=XLA_RIVALS, mode=["xla"], shape=[LARGEST]),
-        product(candidates=RIVALS, mode=["eager"], dtype=["float16", "bfloat16"]),
+        product(candidates=MAIN, mode=["graph"], shape=[(12, 112, 112, 64), (13, 112, 112, 64)]),
+        product(candidates=MAIN, mode=["graph", "xla"], direction=["training"]),
+        product(candidates=MAIN, mode=["graph"], shape=[LARGEST, *HEADS]),
+        product(candidates=MAIN, mode=["graph"], cache=["cold"]),
+        product(candidates=XLA_MAIN, mode=["xla"], cache=["cold"]),
+        product(candidates=XLA_MAIN, mode=["xla"], shape=[LARGEST]),
+        product(candidates=MAIN, mode=["eager"], dtype=["float16", "bfloat16"]),
     ),
 )  # fmt: skip
 

@@ -103,7 +103,7 @@ def _size_message(rows: pd.DataFrame, modes: Sequence[str]) -> str:
 
 
 def plot_by_axis(name: str) -> Maker:
-    """Time along one axis at the base case: lines where its values are sizes, else a mark per value."""
+    """Plot time along one axis at the base case: lines if its values are sizes, else one mark per value."""
 
     def make(loaded: RunFrame, op: str, device: str) -> Plot | None:
         rows = right_rows(at_base(loaded.table, op, (name,), {"device": device}))

@@ -272,7 +272,7 @@ def plot_break_even(loaded: RunFrame, op: str, device: str) -> Plot | None:
     return Plot(name="break-even", title=title, caption=caption, figure=fig)
 
 
-STATE_COLOURS = {  # Okabe and Ito's, told apart without red against green
+STATE_COLOURS = {  # Okabe and Ito's, distinguishable with colour-vision deficiency
     "pass": "#56b4e9",
     "wrong": "#d55e00",
     "unsupported": "#e69f00",

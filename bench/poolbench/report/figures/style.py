@@ -29,7 +29,7 @@ from poolbench.report.recommend import answer
 
 INK = "#1a1a1b"  # becomes currentColor on the page, so that figures follow light and dark
 MODES = ("eager", "graph", "xla")
-# Told apart with any colour vision, in light and in dark.
+# Distinguishable with any colour vision, on light and dark backgrounds.
 COLOURS = ("#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#56b4e9", "#a5673f", "#8a6fdb")
 GREY = "#8a8a8a"
 Look = tuple[str, str]
@@ -121,7 +121,7 @@ def looks(loaded: RunFrame, op: str) -> dict[str, Look]:
 
 
 def kind_marks(kinds: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Return marks for modes and settings, told apart by shape: colour means a candidate everywhere."""
+    """Return marks for modes and settings, distinguished by shape; colour always means a candidate."""
     shapes = ({"marker": "o"}, {"marker": "s", "mfc": "none"}, {"marker": "^", "alpha": 0.6})
     return {
         kind: {"color": INK, "linestyle": "none", **shapes[i % len(shapes)]}
@@ -130,7 +130,7 @@ def kind_marks(kinds: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 
 def label_ends(axis: Axes, ends: Sequence[tuple[float, str, Any]]) -> None:
-    """Write names at the right edge, at the heights where their lines end, moved apart to be read.
+    """Write names at the right edge, at the heights of their lines' ends, spread to be legible.
 
     Args:
         axis: with its limits and scales set.
@@ -160,7 +160,7 @@ def names_of(loaded: RunFrame, op: str) -> list[str]:
 
 
 def settings(loaded: RunFrame, op: str, device: str, free: Sequence[str]) -> str:
-    """Return the base values that a figure holds still, in words."""
+    """Describe the axis values that a figure keeps fixed."""
     base = {**base_values(loaded.table, op), "device": device}
     words = []
     for name in axes_of(op):
@@ -220,12 +220,12 @@ def log_axis(axis: Any, label: Callable[[float], str]) -> None:
 
 
 def _plain_zeros(text: str) -> str:
-    """'1 ms' from '1.00 ms'."""
+    """Return '1 ms' from '1.00 ms'."""
     return re.sub(r"(\.\d*?)0+(?=\D|$)", lambda found: found[1] if found[1] != "." else "", text)
 
 
 def nbytes_axis(axis: Any, values: Sequence[float]) -> None:
-    """Logarithmic bytes with ticks at powers of sixteen, labelled '1 MiB'."""
+    """Make an axis of logarithmic bytes with ticks at powers of sixteen, labelled '1 MiB'."""
     values = [value for value in values if value > 0] or [1]
     low, high = math.floor(math.log2(min(values)) / 4), math.ceil(math.log2(max(values)) / 4)
     axis.set_major_locator(FixedLocator([2.0 ** (4 * i) for i in range(low, high + 1)]))
@@ -234,7 +234,7 @@ def nbytes_axis(axis: Any, values: Sequence[float]) -> None:
 
 
 def varied(rows: pd.DataFrame, axis: str) -> pd.DataFrame:
-    """Rows of the candidates that were raced at two values of the axis or more: one point shows no effect."""
+    """Return the rows of candidates that were raced at two or more values of the axis."""
     return rows[rows.groupby("candidate")[axis].transform("nunique") > 1]
 
 
@@ -244,7 +244,7 @@ def right_rows(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def curve(axis: Axes, rows: pd.DataFrame, x: str, look: Look) -> Any:
-    """Time over a column of one candidate's rows, with bars that span the processes' medians."""
+    """Plot time over a column of one candidate's rows, with bars that span the processes' medians."""
     colour, marker = look
     low = (rows["seconds"] - rows["seconds_low"]).clip(lower=0)
     high = (rows["seconds_high"] - rows["seconds"]).clip(lower=0)
@@ -267,7 +267,7 @@ def dots(
     log: bool = False,
     formatter: Callable[[float], str] | None = None,
 ) -> Figure:
-    """Candidates down, a value with its interval across, one colour and marker a value of `hue`."""
+    """Plot candidates (down) and a value with its interval (across), one colour and marker per value of `hue`."""
     names = list(dict.fromkeys(rows.sort_values(value)["candidate"]))
     kinds = (
         [kind for kind in MODES if kind in set(rows[hue])]
@@ -306,12 +306,12 @@ def dots(
 
 
 def svg_of(fig: Figure, salt: str) -> str:
-    """The figure as SVG text whose ink is currentColor and whose ids begin with the salt."""
+    """Return the figure as SVG text in currentColor, with ids that begin with the salt."""
     out = io.StringIO()
     with mpl.rc_context({**STYLE, "svg.hashsalt": salt}), warnings.catch_warnings():
         warnings.simplefilter(
             "ignore"
-        )  # a name in a script that the font lacks is no reason to stop
+        )  # a name in a script that the font lacks must not stop the report
         fig.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
     text = out.getvalue()
     text = text[text.index("<svg") :]
@@ -321,7 +321,7 @@ def svg_of(fig: Figure, salt: str) -> str:
 
 
 def png_of(fig: Figure) -> bytes:
-    """The figure as PNG on white; it is laid out by this, and stays so, for laying out costs a drawing."""
+    """Return the figure as PNG on white; its layout is computed once, because that costs a drawing."""
     out = io.BytesIO()
     with mpl.rc_context(STYLE), warnings.catch_warnings():
         warnings.simplefilter("ignore")

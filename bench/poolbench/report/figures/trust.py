@@ -1,4 +1,4 @@
-"""How far the figures are to be trusted: accuracy, the spread of processes, the selftest."""
+"""Figures on trust: accuracy, the spread of processes, the self-test."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from poolbench.report.medians import process_medians
 
 
 def plot_accuracy(loaded: RunFrame, op: str, device: str) -> Plot | None:
-    """Error against input size beside speed, for ops that round."""
+    """Plot error and speed against input size, for ops that round."""
     table = loaded.table
     rows = table[(table["op"] == op) & (table["device"] == device) & table["worst"].notna()]
     rows = rows[(rows["worst"] > 0) & (rows["max_relative"] > 0)]
@@ -86,7 +86,7 @@ def plot_accuracy(loaded: RunFrame, op: str, device: str) -> Plot | None:
 
 
 def plot_spread(loaded: RunFrame, op: str, device: str) -> Plot | None:
-    """Every sample of the base case over its candidate's median, a row a candidate, processes apart."""
+    """Plot every sample of the base case over its candidate's median: one row per candidate, by process."""
     rows = right_rows(at_base(loaded.table, op, (), {"device": device}))
     rows = rows[~rows["stopped_early"]]
     if rows.empty:
@@ -137,7 +137,7 @@ def plot_spread(loaded: RunFrame, op: str, device: str) -> Plot | None:
 
 
 def plot_selftest(selftests: Sequence[Selftest]) -> Plot | None:
-    """Verdicts by injected slowdown."""
+    """Plot verdicts by injected slowdown."""
     if not selftests:
         return None
     rows = sorted(selftests, key=lambda s: (s.margin, s.injected))
