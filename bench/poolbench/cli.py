@@ -354,7 +354,7 @@ def tensorboard(run: str | None, host: str, port: int, results: Path) -> int:
 @click.option("--seconds", type=DURATION, default=110.0, help="Longest time to take.")
 @results_option
 def selftest(run: str | None, seconds: float, results: Path) -> None:
-    """Measure how often the harness errs on this machine, and what it can tell apart."""
+    """Measure false alarms, detectable slowdowns and the noise floor on this machine."""
     from poolbench.engine.selftest import run_selftest
 
     emit(run_selftest(results, run, seconds=seconds))

@@ -71,7 +71,7 @@ def _read_options(config: pytest.Config) -> Asked:
         raise UsageError("--poolbench-run names a new run, --poolbench-resume an old one: give one")
     files = tuple(_load_candidates(name) for name in options["candidates"])
     found = Asked(options=options, files=files)
-    found.axes(STANDARD)  # a wrong value is told before anything is collected
+    found.axes(STANDARD)  # raise errors of values before collection
     return found
 
 

@@ -212,7 +212,7 @@ def describe_account(trace_summary: TraceSummary) -> str:
         return f"{head}: left out, {trace_summary.status}: {trace_summary.reason}"
     deepest = next((kind for kind in DEEPEST_FIRST if kind in trace_summary.covered), "")
     largest = next((part for part in trace_summary.parts if part["kind"] == deepest), None)
-    text = f"{head}: {trace_summary.step_seconds * 1e3:.3g} ms a step, traced"
+    text = f"{head}: {trace_summary.step_seconds * 1e3:.3g} ms per traced step"
     if largest is not None and trace_summary.step_seconds:
         share = float(largest["seconds"]) / trace_summary.step_seconds
         text += f"; {largest['kind']} {largest['name']} {share:.0%}"

@@ -82,7 +82,7 @@ def throttled_seconds(files: Sequence[int]) -> float | None:
 
 @functools.cache
 def _open_counters() -> tuple[int, ...]:
-    """Open the counters for good: a race reads them 160 times."""
+    """Open the counters and keep them open: a race reads them 160 times."""
     files = []
     for path in read_limits().throttled:
         with contextlib.suppress(OSError):

@@ -132,7 +132,7 @@ def _lines(advice: Recommendation) -> list[str]:
         )
     if advice.tied:
         found.append(
-            f"Its largest loss is not told apart from that of {', '.join(advice.tied[:3])}."
+            f"Its largest loss cannot be distinguished from that of {', '.join(advice.tied[:3])}."
         )
     return found
 

@@ -29,7 +29,7 @@ NATIVE_FAILURES = (
     KnownFailure(
         when=lambda case: case.device.startswith("gpu") and case.mode != "xla",
         matches="only implemented for CPU devices|Depthwise max pooling",
-        reason="TensorFlow has no GPU kernel for depthwise max pooling outside XLA.",
+        reason="TensorFlow has no GPU kernel for depthwise max pooling without XLA.",
         issue="tensorflow#636",
     ),
     KnownFailure(

@@ -164,7 +164,7 @@ def _lines(rows: pd.DataFrame, name: str, title: str, look: Mapping[str, Look]) 
 
 
 def _marks(rows: pd.DataFrame, name: str, title: str, look: Mapping[str, Look]) -> Figure:
-    del look  # a mark's shape tells the value apart
+    del look  # the shape of a mark shows the value
     ops = rows["op"]
     labels = [_label(op, name, value) for op, value in zip(ops, rows[name], strict=True)]
     return dots(

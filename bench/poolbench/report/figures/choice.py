@@ -303,7 +303,9 @@ def plot_support(capabilities: Sequence[MatrixCell], op: str, device: str) -> Pl
     )  # fmt: skip
     axis.grid(False)
     for (i, j), value in np.ndenumerate(grid):
-        if math.isfinite(value) and value > 0:  # a letter beside the colour, for those who see none
+        if (
+            math.isfinite(value) and value > 0
+        ):  # a letter beside the colour, for readers without colour vision
             axis.text(
                 j + 0.5,
                 i + 0.5,
