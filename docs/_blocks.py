@@ -21,6 +21,7 @@ from poolbench.report.frame import RunFrame, is_right
 from poolbench.report.page import selftest_sentence
 from poolbench.report.recommend import answer
 from poolbench.report.tables import headline_table, network_sentence
+from poolbench.report.terminal import headline_text
 from poolbench.stats import estimate
 from poolbench.stats.planning import START_SECONDS, predict_seconds
 from poolbench.store.journal import MAX_NBYTES, encode_line
@@ -50,6 +51,13 @@ def headline_block(loaded: RunFrame, root: Path) -> str:
     )
     small = table[columns].map(lambda cell: one_line(str(cell), 80))
     return f"{as_markdown(small).strip()}\n\nOn {where}; each at its op's base case (`python report.py reference`)."
+
+
+def output_block(loaded: RunFrame, root: Path) -> str:
+    """Return the first lines that a run prints at its end: those of graph mode."""
+    del root
+    heading, *rows = headline_text(loaded).splitlines()
+    return "\n".join(["```", heading, *(row for row in rows if "  graph  " in row), "```"])
 
 
 def short_answer_block(loaded: RunFrame, root: Path) -> str:
