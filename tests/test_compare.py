@@ -9,13 +9,12 @@ import msgspec
 import numpy as np
 import pandas as pd
 import pytest
+import synthetic
 from click.testing import CliRunner
 from poolbench.cli import main
 from poolbench.core.records import FASTER_THAN_LIMIT, MatrixCell, TimeBreakdown
 from poolbench.report import compare, compare_text
 from poolbench.store.journal import JOURNAL, encode_line, read_run
-
-from tests import synthetic
 
 CASES = [synthetic.op_case(op, mode=mode) for op in synthetic.FACTORS for mode in ("graph", "xla")]
 # Blocks enough that 10% is plain whatever the seed's processes are.
