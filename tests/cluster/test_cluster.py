@@ -224,7 +224,7 @@ def test_a_node_that_dies_costs_its_race_alone_and_may_come_back(nodes, tmp_path
         done = next_done()
         if "node" not in seen:
             seen["node"] = next(h.id for h in cluster._hosts.values() if h.name == done.node.name)
-        seen[done.job.case] = done
+        seen[done.spec.case] = done
         return done
 
     cluster.next_done = kill_and_bring_back
@@ -284,6 +284,8 @@ def test_plugin_ray_address_runs_on_the_cluster(nodes, tmp_path):
                 sys.executable,
                 "-m",
                 "pytest",
+                "-p",
+                "poolbench.pytest_plugin",
                 str(suite),
                 "-q",
                 "--poolbench-ray-address",
