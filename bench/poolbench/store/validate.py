@@ -107,9 +107,9 @@ def _declare_axes(header: Header) -> None:
 
 @functools.lru_cache(maxsize=4096)
 def _check_case(case: Case) -> None:
-    if not case.op or not case.axes.keys() >= STANDARD.keys():
-        raise StoreError(f"its case is not as a case is written: {case!r:.200}")
     known = axes_of(case.op)
+    if not case.op or not case.axes.keys() >= STANDARD.keys() | known.keys():
+        raise StoreError(f"its case is not as a case is written: {case!r:.200}")
     try:
         for name, value in case.axes.items():
             axis = known.get(name) or Axis(name=name, parse=lambda text: text)  # checks the name
