@@ -67,7 +67,7 @@ def fast(case):
 
 @numpy_candidate("slow")
 def slow(case):
-    return repeated(10, case)
+    return repeated(12, case)
 
 
 def faulty(fault):
