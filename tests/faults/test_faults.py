@@ -45,7 +45,7 @@ def shapes(count):
 
 
 # An interval over two processes has one degree of freedom: too wide for a verdict on a busy machine.
-JUDGED = ("--processes", "3")
+JUDGED = (*runs.QUICK, "--processes", "3")
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def results(tmp_path_factory):
 @pytest.fixture(scope="module")
 def with_faults(results):
     """The run of every fault beside three sound candidates."""
-    words = ("--run", "faults", "--task-timeout", "3", "--memory", "400MiB", *runs.QUICK, *JUDGED)
+    words = ("--run", "faults", "--task-timeout", "3", "--memory", "400MiB", *JUDGED)
     status, output = runs.run(results, *words)
     assert status == 1, output  # candidates failed their tests; the run did not
     return results / "faults"
@@ -64,9 +64,7 @@ def with_faults(results):
 
 @pytest.fixture(scope="module")
 def without_faults(results):
-    status, output = runs.run(
-        results, "--run", "sound", "-k", " or ".join(SOUND), *runs.QUICK, *JUDGED
-    )
+    status, output = runs.run(results, "--run", "sound", "-k", " or ".join(SOUND), *JUDGED)
     assert status == 0, output
     return results / "sound"
 
@@ -111,7 +109,7 @@ def test_resuming_a_finished_run_runs_nothing_and_rebuilds_benchmark_json(withou
         "sound",
         "-k",
         " or ".join(SOUND),
-        *runs.QUICK,
+        *JUDGED,
         *SAME_CODE,
     )
     assert status == 0, output
@@ -121,7 +119,7 @@ def test_resuming_a_finished_run_runs_nothing_and_rebuilds_benchmark_json(withou
 
 def test_run_existing_name_is_refused_and_unchanged(without_faults):
     before = (without_faults / "benchmark.json").read_bytes(), runs.lines(without_faults)
-    status, output = runs.run(without_faults.parent, "--run", "sound", *runs.QUICK)
+    status, output = runs.run(without_faults.parent, "--run", "sound", *JUDGED)
     assert status == 4
     assert "ERROR: sound holds a run already; go on with it by --resume sound" in output
     assert ((without_faults / "benchmark.json").read_bytes(), runs.lines(without_faults)) == before
@@ -131,12 +129,12 @@ def test_run_existing_name_is_refused_and_unchanged(without_faults):
     ("words", "said"),
     [
         (["--seed", "7"], "other options: seed differ; go on by --allow-different seed"),
-        (["--processes", "3"], "processes"),
+        (["--processes", "4"], "processes"),
     ],
 )
 def test_a_resume_that_asks_for_other_measurements_is_refused(without_faults, words, said):
     status, output = runs.run(
-        without_faults.parent, "--resume", "sound", *runs.QUICK, *SAME_CODE, *words
+        without_faults.parent, "--resume", "sound", *JUDGED, *SAME_CODE, *words
     )
     assert status == 4
     assert said in output
