@@ -217,7 +217,9 @@ def tests(session: nox.Session) -> None:
 def tests_full(session: nox.Session) -> None:
     """Run the slow tests: real faults, the browser, the cluster, fuzzing."""
     folder = _install(session, "cpu", "cpu", "test", "profile", "browser", "cluster", "export")
-    _run(session, folder, "pytest", "-q", *(session.posargs or ["tests", "-m", "slow"]))
+    _run(
+        session, folder, "pytest", "-q", *(session.posargs or ["tests", "-m", "slow and not long"])
+    )
 
 
 @nox.session(venv_backend="none")

@@ -153,7 +153,13 @@ def whole_answer(path, **options):
     return "\n".join(lines)
 
 
-@pytest.mark.parametrize("name", ANSWERS)
+QUICKEST = ("frozen", "shared")  # the others wait for a run of the long tests
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name if name in QUICKEST else pytest.param(name, marks=pytest.mark.long) for name in ANSWERS],
+)
 def test_advise_every_model_is_answered(name, saved):
     answer = ANSWERS[name]
     inputs = [answer["input"].replace("16x", "4x", 1)] if "input" in answer else []
@@ -179,6 +185,7 @@ def test_advise_every_model_is_answered(name, saved):
     assert any(words in said for words in shown) or "Pooling is " in said
 
 
+@pytest.mark.long
 def test_advise_trusted_lambda_is_replaced_and_loads_again(saved, tmp_path):
     target = tmp_path / "out.keras"
     said = whole_answer(saved / "half_precision.keras", trust=True, batch=4, write=target)
@@ -190,6 +197,7 @@ def test_advise_trusted_lambda_is_replaced_and_loads_again(saved, tmp_path):
         assert b"mixed_float16" in archive.read("config.json")
 
 
+@pytest.mark.long
 def test_advise_promised_gain_is_found_again(saved):
     """The step with the replacement, raced again, lies inside the interval of the first race."""
     from poolbench.core.plan import Plan
