@@ -158,6 +158,8 @@ def test_pytest_time_grows_in_proportion(tmp_path):
         (folder / "test_fake.py").write_text(SUITE.format(count=count))
         here = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
         words = [
+            "-p",
+            "poolbench.pytest_plugin",
             "-q",
             "--benchmark-quiet",
             "--poolbench-processes",
