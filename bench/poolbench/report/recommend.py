@@ -10,17 +10,16 @@ from __future__ import annotations
 import functools
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
 
-from poolbench.core.records import MatrixCell
 from poolbench.core.registry import REGISTRY, Registry
 from poolbench.report.cases import GROUP, base_values, plain
 from poolbench.report.frame import RunFrame, axes_in
 from poolbench.report.pairs import Interval, Pairs, estimate_pairs, mean_over_cases
-from poolbench.report.support import supports
+from poolbench.report.support import failed_checks, supports
 from poolbench.stats import estimate
 from poolbench.stats import verdict as verdicts
 from poolbench.stats.estimate import Estimate
@@ -118,14 +117,6 @@ class Answers:
     profiles: Mapping[tuple[str, str], Mapping[str, tuple[float, ...]]]
 
 
-def failed_checks(cells: Iterable[MatrixCell]) -> dict[tuple[str, str], int]:
-    """Return by (op, candidate) the number of cells of the support matrix that are not 'pass'."""
-    counts: dict[tuple[str, str], int] = defaultdict(int)
-    for cell in cells:
-        counts[cell.op, cell.candidate] += cell.state not in ("pass", "not_run")
-    return counts
-
-
 def pick(op: str, best: Sequence[str], failed: Mapping[tuple[str, str], int]) -> str:
     """Return the one with the fewest failed checks; of equals the first, which is the fastest."""
     return min(best, key=lambda name: failed.get((op, name), 0))
@@ -215,7 +206,8 @@ def _recommendation(
     """Return the candidate of least regret over the races of an op on a device.
 
     Of candidates that are not shown to lose more than the one of least regret, the one with the
-    fewest failed checks: a tie in time is no reason to take what does not save or is wrong elsewhere.
+    fewest failed checks, then known failures: a tie in time is no reason to take what does not save or
+    is wrong elsewhere.
     """
     names = loaded.table["candidate"].tolist()
     rows_of: dict[str, list[int]] = defaultdict(list)
@@ -231,7 +223,15 @@ def _recommendation(
     regret = {name: (found[name][0][0], found[name][1][0]) for name in eligible}
     limit = found[min(eligible, key=regret.__getitem__)][0][2]
     even = [name for name in eligible if not found[name][0][1] > limit]
-    chosen = min(even, key=lambda name: (failed.get((place[0], name), 0), regret[name]))
+    known = {n: registry.candidates.get((place[0], n)) for n in even}
+    chosen = min(
+        even,
+        key=lambda name: (
+            failed.get((place[0], name), 0),
+            len(entry.failures) if (entry := known[name]) else 0,
+            regret[name],
+        ),
+    )
     largest, mean, losses = found[chosen]
     beyond = [loss for loss in losses if loss.ratio[1] > 1 + loaded.margin]
     over, over_rows = _compared(loaded, place[0], chosen, rows_of, race_of, registry)

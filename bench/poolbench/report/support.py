@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,3 +80,11 @@ def caveats(cells: Sequence[MatrixCell], op: str, name: str) -> list[str]:
         for cell in cells
         if cell.op == op and cell.candidate == name and cell.state not in ("pass", "not_run")
     ]
+
+
+def failed_checks(cells: Iterable[MatrixCell]) -> dict[tuple[str, str], int]:
+    """Return by (op, candidate) the number of cells of the support matrix that are not 'pass'."""
+    counts: dict[tuple[str, str], int] = defaultdict(int)
+    for cell in cells:
+        counts[cell.op, cell.candidate] += cell.state not in ("pass", "not_run")
+    return counts
