@@ -45,7 +45,7 @@ def shapes(count):
 
 
 # An interval over two processes has one degree of freedom: too wide for a verdict on a busy machine.
-JUDGED = (*runs.QUICK, "--processes", "3")
+JUDGED = (*runs.QUICK, "--processes", "5", "--budget", "1.5")
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def results(tmp_path_factory):
 @pytest.fixture(scope="module")
 def with_faults(results):
     """The run of every fault beside three sound candidates."""
-    words = ("--run", "faults", "--task-timeout", "3", "--memory", "400MiB", *JUDGED)
+    words = ("--run", "faults", "--task-timeout", "6", "--memory", "400MiB", *JUDGED)
     status, output = runs.run(results, *words)
     assert status == 1, output  # candidates failed their tests; the run did not
     return results / "faults"
