@@ -24,7 +24,7 @@ EXPECTED = {
     "abort": ("crashed", "SIGABRT", ""),
     "kill": ("crashed", "SIGKILL", "last words"),
     "memory": ("out_of_memory", r"^host memory: killed at \d+ MiB, the limit is 400 MiB", ""),
-    "loop": ("timeout", r"no answer within 3 s \(--task-timeout\)", "last words"),
+    "loop": ("timeout", r"no answer within 6 s \(--task-timeout\)", "last words"),
     "sysexit": ("error", r"sys\.exit\('enough'\)", ""),
     "leave": ("crashed", "exited with code 0", ""),
     "flood": ("error", "after the flood", "xxx"),
