@@ -22,7 +22,6 @@ too large, never too small: read it as "at most".
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -263,11 +262,6 @@ def time_latencies(
         )  # fmt: skip
         return found
     return {}
-
-
-def safe_label(label: str) -> str:
-    """Return a label in characters that are valid in a test's id."""
-    return re.sub(r"[^A-Za-z0-9._-]", ".", label)
 
 
 def run_entry(entry: Entry, bench: Run, *, checks_only: bool = False) -> list[ModelResult]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from poolbench.core.records import ALL_POOLING, HEAD, MatrixCell, ModelResult
+from poolbench.core.records import ALL_POOLING, HEAD, ModelResult
 from poolbench.core.text import (
     format_seconds,
     format_share,
@@ -225,19 +225,6 @@ def measurement_table(table: pd.DataFrame) -> pd.DataFrame:
             "samples": table["samples"].tolist(),
         }
     )
-
-
-def support_table(capabilities: Sequence[MatrixCell], op: str, device: str) -> pd.DataFrame:
-    """Return a support matrix: candidates down, checks across, states in the cells."""
-    cells = [c for c in capabilities if c.op == op and c.device == device]
-    probes = list(dict.fromkeys(c.probe for c in cells))
-    names = list(dict.fromkeys(c.candidate for c in cells))
-    state = {(c.candidate, c.probe): c.state for c in cells}
-    frame = pd.DataFrame(
-        [[state.get((name, probe), "") for probe in probes] for name in names], columns=probes
-    )
-    frame.insert(0, "candidate", names)
-    return frame
 
 
 def network_table(networks: Sequence[ModelResult]) -> pd.DataFrame:
