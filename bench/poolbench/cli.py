@@ -18,6 +18,7 @@ import click
 
 from poolbench.core.terminal import emit
 from poolbench.options import AXIS, COLUMN, COUNT, DURATION, OPTIONS, PERCENT, RUN
+from poolbench.side_commands import asks_for_sides, bisect, side_options
 
 EXIT_FOUND, EXIT_UNUSABLE, EXIT_INTERRUPTED = 1, 2, 130
 FORMATS = ("markdown", "csv", "json", "html")
@@ -235,16 +236,41 @@ def _report(
 
 
 @main.command()
-@click.argument("base")
-@click.argument("run")
-@click.option("--allow-different", multiple=True, metavar="FIELD",
-              help="Compare although this field of the environment differs.")  # fmt: skip
+@click.argument("base", required=False)
+@click.argument("run", required=False)
+@click.option(
+    "--allow-different",
+    multiple=True,
+    metavar="FIELD",
+    help="Compare although this field of the environment differs.",
+)
+@side_options
 @table_options
 def compare(
-    base: str, run: str, allow_different: Sequence[str], margin: float, kind: str | None,
-    selected: Any, out: Path | None, show: bool, results: Path,
+    base: str | None, run: str | None, allow_different: Sequence[str], margin: float,
+    kind: str | None, selected: Any, out: Path | None, show: bool, results: Path, **sides: Any,
 ) -> int:  # fmt: skip
-    """Compare two runs; exit 1 if something became slower."""
+    """Race base against head of a git checkout (--base REF), or compare two stored runs.
+
+    Exit 1 if something became slower, broke, or answers otherwise. Two runs recorded apart cannot tell a
+    difference of the code from one of the hour; --base REF races both sides in one job.
+    """
+    if asks_for_sides(sides):
+        from poolbench.side_commands import compare_sides
+
+        source = click.get_current_context().get_parameter_source
+        given = source("margin") != click.core.ParameterSource.DEFAULT
+        text, worse = compare_sides(
+            sides,
+            margin=margin if given else None,
+            kind=kind,
+            say=lambda line: emit(line, err=True),
+        )
+        emit(text)
+        return EXIT_FOUND if worse else 0
+    if base is None or run is None:
+        name = "RUN" if base else "BASE"
+        raise click.UsageError(f"Missing argument '{name}': two runs, or --base REF")
     with _no_collection():
         from poolbench.core.text import one_line
         from poolbench.report import compare as comparing
@@ -267,6 +293,9 @@ def compare(
             return 0
         emit(one_line(compare_text.headline(found), 500), err=True)
         return EXIT_FOUND
+
+
+main.add_command(bisect)
 
 
 @main.command(name="import")
