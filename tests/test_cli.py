@@ -128,6 +128,12 @@ def test_find_suites_default_is_the_suites_of_ops():
     ]
 
 
+def test_find_suites_all_ops_adds_the_further_ones_alone():
+    assert {Path(name).stem for name in {*find_suites([], all_ops=True)} - {*find_suites([])}} == {
+        "test_further_ops"
+    }
+
+
 @pytest.mark.parametrize("name", ["network", "suites/test_network.py"])
 def test_find_suites_knows_a_suite_by_its_name_from_any_folder(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -20,6 +20,8 @@ from poolbench.store.runs import new_run_folder
 PACKAGE = Path(__file__).parent
 # Not benchmarks of ops: they run where they are named.
 NAMED_ONLY = ("capabilities", "network")
+# The ops that a bare run leaves out: they run with --op, in the sweep 'full', or where the suite is named.
+FURTHER_OPS = "further_ops"
 EXIT_UNUSABLE, EXIT_INTERRUPTED = 2, 130
 # Between repeated runs: a burst of load by others then seldom spans two.
 PAUSE_SECONDS = 30
@@ -31,8 +33,10 @@ def suites_folder() -> Path:
     return next(folder for folder in folders if folder.is_dir())
 
 
-def find_suites(named: Sequence[str]) -> list[str]:
+def find_suites(named: Sequence[str], *, all_ops: bool = False) -> list[str]:
     """Return the files of the named suites: paths as they are, names from those that ship.
+
+    Without names, the suites of the ops that a bare run measures or, with `all_ops`, of every op.
 
     Raises:
         UsageError: there is no such file or suite.
@@ -41,7 +45,8 @@ def find_suites(named: Sequence[str]) -> list[str]:
         path.stem.removeprefix("test_"): path for path in sorted(suites_folder().glob("test_*.py"))
     }
     if not named:
-        return [str(path) for name, path in shipped.items() if name not in NAMED_ONLY]
+        left_out = NAMED_ONLY if all_ops else (*NAMED_ONLY, FURTHER_OPS)
+        return [str(path) for name, path in shipped.items() if name not in left_out]
     found = []
     for name in named:
         if name.startswith("-") or Path(name.partition("::")[0]).exists():
@@ -97,7 +102,8 @@ def launch(
     Raises:
         UsageError: a suite is not there, or cannot run here.
     """
-    files = find_suites([word for word in suites if not word.startswith("-")])
+    all_ops = bool(options.get("op")) or options.get("sweep") == "full"
+    files = find_suites([word for word in suites if not word.startswith("-")], all_ops=all_ops)
     given = [word for word in suites if word.startswith("-")]
     require_tensorflow(files)
     for file in options.get("candidates") or ():
