@@ -47,7 +47,7 @@ def headline_block(loaded: RunFrame, root: Path) -> str:
     machine, versions = environment.machine, environment.versions
     where = (
         f"{machine_text(machine)}"
-        f"{', CPU idle states disabled' if machine.get('kept_awake') else ''}; TensorFlow "
+        f"{', CPU idle states disabled' if machine.get('idle_states_disabled') else ''}; TensorFlow "
         f"{versions.get('tensorflow-cpu') or versions.get('tensorflow')}, Keras {versions.get('keras')}"
     )
     small = table[columns].map(lambda cell: one_line(str(cell), 80))
