@@ -18,7 +18,13 @@ import click
 
 from poolbench.core.terminal import emit
 from poolbench.options import AXIS, COLUMN, COUNT, DURATION, OPTIONS, PERCENT, RUN
-from poolbench.side_commands import asks_for_sides, bisect, side_options
+from poolbench.compare_commands import (
+    asks_for_sides,
+    bisect,
+    compare_runs,
+    race_sides,
+    side_options,
+)
 
 EXIT_FOUND, EXIT_UNUSABLE, EXIT_INTERRUPTED = 1, 2, 130
 FORMATS = ("markdown", "csv", "json", "html")
@@ -270,47 +276,16 @@ def compare(
     difference of the code from one of the hour; --base REF races both sides in one job.
     """
     if asks_for_sides(sides):
-        from poolbench.side_commands import compare_sides
-
-        source = click.get_current_context().get_parameter_source
-        given = source("margin") != click.core.ParameterSource.DEFAULT
-        text, worse = compare_sides(
-            sides,
-            margin=margin if given else None,
-            kind=kind,
-            say=lambda line: emit(line, err=True),
-        )
-        emit(text)
-        return EXIT_FOUND if worse else 0
+        return race_sides(sides, margin=margin, kind=kind)
     if base is None or run is None:
-        name = "RUN" if base else "BASE"
-        raise click.UsageError(f"Missing argument '{name}': two runs, or --base REF")
-    with _no_collection():
-        from poolbench.core.text import one_line
-        from poolbench.report import compare as comparing
-        from poolbench.report import compare_text
-        from poolbench.report.history import prior_for
-        from poolbench.report.select import select
-        from poolbench.store.journal import read_run
-        from poolbench.store.runs import find_run
-
-        before, after = (read_run(find_run(results, name)) for name in (base, run))
-        prior, _ = prior_for(before, results, without=after.header.run)
-        found = comparing.compare_runs(
-            before, after, margin=margin, allowed=list(allow_different), prior=prior
+        raise click.UsageError(
+            f"Missing argument '{'RUN' if base else 'BASE'}': two runs, or --base REF"
         )
-        if selected:
-            found = comparing.keep(found, select(found.table, selected))
-        emit(compare_text.FORMATS[kind or "markdown"](found).rstrip("\n"))
-        if out or show:
-            page = compare_text.write_page(found, out or after.path / "report")
-            emit(f"page: {page}", err=True)
-            if show:
-                _show(page)
-        if not found.slower:
-            return 0
-        emit(one_line(compare_text.headline(found), 500), err=True)
-        return EXIT_FOUND
+    with _no_collection():
+        return compare_runs(
+            base, run, results, margin=margin, allowed=allow_different, selected=selected, kind=kind, out=out,
+            show=_show if show else None,
+        )  # fmt: skip
 
 
 main.add_command(bisect)

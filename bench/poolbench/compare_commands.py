@@ -1,9 +1,9 @@
-"""The commands that race two sides: `poolbench compare --base REF` and `poolbench bisect`."""
+"""The commands that compare: two sides in one race, two stored runs, and `poolbench bisect`."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from poolbench.engine.sides import Builder, SideRequest
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-Say = Callable[[str], None]
 
 
 class _Variable(Pattern):
@@ -83,10 +82,8 @@ def asks_for_sides(options: Mapping[str, Any]) -> bool:
     )
 
 
-def compare_sides(
-    options: Mapping[str, Any], *, margin: float | None, kind: str | None, say: Say
-) -> tuple[str, bool]:
-    """Race base against head; return the text, and whether something is slower, broken or answers otherwise.
+def race_sides(options: Mapping[str, Any], *, margin: float, kind: str | None) -> int:
+    """Race base against head and print the report; return 1 if something is slower, broke or answers otherwise.
 
     Raises:
         UsageError: a side cannot be built or started, or nothing is selected.
@@ -97,14 +94,44 @@ def compare_sides(
 
     if kind not in (None, *FORMATS):
         raise UsageError(f"--format of a race is one of {', '.join(FORMATS)}; got {kind}")
+    # The default is that of stored runs, which are less precise.
+    source = click.get_current_context().get_parameter_source("margin")
+    rule = Rule() if source == click.core.ParameterSource.DEFAULT else Rule(margin=margin)
     pairs = _select(options)
-    builder = _builder(options, say)
+    builder = _builder(options)
     base, head = (builder.build(_request(options, side)) for side in ("base", "head"))
-    rule = Rule() if margin is None else Rule(margin=margin)
     job = Job(base=base, head=head, pairs=pairs, rule=rule, budget_seconds=options["budget"])
     with _pool() as pool:
-        report = run_job(job, pool, say=say)
-    return FORMATS[kind or "markdown"](report), bool(report.found)
+        report = run_job(job, pool, say=_say)
+    emit(FORMATS[kind or "markdown"](report))
+    return int(bool(report.found))
+
+
+def compare_runs(
+    base: str, run: str, results: Path, *, margin: float, allowed: Sequence[str], selected: Any, kind: str | None,
+    out: Path | None, show: Callable[[Path], None] | None,
+) -> int:  # fmt: skip
+    """Compare two stored runs and print the table; return 1 if something is slower."""
+    from poolbench.core.text import one_line
+    from poolbench.report import compare as comparing
+    from poolbench.report import compare_text
+    from poolbench.report.select import select
+    from poolbench.store.journal import read_run
+    from poolbench.store.runs import find_run
+
+    before, after = (read_run(find_run(results, name)) for name in (base, run))
+    found = comparing.compare_runs(before, after, margin=margin, allowed=list(allowed))
+    if selected:
+        found = comparing.keep(found, select(found.table, selected))
+    emit(compare_text.FORMATS[kind or "markdown"](found).rstrip("\n"))
+    if out or show:
+        page = compare_text.write_page(found, out or after.path / "report")
+        emit(f"page: {page}", err=True)
+        if show:
+            show(page)
+    if found.slower:
+        emit(one_line(compare_text.headline(found), 500), err=True)
+    return int(bool(found.slower))
 
 
 @click.command()
@@ -131,11 +158,8 @@ def bisect(op: str, candidate: str, case: str, margin: float, **options: Any) ->
     from poolbench.engine import bisect as engine
     from poolbench.stats.side_by_side import Rule
 
-    def say(line: str) -> None:
-        emit(line, err=True)
-
     pair = _one_case(op, candidate, case, options)
-    builder = _builder(options, say)
+    builder = _builder(options)
     package, versions = options["versions"] or ("", "")
     if package:
         points = engine.released_versions(package, *versions.split(".."))
@@ -143,11 +167,11 @@ def bisect(op: str, candidate: str, case: str, margin: float, **options: Any) ->
         points = engine.commits_between(builder, options["good"], options["bad"])
     else:
         raise UsageError("bisect needs --good REF and --bad REF, or --versions PACKAGE FIRST..LAST")
-    say(f"{len(points)} points, about {max(1, len(points) - 1).bit_length() + 1} races")
+    _say(f"{len(points)} points, about {max(1, len(points) - 1).bit_length() + 1} races")
     with _pool() as pool:
         found = engine.Bisection(
             points, lambda point: engine.side_of(builder, package, point), pair, pool,
-            rule=Rule(margin=margin), budget_seconds=options["budget"], say=say,
+            rule=Rule(margin=margin), budget_seconds=options["budget"], say=_say,
         ).run()  # fmt: skip
     names = [
         point if package else builder.git("log", "-1", "--format=%h %s", point)
@@ -160,12 +184,16 @@ def bisect(op: str, candidate: str, case: str, margin: float, **options: Any) ->
     )
 
 
-def _builder(options: Mapping[str, Any], say: Say) -> Builder:
+def _say(line: str) -> None:
+    emit(line, err=True)
+
+
+def _builder(options: Mapping[str, Any]) -> Builder:
     from poolbench.engine.sides import Builder
 
     files = [Path(name) for name in options["candidates"]]
     install = [word for text in options["install"] for word in text.split()]
-    return Builder(Path.cwd(), candidates=files, install=install, say=say)
+    return Builder(Path.cwd(), candidates=files, install=install, say=_say)
 
 
 def _request(options: Mapping[str, Any], side: str) -> SideRequest:
