@@ -16,8 +16,6 @@ from typing import Any, TypeVar
 
 import click
 
-from poolbench.core.terminal import emit
-from poolbench.options import AXIS, COLUMN, COUNT, DURATION, OPTIONS, PERCENT, RUN
 from poolbench.compare_commands import (
     asks_for_sides,
     bisect,
@@ -25,6 +23,8 @@ from poolbench.compare_commands import (
     race_sides,
     side_options,
 )
+from poolbench.core.terminal import emit
+from poolbench.options import AXIS, COLUMN, COUNT, DURATION, OPTIONS, PERCENT, RUN
 
 EXIT_FOUND, EXIT_UNUSABLE, EXIT_INTERRUPTED = 1, 2, 130
 FORMATS = ("markdown", "csv", "json", "html")

@@ -115,12 +115,14 @@ def compare_runs(
     from poolbench.core.text import one_line
     from poolbench.report import compare as comparing
     from poolbench.report import compare_text
+    from poolbench.report.history import prior_for
     from poolbench.report.select import select
     from poolbench.store.journal import read_run
     from poolbench.store.runs import find_run
 
     before, after = (read_run(find_run(results, name)) for name in (base, run))
-    found = comparing.compare_runs(before, after, margin=margin, allowed=list(allowed))
+    prior, _ = prior_for(before, results, without=after.header.run)
+    found = comparing.compare_runs(before, after, margin=margin, allowed=list(allowed), prior=prior)
     if selected:
         found = comparing.keep(found, select(found.table, selected))
     emit(compare_text.FORMATS[kind or "markdown"](found).rstrip("\n"))
