@@ -8,6 +8,7 @@ from fakes import FakePool, make_batch
 from poolbench.core.errors import UsageError, WorkerFailure
 from poolbench.core.plan import WorkerSpec
 from poolbench.core.registry import load_builtin
+from poolbench.engine import versions
 from poolbench.engine.bisect import Bisection
 from poolbench.engine.sides import Side
 from poolbench.worker import contender, outputs, timing
@@ -17,6 +18,12 @@ CASE = load_builtin().ops["global_avg_pool"].sweep("quick").base_case
 ANSWER = outputs.Outputs(
     inputs="a", shapes=((1,),), dtypes=("float32",), data=(np.float32(1).tobytes(),)
 )
+
+
+@pytest.fixture(autouse=True)
+def few_legs(monkeypatch):
+    """Fake workers answer at once: two legs of each visit say as much as all."""
+    monkeypatch.setattr(versions, "LEGS", 2)
 
 
 class Pool(FakePool):
@@ -71,7 +78,9 @@ def test_bisection_finds_the_first_slow_point_in_few_races(slow_from):
 
 
 def test_bisection_of_equal_ends_says_what_it_could_have_found():
-    with pytest.raises(UsageError, match=r"16 is not slower than 0: same after \d+ visits; it would have found 2%"):
+    with pytest.raises(
+        UsageError, match=r"16 is not slower than 0: same after \d+ visits; it would have found 2%"
+    ):
         bisect(slow_from=99)
 
 
