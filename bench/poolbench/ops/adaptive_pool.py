@@ -160,7 +160,7 @@ def reshape_reduce(case: Case, tf: Any, x: Any) -> Any:
     return reduce(tf.reshape(x, sizes), (2, 4))
 
 
-@function(op=OP, name="slices-by_window")
+@function(op=OP, name="slices-by_window", failures=(HALF,))
 def slices_by_window(case: Case, tf: Any, x: Any) -> Any:
     """The reduction of each window by a slice of its own."""
     reduce = tf.reduce_mean if case.reduction == "average" else tf.reduce_max
