@@ -7,8 +7,9 @@ of the same output shape, so that the layers that are known can still be found.
 from __future__ import annotations
 
 import copy
+import importlib
 from collections.abc import Callable, Iterator, Mapping
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,15 +58,22 @@ class Loaded(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         model: the Keras model.
+        state: its variables and their values as they were loaded; a training step changes moving averages and seeds.
         specs: of its inputs.
         unknown: the layers that stand-ins replace; the model then does not compute what the file's does.
-        lambdas: names of the Lambdas that run by `trust`, and of the user's own layers.
+        code: names of the Lambdas that run by `trust`, and of the user's own layers.
     """
 
     model: Any
     specs: tuple[InputSpec, ...]
     unknown: tuple[Unknown, ...] = ()
     code: tuple[str, ...] = ()
+    state: tuple[tuple[Any, Any], ...] = ()
+
+    def reset(self) -> None:
+        """Give the model the state in which it was loaded."""
+        for variable, value in self.state:
+            variable.assign(value)
 
 
 def build_textbook(source: Source) -> Any:
@@ -103,21 +111,14 @@ def build_application(source: Source) -> Any:
     return build(weights=None, input_shape=source.image)
 
 
-@cache
-def _head_config(name: str, image: tuple[int, int, int] | None) -> tuple[type[Any], dict[str, Any]]:
-    # The network is built once in a process for its head's sake: a head is raced in many cases.
-    import keras
-
-    network = build_application(Source(kind="application", name=name, image=image))
-    pools = [x for x in network.layers if isinstance(x, keras.layers.GlobalAveragePooling2D)]
-    head = keras.Model(pools[-1].input, network.output)
-    return type(head), head.get_config()
-
-
 def build_head(source: Source) -> Any:
     """Build the head of a network: from the last global pool's input to the classes."""
-    kind, config = _head_config(source.name, source.image)
-    return kind.from_config(copy.deepcopy(config))  # Keras writes into what it is given
+    import keras
+
+    network = build_application(source)
+    pools = [x for x in network.layers if isinstance(x, keras.layers.GlobalAveragePooling2D)]
+    head = keras.Model(pools[-1].input, network.output)
+    return type(head).from_config(head.get_config())
 
 
 BUILDERS: dict[str, Callable[[Source], Any]] = {
@@ -127,19 +128,32 @@ BUILDERS: dict[str, Callable[[Source], Any]] = {
 }
 
 
+# The model that this process loaded last, by its source: it is described and raced several times.
+_last: dict[Source, Loaded] = {}
+
+
 def load(source: Source) -> Loaded:
-    """Return the source's model.
+    """Return the source's model in the state of its file.
 
     Raises:
         UsageError: the file cannot be loaded.
     """
     import keras
 
-    keras.utils.set_random_seed(0)  # one initialisation in every process: outputs can be compared
-    if source.kind == "file":
-        return load_file(source)
-    model = BUILDERS[source.kind](source)
-    return Loaded(model=model, specs=input_specs(model, {}))
+    key = msgspec.structs.replace(source, forms=None)
+    if key not in _last:
+        _last.clear()
+        # One initialisation in every process: outputs can be compared.
+        keras.utils.set_random_seed(0)
+        if source.kind == "file":
+            loaded = load_file(source)
+        else:
+            model = BUILDERS[source.kind](source)
+            loaded = Loaded(model=model, specs=input_specs(model, {}))
+        state = tuple((variable, variable.numpy()) for variable in loaded.model.variables)
+        _last[key] = msgspec.structs.replace(loaded, state=state)
+    _last[key].reset()
+    return _last[key]
 
 
 def load_file(source: Source) -> Loaded:
@@ -150,9 +164,7 @@ def load_file(source: Source) -> Loaded:
     """
     import keras
 
-    import poolbench.layers
-
-    assert poolbench.layers is not None  # registers DepthMaxPool2D
+    register_layers()
     path = Path(source.name)
     classes = custom_classes(source.custom)
     saved = files.read_file(path)
@@ -235,12 +247,18 @@ def read_h5_config(path: Path) -> dict[str, Any]:
     return {**config, "keras_version": version}
 
 
+def register_layers() -> None:
+    """Register the reusable layers, so that Keras loads them in safe mode."""
+    for module in files.OWN_LAYERS.values():
+        importlib.import_module(module)
+
+
 def keras_classes() -> frozenset[str]:
     """Return the names of Keras's layers and models, by which legacy files call them."""
     import keras
 
     found = {name for name in dir(keras.layers) if isinstance(getattr(keras.layers, name), type)}
-    return frozenset(found | {"Model", "Functional", "Sequential", "DepthMaxPool2D"}) - {"Lambda"}
+    return frozenset(found | {"Model", "Functional", "Sequential", *files.OWN_LAYERS}) - {"Lambda"}
 
 
 def substitutes(
