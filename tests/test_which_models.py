@@ -225,7 +225,9 @@ def raced_replacements(name, saved, workers, seed):
         candidates={"depth_max_pool": ("layer-depth_max_pool", "keras-stock")},
     )  # fmt: skip
     raced = race_model(entry, workers, Plan(seed=seed, timeout_seconds=180.0))
-    names = [name for name in raced.measurements if name.startswith("depth") and raced.seconds(name)]
+    names = [
+        name for name in raced.measurements if name.startswith("depth") and raced.seconds(name)
+    ]
     return [raced.ratio("original", name) for name in names]
 
 

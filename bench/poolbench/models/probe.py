@@ -147,10 +147,14 @@ def _with_parameters(op: Op, form: Form, shape: Shape, size: int) -> Iterator[Fo
     if len(free) > 1 or (free and channels not in shape[1:]):
         return
     wanted = channels * size / math.prod(shape)
-    windows = sorted(range(2, channels + 1), key=lambda k: abs(channels / k - wanted))[:MAX_VALUES]
+    windows = sorted(
+        range(2, channels + 1 if free else 2), key=lambda k: abs(channels / k - wanted)
+    )[:MAX_VALUES]
     fitting = [k for k in windows if abs(channels / k - wanted) <= 1]
     outputs = range(2, min(MAX_OUTPUT, max(space)) + 1)
     values = [axis.choices or dict.fromkeys([*fitting, *outputs]) for axis in own]
+    if not free:  # each channel is pooled by itself
+        n, channels = n * channels, 1
     for chosen in itertools.product(*values):
         parameters = {axis.name: value for axis, value in zip(own, chosen, strict=True)}
         if size == n * _size(op.name, channels, math.prod(space), tuple(parameters.items())):

@@ -38,7 +38,6 @@ class Described(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         pools: its pooling calls.
         shapes: of its inputs.
-        layers: how many it has.
         macs: multiplications and additions of one forward call, about.
         pastable: op to the candidates that can be written into the model, with what to write.
         unknown: layers that need code that may not run.
@@ -51,7 +50,6 @@ class Described(msgspec.Struct, frozen=True, kw_only=True):
 
     pools: tuple[Pool, ...]
     shapes: tuple[Shape, ...]
-    layers: int = 0
     macs: float = 0.0
     pastable: dict[str, dict[str, str]] = {}
     unknown: tuple[Unknown, ...] = ()

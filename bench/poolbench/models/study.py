@@ -134,7 +134,6 @@ def describe(session: Session, source: Source, batch: int | None) -> Described:
     return Described(
         pools=model.pools,
         shapes=model.shapes,
-        layers=sum(1 for _ in zoo.flatten(model.model)),
         macs=model.macs / size,
         pastable=by_op,
         unknown=loaded.unknown,

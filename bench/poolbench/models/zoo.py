@@ -15,10 +15,9 @@ from typing import Any
 
 import msgspec
 
-from poolbench.core.axes import Shape
 from poolbench.core.errors import UsageError
 from poolbench.models import config as files
-from poolbench.models.config import InputOption, InputSpec, OpenShape, Unknown
+from poolbench.models.config import InputOption, InputSpec, Unknown
 from poolbench.models.foreign import TrustedLambda, custom_classes, make_stand_in
 from poolbench.models.probe import Form
 
@@ -168,9 +167,12 @@ def load_file(source: Source) -> Loaded:
     path = Path(source.name)
     classes = custom_classes(source.custom)
     saved = files.read_file(path)
-    legacy = saved is None
+    of_keras_2 = files.keras_version(path).startswith("2.")
+    in_h5, legacy = saved is None, saved is None or of_keras_2
     if saved is None:
         saved = read_h5_config(path)
+    elif of_keras_2:
+        saved = as_legacy(saved)
     known = frozenset(classes) | (keras_classes() if legacy else frozenset())
     unknown = files.find_unknown(saved, legacy=legacy, classes=known)
     runs = [layer for layer in unknown if layer.kind == "Lambda" and source.trust]
@@ -182,11 +184,17 @@ def load_file(source: Source) -> Loaded:
         )
     objects = {**classes, **substitutes(saved, source, left)}
     try:
-        if legacy:
+        if in_h5:
             # Keras's loader takes legacy files whole: a stand-in has no weights to be given.
             model = keras.saving.load_model(path, custom_objects=objects, compile=False)
         else:
-            model = revive(saved, objects, left, runs)
+            if legacy:
+                # The loader of HDF5 files, which has no public name for a config by itself.
+                from keras.src.legacy.saving.saving_utils import model_from_config
+
+                model = model_from_config(copy.deepcopy(saved), custom_objects=objects)
+            else:
+                model = revive(saved, objects, left, runs)
             if not left:
                 model.load_weights(str(path))
     except UsageError:
@@ -220,6 +228,16 @@ def _refusal(path: Path, saved: Mapping[str, Any], error: BaseException) -> str:
     # Keras writes HDF5 files of models with operations in them that it does not read.
     hint = "; save the model as .keras" if path.suffix in (".h5", ".hdf5") else ""
     return f"Keras {keras.__version__} cannot load {name}: {files.brief(error)}{hint}"
+
+
+def as_legacy(value: Any) -> Any:
+    """Return a config of Keras 2 as its HDF5 files have it, which Keras 3 reads."""
+    if isinstance(value, list):
+        return [as_legacy(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    dropped = ("module", "registered_name", "build_config", "compile_config")
+    return {key: as_legacy(item) for key, item in value.items() if key not in dropped}
 
 
 def read_h5_config(path: Path) -> dict[str, Any]:
@@ -323,8 +341,3 @@ def flatten(model: Any) -> Iterator[Any]:
             if id(operation) not in seen and operation is not model:
                 seen.add(id(operation))
                 yield operation
-
-
-def concrete(shape: OpenShape) -> Shape:
-    """Return a shape without open sizes."""
-    return tuple(int(size or 1) for size in shape)
