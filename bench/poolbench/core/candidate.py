@@ -55,7 +55,7 @@ class Candidate:
 
     Attributes:
         op: the op that it implements.
-        name: 'lambda-max_pool'; unique within the op.
+        name: 'reduce_max'; unique within the op.
         form: 'function' or 'layer' (the cost of a Keras layer's call is then part of it).
         framework: 'tensorflow', 'keras' or 'numpy'.
         about: a description in one line.
