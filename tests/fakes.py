@@ -12,7 +12,7 @@ from poolbench.worker import contender, session, timing, trace, verify
 def fake_candidate(name, op="fake", failures=()):
     """Return a candidate that nothing will build."""
     return Candidate(
-        op=op, name=name, form="function", framework="numpy", about="",
+        op=op, name=name, form="function", backends=("numpy",), about="",
         build=lambda case: None, failures=failures, file="here",
     )  # fmt: skip
 

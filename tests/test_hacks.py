@@ -45,7 +45,7 @@ BATCHES = 40
 def race(session: Session, name: str) -> dict[str, tuple[str, str, str]]:
     """Open, time and check a hack beside an honest candidate; (check, status, reason) by name."""
     case = REGISTRY.ops[OP].make_case(mode="eager")
-    open_case(session, case, 0, tensorflow=False)
+    open_case(session, case, 0)
     found = {}
     for one in ("honest", name):
         opened = open_contender(session, one, check=True)

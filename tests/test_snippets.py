@@ -17,7 +17,11 @@ DEPTH = [
 MEAN = [{}, {"dtype": "float16"}, {"data_format": "channels_first"}]
 CASES = {"depth_max_pool": DEPTH, "global_avg_pool": MEAN}
 # Other test modules register candidates of their own.
-PAIRS = sorted(pair for pair, entry in REGISTRY.candidates.items() if entry.builtin)
+PAIRS = sorted(
+    pair
+    for pair, entry in REGISTRY.candidates.items()
+    if entry.builtin and "tensorflow" in entry.backends
+)
 
 
 @pytest.fixture(scope="module")

@@ -220,6 +220,8 @@ class Race:
         if process in (0, self.plan.processes - 1):  # it takes about a tenth of a process' time
             start = self._noise.now()
             self._workers.verify()
+            if process == 0:
+                self._workers.read_programs()
             self.seconds["checks"] += self._noise.now() - start
         self._workers.close()
 

@@ -16,6 +16,7 @@ from poolbench.core.records import (
     Clock,
     Contention,
     Measurement,
+    Program,
     Samples,
     Status,
     common_clock,
@@ -58,6 +59,8 @@ class ContenderRecord:
     written_nbytes: int = 0
     peak_nbytes: int | None = None
     energy_joules: float | None = None
+    settings: dict[str, str] = field(default_factory=dict)
+    program: Program | None = None
     stopped_early: bool = False
     every: int = 1  # it runs in each `every`-th round
     columns: list[Row] = field(default_factory=list)
@@ -162,6 +165,8 @@ def make_measurement(
         contention=contention,
         node=node,
         energy_joules=record.energy_joules,
+        settings=record.settings,
+        program=record.program,
         device_seconds=middle(on_device) if on_device else None,
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import os
 import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,10 +13,10 @@ from typing import Any, Protocol
 
 import msgspec
 
-from poolbench.core.candidate import Candidate
+from poolbench.core.candidate import KERAS, Candidate, contender_name, split_contender
 from poolbench.core.case import Case
 from poolbench.core.errors import UsageError
-from poolbench.core.plan import Plan, RaceSpec, WorkerSpec
+from poolbench.core.plan import Contender, Plan, RaceSpec, WorkerSpec
 from poolbench.core.records import (
     Environment,
     Header,
@@ -110,16 +111,14 @@ class Run:
     def __exit__(self, kind: object, *_: object) -> None:
         self.close(finished=kind is None)
 
-    def race(
-        self, case: Case, candidates: Sequence[Candidate], *, baseline: str
-    ) -> dict[str, Measurement]:
-        """Race the candidates and the baseline, journal the measurements, and return them by name.
+    def race(self, case: Case, names: Sequence[str], *, baseline: str) -> dict[str, Measurement]:
+        """Race these contenders and the baseline, journal the measurements, and return them by name.
 
         What a resumed journal holds is not run again, unless other candidates of the case are asked
         for too: samples of two races do not pair.
         """
         self.prepare()
-        asked = dict.fromkeys(entry.name for entry in candidates)
+        asked = dict.fromkeys(names)
         if baseline and baseline not in asked:
             asked = {baseline: None} | asked
         wanted = self._spec(case, list(asked), baseline)
@@ -127,28 +126,24 @@ class Run:
             self._await(wanted)
         return {name: self.done[case, name] for name in asked}
 
-    def ahead(self, case: Case, candidates: Sequence[Candidate], *, baseline: str) -> None:
+    def ahead(self, case: Case, names: Sequence[str], *, baseline: str) -> None:
         """Announce a future race, which is interleaved with the races requested before it."""
-        names = dict.fromkeys([baseline, *(entry.name for entry in candidates)])
-        self._ahead.append((case, list(names), baseline))
+        self._ahead.append((case, list(dict.fromkeys([baseline, *names])), baseline))
 
     def under_way(self) -> float:
         """Return the work done on unfinished races, in races."""
         return self._local.under_way()
 
     def _spec(self, case: Case, names: Sequence[str], baseline: str) -> RaceSpec:
-        """Return the race of these candidates; if one is unmeasured, include all measured ones of the case."""
+        """Return the race of these contenders; if one is unmeasured, include all measured ones of the case."""
         if any((case, name) not in self.done for name in names):
-            measured = [name for name in REGISTRY.of(case.op) if (case, name) in self.done]
+            known = (
+                contender_name(name, b) for name in REGISTRY.of(case.op) for b in ("", *KERAS[1:])
+            )
+            measured = [name for name in known if (case, name) in self.done]
             names = list(dict.fromkeys([*names, *measured]))
-        entries = [REGISTRY.candidates[case.op, name] for name in names]
-        return RaceSpec.in_one_worker(
-            case,
-            names,
-            baseline=baseline,
-            plan=self.options.plan,
-            worker=worker_spec(case, entries, self._logical_devices),
-        )
+        contenders = contenders_of(case, names, self._logical_devices)
+        return RaceSpec(case=case, contenders=contenders, baseline=baseline, plan=self.options.plan)
 
     def _await(self, wanted: RaceSpec) -> None:
         """Run unmeasured races and store results until `wanted` is finished."""
@@ -188,9 +183,9 @@ class Run:
     def _measured(self, spec: RaceSpec) -> bool:
         return all((spec.case, one.name) in self.done for one in spec.contenders)
 
-    def check(self, case: Case, candidates: Sequence[Candidate]) -> dict[str, Measurement]:
-        """Check each candidate against the reference once; time and store nothing."""
-        race = make_race(self._spec(case, [entry.name for entry in candidates], candidates[0].name))
+    def check(self, case: Case, names: Sequence[str]) -> dict[str, Measurement]:
+        """Check each contender against the reference once; time and store nothing."""
+        race = make_race(self._spec(case, names, names[0]))
         if reason := self.too_large(case):
             return {m.candidate: m for m in refuse(race, reason)}
         return {m.candidate: m for m in race.check(self._local.pool).measurements}
@@ -349,25 +344,52 @@ def refuse_different(
         )
 
 
+def contenders_of(
+    case: Case, names: Sequence[str], logical_devices: int = 1
+) -> tuple[Contender, ...]:
+    """Return the contenders of these names; those without a backend's name share one kind of worker."""
+    parts = [split_contender(name) for name in names]
+    several = any(label for _, label in parts)
+    entries = [REGISTRY.candidates[case.op, name] for name, label in parts if not label]
+    usual = backend_of(entries)
+    return tuple(
+        Contender(
+            candidate=name,
+            label=label,
+            worker=worker_spec(case, label or usual, logical_devices, ALIKE if several else ()),
+        )
+        for name, label in parts
+    )
+
+
+# TensorFlow uses oneDNN on some processors only unless told to, PyTorch on all.
+ALIKE = (("TF_ENABLE_ONEDNN_OPTS", os.environ.get("TF_ENABLE_ONEDNN_OPTS", "1")),)
+
+
 def worker_spec(
-    case: Case, candidates: Sequence[Candidate], logical_devices: int = 1
+    case: Case,
+    backend: str,
+    logical_devices: int = 1,
+    environment: tuple[tuple[str, str], ...] = (),
 ) -> WorkerSpec:
-    """Return the kind of worker that runs these candidates of a case.
+    """Return the kind of worker that runs a case.
 
     Args:
         case: its threads and its device must be fixed when the process starts.
-        candidates: those of NumPy need no framework.
+        backend: the framework that it imports.
         logical_devices: minimum number, so that one kind of worker serves as many cases as possible.
+        environment: variables that are set before anything is imported.
     """
     kind, _, index = case.device.partition(":")
     logical = int(index) + 1 if kind == "cpu" and index.isdigit() else 1
     return WorkerSpec(
         threads=case.threads,
         logical_devices=max(logical, logical_devices),
-        backend=backend_of(candidates),
+        backend=backend,
+        environment=environment,
     )
 
 
 def backend_of(candidates: Sequence[Candidate]) -> str:
-    """Return the backend of a worker that runs all of these candidates."""
-    return "tensorflow" if any(entry.framework != "numpy" for entry in candidates) else "numpy"
+    """Return the backend of a worker that runs all of these candidates: NumPy's need no framework."""
+    return "tensorflow" if any(e.backends != ("numpy",) for e in candidates) else "numpy"
