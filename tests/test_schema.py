@@ -12,6 +12,7 @@ RECORDS = [
     records.Header, records.Node, records.Measurement, records.MatrixCell,
     records.TraceSummary, records.Selftest, records.ModelResult, records.TimeBreakdown,
     case.Case, axes.AxisInfo, records.Environment, records.Samples, records.Accuracy, records.Contention,
+    records.Program,
 ]  # fmt: skip
 
 

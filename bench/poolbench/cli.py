@@ -239,9 +239,11 @@ def _report(
 @click.argument("run")
 @click.option("--allow-different", multiple=True, metavar="FIELD",
               help="Compare although this field of the environment differs.")  # fmt: skip
+@click.option("--programs-only", is_flag=True,
+              help="Compare what the compiler made of the candidates, and no times.")  # fmt: skip
 @table_options
 def compare(
-    base: str, run: str, allow_different: Sequence[str], margin: float, kind: str | None,
+    base: str, run: str, allow_different: Sequence[str], programs_only: bool, margin: float, kind: str | None,
     selected: Any, out: Path | None, show: bool, results: Path,
 ) -> int:  # fmt: skip
     """Compare two runs; exit 1 if something became slower."""
@@ -249,11 +251,16 @@ def compare(
         from poolbench.core.text import one_line
         from poolbench.report import compare as comparing
         from poolbench.report import compare_text
+        from poolbench.report.programs import compare_programs
         from poolbench.report.select import select
         from poolbench.store.journal import read_run
         from poolbench.store.runs import find_run
 
         before, after = (read_run(find_run(results, name)) for name in (base, run))
+        if programs_only:
+            programs = compare_programs(before, after)
+            emit("\n".join([programs.summary or "No program is in both runs.", *programs.changed]))
+            return EXIT_FOUND if programs.changed and not programs.keys else 0
         found = comparing.compare_runs(before, after, margin=margin, allowed=list(allow_different))
         if selected:
             found = comparing.keep(found, select(found.table, selected))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import os
 import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,10 +12,10 @@ from typing import Any, Protocol
 
 import msgspec
 
-from poolbench.core.candidate import KERAS, Candidate, contender_name, split_contender
+from poolbench.core.candidate import KERAS, contender_name
 from poolbench.core.case import Case
 from poolbench.core.errors import UsageError
-from poolbench.core.plan import Contender, Plan, RaceSpec, WorkerSpec
+from poolbench.core.plan import Plan, RaceSpec, WorkerSpec
 from poolbench.core.records import (
     Environment,
     Header,
@@ -26,6 +25,7 @@ from poolbench.core.records import (
     TimeBreakdown,
 )
 from poolbench.core.registry import REGISTRY
+from poolbench.engine.contenders import contenders_of, settings_lines
 from poolbench.engine.pool import WorkerPool, device_names
 from poolbench.engine.process import Worker
 from poolbench.engine.recorder import Seconds
@@ -92,6 +92,7 @@ class Run:
         self._submitted: set[Case] = set()
         self._faults: dict[Case, Exception] = {}
         self._nodes: set[str] = set()
+        self._told: set[tuple[str, str]] = set()  # backend and mode, whose settings were printed
         self.done: dict[Key, Measurement] = {}
         self.networks: list[ModelResult] = []
         self.seconds = Seconds(float)
@@ -178,6 +179,8 @@ class Run:
             for kind, value in done.result.seconds.items():
                 self.seconds[kind] += value
         self.append(*done.result.measurements)
+        for line in settings_lines(done.result.measurements, self._told):
+            self._progress(line)
         self.done |= {(m.case, m.candidate): m for m in done.result.measurements}
 
     def _measured(self, spec: RaceSpec) -> bool:
@@ -342,54 +345,3 @@ def refuse_different(
             + " ".join(f"--allow-different {shlex.quote(field)}" for field in refused)
             + ", or begin a new run"
         )
-
-
-def contenders_of(
-    case: Case, names: Sequence[str], logical_devices: int = 1
-) -> tuple[Contender, ...]:
-    """Return the contenders of these names; those without a backend's name share one kind of worker."""
-    parts = [split_contender(name) for name in names]
-    several = any(label for _, label in parts)
-    entries = [REGISTRY.candidates[case.op, name] for name, label in parts if not label]
-    usual = backend_of(entries)
-    return tuple(
-        Contender(
-            candidate=name,
-            label=label,
-            worker=worker_spec(case, label or usual, logical_devices, ALIKE if several else ()),
-        )
-        for name, label in parts
-    )
-
-
-# TensorFlow uses oneDNN on some processors only unless told to, PyTorch on all.
-ALIKE = (("TF_ENABLE_ONEDNN_OPTS", os.environ.get("TF_ENABLE_ONEDNN_OPTS", "1")),)
-
-
-def worker_spec(
-    case: Case,
-    backend: str,
-    logical_devices: int = 1,
-    environment: tuple[tuple[str, str], ...] = (),
-) -> WorkerSpec:
-    """Return the kind of worker that runs a case.
-
-    Args:
-        case: its threads and its device must be fixed when the process starts.
-        backend: the framework that it imports.
-        logical_devices: minimum number, so that one kind of worker serves as many cases as possible.
-        environment: variables that are set before anything is imported.
-    """
-    kind, _, index = case.device.partition(":")
-    logical = int(index) + 1 if kind == "cpu" and index.isdigit() else 1
-    return WorkerSpec(
-        threads=case.threads,
-        logical_devices=max(logical, logical_devices),
-        backend=backend,
-        environment=environment,
-    )
-
-
-def backend_of(candidates: Sequence[Candidate]) -> str:
-    """Return the backend of a worker that runs all of these candidates: NumPy's need no framework."""
-    return "tensorflow" if any(e.backends != ("numpy",) for e in candidates) else "numpy"

@@ -39,6 +39,7 @@ from poolbench.report.changes import (
 from poolbench.report.environments import timing_facts
 from poolbench.report.frame import MARGIN, axis_cell, axis_names, is_right, with_axes
 from poolbench.report.medians import middle_of, process_medians
+from poolbench.report.programs import compare_programs
 from poolbench.stats import estimate
 from poolbench.stats import verdict as verdicts
 from poolbench.store.journal import StoredRun
@@ -139,7 +140,10 @@ def compare_runs(
         table=_sorted(_table(before, after, pairs, margin)),
         cells=cells,
         differences=tuple(differences),
-        notes=_notes(base, run, before, after),
+        notes=(
+            *_notes(base, run, before, after),
+            *filter(None, [compare_programs(base, run).note]),
+        ),
     )
 
 

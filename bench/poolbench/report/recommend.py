@@ -317,7 +317,8 @@ def _end(found: Estimate, tail: float) -> float:
     if not found.degrees > 0:
         return found.log_ratio
     reach = estimate.quantile(1 - 2 * abs(tail), found.degrees) * found.standard_error
-    return float(found.log_ratio + math.copysign(reach, tail))
+    # Two processes of many candidates: the end is beyond what a float holds.
+    return float(found.log_ratio + math.copysign(min(reach, 600.0), tail))
 
 
 def _compared(

@@ -118,9 +118,9 @@ def tensorflow_operations(function: Any, *inputs: Any) -> Program:
         current.disable_run_metadata()
     lines, names = [], []
     # The last: earlier ones are of operations that ran eagerly.
-    graph = metadata.function_graphs[-1].post_optimization_graph
-    places = {node.name: f"%{number}" for number, node in enumerate(graph.node)}
-    for node in graph.node:
+    nodes = [n for part in metadata.function_graphs[-1].partition_graphs for n in part.node]
+    places = {node.name: f"%{number}" for number, node in enumerate(nodes)}
+    for node in nodes:
         if node.op in UNSEEN:
             continue
         given = [places.get(name.split(":")[0].lstrip("^"), "") for name in node.input]
