@@ -25,9 +25,9 @@ def bound(monkeypatch):
     """The names of the candidates that were bound, in their order."""
     names = []
 
-    def bind(candidate, case):
+    def bind(candidate, case, backend):
         names.append(candidate.name)
-        return bind_really(candidate, case)
+        return bind_really(candidate, case, backend)
 
     bind_really = contender.bind
     monkeypatch.setattr(contender, "bind", bind)
