@@ -11,7 +11,8 @@ from poolbench.core.candidate import BACKENDS, KERAS, contender_name, split_cont
 from poolbench.core.case import make_case
 from poolbench.core.errors import UsageError
 from poolbench.core.plan import WorkerSpec
-from poolbench.core.records import Program, TimeBreakdown
+from poolbench.core.program import Program
+from poolbench.core.records import TimeBreakdown
 from poolbench.core.registry import (
     baseline_of,
     candidate,

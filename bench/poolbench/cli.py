@@ -16,6 +16,14 @@ from typing import Any, TypeVar
 
 import click
 
+from poolbench.compare_commands import (
+    asks_for_sides,
+    bisect,
+    compare_programs,
+    compare_runs,
+    race_sides,
+    side_options,
+)
 from poolbench.core.terminal import emit
 from poolbench.options import AXIS, COLUMN, COUNT, DURATION, OPTIONS, PERCENT, RUN
 
@@ -154,14 +162,24 @@ def run_options(*left_out: str) -> Callable[[Command], Command]:
 
 @main.command()
 @click.argument("suites", nargs=-1, metavar="[SUITE]... [-- PYTEST_ARGUMENT...]")
+@click.option("--repeat", type=COUNT, default=1,
+              help="Whole runs, which share the time of one and are reported together.")  # fmt: skip
 @run_options()
-def run(suites: Sequence[str], **options: Any) -> int:
-    """Benchmark the candidates of every op, or of the given suites, and render the report.
+def run(suites: Sequence[str], repeat: int, **options: Any) -> int:
+    """Benchmark the candidates of two ops, or of the given suites, and render the report.
 
     A SUITE is a file, a folder, or the name of one that ships: depth_max_pool, global_avg_pool,
-    network, capabilities.
+    further_ops, network, capabilities. --op NAME runs any op; --sweep full runs all ops.
     """
-    return _run_suites(suites, options)
+    if repeat == 1:
+        return _run_suites(suites, options)
+    from poolbench.launch import launch_repeated
+
+    folders, code = launch_repeated(suites, options, repeat)
+    if code in (0, EXIT_FOUND):
+        with _no_collection():
+            _report(folders, options["margin"], None, (), None, show=False)
+    return code
 
 
 @main.command()
@@ -177,6 +195,10 @@ def _run_suites(suites: Sequence[str], options: dict[str, Any]) -> int:
     folder, code = launch(suites, options, words=sys.argv[1:])
     if folder is not None and code in (0, EXIT_FOUND):
         with _no_collection():
+            from poolbench.report.history import write_summary
+            from poolbench.store.journal import read_run
+
+            write_summary(read_run(folder))
             _report([folder], options.get("margin", 0.05), None, (), None, show=False)
         from poolbench.pytest_run import poolbench_command
 
@@ -235,45 +257,39 @@ def _report(
 
 
 @main.command()
-@click.argument("base")
-@click.argument("run")
+@click.argument("base", required=False)
+@click.argument("run", required=False)
 @click.option("--allow-different", multiple=True, metavar="FIELD",
               help="Compare although this field of the environment differs.")  # fmt: skip
 @click.option("--programs-only", is_flag=True,
-              help="Compare what the compiler made of the candidates, and no times.")  # fmt: skip
+              help="Compare what the compiler made of the candidates of two runs, and no times.")  # fmt: skip
+@side_options
 @table_options
 def compare(
-    base: str, run: str, allow_different: Sequence[str], programs_only: bool, margin: float, kind: str | None,
-    selected: Any, out: Path | None, show: bool, results: Path,
+    base: str | None, run: str | None, allow_different: Sequence[str], programs_only: bool, margin: float,
+    kind: str | None, selected: Any, out: Path | None, show: bool, results: Path, **sides: Any,
 ) -> int:  # fmt: skip
-    """Compare two runs; exit 1 if something became slower."""
-    with _no_collection():
-        from poolbench.core.text import one_line
-        from poolbench.report import compare as comparing
-        from poolbench.report import compare_text
-        from poolbench.report.programs import compare_programs
-        from poolbench.report.select import select
-        from poolbench.store.journal import read_run
-        from poolbench.store.runs import find_run
+    """Race base against head of a git checkout (--base REF), or compare two stored runs.
 
-        before, after = (read_run(find_run(results, name)) for name in (base, run))
+    Exit 1 if something became slower, broke, or answers otherwise. Two runs recorded apart cannot tell a
+    difference of the code from one of the hour; --base REF races both sides in one job.
+    """
+    if asks_for_sides(sides):
+        return race_sides(sides, margin=margin, kind=kind)
+    if base is None or run is None:
+        raise click.UsageError(
+            f"Missing argument '{'RUN' if base else 'BASE'}': two runs, or --base REF"
+        )
+    with _no_collection():
         if programs_only:
-            programs = compare_programs(before, after)
-            emit("\n".join([programs.summary or "No program is in both runs.", *programs.changed]))
-            return EXIT_FOUND if programs.changed and not programs.keys else 0
-        found = comparing.compare_runs(before, after, margin=margin, allowed=list(allow_different))
-        if selected:
-            found = comparing.keep(found, select(found.table, selected))
-        emit(compare_text.FORMATS[kind or "markdown"](found).rstrip("\n"))
-        if out or show:
-            page = compare_text.write_page(found, out or after.path / "report")
-            emit(f"page: {page}", err=True)
-            if show:
-                _show(page)
-        if not found.slower:
-            return 0
-        emit(one_line(compare_text.headline(found), 500), err=True)
-        return EXIT_FOUND
+            return compare_programs(base, run, results)
+        return compare_runs(
+            base, run, results, margin=margin, allowed=allow_different, selected=selected, kind=kind, out=out,
+            show=_show if show else None,
+        )  # fmt: skip
+
+
+main.add_command(bisect)
 
 
 @main.command(name="import")
@@ -359,9 +375,15 @@ def tensorboard(run: str | None, host: str, port: int, results: Path) -> int:
 @main.command()
 @click.option("--run", type=RUN, help="Run that the result is added to. Default: the newest.")
 @click.option("--seconds", type=DURATION, default=110.0, help="Longest time to take.")
+@click.option("--runs", is_flag=True, help="Say how often the runs of one machine and code agree.")
 @results_option
-def selftest(run: str | None, seconds: float, results: Path) -> None:
+def selftest(run: str | None, seconds: float, runs: bool, results: Path) -> None:
     """Measure false alarms, detectable slowdowns and the noise floor on this machine."""
+    if runs:
+        from poolbench.report.history import describe_history
+
+        emit(describe_history(results, lambda line: emit(line, err=True)))
+        return
     from poolbench.engine.selftest import run_selftest
 
     emit(run_selftest(results, run, seconds=seconds))

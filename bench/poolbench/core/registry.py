@@ -19,6 +19,7 @@ from poolbench.core.candidate import (
     Candidate,
     KnownFailure,
     Snippet,
+    Variant,
     contender_name,
     split_contender,
 )
@@ -140,6 +141,7 @@ def candidate(
     form: str = "function",
     backends: tuple[str, ...] = ("tensorflow",),
     failures: tuple[KnownFailure, ...] = (),
+    variants: tuple[Variant, ...] = (),
     snippet: Snippet | None = None,
 ) -> Callable[[Builder], Builder]:
     """Register the decorated builder, `build(case) -> callable(*inputs)`, as a candidate.
@@ -161,7 +163,7 @@ def candidate(
         REGISTRY.add_candidate(
             Candidate(
                 op=op, name=name, form=form, backends=backends, about=about or doc, build=build,
-                failures=failures, file=build.__code__.co_filename, snippet=snippet,
+                failures=failures, variants=variants, file=build.__code__.co_filename, snippet=snippet,
                 builtin=(build.__module__ or "").startswith("poolbench."),
             )
         )  # fmt: skip

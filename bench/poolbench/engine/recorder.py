@@ -11,12 +11,12 @@ from poolbench.core.candidate import Candidate
 from poolbench.core.case import Case
 from poolbench.core.errors import WorkerFailure
 from poolbench.core.plan import PROBES, WorkerSpec
+from poolbench.core.program import Program
 from poolbench.core.records import (
     Accuracy,
     Clock,
     Contention,
     Measurement,
-    Program,
     Samples,
     Status,
     common_clock,
@@ -65,7 +65,7 @@ class ContenderRecord:
     every: int = 1  # it runs in each `every`-th round
     columns: list[Row] = field(default_factory=list)
     device_columns: list[Row] = field(default_factory=list)
-    processor_columns: list[Row] = field(default_factory=list)  # of tasks without another contender
+    processor_columns: list[Row] = field(default_factory=list)  # of races of several workers
 
     @property
     def runs(self) -> bool:

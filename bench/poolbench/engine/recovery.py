@@ -10,7 +10,7 @@ from typing import Protocol
 from poolbench.core.case import Case
 from poolbench.core.errors import WorkerFailure
 from poolbench.core.plan import PROBES, Plan, WorkerSpec
-from poolbench.core.records import Program
+from poolbench.core.program import Program
 from poolbench.engine.process import WorkerLike
 from poolbench.engine.recorder import ContenderRecord, Seconds
 from poolbench.worker import contender, session

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from poolbench.core.case import case_label
-from poolbench.core.records import Measurement, Program
+from poolbench.core.program import Program
+from poolbench.core.records import Measurement
 from poolbench.core.text import format_nbytes
 from poolbench.store.journal import StoredRun
 

@@ -8,7 +8,8 @@ import msgspec
 
 from poolbench.core.errors import Status, reason_of, status_of
 from poolbench.core.plan import PROBES
-from poolbench.core.records import Accuracy, Program
+from poolbench.core.program import Program
+from poolbench.core.records import Accuracy
 from poolbench.core.registry import REGISTRY
 from poolbench.worker import check as checks
 from poolbench.worker import isolation

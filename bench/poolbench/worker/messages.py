@@ -26,7 +26,7 @@ import numpy as np
 from poolbench.core.errors import Status
 from poolbench.core.plan import WorkerSpec
 
-PROTOCOL = 2
+PROTOCOL = 1
 LENGTH = struct.Struct("<Q")
 MAX_NBYTES = 1 << 30
 PACKAGE = "poolbench"

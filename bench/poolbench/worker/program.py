@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from poolbench.core.records import Program
+from poolbench.core.program import Program
 from poolbench.machine.info import usable_threads
 from poolbench.worker.hlo import count_cost, normalise_hlo
 

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from poolbench.core.plan import WorkerSpec
-from poolbench.core.records import Program
+from poolbench.core.program import Program
 
 Array = np.ndarray[Any, Any]
 Call = Callable[..., Any]

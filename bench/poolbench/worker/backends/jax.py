@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from poolbench.core.plan import WorkerSpec
-from poolbench.core.records import Program
+from poolbench.core.program import Program
 from poolbench.machine.info import usable_threads
 from poolbench.worker.backends.base import Array, Call, count_threads, freeze, on_off
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from poolbench.core.plan import WorkerSpec
-from poolbench.core.records import Program
+from poolbench.core.program import Program
 from poolbench.worker.backends.base import Array, Call
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from poolbench.core.plan import WorkerSpec
-from poolbench.core.records import Program
+from poolbench.core.program import Program
 from poolbench.worker.backends.base import Array, Call, freeze, on_off
 
 
