@@ -32,6 +32,7 @@ def make_batch(blocks, **fields):
 ANSWERS = {
     session.open_case: session.Opened(nbytes=1, devices={}, seconds=0.0),
     contender.open_contender: OPENED,
+    contender.read_program: None,
     session.allocate: 0.0,
     timing.time_batch: lambda requests: make_batch([BLOCK] * len(requests)),
     core_distance.gather: None,
