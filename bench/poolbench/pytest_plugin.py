@@ -184,6 +184,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
     # A marked test without a pair is what pytest makes of an op that --op leaves out.
     items[:] = [i for i in items if pair_of(i) or i.get_closest_marker("poolbench") is None]
+    if not items and (axes := asked(config).options["axis"]):
+        raise pytest.UsageError(f"no case is left by --axis {' --axis '.join(axes)}")
     items.sort(key=place)
 
 

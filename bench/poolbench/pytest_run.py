@@ -8,8 +8,9 @@ import shlex
 import shutil
 import signal
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 # The exit status of a run that the disk stopped: pytest's own for an error that is no test's.
 EXIT_STOPPED = int(pytest.ExitCode.INTERNAL_ERROR)
+STOPS = (signal.SIGINT, signal.SIGTERM)
 STOPPED = (pytest.ExitCode.INTERRUPTED, pytest.ExitCode.INTERNAL_ERROR)
 
 
@@ -42,7 +44,7 @@ class Launcher:
     """The command that started pytest, and what it wants back; a plugin of the session.
 
     Attributes:
-        words: of the command, as typed; None where pytest itself was typed.
+        words: of the command, as typed, its verb first; None where pytest itself was typed.
         folder: of the run, once it is over; None where nothing was stored.
         interrupted: whether Ctrl-C ended the session.
     """
@@ -71,6 +73,8 @@ class RunSession:
         self._raced: dict[Case, dict[str, Measurement]] = {}
         self._run: Run | None = None
         self._progress: Progress | None = None
+        self._handlers: dict[int, Any] = {}
+        self._unwritten = ""  # what the disk refused at the end
 
     # The run
 
@@ -212,6 +216,7 @@ class RunSession:
                 self.say(f"{case.op} {case_label(case)}: {', '.join(names)}")
             self.say(f"{predicted}; nothing was run (--dry-run)")
             return True
+        self._handlers = _handle_stops(_stop)
         if not self.asked.options["check_only"]:
             self.say(predicted)
             self.say(planning.resolution_text(self.results(), plan))
@@ -247,20 +252,27 @@ class RunSession:
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """End the run: workers, journal, and its last line."""
+        _handle_stops(signal.SIG_IGN)  # a second Ctrl-C would leave workers behind
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
-        if self._run is None:
-            return
         run, self._run = self._run, None
+        if run is not None:
+            self._finish(session, run)
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+    def _finish(self, session: pytest.Session, run: Run) -> None:
         stopped = session.exitstatus in STOPPED or bool(session.shouldfail or session.shouldstop)
         shares = run.shares()
-        with _ignoring_interrupts():  # a second Ctrl-C would leave workers behind
-            try:
-                run.close(finished=not stopped)
-            except StoreError as error:
-                self.say(str(error))
-                stopped = True
+        try:
+            run.close(finished=not stopped)
+        except (StoreError, OSError) as error:
+            self._unwritten = self._unwritten or str(error)
+        if self._unwritten:
+            self.say(self._unwritten)
+            session.exitstatus = EXIT_STOPPED
+            stopped = True
         if self.asked.options["check_only"]:
             return
         folder = run.options.folder.absolute()
@@ -292,7 +304,18 @@ class RunSession:
         except (UsageError, StoreError) as error:
             raise pytest.UsageError(str(error)) from None
         if benchmarks is not None and not benchmarks.json and not benchmarks.disabled:
-            benchmarks.json = str(self.run.options.folder / "benchmark.json")
+            path = self.run.options.folder / "benchmark.json"
+            benchmarks.json = str(path)
+            benchmarks.save_json = partial(self._save_json, benchmarks.save_json, path)
+
+    def _save_json(self, save: Callable[[Any], None], path: Path, output: Any) -> None:
+        """Write benchmark.json, unless the disk refuses: a resumed run makes it of the journal."""
+        try:
+            save(output)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                path.unlink()
+            self._unwritten = f"cannot write {path.name}: {error.strerror or error}"
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_benchmark_update_machine_info(self, machine_info: dict[str, Any]) -> None:
@@ -315,13 +338,17 @@ def _terminal() -> IO[str] | None:
         return None
 
 
-@contextlib.contextmanager
-def _ignoring_interrupts() -> Iterator[None]:
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
+def _handle_stops(handler: Any) -> dict[int, Any]:
+    """Handle Ctrl-C and SIGTERM in another way; return the previous handlers."""
+    with contextlib.suppress(ValueError):  # pytest runs in a thread: signals go elsewhere
+        return {number: signal.signal(number, handler) for number in STOPS}
+    return {}
+
+
+def _stop(number: int, frame: object) -> None:  # noqa: ARG001 (a signal handler)
+    """Stop the run at the first signal; a second one would leave workers behind and print nothing."""
+    _handle_stops(signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def find_launcher(config: pytest.Config) -> Launcher | None:
@@ -354,9 +381,6 @@ def resume_command(
             kept.append(word)
         skip = not skip and named and "=" not in word
     more = shlex.join([*kept, f"{prefix}resume", name])
-    start = (
-        f"{shlex.quote(sys.executable)} -m pytest"
-        if launcher is None
-        else f"{poolbench_command()} run"
-    )
+    # The words of a command begin with its verb: run, matrix.
+    start = poolbench_command() if launcher else f"{shlex.quote(sys.executable)} -m pytest"
     return f"cd {shlex.quote(str(invocation.dir))} && {start} {more}"

@@ -192,7 +192,7 @@ def test_resume_command_keeps_the_words_of_pytest():
 
 
 def test_resume_command_keeps_the_words_of_poolbench_run():
-    launcher = Launcher(words=["network", "--run", "a", "--sweep", "quick"])
+    launcher = Launcher(words=["run", "network", "--run", "a", "--sweep", "quick"])
     command = resume_command(SimpleNamespace(args=(), dir=Path("/x")), launcher, "a")
     assert command.endswith("run network --sweep quick --resume a")
 

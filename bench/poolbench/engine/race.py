@@ -22,7 +22,7 @@ from poolbench.engine.noise import MachineNoise, NoiseLog
 from poolbench.engine.recorder import (
     ContenderRecord,
     Seconds,
-    flag_faster_than_limit,
+    flag_implausible,
     make_measurement,
     pairs,
 )
@@ -77,7 +77,9 @@ class Race:
         records = [
             ContenderRecord(one.name, named[one.candidate], one.worker) for one in spec.contenders
         ]
-        probes = [ContenderRecord(name, None, spec.workers[0]) for name in tasks.probes]
+        probes = [
+            ContenderRecord(name, None, spec.workers[0]) for name in tasks.probes_of(spec.case)
+        ]
         self.spec = spec
         self.records = {record.name: record for record in (*records, *probes)}
         self.seconds = Seconds(float)
@@ -177,7 +179,7 @@ class Race:
     def result(self) -> Result:
         """Return the result of the processes so far."""
         case = self.spec.case
-        flag_faster_than_limit(self.records, case, self.plan.bandwidth_limit_slack)
+        flag_implausible(self.records, case, self.plan.bandwidth_limit_slack)
         contention = self._noise_log.contention()
         measurements = tuple(
             make_measurement(
@@ -220,7 +222,7 @@ class Race:
         if process in (0, self.plan.processes - 1):  # it takes about a tenth of a process' time
             start = self._noise.now()
             self._workers.verify()
-            self.seconds["checks"] += self._noise.now() - start
+            self.seconds["rechecks"] += self._noise.now() - start
         self._workers.close()
 
     def _run_allocation(
@@ -276,9 +278,12 @@ class Race:
             noise = self._noise.after(done)
             self._noise_log.enter_task(noise)
             parts.append(noise.seen)
+            self.seconds["rechecks"] += done.recheck_seconds
             _enter_processor_time(process, allocation, blocks, done.cpu_seconds)
             for planned, block in zip(blocks, done.blocks, strict=True):
                 if block.status == "ok":
+                    if done.dirty:  # timed with what a candidate left behind
+                        continue
                     timed.append(_Timed(planned, block, noise.cores_distant))
                 elif planned.record.runs:
                     raised = WorkerFailure(block.status, block.reason, tail=worker.tail)

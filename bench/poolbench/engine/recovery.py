@@ -9,9 +9,11 @@ from typing import Protocol
 
 from poolbench.core.case import Case
 from poolbench.core.errors import WorkerFailure
-from poolbench.core.plan import PROBES, Plan, WorkerSpec
+from poolbench.core.plan import IDENTITY, PROBES, SMALL_NBYTES, Plan, WorkerSpec
+from poolbench.core.registry import input_nbytes
 from poolbench.engine.process import WorkerLike
 from poolbench.engine.recorder import ContenderRecord, Seconds
+from poolbench.machine.nvml import is_gpu
 from poolbench.worker import contender, session
 from poolbench.worker.verify import Finding, verify
 
@@ -41,6 +43,11 @@ class Tasks:
     open_case: Callable[..., session.Opened] = session.open_case
     open_contender: Callable[..., contender.OpenedContender] = contender.open_contender
     probes: tuple[str, ...] = PROBES
+
+    def probes_of(self, case: Case) -> tuple[str, ...]:
+        """Return the probes of a case: for small inputs on a CPU also the cheapest call."""
+        small = 0 < input_nbytes(case) < SMALL_NBYTES and not is_gpu(case.device)
+        return (*self.probes, IDENTITY) if self.probes and small else self.probes
 
 
 class RaceWorkers:

@@ -28,6 +28,7 @@ from poolbench.models.pools import Pool
 from poolbench.models.replace import build_call, compare, replacements
 from poolbench.models.zoo import Source
 from poolbench.worker.check import BOUNDS, Verdict, bound_for
+from poolbench.worker.check import compare as compare_arrays
 from poolbench.worker.contender import OpenedContender, open_call
 from poolbench.worker.inputs import numpy_dtype
 from poolbench.worker.session import Opened, Session, close_case, hold
@@ -283,8 +284,8 @@ def _judge(opened: _Opened, key: str, values: int | None, outputs: tuple[Array, 
         worst=max(errors),
         max_relative=compare(reference[:count], compared[:count]),
         max_absolute=max(
-            float(np.abs(a.astype(np.float64) - b.astype(np.float64)).max(initial=0.0))
-            for a, b in zip(compared, reference, strict=True)
+            compare_arrays(mine, other).absolute
+            for mine, other in zip(compared, reference, strict=True)
         ),
         bound=f"{bounds[0]:.2g} of the largest output, {bounds[1]:.2g} of the largest gradient",
     )

@@ -73,6 +73,9 @@ class Backend(Protocol):
         Reading and copying calls take the case's first input; a writing one writes `count` float32.
         """
 
+    def identity(self, mode: str) -> Call:
+        """Return the framework's cheapest call in a mode: it returns its argument, or a part of it."""
+
     def clear(self) -> None:
         """Release everything cached for called functions."""
 
