@@ -15,14 +15,9 @@ from poolbench.core.candidate import Candidate
 from poolbench.core.case import Case, make_case
 from poolbench.core.op import Op, TensorSpec, Tolerance
 from poolbench.matrix.finding import Finding, features
-<<<<<<< HEAD
 from poolbench.worker.check import BOUNDS, EXACT, bound_for, differences, in_float64
 from poolbench.worker.check import compare as compare_arrays
-from poolbench.worker.inputs import numpy_dtype
-=======
-from poolbench.worker.check import BOUNDS, bound_for, differences, in_float64, largest_errors
 from poolbench.worker.inputs import fill, numpy_dtype
->>>>>>> main
 
 if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
