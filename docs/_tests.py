@@ -17,7 +17,7 @@ CHECKS = {
     "watch": "after each block",
     "clock": "the run's own clock",
     "recheck": "unseen inputs, or inputs against the host's copy",
-    "verify": "first and last process",
+    "verify": "end of each process",
 }
 
 
@@ -54,7 +54,7 @@ def faults_block(_: RunFrame, root: Path) -> str:
         for mark in _marks(ast.parse(path.read_text(encoding="utf-8")))
     ]
     rows.sort(key=lambda row: row["environment or file"].lower())
-    return as_markdown(pd.DataFrame(rows)).strip()
+    return as_markdown(pd.DataFrame(rows), markup=list(rows[0])).strip()
 
 
 def _assigned(tree: ast.Module, name: str) -> ast.expr:

@@ -219,10 +219,9 @@ class Race:
             start = self._noise.now()
             device.measure_energy(self._workers, self._candidates())
             self.seconds["energy"] += self._noise.now() - start
-        if process in (0, self.plan.processes - 1):  # it takes about a tenth of a process' time
-            start = self._noise.now()
-            self._workers.verify()
-            self.seconds["rechecks"] += self._noise.now() - start
+        start = self._noise.now()
+        self._workers.verify()
+        self.seconds["rechecks"] += self._noise.now() - start
         self._workers.close()
 
     def _run_allocation(

@@ -144,10 +144,17 @@ class RaceWorkers:
                     self._replace(worker)
 
     def verify(self) -> None:
-        """Check every candidate again after timing."""
+        """Check every candidate again after timing: inputs and settings in each process.
+
+        Values take longest: in the first process, which knows the reference's, on the timed inputs, and
+        in the last one on others.
+        """
+        fresh, old = self._process == self._plan.processes - 1, self._process == 0
         for spec, worker in self._workers.items():
             try:
-                found: dict[str, Finding] = worker.call(verify, timeout=self._plan.timeout_seconds)
+                found: dict[str, Finding] = worker.call(
+                    verify, fresh, old, timeout=self._plan.timeout_seconds
+                )
             except WorkerFailure as failure:
                 if not failure.lost:  # the next process starts a fresh one otherwise
                     self.fail(failure, spec)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -66,11 +65,17 @@ def check(op: Op, case: Case, inputs: tuple[Array, ...], outputs: tuple[Array, .
 
 @dataclass(frozen=True, kw_only=True)
 class Answers:
-    """The reference's outputs for a case's inputs, computed once for all candidates."""
+    """The reference's outputs for a case's inputs, computed once for all candidates.
+
+    Attributes:
+        op, case, inputs: what they are of.
+        names_ties: whether a check says how a gradient is shared at a tie.
+    """
 
     op: Op
     case: Case
     inputs: tuple[Array, ...]
+    names_ties: bool = True
 
     @functools.cached_property
     def xs(self) -> tuple[Array, ...]:
@@ -105,6 +110,20 @@ class Answers:
         """Return a mask of the elements of the first input that share their window's gradient with another."""
         weight = self.spread(np.ones_like(self.dy))[0]
         return (weight > 0) & (weight < 1)
+
+    @functools.cached_property
+    def tie_rules(self) -> dict[str, Array]:
+        """Return the gradient of the first input by the rule for a tie: 'split', 'first', 'last'."""
+        x = self.xs[0]
+        # A slope far below a float32's last digit breaks every tie and separates the first from the last.
+        step = 1e-15 / max(1.0, x.size * 1e-6)
+        slope = np.arange(x.size, dtype=np.float64).reshape(x.shape) * step
+        first, last = (
+            Answers(op=self.op, case=self.case, inputs=(x + sign * slope, self.dy))
+            for sign in (-1.0, 1.0)
+        )
+        rules = {"split": self, "first": first, "last": last}
+        return {name: next(iter(one.gradients.values())) for name, one in rules.items()}
 
 
 def judge(answers: Answers, outputs: tuple[Array, ...]) -> Verdict:
@@ -281,25 +300,13 @@ def _judge_tied_gradient(answers: Answers, actual: Array) -> tuple[Difference, s
         f"the sum of {name} over a window", window_sum(given, case), answers.dy, bound
     )
     worst = max(unique, summed, key=lambda found: found.worst)
-    return worst, _tie_rule(answers, given)
+    return worst, _tie_rule(answers, given) if answers.names_ties else None
 
 
 def _tie_rule(answers: Answers, given: Array) -> str:
     """Return how tied elements share their gradient: 'split', 'first', 'last', 'one' or 'other'."""
-    (x, *_), tied = answers.xs, answers.tied
-    # A slope far below a float32's last digit breaks every tie and separates the first from the last.
-    ramp = np.arange(x.size, dtype=np.float64).reshape(x.shape) * (1e-15 / max(1.0, x.size * 1e-6))
-
-    def broken(slope: float) -> Array:
-        other = Answers(op=answers.op, case=answers.case, inputs=(x + slope * ramp, answers.dy))
-        return next(iter(other.gradients.values()))
-
-    rules: dict[str, Callable[[], Array]] = {
-        "split": lambda: next(iter(answers.gradients.values())),
-        "first": lambda: broken(-1.0),
-        "last": lambda: broken(1.0),
-    }
-    for name, expect in rules.items():
-        if compare(given[tied], expect()[tied], TIE).agrees:
+    tied = answers.tied
+    for name, expected in answers.tie_rules.items():
+        if compare(given[tied], expected[tied], TIE).agrees:
             return name
     return "one" if np.count_nonzero(given[tied]) < np.count_nonzero(tied) else "other"

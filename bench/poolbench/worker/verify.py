@@ -18,12 +18,17 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
 
 
-def verify(session: Session) -> dict[str, Finding]:
+def verify(session: Session, fresh: bool = True, old: bool = True) -> dict[str, Finding]:
     """Check every candidate of the open case again; return the findings by name; correct candidates have none.
 
     Inputs are compared with the host's copy, results with the reference, on the inputs that were
     timed and on others; settings and shared functions with what they were before any candidate's
     code was imported. A change that nothing tells the cause of is a finding of every user's candidate.
+
+    Args:
+        session: whose case is open.
+        fresh: whether to call the candidates on inputs that they have not seen.
+        old: whether to call them on the inputs that were timed.
     """
     opened = session.open
     names = [name for name in opened.calls if name not in PROBE_NAMES]
@@ -36,7 +41,7 @@ def verify(session: Session) -> dict[str, Finding]:
     findings = {name: Finding(status="error", reason=reason) for name, reason in found.items()}
     if changed := again.changed_inputs(opened):
         again.write(opened, opened.host)
-    for recheck in again.rechecks(opened):
+    for recheck in again.rechecks(opened, fresh=fresh, old=old or changed):
         for name in names:
             if name in findings:
                 continue
