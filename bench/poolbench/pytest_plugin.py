@@ -275,6 +275,10 @@ class Benchmark:
         """Print a line, past pytest's capture."""
         self._session.say(line)
 
+    def count_ahead(self) -> None:
+        """Count the work of a test that has not run yet as done."""
+        self._session.ahead += 1
+
     def replay(self) -> None:
         """Replay the candidate's samples into pytest-benchmark; skip or fail by its status.
 

@@ -19,7 +19,7 @@ import msgspec
 from poolbench.core.errors import Status, reason_of, status_of
 from poolbench.core.plan import PROBE_NAMES
 from poolbench.machine import smt
-from poolbench.machine.idle import kept_awake
+from poolbench.machine.idle import idle_states_disabled
 from poolbench.worker import again, isolation
 from poolbench.worker.backends import Call
 from poolbench.worker.session import OpenCase, Session
@@ -76,7 +76,7 @@ def time_batch(session: Session, requests: Sequence[BlockRequest]) -> Batch:
     """Time every block in turn; an exception ends its own block only."""
     start = resource.getrusage(resource.RUSAGE_SELF)
     begin = clock()
-    with kept_awake():
+    with idle_states_disabled():
         looks = [smt.busy_share()]
         blocks = run_blocks(session, requests)
         looks.append(smt.busy_share())
