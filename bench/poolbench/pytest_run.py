@@ -77,8 +77,6 @@ class RunSession:
         self._handlers: dict[int, Any] = {}
         self._unwritten = ""  # what the disk refused at the end
 
-    # The run
-
     @property
     def run(self) -> Run:
         """The run, begun at the first call."""
@@ -177,8 +175,6 @@ class RunSession:
                 writer.line()
             writer.line(line)
             writer.flush()
-
-    # Hooks of pytest
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool | None:
@@ -290,8 +286,6 @@ class RunSession:
                 )
         if launcher is not None and not stopped:
             launcher.folder = folder
-
-    # Hooks of pytest-benchmark
 
     def open_benchmark_json(self) -> None:
         """Have pytest-benchmark write benchmark.json into the run's folder, unless another file is given."""
