@@ -75,7 +75,7 @@ class RunSession:
         self._run: Run | None = None
         self._progress: Progress | None = None
         self._handlers: dict[int, Any] = {}
-        self._unwritten = ""  # what the disk refused at the end
+        self.unwritten = ""  # what the disk refused at the end
 
     @property
     def run(self) -> Run:
@@ -266,9 +266,9 @@ class RunSession:
         try:
             run.close(finished=not stopped)
         except (StoreError, OSError) as error:
-            self._unwritten = self._unwritten or str(error)
-        if self._unwritten:
-            self.say(self._unwritten)
+            self.unwritten = self.unwritten or str(error)
+        if self.unwritten:
+            self.say(self.unwritten)
             session.exitstatus = EXIT_STOPPED
             stopped = True
         if self.asked.options["check_only"]:
@@ -302,25 +302,12 @@ class RunSession:
         if benchmarks is not None and not benchmarks.json and not benchmarks.disabled:
             path = self.run.options.folder / "benchmark.json"
             benchmarks.json = str(path)
-            benchmarks.save_json = partial(self._save_json, benchmarks.save_json, path)
-
-    def _save_json(self, save: Callable[[Any], None], path: Path, output: Any) -> None:
-        """Write benchmark.json, unless the disk refuses: a resumed run makes it of the journal."""
-        try:
-            save(output)
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                path.unlink()
-            self._unwritten = f"cannot write {path.name}: {error.strerror or error}"
-
-    @pytest.hookimpl(optionalhook=True)
-    def pytest_benchmark_update_machine_info(self, machine_info: dict[str, Any]) -> None:
-        """Leave the host's name out of benchmark.json."""
-        machine_info.pop("node", None)
+            benchmarks.save_json = partial(_save_json, self, benchmarks.save_json, path)
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_benchmark_update_json(self, output_json: dict[str, Any]) -> None:
-        """Add the candidates without samples; pytest-benchmark keeps the others only."""
+        """Add the candidates without samples, which pytest-benchmark leaves out; remove the host's name."""
+        output_json["machine_info"].pop("node", None)
         output_json["poolbench"] = {"not_ok": self.not_ok}
 
 
@@ -346,6 +333,18 @@ def _find_cluster(
     from poolbench.engine.ray_cluster import RayScheduler
 
     return RayScheduler(address, files=options.files, memory_nbytes=asked["memory"], progress=say)
+
+
+def _save_json(
+    session: RunSession, save: Callable[[Any], None], path: Path, output: dict[str, Any]
+) -> None:
+    """Write benchmark.json, unless the disk refuses: a resumed run makes it of the journal."""
+    try:
+        save(output)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            path.unlink()
+        session.unwritten = f"cannot write {path.name}: {error.strerror or error}"
 
 
 def _handle_stops(handler: Any) -> dict[int, Any]:

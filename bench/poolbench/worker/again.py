@@ -21,7 +21,7 @@ from poolbench.worker.inputs import make_inputs
 from poolbench.worker.session import OpenCase
 
 # Random checks may take at most this share of the timed work.
-SHARE = 0.02
+SHARE = 0.01
 # Approximate cost of new inputs, the reference and one comparison on a processor of 2024.
 SECONDS_PER_NBYTE = 10e-9
 FRESH = "on inputs that it had not seen"

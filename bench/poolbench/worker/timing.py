@@ -107,7 +107,7 @@ def run_blocks(
     Args:
         session: whose case is open.
         requests: the blocks.
-        kept: is given what one more call of each returns, which is not timed.
+        kept: is given what one call of each returns, which is not timed.
     """
     blocks = []
     opened = session.open
@@ -153,17 +153,18 @@ def time_block(
 ) -> Block:
     """Return seconds per call over `calls` consecutive calls, after `warmup` untimed ones.
 
-    This is the one timing loop of the project.
+    This is the one timing loop of the project. With `kept`, make one call that is not timed and keep its result.
     """
     opened = session.open
     call, arguments = opened.bound(name)
     synchronize, device = opened.backend.synchronize, opened.device
     with opened.backend.on(device):
+        if kept is not None:
+            kept.append(call(*arguments))
+            synchronize(device)
+            return Block()
         if opened.evict is not None:
-            block = _time_cold_block(opened, opened.evict, call, arguments, calls)
-            if kept is not None:
-                kept.append(call(*arguments))
-            return block
+            return _time_cold_block(opened, opened.evict, call, arguments, calls)
         start = clock()
         for _ in repeat(None, warmup):
             call(*arguments)
@@ -177,9 +178,6 @@ def time_block(
             end = clock()
         finally:
             gc.enable()
-        if kept is not None:
-            kept.append(call(*arguments))
-            synchronize(device)
     return Block(seconds=(end - begin) / calls, warmup_seconds=begin - start)
 
 
