@@ -75,7 +75,7 @@ class RunSession:
         self._run: Run | None = None
         self._progress: Progress | None = None
         self._handlers: dict[int, Any] = {}
-        self.unwritten = ""  # what the disk refused at the end
+        self.unwritten = ""  # what the disk refused
 
     @property
     def run(self) -> Run:
@@ -254,9 +254,9 @@ class RunSession:
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
-        run, self._run = self._run, None
-        if run is not None:
-            self._finish(session, run)
+        if self._run is not None:
+            self._finish(session, self._run)
+            self._run = None
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
 
@@ -281,18 +281,17 @@ class RunSession:
         elif run.done:
             self.say(describe_shares(shares.seconds, shares.wall_seconds))
             if launcher is None:
-                self.say(
-                    f"stored; render it with: {poolbench_command()} report {shlex.quote(str(folder))}"
-                )
+                command = f"{poolbench_command()} report {shlex.quote(str(folder))}"
+                self.say(f"stored; render it with: {command}")
         if launcher is not None and not stopped:
             launcher.folder = folder
 
     def open_benchmark_json(self) -> None:
         """Have pytest-benchmark write benchmark.json into the run's folder, unless another file is given."""
         config, options = self._config, self.asked.options
+        benchmarks = getattr(config, "_benchmarksession", None)
         if not self._cases or config.option.collectonly or options["dry_run"]:
             return
-        benchmarks = getattr(config, "_benchmarksession", None)
         if options["check_only"] or (benchmarks is not None and benchmarks.skip):
             return
         try:
