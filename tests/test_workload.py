@@ -44,6 +44,10 @@ def test_open_contender_new_candidate_is_timed_after_autograph_has_seen_it(sessi
     assert converted.calibration_seconds > again.calibration_seconds
 
 
+@pytest.mark.fault(
+    "`--axis device=gpu:0` without a GPU",
+    "`not_run`, with the devices that exist",
+)
 @pytest.mark.parametrize("backend", ["numpy", "tensorflow"])
 def test_open_case_device_that_is_not_there_is_not_run(session, backend):
     case = make_case(op="depth_max_pool", device="gpu:3", **SHAPE)

@@ -198,6 +198,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
     # A marked test without a pair is what pytest makes of an op that --op leaves out.
     items[:] = [i for i in items if pair_of(i) or i.get_closest_marker("poolbench") is None]
+    if not items and (axes := asked(config).options["axis"]):
+        raise pytest.UsageError(f"no case is left by --axis {' --axis '.join(axes)}")
     items.sort(key=place)
 
 
@@ -294,7 +296,7 @@ class Benchmark:
     def replay(self) -> None:
         """Replay the candidate's samples into pytest-benchmark; skip or fail by its status.
 
-        `unsupported` and a documented wrong answer are expected results; every other status but
+        `unsupported` and a documented wrong answer or crash are expected results; every other status but
         `ok` fails the test.
         """
         if self.case is None or self.candidate is None:
@@ -325,7 +327,7 @@ def poolbench(request: pytest.FixtureRequest) -> Benchmark:
 def _end(measurement: Measurement) -> None:
     """End a test whose candidate has no samples."""
     text = f"{measurement.status}: {measurement.reason}"
-    if measurement.status == "wrong" and "documented" in measurement.flags:
+    if measurement.status in ("wrong", "crashed") and "documented" in measurement.flags:
         pytest.xfail(text)
     if outcome := OUTCOMES.get(measurement.status):
         outcome(text)

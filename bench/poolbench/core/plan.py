@@ -13,6 +13,11 @@ from poolbench.core.case import Case
 
 # The bandwidth probes, timed in the same rounds as the candidates.
 PROBES = ("bandwidth-read", "bandwidth-write", "bandwidth-copy")
+# Inputs below SMALL_NBYTES stay in a cache, whose bandwidth is not the memory's: there no call is
+# quicker than this probe, which returns its inputs.
+IDENTITY = "identity-call"
+PROBE_NAMES = (*PROBES, IDENTITY)
+SMALL_NBYTES = 1 << 20
 
 
 class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):

@@ -358,7 +358,7 @@ class TimeBreakdown(Record, frozen=True, kw_only=True, tag="time"):
 
     Attributes:
         seconds: 'start' (workers), 'samples', 'warmup', 'first_calls', 'allocation', 'checks',
-            'waiting', 'other'; on a GPU also 'device_clock' and 'energy'.
+            'rechecks' (after timing), 'waiting', 'other'; on a GPU also 'device_clock' and 'energy'.
         wall_seconds: from the first worker's start to the end.
     """
 

@@ -26,6 +26,7 @@ from poolbench.core.candidate import (
 from poolbench.core.case import Case
 from poolbench.core.errors import UsageError
 from poolbench.core.op import Op
+from poolbench.core.plan import PROBE_NAMES
 
 
 @dataclass
@@ -55,7 +56,13 @@ class Registry:
         return op
 
     def add_candidate(self, entry: Candidate) -> Candidate:
-        """Add a candidate; adding it again from the same file replaces it."""
+        """Add a candidate; adding it again from the same file replaces it.
+
+        Raises:
+            UsageError: its name is taken, or that of a probe.
+        """
+        if entry.name in PROBE_NAMES:
+            raise UsageError(f"{entry.name!r} is the name of a probe; pick another (candidate)")
         key = (entry.op, entry.name)
         known = self.candidates.get(key)
         if known is not None and known.file != entry.file:

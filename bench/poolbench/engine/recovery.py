@@ -9,10 +9,12 @@ from typing import Protocol
 
 from poolbench.core.case import Case
 from poolbench.core.errors import WorkerFailure
-from poolbench.core.plan import PROBES, Plan, WorkerSpec
+from poolbench.core.plan import IDENTITY, PROBES, SMALL_NBYTES, Plan, WorkerSpec
 from poolbench.core.program import Program
+from poolbench.core.registry import input_nbytes
 from poolbench.engine.process import WorkerLike
 from poolbench.engine.recorder import ContenderRecord, Seconds
+from poolbench.machine.nvml import is_gpu
 from poolbench.worker import contender, session
 from poolbench.worker.verify import Finding, verify
 
@@ -44,6 +46,11 @@ class Tasks:
     open_contender: Callable[..., contender.OpenedContender] = contender.open_contender
     probes: tuple[str, ...] = PROBES
     read_program: Callable[..., Program | None] | None = None
+
+    def probes_of(self, case: Case) -> tuple[str, ...]:
+        """Return the probes of a case: for small inputs on a CPU also the cheapest call."""
+        small = 0 < input_nbytes(case) < SMALL_NBYTES and not is_gpu(case.device)
+        return (*self.probes, IDENTITY) if self.probes and small else self.probes
 
 
 class RaceWorkers:
@@ -140,10 +147,17 @@ class RaceWorkers:
                     self._replace(worker)
 
     def verify(self) -> None:
-        """Check every candidate again after timing."""
+        """Check every candidate again after timing: inputs and settings in each process.
+
+        Values take longest: in the first process, which knows the reference's, on the timed inputs, and
+        in the last one on others.
+        """
+        fresh, old = self._process == self._plan.processes - 1, self._process == 0
         for spec, worker in self._workers.items():
             try:
-                found: dict[str, Finding] = worker.call(verify, timeout=self._plan.timeout_seconds)
+                found: dict[str, Finding] = worker.call(
+                    verify, fresh, old, timeout=self._plan.timeout_seconds
+                )
             except WorkerFailure as failure:
                 if not failure.lost:  # the next process starts a fresh one otherwise
                     self.fail(failure, spec)

@@ -14,7 +14,8 @@ from poolbench.core.candidate import Candidate
 from poolbench.core.case import Case, make_case
 from poolbench.core.op import Op, TensorSpec, Tolerance
 from poolbench.matrix.finding import Finding, features
-from poolbench.worker.check import BOUNDS, bound_for, differences, in_float64, largest_errors
+from poolbench.worker.check import BOUNDS, EXACT, bound_for, differences, in_float64
+from poolbench.worker.check import compare as compare_arrays
 from poolbench.worker.inputs import fill, numpy_dtype
 
 if TYPE_CHECKING:
@@ -217,7 +218,7 @@ def try_gradient(trial: Trial, case: Case) -> Finding:
 def tolerance_of(trial: Trial, case: Case) -> Tolerance:
     """Return the error that a correct output may have; none for integers."""
     if np.issubdtype(numpy_dtype(case.dtype), np.integer):
-        return Tolerance(relative=0.0, absolute=0.0)
+        return EXACT
     return bound_for(trial.op, case)
 
 
@@ -237,14 +238,14 @@ def compare(
     wanted = dtype or case.dtype
     if actual.dtype != numpy_dtype(wanted):
         return Finding(state="wrong", evidence=f"{name} is {actual.dtype}; {wanted} is right")
-    error = differences(actual.astype(np.float64), expected)
-    absolute, relative, excess = largest_errors(error, np.abs(expected), tolerance)
+    found = compare_arrays(actual, expected, tolerance)
+    absolute, relative = found.absolute, found.relative
     figures: dict[str, float | int | str | None] = {
         f"{name} largest relative error": relative,
         f"{name} largest absolute error": absolute,
     }
-    if excess > 1:
-        place = np.unravel_index(error.argmax(), error.shape)
+    if not found.agrees:
+        place = np.unravel_index(differences(actual, expected).argmax(), expected.shape)
         words = f"{name} is {float(actual[place]):.5g} where {expected[place]:.5g} is right"
         if absolute < np.inf:
             words += (

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import msgspec
 
 from poolbench.core.errors import Status, reason_of, status_of
-from poolbench.core.plan import PROBES
+from poolbench.core.plan import PROBE_NAMES
 from poolbench.core.program import Program
 from poolbench.core.records import Accuracy
 from poolbench.core.registry import REGISTRY
@@ -56,7 +56,7 @@ def open_contender(session: Session, name: str, check: bool) -> OpenedContender:
     A candidate that raises comes back with status 'error' and its text; so does one that leaves
     threads or processes behind, or changes what its other candidates share with it.
     """
-    if name in PROBES:
+    if name in PROBE_NAMES:
         seconds, nbytes, taken = open_probe(session, name)
         return OpenedContender(
             call_seconds=seconds,

@@ -74,6 +74,11 @@ class OpenCase:
         """Tell whether the inputs are in host memory."""
         return self.device.startswith("cpu")
 
+    def is_users(self, name: str) -> bool:
+        """Tell whether a contender is a candidate from a file of the user's."""
+        candidate = REGISTRY.candidates.get((self.case.op, name))
+        return candidate is not None and not candidate.builtin
+
     def bound(self, name: str) -> tuple[Call, list[Any]]:
         """Return a contender's callable and the inputs that it takes."""
         call, places = self.calls[name]

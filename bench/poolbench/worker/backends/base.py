@@ -81,6 +81,9 @@ class Backend(Protocol):
     def program(self, call: Call, arguments: Sequence[Any], mode: str) -> Program | None:
         """Return what the framework's compiler or executor made of a call; None: it does not tell."""
 
+    def identity(self, mode: str) -> Call:
+        """Return the framework's cheapest call in a mode: it returns its argument, or a part of it."""
+
     def clear(self) -> None:
         """Release everything cached for called functions."""
 

@@ -76,7 +76,7 @@ class TensorFlowBackend:
         import tensorflow as tf
 
         with tf.device(device):
-            copies = tuple(value + 0 for value in values)
+            copies = tuple(value & True if value.dtype.is_bool else value + 0 for value in values)
         tf.test.experimental.sync_devices()
         return copies
 
@@ -212,6 +212,14 @@ class TensorFlowBackend:
         if mode == "xla":
             return program.tensorflow_program(call, *arguments)
         return program.tensorflow_operations(call, *arguments)
+
+    def identity(self, mode: str) -> Call:
+        """Return an op that copies nothing; XLA copies what a program returns: there, one element."""
+        import tensorflow as tf
+
+        if mode == "xla":
+            return lambda value: tf.reshape(value, [-1])[:1]
+        return lambda value: tf.raw_ops.Identity(input=value)
 
     def clear(self) -> None:
         """Clear Keras' global state, which holds graphs."""

@@ -156,6 +156,10 @@ class TorchBackend:
         }
         return {"torch": ways[kind]}
 
+    def identity(self, mode: str) -> Call:  # noqa: ARG002
+        """Return a function that makes a view."""
+        return lambda value: value.view(value.shape)
+
     def settings(self, mode: str, device: str) -> dict[str, str]:
         """Return the settings that affect times, as PyTorch has them."""
         import torch
