@@ -83,6 +83,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "quick": {"processes": 5, "budget_seconds": 4.0},
         "full": {"budget_seconds": 16.0},
         # Processes agree by the device's own clock, and opening a case takes as long as racing it.
+        "backends": {"processes": 4, "budget_seconds": 2.0},
         "gpu": {"processes": 3, "allocations": 3, "budget_seconds": 2.0},
     }
 )

@@ -116,9 +116,7 @@ def slices_by_axis(case: Case, tf: Any, x: Any) -> Any:
     return tf.stack([reduce(column, 2) for column in columns], 2)
 
 
-@implementation(
-    op=OP, name=STOCK, form="layer", failures=(CRASH, NEGATIVE, HALF)
-)
+@implementation(op=OP, name=STOCK, form="layer", failures=(CRASH, NEGATIVE, HALF))
 def stock_layer(case: Case) -> Any:
     """keras.layers.AdaptiveAveragePooling2D or AdaptiveMaxPooling2D."""
     import keras

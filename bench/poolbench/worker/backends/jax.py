@@ -150,8 +150,8 @@ class JaxBackend:
         return {"xla": self.compile(ways[kind], "xla")}
 
     def identity(self, mode: str) -> Call:  # noqa: ARG002
-        """Return a program that returns one element: XLA copies what a program returns."""
-        return self.compile(lambda value: value.reshape(-1)[:1], "xla")
+        """Return one element: XLA copies what a program returns."""
+        return lambda value: value.reshape(-1)[:1]
 
     def settings(self, mode: str, device: str) -> dict[str, str]:
         """Return the settings that affect times, as JAX has them."""
