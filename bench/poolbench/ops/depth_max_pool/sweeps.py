@@ -123,7 +123,7 @@ BACKENDS = Sweep(
         candidates=[BASELINE, "keras-ops", LAYER, "keras-stock"],
         mode=["eager", "graph", "xla"],
         direction=["forward", "training"],
-        shape=[SMALL, BASE["shape"]],
+        shape=[SMALL, (8, 56, 56, 96)],
     ),
 )  # fmt: skip
 
