@@ -22,7 +22,8 @@ from poolbench.core.records import FASTER_THAN_LIMIT, Measurement, Samples
 from poolbench.core.registry import Registry, input_nbytes, load_builtin
 from poolbench.report import ratios
 from poolbench.report.environments import check_poolable
-from poolbench.report.medians import middle_of, process_medians
+from poolbench.report.formats import as_table
+from poolbench.report.medians import median, process_medians
 from poolbench.report.roofline import limits_of, probe_table
 from poolbench.store.journal import StoredRun, read_run
 
@@ -176,8 +177,14 @@ def lay_out(*runs: StoredRun, margin: float = MARGIN, registry: Registry | None 
     limits = tuple(limits_of(some, _probes(run)) for some, run in zip(there, runs, strict=True))
     by_row = [[m for m in some if m is not None] for some in zip(*there, strict=True)]
     axes = axis_names(key[0] for key in keys)
-    table = pd.DataFrame([_row(some, axes) for some in by_row], columns=_row_columns(axes))
     races: dict[tuple[Case, str], int] = {}
+    cases = dict.fromkeys(key[0] for key in keys)
+    shared = {case: (case_cells(case, axes), input_nbytes(case)) for case in cases}
+    rows = []
+    for (case, *_), some in zip(keys, by_row, strict=True):
+        cells, nbytes = shared[case]
+        rows.append(cells + _row(some, nbytes))
+    table = as_table(rows, _row_columns(axes))
     table.insert(0, "race", [races.setdefault(key[:2], len(races)) for key in keys])
     # A candidate that did not run moved no bytes; the size of the input comes from others of its race.
     table["nbytes"] = table.groupby("race")["nbytes"].transform("max")
@@ -187,7 +194,8 @@ def lay_out(*runs: StoredRun, margin: float = MARGIN, registry: Registry | None 
         table, there, limits, {name: op.textbook for name, op in registry.ops.items()}, confidence
     )
     columns = ratios.columns_of(table, estimates, margin)
-    columns["verdict"] = ratios.withhold(columns, noise_floor(runs[-1]), margin)
+    verdicts = ratios.withhold(columns, noise_floor(runs[-1]), margin)
+    columns["verdict"] = pd.Series(verdicts, dtype=object)
     table = pd.concat([table, columns], axis=1)
     return RunFrame(
         runs=runs,
@@ -260,10 +268,18 @@ def _nan(value: float | None) -> float:
     return math.nan if value is None else value
 
 
-def _row(some: Sequence[Measurement], axes: Sequence[str]) -> tuple[Any, ...]:
+def case_cells(case: Case, axes: Sequence[str]) -> tuple[Any, ...]:
+    """Return the columns that the rows of a case share."""
+    return (
+        case.op,
+        *(axis_cell(case, name) for name in axes),
+        case_label(case),
+    )
+
+
+def _row(some: Sequence[Measurement], nbytes: int) -> tuple[Any, ...]:
     """Return a row's own columns from its measurements by run, the newest last."""
     m = next((one for one in some if not is_right(one)), some[-1])
-    case = m.case
     by_run = [(process_medians(one.samples), one) for one in some]
     medians = np.concatenate([one for one, _ in by_run])
     wall = np.concatenate(
@@ -271,10 +287,7 @@ def _row(some: Sequence[Measurement], axes: Sequence[str]) -> tuple[Any, ...]:
     )
     accuracy, contention = m.accuracy, m.contention
     return (
-        case.op,
-        *(axis_cell(case, name) for name in axes),
-        case_label(case),
-        input_nbytes(case) or m.read_nbytes,
+        nbytes or m.read_nbytes,
         m.read_nbytes + m.written_nbytes,
         m.candidate,
         m.form,
@@ -284,13 +297,13 @@ def _row(some: Sequence[Measurement], axes: Sequence[str]) -> tuple[Any, ...]:
         all(map(is_right, some)),
         m.baseline,
         m.clock,
-        float(middle_of(medians)) if len(medians) else math.nan,
-        float(medians.min()) if len(medians) else math.nan,
-        float(medians.max()) if len(medians) else math.nan,
-        float(middle_of(wall)) if len(wall) else math.nan,
+        median(medians),
+        min(medians.tolist(), default=math.nan),
+        max(medians.tolist(), default=math.nan),
+        median(wall),
         sum(len(one.samples) for one in some),
         len(medians),
-        float(middle_of(np.array(m.first_call_seconds))) if m.first_call_seconds else math.nan,
+        median(np.array(m.first_call_seconds)),
         accuracy.worst if accuracy else math.nan,
         accuracy.max_relative if accuracy else math.nan,
         (accuracy.tie or "") if accuracy else "",

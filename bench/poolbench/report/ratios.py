@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from poolbench.core.records import Measurement, Samples, common_clock, samples_by
+from poolbench.report.formats import as_table
 from poolbench.report.roofline import limit_seconds
 from poolbench.stats import estimate
 from poolbench.stats import verdict as judging
@@ -185,7 +186,7 @@ def columns_of(table: pd.DataFrame, found: RowEstimates, margin: float) -> pd.Da
                 row in disagree,
             )
         )
-    return pd.DataFrame(rows, columns=COLUMNS)
+    return as_table(rows, COLUMNS)
 
 
 def _three(
