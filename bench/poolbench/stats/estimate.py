@@ -304,8 +304,8 @@ def estimate_all(
             mean, error, degrees = mean_and_error(process_values(quickest(left) - quickest(right)))
             counts = [degrees + 1] * len(some)
             same = from_errors(mean, error, np.full(len(some), degrees), counts, confidence)
-            for at, one in zip(some, same, strict=True):
-                found[at] = one
+            for at, known in zip(some, same, strict=True):
+                found[at] = known
     return [one for one in found if one is not None]
 
 

@@ -108,7 +108,9 @@ def combine(
         new = _add_variances(between + tau2, within + usual, *known)
     center = (weights * table.value).sum(axis=1)
     processes = (table.there * (table.degrees + 1)).sum(axis=1).astype(int).tolist()
-    means, next_runs = (from_errors(center, *some, processes, confidence) for some in (mean, new))
+    means, next_runs = (
+        from_errors(center, error, degrees, processes, confidence) for error, degrees in (mean, new)
+    )
     counts, taus = table.there.sum(axis=1).tolist(), np.sqrt(tau2).tolist()
     source = f"this machine: {runs} runs" if runs > 1 else "prior"
     return [

@@ -1,0 +1,10 @@
+"""The ops that a bare run leaves out: `poolbench run --op NAME`, or all of them by `poolbench run further_ops`."""
+
+import pytest
+from poolbench.pytest_plugin import Benchmark
+
+
+@pytest.mark.poolbench(op="masked_global_pool")
+def test_masked_global_pool(poolbench: Benchmark) -> None:
+    """Masked global pooling."""
+    poolbench.replay()
