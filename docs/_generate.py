@@ -24,12 +24,14 @@ from _blocks import (
     network_block,
     output_block,
     predicted_block,
+    runs_block,
     selftest_block,
     short_answer_block,
     trace_summary_block,
 )
 from _gpu import gpu_bandwidth_block, gpu_block, gpu_means_block, gpu_runs
 from _stored import acceptance_block, scale_block, tool_comparison_block
+from _tests import faults_block, hacks_block
 from poolbench.core.records import MatrixCell
 from poolbench.core.registry import load_builtin
 from poolbench.matrix import GROUPS, PROBES
@@ -106,6 +108,7 @@ BLOCKS: dict[str, Callable[[RunFrame, Path], str]] = {
     "headline": headline_block,
     "figure": figure_block,
     "selftest": selftest_block,
+    "runs": runs_block,
     "network": network_block,
     "layers": layers_block,
     "means": means_block,
@@ -119,6 +122,8 @@ BLOCKS: dict[str, Callable[[RunFrame, Path], str]] = {
     "gpu": gpu_block,
     "gpu-bandwidth": gpu_bandwidth_block,
     "gpu-means": gpu_means_block,
+    "hacks": hacks_block,
+    "faults": faults_block,
 }
 
 SUPPORT_INTRO = """\

@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shlex
 import shutil
 import signal
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from poolbench.core.case import Case, case_label
 from poolbench.core.errors import StoreError, UsageError
 from poolbench.core.plan import PRESETS, Plan
-from poolbench.core.registry import REGISTRY
+from poolbench.core.registry import baseline_of
 from poolbench.engine.progress import (
     Progress,
     describe_fastest,
     describe_shares,
     format_minutes,
+    own_terminal,
 )
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 # The exit status of a run that the disk stopped: pytest's own for an error that is no test's.
 EXIT_STOPPED = int(pytest.ExitCode.INTERNAL_ERROR)
+STOPS = (signal.SIGINT, signal.SIGTERM)
 STOPPED = (pytest.ExitCode.INTERRUPTED, pytest.ExitCode.INTERNAL_ERROR)
 
 
@@ -42,7 +44,7 @@ class Launcher:
     """The command that started pytest, and what it wants back; a plugin of the session.
 
     Attributes:
-        words: of the command, as typed; None where pytest itself was typed.
+        words: of the command, as typed, its verb first; None where pytest itself was typed.
         folder: of the run, once it is over; None where nothing was stored.
         interrupted: whether Ctrl-C ended the session.
     """
@@ -64,6 +66,7 @@ class RunSession:
     ) -> None:
         self.asked = asked
         self.not_ok: list[dict[str, Any]] = []
+        self.ahead = 0  # tests whose work is done before they run: cells of the support matrix
         self._config = config
         self._cases: dict[Case, tuple[str, ...]] = {}
         for case, name in pairs:
@@ -71,8 +74,8 @@ class RunSession:
         self._raced: dict[Case, dict[str, Measurement]] = {}
         self._run: Run | None = None
         self._progress: Progress | None = None
-
-    # The run
+        self._handlers: dict[int, Any] = {}
+        self.unwritten = ""  # what the disk refused
 
     @property
     def run(self) -> Run:
@@ -84,18 +87,6 @@ class RunSession:
                 raise pytest.UsageError(str(error)) from None
         return self._run
 
-    def plan(self) -> Plan:
-        """Return what the sweep and the options ask of each race."""
-        options = self.asked.options
-        given = {"processes": options["processes"], "budget_seconds": options["budget"]}
-        return Plan(
-            **dict(PRESETS[options["sweep"]]) | {k: v for k, v in given.items() if v is not None},
-            precision=options["precision"],
-            margin=options["margin"],
-            timeout_seconds=options["task_timeout"],
-            seed=options["seed"],
-        )
-
     def results(self) -> Path:
         """Return the folder that holds the runs."""
         return Path(self._config.invocation_params.dir, self.asked.options["results"])
@@ -106,7 +97,7 @@ class RunSession:
         from poolbench.machine.limits import total_memory_nbytes
         from poolbench.store.runs import new_run_folder
 
-        given, plan = self.asked.options, self.plan()
+        given, plan = self.asked.options, plan_of(self.asked.options)
         name = given["resume"] or given["run"]
         options = RunOptions(
             folder=self.results() / name
@@ -128,42 +119,31 @@ class RunSession:
             resume=given["resume"] is not None,
             allow_different=given["allow_different"],
         )
-        run = Run(options, progress=self.say, remote=self._cluster(options))
+        run = Run(options, progress=self.say, remote=_find_cluster(given, options, self.say))
         run.expect(list(self._cases))
         for case, names in self._cases.items():
-            entries = [REGISTRY.candidates[case.op, name] for name in names]
-            run.ahead(case, entries, baseline=REGISTRY.ops[case.op].baseline)
+            run.ahead(case, names, baseline=baseline_of(case, names))
         return run
-
-    def _cluster(self, options: RunOptions) -> RayScheduler | None:
-        """Return the cluster of --ray-address; None where the races are this machine's."""
-        address = self.asked.options["ray_address"]
-        if address is None or self.asked.options["check_only"]:
-            return None
-        from poolbench.engine.ray_cluster import RayScheduler
-
-        memory = self.asked.options["memory"]
-        return RayScheduler(address, files=options.files, memory_nbytes=memory, progress=self.say)
 
     def measurements(self, case: Case) -> dict[str, Measurement]:
         """Return the case's measurements by candidate; the first call runs the race."""
         if case in self._raced:
             return self._raced[case]
-        op = REGISTRY.ops[case.op]
-        entries = [REGISTRY.candidates[case.op, name] for name in self._cases[case]]
+        names = self._cases[case]
+        baseline = baseline_of(case, names)
         if self.asked.options["check_only"]:
-            self._raced[case] = self.run.check(case, entries)
+            self._raced[case] = self.run.check(case, names)
             return self._raced[case]
         if self._progress is not None:
             self._progress.now = f"{case.op} {case_label(case)}"
         try:
-            found = self.run.race(case, entries, baseline=op.baseline)
+            found = self.run.race(case, names, baseline=baseline)
         except UsageError as error:
             pytest.exit(str(error), returncode=int(pytest.ExitCode.USAGE_ERROR))
         except StoreError as error:
             pytest.exit(str(error), returncode=EXIT_STOPPED)
         self._raced[case] = found
-        self._show(case, describe_fastest(found, op.baseline))
+        self._show(case, describe_fastest(found, baseline))
         return found
 
     def _show(self, case: Case, fastest: str) -> None:
@@ -195,16 +175,17 @@ class RunSession:
             writer.line(line)
             writer.flush()
 
-    # Hooks of pytest
-
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool | None:
         """Print the races and stop, with --dry-run; otherwise show what is to come, and how it goes."""
-        if not self._cases or session.config.option.collectonly:
+        if session.config.option.collectonly:
+            return None
+        if not self._cases:
+            self._count_tests(session)
             return None
         from poolbench.stats import planning
 
-        plan = self.plan()
+        plan = plan_of(self.asked.options)
         seconds = planning.predict_seconds(self._cases, plan)
         predicted = f"{len(self._cases)} races, about {format_minutes(seconds)}"
         if self.asked.options["dry_run"]:
@@ -212,16 +193,37 @@ class RunSession:
                 self.say(f"{case.op} {case_label(case)}: {', '.join(names)}")
             self.say(f"{predicted}; nothing was run (--dry-run)")
             return True
+        self._handlers = _handle_stops(_stop)
         if not self.asked.options["check_only"]:
             self.say(predicted)
             self.say(planning.resolution_text(self.results(), plan))
             self._progress = Progress(
                 len(self._cases), write=self._write, predicted_seconds=seconds,
-                terminal=_terminal(), partial=lambda: self._run.under_way() if self._run else 0.0,
+                terminal=own_terminal(), partial=lambda: self._run.under_way() if self._run else 0.0,
             )  # fmt: skip
             self._progress.now = "starting worker processes"
             self._progress.start()
         return None
+
+    def _count_tests(self, session: pytest.Session) -> None:
+        """Show how many tests are done where none is a race: of models, or of the support matrix."""
+        if self.asked.options["check_only"] or self.asked.options["dry_run"]:
+            return
+        self._progress = progress = Progress(
+            len(session.items), write=self._write, terminal=own_terminal(),
+            partial=lambda: max(0, self.ahead - progress.done),
+        )  # fmt: skip
+        self._progress.start()
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        """Show the test that runs."""
+        if self._progress is not None and not self._cases:
+            self._progress.now = nodeid.rpartition("::")[2]
+
+    def pytest_runtest_logfinish(self) -> None:
+        """Count the test as done."""
+        if self._progress is not None and not self._cases:
+            self._progress.advance()
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_report_teststatus(
@@ -247,20 +249,27 @@ class RunSession:
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """End the run: workers, journal, and its last line."""
+        _handle_stops(signal.SIG_IGN)  # a second Ctrl-C would leave workers behind
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
-        if self._run is None:
-            return
-        run, self._run = self._run, None
+        if self._run is not None:
+            self._finish(session, self._run)
+            self._run = None
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+    def _finish(self, session: pytest.Session, run: Run) -> None:
         stopped = session.exitstatus in STOPPED or bool(session.shouldfail or session.shouldstop)
         shares = run.shares()
-        with _ignoring_interrupts():  # a second Ctrl-C would leave workers behind
-            try:
-                run.close(finished=not stopped)
-            except StoreError as error:
-                self.say(str(error))
-                stopped = True
+        try:
+            run.close(finished=not stopped)
+        except (StoreError, OSError) as error:
+            self.unwritten = self.unwritten or str(error)
+        if self.unwritten:
+            self.say(self.unwritten)
+            session.exitstatus = EXIT_STOPPED
+            stopped = True
         if self.asked.options["check_only"]:
             return
         folder = run.options.folder.absolute()
@@ -271,20 +280,17 @@ class RunSession:
         elif run.done:
             self.say(describe_shares(shares.seconds, shares.wall_seconds))
             if launcher is None:
-                self.say(
-                    f"stored; render it with: {poolbench_command()} report {shlex.quote(str(folder))}"
-                )
+                command = f"{poolbench_command()} report {shlex.quote(str(folder))}"
+                self.say(f"stored; render it with: {command}")
         if launcher is not None and not stopped:
             launcher.folder = folder
-
-    # Hooks of pytest-benchmark
 
     def open_benchmark_json(self) -> None:
         """Have pytest-benchmark write benchmark.json into the run's folder, unless another file is given."""
         config, options = self._config, self.asked.options
+        benchmarks = getattr(config, "_benchmarksession", None)
         if not self._cases or config.option.collectonly or options["dry_run"]:
             return
-        benchmarks = getattr(config, "_benchmarksession", None)
         if options["check_only"] or (benchmarks is not None and benchmarks.skip):
             return
         try:
@@ -292,36 +298,64 @@ class RunSession:
         except (UsageError, StoreError) as error:
             raise pytest.UsageError(str(error)) from None
         if benchmarks is not None and not benchmarks.json and not benchmarks.disabled:
-            benchmarks.json = str(self.run.options.folder / "benchmark.json")
-
-    @pytest.hookimpl(optionalhook=True)
-    def pytest_benchmark_update_machine_info(self, machine_info: dict[str, Any]) -> None:
-        """Leave the host's name out of benchmark.json."""
-        machine_info.pop("node", None)
+            path = self.run.options.folder / "benchmark.json"
+            benchmarks.json = str(path)
+            benchmarks.save_json = partial(_save_json, self, benchmarks.save_json, path)
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_benchmark_update_json(self, output_json: dict[str, Any]) -> None:
-        """Add the candidates without samples; pytest-benchmark keeps the others only."""
+        """Add the candidates without samples, which pytest-benchmark leaves out; remove the host's name."""
+        output_json["machine_info"].pop("node", None)
         output_json["poolbench"] = {"not_ok": self.not_ok}
 
 
-def _terminal() -> IO[str] | None:
-    """Return the terminal behind standard output, which pytest redirects while a test runs."""
-    try:
-        if not sys.stdout.isatty() or os.environ.get("TERM") == "dumb":
-            return None
-        return os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8", errors="replace")
-    except (OSError, ValueError, AttributeError):
+def plan_of(asked: Mapping[str, Any]) -> Plan:
+    """Return what the sweep and the options ask of each race."""
+    given = {"processes": asked["processes"], "budget_seconds": asked["budget"]}
+    return Plan(
+        **dict(PRESETS[asked["sweep"]]) | {k: v for k, v in given.items() if v is not None},
+        precision=asked["precision"],
+        margin=asked["margin"],
+        timeout_seconds=asked["task_timeout"],
+        seed=asked["seed"],
+    )
+
+
+def _find_cluster(
+    asked: Mapping[str, Any], options: RunOptions, say: Callable[[str], None]
+) -> RayScheduler | None:
+    """Return the cluster of --ray-address; None where the races are this machine's."""
+    address = asked["ray_address"]
+    if address is None or asked["check_only"]:
         return None
+    from poolbench.engine.ray_cluster import RayScheduler
+
+    return RayScheduler(address, files=options.files, memory_nbytes=asked["memory"], progress=say)
 
 
-@contextlib.contextmanager
-def _ignoring_interrupts() -> Iterator[None]:
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _save_json(
+    session: RunSession, save: Callable[[Any], None], path: Path, output: dict[str, Any]
+) -> None:
+    """Write benchmark.json, unless the disk refuses: a resumed run makes it of the journal."""
     try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
+        save(output)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            path.unlink()
+        session.unwritten = f"cannot write {path.name}: {error.strerror or error}"
+
+
+def _handle_stops(handler: Any) -> dict[int, Any]:
+    """Handle Ctrl-C and SIGTERM in another way; return the previous handlers."""
+    with contextlib.suppress(ValueError):  # pytest runs in a thread: signals go elsewhere
+        return {number: signal.signal(number, handler) for number in STOPS}
+    return {}
+
+
+def _stop(number: int, frame: object) -> None:  # noqa: ARG001 (a signal handler)
+    """Stop the run at the first signal; a second one would leave workers behind and print nothing."""
+    _handle_stops(signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def find_launcher(config: pytest.Config) -> Launcher | None:
@@ -354,9 +388,6 @@ def resume_command(
             kept.append(word)
         skip = not skip and named and "=" not in word
     more = shlex.join([*kept, f"{prefix}resume", name])
-    start = (
-        f"{shlex.quote(sys.executable)} -m pytest"
-        if launcher is None
-        else f"{poolbench_command()} run"
-    )
+    # The words of a command begin with its verb: run, matrix.
+    start = poolbench_command() if launcher else f"{shlex.quote(sys.executable)} -m pytest"
     return f"cd {shlex.quote(str(invocation.dir))} && {start} {more}"

@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from poolbench.core.errors import WorkerFailure
 from poolbench.core.plan import WorkerSpec
 from poolbench.engine.process import Worker, WorkerLike
 from poolbench.engine.recovery import Workers
@@ -52,6 +53,11 @@ class WorkerPool:
         self.prepare((spec,), process + 1, keep_others=True)
         return self._workers[spec][process]
 
+    def release(self, spec: WorkerSpec) -> None:
+        """End the workers of this kind."""
+        for worker in self._workers.pop(spec, []):
+            worker.close()
+
     def started(self) -> Worker | None:
         """Return a worker that is up, if there is one."""
         return next((workers[0] for workers in self._workers.values() if workers), None)
@@ -87,5 +93,8 @@ def device_names(worker: Worker | None) -> dict[str, str]:
     """Return the devices that a worker sees, by name; without TensorFlow, the CPU alone."""
     if worker is None or worker.spec.backend == "numpy":
         return {"cpu:0": "CPU"}
-    devices: dict[str, str] = worker.call(session.list_devices, timeout=60)
+    try:
+        devices: dict[str, str] = worker.call(session.list_devices, timeout=60)
+    except WorkerFailure:  # no worker starts: each measurement says why
+        return {}
     return devices

@@ -22,7 +22,7 @@ from poolbench.engine.noise import MachineNoise, NoiseLog
 from poolbench.engine.recorder import (
     ContenderRecord,
     Seconds,
-    flag_faster_than_limit,
+    flag_implausible,
     make_measurement,
     pairs,
 )
@@ -38,6 +38,9 @@ BATCH_SECONDS = 0.25
 # Interleaved races alternate after about this time. Shorter parts would pay for cold caches and thread pools, and
 # longer ones would see the machine change.
 STEP_SECONDS = 0.15
+# Workers of several kinds alternate after about this time. What slows a processor is drawn anew for each leg: of
+# identical code, the ratio of 30 s in legs of 0.03 s is as steady as that of 120 s in legs of 0.15 s.
+LEG_SECONDS = 0.015
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +80,9 @@ class Race:
         records = [
             ContenderRecord(one.name, named[one.candidate], one.worker) for one in spec.contenders
         ]
-        probes = [ContenderRecord(name, None, spec.workers[0]) for name in tasks.probes]
+        probes = [
+            ContenderRecord(name, None, spec.workers[0]) for name in tasks.probes_of(spec.case)
+        ]
         self.spec = spec
         self.records = {record.name: record for record in (*records, *probes)}
         self.seconds = Seconds(float)
@@ -177,7 +182,7 @@ class Race:
     def result(self) -> Result:
         """Return the result of the processes so far."""
         case = self.spec.case
-        flag_faster_than_limit(self.records, case, self.plan.bandwidth_limit_slack)
+        flag_implausible(self.records, case, self.plan.bandwidth_limit_slack)
         contention = self._noise_log.contention()
         measurements = tuple(
             make_measurement(
@@ -217,10 +222,11 @@ class Race:
             start = self._noise.now()
             device.measure_energy(self._workers, self._candidates())
             self.seconds["energy"] += self._noise.now() - start
-        if process in (0, self.plan.processes - 1):  # it takes about a tenth of a process' time
-            start = self._noise.now()
-            self._workers.verify()
-            self.seconds["checks"] += self._noise.now() - start
+        start = self._noise.now()
+        self._workers.verify()
+        if process == 0:
+            self._workers.read_programs()
+        self.seconds["rechecks"] += self._noise.now() - start
         self._workers.close()
 
     def _run_allocation(
@@ -229,7 +235,7 @@ class Race:
         """Run the rounds of one allocation: the plan's, or as many as the seconds allow."""
         rounds = self._rounds
         if rounds.workers > 1:  # each worker gets the time of a step of one worker
-            step_seconds = STEP_SECONDS * rounds.workers
+            step_seconds = LEG_SECONDS * rounds.workers
         step = rounds.within(step_seconds)
         batch = max(rounds.within(BATCH_SECONDS), step * (rounds.workers > 1))
         budget = RoundBudget(most=self.plan.rounds, seconds=seconds, round_seconds=rounds.seconds)
@@ -276,9 +282,11 @@ class Race:
             noise = self._noise.after(done)
             self._noise_log.enter_task(noise)
             parts.append(noise.seen)
-            _enter_processor_time(process, allocation, blocks, done.cpu_seconds)
+            self.seconds["rechecks"] += done.recheck_seconds
             for planned, block in zip(blocks, done.blocks, strict=True):
                 if block.status == "ok":
+                    if done.dirty:  # timed with what a candidate left behind
+                        continue
                     timed.append(_Timed(planned, block, noise.cores_distant))
                 elif planned.record.runs:
                     raised = WorkerFailure(block.status, block.reason, tail=worker.tail)
@@ -293,19 +301,9 @@ class Race:
         noisy = self._noise_log.enter_blocks([one.cores_distant for one in timed], seen)
         for (planned, block, _), marked in zip(timed, noisy, strict=True):
             calls, seconds = planned.request.calls, float(f"{block.seconds:.6g}")
-            planned.record.columns.append(
-                (process, allocation, planned.round, calls, seconds, int(marked))
-            )
+            place = process, allocation, planned.round, calls
+            planned.record.columns.append((*place, seconds, int(marked)))
+            if self._rounds.workers > 1:
+                planned.record.processor_columns.append((*place, block.processor_seconds, 0))
             self.seconds["samples"] += block.seconds * calls
             self.seconds["warmup"] += block.warmup_seconds
-
-
-def _enter_processor_time(
-    process: int, allocation: int, blocks: Sequence[PlannedBlock], seconds: float
-) -> None:
-    """Record the worker's processor time per call, if all of its blocks belong to one contender."""
-    record = blocks[0].record
-    if all(planned.record is record for planned in blocks):
-        calls = sum(planned.request.warmup + planned.request.calls for planned in blocks)
-        row = (process, allocation, blocks[0].round, calls, float(f"{seconds / calls:.6g}"), 0)
-        record.processor_columns.append(row)

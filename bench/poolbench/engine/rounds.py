@@ -73,13 +73,18 @@ class Rounds:
         self._block_seconds = max(plan.block_seconds, GPU_BLOCK_SECONDS * is_gpu(case.device))
         seed = f"{plan.seed} {case!r}"
         self._random = random.Random(seed)
+        candidates, probes = (_by_worker(records, probes=kind) for kind in (False, True))
         self._orders = {
-            worker: balanced_orders(names, self._random)
-            for worker, names in _by_worker(records, probes=False).items()
+            worker: balanced_orders(names, self._random) for worker, names in candidates.items()
         }
         self._probe_orders = {
-            worker: balanced_orders(names, self._random)
-            for worker, names in _by_worker(records, probes=True).items()
+            worker: balanced_orders(names, self._random) for worker, names in probes.items()
+        }
+        # Contenders that have a worker to themselves: they warm up once per task.
+        self._alone = {
+            names[0]
+            for worker, names in candidates.items()
+            if len(names) == 1 and worker not in probes
         }
         # A generator of its own: with one worker the orders do not depend on it.
         self._workers = balanced_orders(list(self._orders), random.Random(f"workers {seed}"))
@@ -110,7 +115,8 @@ class Rounds:
             least = 1 if record.candidate else PROBE_TURN
             record.every = max(least, min(MOST_ROUNDS_OUT, turn))
         self.seconds = sum(costs[record.name] / record.every for record in contenders)
-        self._after_eviction = True
+        # Legs of several workers are too short for the long warm-up, which both sides of a ratio do without.
+        self._after_eviction = self.workers == 1
 
     def within(self, seconds: float) -> int:
         """Return the number of rounds that take about this long, at least one."""
@@ -127,7 +133,7 @@ class Rounds:
         numbers = tuple(numbers)
         for worker in next(self._workers):
             self._last = ""
-            self._after_eviction |= others_between or self.workers > 1
+            self._after_eviction |= others_between and self.workers == 1
             blocks = [block for number in numbers for block in self._round(number, worker)]
             tasks.append(Task(worker, blocks))
         return tasks
@@ -170,6 +176,7 @@ class Rounds:
 
     def _block_cost(self, record: ContenderRecord) -> float:
         warmup, calls = self._block_calls(record)
+        warmup *= record.name not in self._alone
         return max((warmup + calls) * record.usual_seconds, 1e-9)
 
 

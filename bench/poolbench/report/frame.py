@@ -20,7 +20,7 @@ from poolbench.core.case import Case, case_label
 from poolbench.core.errors import UsageError
 from poolbench.core.records import Measurement, Samples, is_right
 from poolbench.core.registry import Registry, input_nbytes, load_builtin
-from poolbench.report import ratios
+from poolbench.report import programs, ratios
 from poolbench.report.environments import check_poolable
 from poolbench.report.formats import as_table
 from poolbench.report.history import prior_for
@@ -109,6 +109,8 @@ COLUMNS: dict[str, str] = {
     "issue": "upstream issue",
     "right": "ok, within the tolerance and not faster than the memory allows: may be ranked",
     "baseline": "candidate that the ratio is taken to",
+    "program": "hash of what the compiler made of it; empty where it was not read",
+    "unlike": "settings of its framework that differ from the baseline's: there is no verdict then",
     "clock": "wall: a call from Python; device: the time in it in which the GPU was at work",
     "seconds": "median of the processes' medians, seconds per call by that clock",
     "seconds_low": "fastest process's median",
@@ -209,8 +211,15 @@ def lay_out(
         confidence, prior[0],
     )  # fmt: skip
     columns = ratios.columns_of(table, estimates, margin)
+    partners = [None if at is None else by_row[at][-1] for at in estimates.baselines]
+    unlike = [
+        programs.unlike(some[-1], other) if other else ""
+        for some, other in zip(by_row, partners, strict=True)
+    ]
     verdicts = ratios.withhold(columns, noise_floor(runs[-1]), margin)
+    verdicts = ["" if words else one for one, words in zip(verdicts, unlike, strict=True)]
     columns["verdict"] = pd.Series(verdicts, dtype=object)
+    columns["unlike"] = pd.Series(unlike, dtype=object)
     table = pd.concat([table, columns], axis=1)
     return RunFrame(
         runs=runs,
@@ -303,6 +312,7 @@ def _row(some: Sequence[Measurement], nbytes: int) -> tuple[Any, ...]:
         m.issue,
         all(map(is_right, some)),
         m.baseline,
+        m.program.hash if m.program else "",
         m.clock,
         median(medians),
         min(medians.tolist(), default=math.nan),
@@ -330,5 +340,7 @@ def _row(some: Sequence[Measurement], nbytes: int) -> tuple[Any, ...]:
 
 def _row_columns(axes: Sequence[str]) -> list[str]:
     return [
-        name for name in with_axes(COLUMNS, axes) if name not in ("line", "race", *ratios.COLUMNS)
+        name
+        for name in with_axes(COLUMNS, axes)
+        if name not in ("line", "race", "unlike", *ratios.COLUMNS)
     ]
