@@ -16,8 +16,10 @@ DEPTH = [
 ]
 MEAN = [{}, {"dtype": "float16"}, {"data_format": "channels_first"}]
 CASES = {"depth_max_pool": DEPTH, "global_avg_pool": MEAN}
-# Other test modules register candidates of their own.
-PAIRS = sorted(pair for pair, entry in REGISTRY.candidates.items() if entry.builtin)
+# The further ops run the code to paste: tests/test_further_ops.py compares it with the reference.
+PAIRS = sorted(
+    (op, name) for op in CASES for name, entry in REGISTRY.of(op).items() if entry.builtin
+)
 
 
 @pytest.fixture(scope="module")

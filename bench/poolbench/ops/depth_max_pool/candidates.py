@@ -11,7 +11,7 @@ from poolbench import Case, KnownFailure, candidate
 from poolbench.ops.depth_max_pool import snippets
 from poolbench.ops.depth_max_pool.op import windows
 from poolbench.ops.depth_max_pool.sweeps import OP
-from poolbench.ops.shared import channel_axis, sizes
+from poolbench.ops.shared import channel_axis, narrow_window, sizes
 
 
 def divides(case: Case) -> bool:
@@ -209,7 +209,12 @@ def slices_maximum(case: Case) -> Any:
     return maximum_of_slices
 
 
-@candidate(op=OP, name="max_pool2d-view", snippet=snippets.max_pool2d_view)
+@candidate(
+    op=OP,
+    name="max_pool2d-view",
+    failures=(narrow_window(lambda case: (case.pool_size,)),),
+    snippet=snippets.max_pool2d_view,
+)
 def max_pool2d_view(case: Case) -> Any:
     """tf.nn.max_pool2d with window (1, k) over the view (N, H*W, C, 1)."""
     import tensorflow as tf
