@@ -210,16 +210,20 @@ def screenshots(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run the tests that need no browser, no root and few minutes."""
     folder = _install(session, "cpu", "cpu", "test", "profile")
-    _run(session, folder, "pytest", "-q", *(session.posargs or ["tests", "-m", "not slow"]))
+    _pytest(session, folder, "not slow")
 
 
 @nox.session(name="tests-full", venv_backend="none")
 def tests_full(session: nox.Session) -> None:
     """Run the slow tests: real faults, the browser, the cluster, fuzzing."""
     folder = _install(session, "cpu", "cpu", "test", "profile", "browser", "cluster", "export")
-    _run(
-        session, folder, "pytest", "-q", *(session.posargs or ["tests", "-m", "slow and not long"])
-    )
+    _pytest(session, folder, "slow and not long")
+
+
+def _pytest(session: nox.Session, folder: Path, marked: str) -> None:
+    """Run the marked tests two at a time, a file's in one process, or what the command line asks."""
+    words = ["tests", "-m", marked, "-n", "2", "--dist", "loadfile"]
+    _run(session, folder, "pytest", "-q", *(session.posargs or words))
 
 
 @nox.session(venv_backend="none")

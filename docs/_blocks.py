@@ -12,12 +12,12 @@ import pandas as pd
 from _stored import machine_text
 from poolbench.core.case import Case, case_label, make_case
 from poolbench.core.plan import Plan
-from poolbench.core.records import Measurement
+from poolbench.core.records import Measurement, is_right
 from poolbench.core.registry import input_nbytes
 from poolbench.core.text import format_nbytes, format_seconds, one_line, significant
 from poolbench.engine.recorder import BANDWIDTH_LIMIT_FROM_NBYTES
 from poolbench.report.formats import as_markdown
-from poolbench.report.frame import RunFrame, is_right
+from poolbench.report.frame import RunFrame
 from poolbench.report.page import selftest_sentence
 from poolbench.report.recommend import answer
 from poolbench.report.tables import headline_table, network_sentence

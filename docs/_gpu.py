@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pandas as pd
 from poolbench.core.case import Case
-from poolbench.core.records import Measurement
+from poolbench.core.records import Measurement, is_right
 from poolbench.core.text import format_bandwidth, format_seconds, one_line
 from poolbench.machine.nvml import is_gpu
 from poolbench.report.formats import as_markdown
-from poolbench.report.frame import RunFrame, is_right, load
+from poolbench.report.frame import RunFrame, load
 from poolbench.report.medians import middle_of, process_medians
 from poolbench.report.ratios import paired
 from poolbench.report.recommend import answer

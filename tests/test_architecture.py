@@ -10,8 +10,6 @@ from poolbench.core.registry import load_builtin
 SOURCE = Path(__file__).parent.parent / "bench"
 PACKAGE = SOURCE / "poolbench"
 MODULE_LINES, CLASS_LINES = 400, 250
-# Modules that still name an op or a candidate, to be moved to attributes of Op and Candidate; only ever shortened.
-NAMES_OPS = {"matrix/probes/silent.py", "matrix/probes/depth.py"}
 
 # Each is one file to copy, and needs Keras alone.
 REUSABLE = ("poolbench.layers", "poolbench.adaptive_pooling", "poolbench.masked_pooling")
@@ -113,5 +111,4 @@ def test_modules_outside_ops_name_no_op_and_no_candidate(name):
     words = {*registry.ops, *(c for _, c in registry.candidates if "-" in c)}
     pattern = re.compile(r"(?<![\w-])(?:" + "|".join(map(re.escape, sorted(words))) + r")(?![\w-])")
     found = {word for text in strings_of(TREES[name]) for word in pattern.findall(text)}
-    if FILES[name].relative_to(PACKAGE).as_posix() not in NAMES_OPS:
-        assert not found
+    assert not found

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 from poolbench.cli import emit, main
 from poolbench.core.errors import UsageError
-from poolbench.launch import find_suites, pytest_words, require_tensorflow
+from poolbench.launch import find_suites, option_words, require_tensorflow
 from poolbench.options import BYTES, COUNT, DURATION, OPTIONS, PERCENT, RUN
 
 COMMANDS = (
@@ -110,12 +110,12 @@ def test_run_dry_run_prints_the_races_and_stores_nothing(tmp_path):
     assert not (tmp_path / "results").exists()
 
 
-def test_pytest_words_carry_every_option():
+def test_option_words_carry_every_option():
     given = {
         option.key: ("a",) if option.multiple else True if option.flag else 1 for option in OPTIONS
     }
-    assert len(list(pytest_words(given))) == len(OPTIONS)
-    assert list(pytest_words({"axis": ("a=1", "b=2"), "dry_run": False})) == [
+    assert len(list(option_words(given))) == len(OPTIONS)
+    assert list(option_words({"axis": ("a=1", "b=2"), "dry_run": False})) == [
         "--poolbench-axis=a=1",
         "--poolbench-axis=b=2",
     ]
@@ -126,6 +126,12 @@ def test_find_suites_default_is_the_suites_of_ops():
         "test_depth_max_pool",
         "test_global_avg_pool",
     ]
+
+
+def test_find_suites_all_ops_adds_the_further_ones_alone():
+    assert {Path(name).stem for name in {*find_suites([], all_ops=True)} - {*find_suites([])}} == {
+        "test_further_ops"
+    }
 
 
 @pytest.mark.parametrize("name", ["network", "suites/test_network.py"])

@@ -5,6 +5,7 @@ import pytest
 from poolbench.core.case import make_case
 from poolbench.core.registry import load_builtin
 from poolbench.report.snippets import snippet
+from poolbench.worker.inputs import make_inputs
 
 REGISTRY = load_builtin()
 SHAPE = (2, 4, 5, 12)
@@ -15,11 +16,27 @@ DEPTH = [
     {"pool_size": 3, "padding": "valid", "data_format": "channels_first"},
 ]
 MEAN = [{}, {"dtype": "float16"}, {"data_format": "channels_first"}]
-CASES = {"depth_max_pool": DEPTH, "global_avg_pool": MEAN}
-# The further ops run the code to paste: tests/test_further_ops.py compares it with the reference.
-PAIRS = sorted(
-    (op, name) for op in CASES for name, entry in REGISTRY.of(op).items() if entry.builtin
-)
+CASES = {
+    "depth_max_pool": [{"shape": SHAPE, **fields} for fields in DEPTH],
+    "global_avg_pool": [{"shape": SHAPE, **fields} for fields in MEAN],
+    "masked_global_pool": [
+        {"shape": (3, 16, 5), "reduction": reduction, **fields}
+        for reduction in ("average", "max")
+        for fields in (*MEAN, {"mask_dtype": "int32"})
+    ],
+    "spatial_max_pool": [
+        {"shape": (2, 7, 8, 5), "window": window, "padding": padding, **fields}
+        for window in (2, 3)
+        for padding in ("valid", "same")
+        for fields in MEAN
+    ],
+    "global_max_pool": [{"shape": shape, **f} for shape in (SHAPE, SHAPE[1:]) for f in MEAN],
+    "gem_pool": [
+        {"shape": SHAPE, "exponent": p, **f} for p in ("constant", "learned") for f in MEAN
+    ],
+}
+# Other test modules register candidates of their own.
+PAIRS = sorted(pair for pair, entry in REGISTRY.candidates.items() if entry.builtin)
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +45,7 @@ def tf():
 
 
 def cases_of(op):
-    return [make_case(op=op, shape=SHAPE, mode="eager", **fields) for fields in CASES[op]]
+    return [make_case(op=op, mode="eager", **fields) for fields in CASES[op]]
 
 
 @pytest.mark.parametrize(("op", "name"), PAIRS)
@@ -44,21 +61,18 @@ def test_snippet_is_at_most_ten_lines_and_names_no_harness(op, name):
 @pytest.mark.parametrize(("op", "name"), PAIRS)
 def test_snippet_in_a_fresh_namespace_gives_the_candidate_s_outputs(tf, op, name):
     entry = REGISTRY.candidates[op, name]
-    rng = np.random.default_rng(0)
     for case in cases_of(op):
-        n, h, w, c = case.shape
-        shape = (n, h, w, c) if case.data_format == "channels_last" else (n, c, h, w)
-        x = tf.constant(rng.normal(size=shape), case.dtype)
+        inputs = [tf.constant(array) for array in make_inputs(case, 0)]
         space = {}
         exec(compile(snippet(case, name), name, "exec"), space)
         # A failure that is documented is the snippet's too: both raise, or the kernel serves both.
         try:
-            expected = entry.build(case)(x)
+            expected = entry.build(case)(*inputs)
         except Exception:
             with pytest.raises(Exception):  # noqa: B017
-                space["pool"](x)
+                space["pool"](*inputs)
             continue
-        found = space["pool"](x)
+        found = space["pool"](*inputs)
         assert found.dtype == expected.dtype
         tolerance = 0 if op == "depth_max_pool" else 1e-3 if case.dtype == "float16" else 1e-6
         np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance)

@@ -110,10 +110,11 @@ UNLIKE = {(DEPTH, "max_pool3d"), (DEPTH, "recipe-verbatim")}
 
 
 def implementations():
-    """Return every implementation of the shipped ops that TensorFlow and Keras run."""
+    """Return every implementation of the ops placed in models that TensorFlow and Keras run."""
     return [
         key for key, entry in REGISTRY.candidates.items()
         if entry.builtin and entry.framework in ("tensorflow", "keras") and key not in UNLIKE
+        and REGISTRY.ops[key[0]].in_models
     ]  # fmt: skip
 
 

@@ -154,14 +154,24 @@ def run_options(*left_out: str) -> Callable[[Command], Command]:
 
 @main.command()
 @click.argument("suites", nargs=-1, metavar="[SUITE]... [-- PYTEST_ARGUMENT...]")
+@click.option("--repeat", type=COUNT, default=1,
+              help="Whole runs, which share the time of one and are reported together.")  # fmt: skip
 @run_options()
-def run(suites: Sequence[str], **options: Any) -> int:
-    """Benchmark the candidates of every op, or of the given suites, and render the report.
+def run(suites: Sequence[str], repeat: int, **options: Any) -> int:
+    """Benchmark the candidates of two ops, or of the given suites, and render the report.
 
     A SUITE is a file, a folder, or the name of one that ships: depth_max_pool, global_avg_pool,
-    network, capabilities.
+    further_ops, network, capabilities. --op NAME runs any op; --sweep full runs all ops.
     """
-    return _run_suites(suites, options)
+    if repeat == 1:
+        return _run_suites(suites, options)
+    from poolbench.launch import launch_repeated
+
+    folders, code = launch_repeated(suites, options, repeat)
+    if code in (0, EXIT_FOUND):
+        with _no_collection():
+            _report(folders, options["margin"], None, (), None, show=False)
+    return code
 
 
 @main.command()
@@ -177,6 +187,10 @@ def _run_suites(suites: Sequence[str], options: dict[str, Any]) -> int:
     folder, code = launch(suites, options, words=sys.argv[1:])
     if folder is not None and code in (0, EXIT_FOUND):
         with _no_collection():
+            from poolbench.report.history import write_summary
+            from poolbench.store.journal import read_run
+
+            write_summary(read_run(folder))
             _report([folder], options.get("margin", 0.05), None, (), None, show=False)
         from poolbench.pytest_run import poolbench_command
 
@@ -249,12 +263,16 @@ def compare(
         from poolbench.core.text import one_line
         from poolbench.report import compare as comparing
         from poolbench.report import compare_text
+        from poolbench.report.history import prior_for
         from poolbench.report.select import select
         from poolbench.store.journal import read_run
         from poolbench.store.runs import find_run
 
         before, after = (read_run(find_run(results, name)) for name in (base, run))
-        found = comparing.compare_runs(before, after, margin=margin, allowed=list(allow_different))
+        prior, _ = prior_for(before, results, without=after.header.run)
+        found = comparing.compare_runs(
+            before, after, margin=margin, allowed=list(allow_different), prior=prior
+        )
         if selected:
             found = comparing.keep(found, select(found.table, selected))
         emit(compare_text.FORMATS[kind or "markdown"](found).rstrip("\n"))
@@ -352,9 +370,15 @@ def tensorboard(run: str | None, host: str, port: int, results: Path) -> int:
 @main.command()
 @click.option("--run", type=RUN, help="Run that the result is added to. Default: the newest.")
 @click.option("--seconds", type=DURATION, default=110.0, help="Longest time to take.")
+@click.option("--runs", is_flag=True, help="Say how often the runs of one machine and code agree.")
 @results_option
-def selftest(run: str | None, seconds: float, results: Path) -> None:
+def selftest(run: str | None, seconds: float, runs: bool, results: Path) -> None:
     """Measure false alarms, detectable slowdowns and the noise floor on this machine."""
+    if runs:
+        from poolbench.report.history import describe_history
+
+        emit(describe_history(results, lambda line: emit(line, err=True)))
+        return
     from poolbench.engine.selftest import run_selftest
 
     emit(run_selftest(results, run, seconds=seconds))

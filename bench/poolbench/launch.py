@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from poolbench.core.errors import UsageError
+from poolbench.core.plan import PRESETS, Plan
 from poolbench.options import OPTIONS
+from poolbench.store.runs import new_run_folder
 
 PACKAGE = Path(__file__).parent
 # Not benchmarks of ops: they run where they are named.
 NAMED_ONLY = ("capabilities", "network")
+# The ops that a bare run leaves out: they run with --op, in the sweep 'full', or where the suite is named.
+FURTHER_OPS = "further_ops"
 EXIT_UNUSABLE, EXIT_INTERRUPTED = 2, 130
+# Between repeated runs: a burst of load by others then seldom spans two.
+PAUSE_SECONDS = 30
 
 
 def suites_folder() -> Path:
@@ -24,8 +33,10 @@ def suites_folder() -> Path:
     return next(folder for folder in folders if folder.is_dir())
 
 
-def find_suites(named: Sequence[str]) -> list[str]:
+def find_suites(named: Sequence[str], *, all_ops: bool = False) -> list[str]:
     """Return the files of the named suites: paths as they are, names from those that ship.
+
+    Without names, the suites of the ops that a bare run measures or, with `all_ops`, of every op.
 
     Raises:
         UsageError: there is no such file or suite.
@@ -34,7 +45,8 @@ def find_suites(named: Sequence[str]) -> list[str]:
         path.stem.removeprefix("test_"): path for path in sorted(suites_folder().glob("test_*.py"))
     }
     if not named:
-        return [str(path) for name, path in shipped.items() if name not in NAMED_ONLY]
+        left_out = NAMED_ONLY if all_ops else (*NAMED_ONLY, FURTHER_OPS)
+        return [str(path) for name, path in shipped.items() if name not in left_out]
     found = []
     for name in named:
         if name.startswith("-") or Path(name.partition("::")[0]).exists():
@@ -48,16 +60,16 @@ def find_suites(named: Sequence[str]) -> list[str]:
     return found
 
 
-def pytest_words(options: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the options of a run as pytest's plugin takes them."""
+def option_words(options: Mapping[str, Any], prefix: str = "--poolbench-") -> Iterator[str]:
+    """Yield the options of a run as pytest's plugin takes them; with the prefix '--' as a command does."""
     for option in OPTIONS:
         value = options.get(option.key)
         if option.flag:
             if value:
-                yield f"--poolbench-{option.name}"
+                yield f"{prefix}{option.name}"
         elif value is not None:
             for one in value if option.multiple else (value,):
-                yield f"--poolbench-{option.name}={one}"
+                yield f"{prefix}{option.name}={one}"
 
 
 def require_tensorflow(files: Sequence[str]) -> None:
@@ -90,7 +102,8 @@ def launch(
     Raises:
         UsageError: a suite is not there, or cannot run here.
     """
-    files = find_suites([word for word in suites if not word.startswith("-")])
+    all_ops = bool(options.get("op")) or options.get("sweep") == "full"
+    files = find_suites([word for word in suites if not word.startswith("-")], all_ops=all_ops)
     given = [word for word in suites if word.startswith("-")]
     require_tensorflow(files)
     for file in options.get("candidates") or ():
@@ -113,10 +126,41 @@ def launch(
             *files, "-p", "poolbench.pytest_plugin", "-q", "--no-header", "--import-mode=importlib",
             # The user's own configuration of pytest is for tests: coverage, parallel processes, ...
             "-o", "addopts=", "--benchmark-quiet", f"--benchmark-storage=file://{os.devnull}",
-            *cache, f"--rootdir={Path.cwd()}", *keyword, *pytest_words({**options, "results": results}), *given,
+            *cache, f"--rootdir={Path.cwd()}", *keyword, *option_words({**options, "results": results}), *given,
         ],
         plugins=[launcher],
     )  # fmt: skip
     # pytest's other exit statuses: errors of collection, internal and usage errors, no tests.
     code = int(status) if status in (0, 1) else EXIT_UNUSABLE
     return launcher.folder, EXIT_INTERRUPTED if launcher.interrupted else code
+
+
+def launch_repeated(
+    suites: Sequence[str], options: Mapping[str, Any], repeat: int
+) -> tuple[list[Path], int]:
+    """Run suites several times, each in processes of its own; return the folders and the highest exit code.
+
+    The runs share the time of the rounds of one, so that they cost little more than one.
+
+    Raises:
+        UsageError: the options are of a single run.
+    """
+    if options.get("resume") or options.get("dry_run") or options.get("check_only"):
+        raise UsageError("--repeat measures anew: leave out --resume, --dry-run and --check-only")
+    sweep = options.get("sweep") or "default"
+    budget = options.get("budget") or replace(Plan(), **PRESETS[sweep]).budget_seconds
+    results = Path(options["results"]).absolute()
+    name = options.get("run") or new_run_folder(results, sweep).name
+    keyword = ["-k", options["keyword"]] if options.get("keyword") else []
+    folders, codes = [], [0]
+    for number in range(1, repeat + 1):
+        one = {**options, "run": f"{name}-{number}", "budget": budget / repeat, "results": results}
+        if number > 1:
+            time.sleep(PAUSE_SECONDS)
+        words = ["-m", "poolbench", "run", *suites, *keyword, *option_words(one, "--")]
+        code = subprocess.call([sys.executable, *words])  # noqa: S603 (this program itself)
+        folders.append(results / one["run"])
+        codes.append(code)
+        if code not in (0, 1):
+            break
+    return folders, max(codes)

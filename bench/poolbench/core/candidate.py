@@ -33,6 +33,23 @@ class KnownFailure:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Variant:
+    """A call of an implementation with arguments that no case of its op has, for the support matrix.
+
+    Attributes:
+        check: the check that tries it: 'silent' or 'overlap'.
+        words: the arguments as text.
+        make: returns the function of x.
+        right: returns the correct answer for x, in NumPy.
+    """
+
+    check: str
+    words: str
+    make: Callable[[], Callable[[Any], Any]]
+    right: Callable[[Any], Any]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Candidate:
     """A named implementation of an op.
 
@@ -46,6 +63,7 @@ class Candidate:
         failures: its documented failures.
         file: the file that registers it; workers import it by this path.
         builtin: whether it ships with the package; a user's candidate joins every case of its op.
+        variants: calls with further arguments, for the support matrix.
         snippet: code to paste for a case, at most ten lines that define `pool`; None: show `build`.
     """
 
@@ -58,6 +76,7 @@ class Candidate:
     failures: tuple[KnownFailure, ...] = ()
     file: str
     builtin: bool = False
+    variants: tuple[Variant, ...] = ()
     snippet: Snippet | None = None
 
     @property

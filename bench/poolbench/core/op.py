@@ -104,7 +104,8 @@ class Op:
         in_models: the candidates that are placed in whole models, where variants of one could not be told apart.
         in_compiled_models: the same where each costs the compilation of a whole step.
         sweeps: 'default', 'quick', 'full', 'gpu'; 'default' is required. The base of a sweep 'selftest' is the case
-            that the self-test measures.
+            that the self-test measures. The support matrix takes its small case from a sweep 'matrix',
+            else from 'quick'.
         file: the file that registers it.
         builtin: whether it ships with the package.
     """

@@ -222,6 +222,17 @@ def common_clock(one: Clock, other: Clock) -> Clock:
 CellState = Literal["pass", "wrong", "unsupported", "error", "crashed", "timeout", "not_run"]
 
 
+def is_right(measurement: Measurement) -> bool:
+    """Return whether it may be ranked: ok, within its tolerance, timed, and not above the bandwidth limit."""
+    accuracy = measurement.accuracy
+    return (
+        measurement.status == "ok"
+        and (accuracy is None or accuracy.worst <= 1)
+        and len(measurement.samples) > 0
+        and FASTER_THAN_LIMIT not in measurement.flags
+    )
+
+
 class MatrixCell(Record, frozen=True, kw_only=True, tag="matrix_cell"):
     """One cell of the support matrix.
 

@@ -12,7 +12,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from poolbench.core.axes import STANDARD, AxisInfo, Value, declare
-from poolbench.core.candidate import FORMS, FRAMEWORKS, Builder, Candidate, KnownFailure, Snippet
+from poolbench.core.candidate import (
+    FORMS,
+    FRAMEWORKS,
+    Builder,
+    Candidate,
+    KnownFailure,
+    Snippet,
+    Variant,
+)
 from poolbench.core.case import Case
 from poolbench.core.errors import UsageError
 from poolbench.core.op import Op
@@ -131,6 +139,7 @@ def candidate(
     form: str = "function",
     framework: str = "tensorflow",
     failures: tuple[KnownFailure, ...] = (),
+    variants: tuple[Variant, ...] = (),
     snippet: Snippet | None = None,
 ) -> Callable[[Builder], Builder]:
     """Register the decorated builder, `build(case) -> callable(*inputs)`, as a candidate.
@@ -152,7 +161,7 @@ def candidate(
         REGISTRY.add_candidate(
             Candidate(
                 op=op, name=name, form=form, framework=framework, about=about or doc, build=build,
-                failures=failures, file=build.__code__.co_filename, snippet=snippet,
+                failures=failures, variants=variants, file=build.__code__.co_filename, snippet=snippet,
                 builtin=(build.__module__ or "").startswith("poolbench."),
             )
         )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from poolbench.core.case import Case, make_case
 from poolbench.core.op import Op, TensorSpec, Tolerance
 from poolbench.matrix.finding import Finding, features
 from poolbench.worker.check import BOUNDS, bound_for, differences, in_float64, largest_errors
-from poolbench.worker.inputs import numpy_dtype
+from poolbench.worker.inputs import fill, numpy_dtype
 
 if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
@@ -47,10 +48,15 @@ class Trial:
     def case(self, **values: Any) -> Case:
         """Return a small case with these values; one of an axis that the op lacks is left out.
 
-        Values are not checked: integer dtypes and empty batches are in no sweep. A shape is that of
-        images, (N, H, W, C), and left out for other ops.
+        It is the smallest case of the sweep 'matrix', else 'quick', in which the candidate competes. Values
+        are not checked: integer dtypes and empty batches are in no sweep. A shape is that of images,
+        (N, H, W, C), and left out for other ops.
         """
-        small = min(self.op.sweep("quick").cases(), key=self._nbytes)
+        sweep = self.op.sweep("matrix" if "matrix" in self.op.sweeps else "quick")
+        name = self.candidate.name if self.candidate else ""
+        planned = sweep.planned()
+        mine = [one for one in planned if not one.candidates or name in one.candidates] or planned
+        small = min((one.case for one in mine), key=self._nbytes)
         own: dict[str, Any] = {
             axis.name: small.get(axis.name) for axis in self.op.axes if not axis.quiet
         }
@@ -75,6 +81,8 @@ class Trial:
 def distinct_inputs(trial: Trial, case: Case, seed: int = 0) -> Arrays:
     """Return inputs in which no two values along the last axis (the channels) are equal, up to 256.
 
+    In an input of at most 256 values no two are equal at all. An input with a fill of its own keeps it.
+
     Multiples of 1/64 in [-2, 2): every float dtype down to bfloat16 represents them exactly, so that
     every error is the candidate's. Integer dtypes get the whole numbers of one byte.
     """
@@ -83,11 +91,15 @@ def distinct_inputs(trial: Trial, case: Case, seed: int = 0) -> Arrays:
 
 
 def _distinct(spec: TensorSpec, case: Case, random: np.random.Generator) -> Array:
+    if callable(spec.fill):
+        return fill(random, spec)
     channels = _channel_axis(spec, case)
     lengths = list(spec.shape) or [1]
     last = lengths.pop(channels)
     codes: Array = np.argsort(random.random((*lengths, 256)), axis=-1)[..., np.arange(last) % 256]
     codes = np.moveaxis(codes, -1, channels).reshape(spec.shape)
+    if codes.size <= 256:
+        codes = random.permutation(256)[: codes.size].reshape(spec.shape)
     dtype = numpy_dtype(spec.dtype)
     if spec.dtype == "uint8":
         return codes.astype(dtype)
@@ -104,14 +116,22 @@ def uniform_inputs(trial: Trial, case: Case, seed: int = 0) -> Arrays:
     """Return inputs uniform in [1, 2): their sums grow with their length, as after a ReLU."""
     random = np.random.default_rng(seed)
     return tuple(
-        random.uniform(1, 2, spec.shape).astype(numpy_dtype(spec.dtype))
+        fill(random, spec if callable(spec.fill) else dataclasses.replace(spec, fill=_one_to_two))
         for spec in trial.specs(case)
     )
 
 
+def _one_to_two(random: np.random.Generator, count: int) -> Array:
+    return random.uniform(1, 2, count)
+
+
 def negative_inputs(trial: Trial, case: Case) -> Arrays:
     """Return distinct inputs, all below zero, which padding with zeros would change."""
-    return tuple((x.astype(np.float64) - 4).astype(x.dtype) for x in distinct_inputs(trial, case))
+    pairs = zip(trial.specs(case), distinct_inputs(trial, case), strict=True)
+    return tuple(
+        x if callable(spec.fill) else (x.astype(np.float64) - 4).astype(x.dtype)
+        for spec, x in pairs
+    )
 
 
 def reference(trial: Trial, case: Case, inputs: Sequence[Array]) -> Array:

@@ -124,8 +124,8 @@ def forms(shape: Shape, size: int) -> Iterator[Form]:
         views += [(merged, i, j) for i in range(rest + 1) for j in range(i, rest + 1)]
     for op in REGISTRY.ops.values():
         formats = {axis.name: axis for axis in op.axes}.get("data_format")
-        if not op.builtin or formats is None:
-            continue  # not on images
+        if not op.builtin or not op.in_models or formats is None:
+            continue  # not placed in models
         for (merged, first, second), data_format in itertools.product(views, formats.choices):
             form = Form(op=op.name, merged=merged, first=first, second=second, data_format=data_format)  # fmt: skip
             key = (op.name, form.layout(shape), data_format)

@@ -5,13 +5,23 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
-from poolbench import Case, KnownFailure, Op, Sweep, TensorSpec, choice_axis, product, register
-from poolbench.ops import shared
-from poolbench.ops.shared import channels_last, code_candidate, function_snippet, spatial_axes
+from poolbench import Case, Op, Sweep, TensorSpec, choice_axis, product, register
+from poolbench.ops.shared import (
+    CHANNELS_LAST_ONLY,
+    IMAGE_AXES,
+    NARROW_SUM,
+    accumulator,
+    function,
+    image_spec,
+    kernel_layout,
+    known,
+    spatial_axes,
+)
 
 Array = np.ndarray[Any, Any]
 OP = "gem_pool"
@@ -53,7 +63,7 @@ FULL = Sweep(
 def inputs(case: Case) -> dict[str, TensorSpec]:
     """Return x, the images, and p where it is learned."""
     learned = {"p": TensorSpec((1,), case.dtype, fill=lambda _, count: np.full(count, P))}
-    return {"x": shared.image_spec(case)} | (learned if case.exponent == "learned" else {})
+    return {"x": image_spec(case)} | (learned if case.exponent == "learned" else {})
 
 
 def powers(case: Case, x: Array, p: Array) -> tuple[Array, Array]:
@@ -81,119 +91,77 @@ def vjp(case: Case, dy: Array, x: Array, p: Array | float = P) -> tuple[Array, .
 
 register(
     Op(
-        name=OP,
-        title="Generalised mean pooling",
-        axes=(*shared.IMAGE_AXES, choice_axis("exponent", "constant", "learned", quiet=True)),
-        inputs=inputs,
-        reference=reference,
-        vjp=vjp,
-        baseline=BASELINE,
-        also_compare_to=("pow",),
+        name=OP, title="Generalised mean pooling", inputs=inputs, reference=reference, vjp=vjp, builtin=True,
+        axes=(*IMAGE_AXES, choice_axis("exponent", "constant", "learned", quiet=True)),
+        baseline=BASELINE, also_compare_to=("pow",),
         sweeps={"default": DEFAULT, "quick": QUICK, "full": FULL},
-        builtin=True,
     )
+)  # fmt: skip
+
+NEGATIVE = known(
+    "Without a least value the root of a negative mean is NaN.",
+    "not finite|beyond the bound",
+    lambda case: case.distribution == "normal",
+)
+CONSTANT = known(
+    "It multiplies for one value of p.",
+    "needs a constant p",
+    lambda case: case.exponent == "learned",
 )
 
-NEGATIVE = KnownFailure(
-    when=lambda case: case.distribution == "normal",
-    matches="not finite|beyond the bound",
-    reason="Without a least value the root of a negative mean is NaN.",
-)
 
-
-LEARNED = KnownFailure(
-    when=lambda case: case.exponent == "learned",
-    matches="needs a constant p",
-    reason="It multiplies for one value of p.",
-)
-
-
-def gem(case: Case, *lines: str, cast: str = "") -> str:
-    """Return the code of `pool`; the lines may use p, a constant or an input that is cast."""
-    if case.exponent == "constant":
-        return function_snippet(f"p = {P}", *lines)
-    first = [f"p = tf.cast(p, {cast})"] if cast else []
-    return function_snippet(*first, *lines).replace("def pool(x)", "def pool(x, p)")
-
-
-def mean(case: Case, powers: str) -> str:
-    """Return the code of a mean over height and width."""
-    return f"tf.reduce_mean({powers}, axis={spatial_axes(case)})"
-
-
-def wide(case: Case) -> str:
-    """Return the dtype in which half precision is computed."""
-    return f"tf.{'float64' if case.dtype == 'float64' else 'float32'}"
-
-
-@code_candidate(OP, BASELINE)
-def pow_float32(case: Case) -> str:
+@function(op=OP, name=BASELINE)
+def pow_float32(case: Case, tf: Any, x: Any, p: Any = 3.0) -> Any:
     """Powers, mean and root in float32, cast back."""
-    return gem(
-        case,
-        f"powers = tf.maximum(tf.cast(x, {wide(case)}), {LEAST}) ** p",
-        f"return tf.cast({mean(case, 'powers')} ** (1 / p), x.dtype)",
-        cast=wide(case),
-    )
+    p = tf.cast(p, accumulator(case)) if case.exponent == "learned" else p
+    powers = tf.maximum(tf.cast(x, accumulator(case)), 1e-6) ** p
+    return tf.cast(tf.reduce_mean(powers, spatial_axes(case)) ** (1 / p), x.dtype)
 
 
-@code_candidate(OP, "pow", failures=(shared.NARROW_SUM,))
-def pow_narrow(case: Case) -> str:
+@function(op=OP, name="pow", failures=(NARROW_SUM,))
+def pow_narrow(case: Case, tf: Any, x: Any, p: Any = 3.0) -> Any:
     """Powers, mean and root in the dtype of the input."""
-    return gem(case, f"return {mean(case, f'tf.maximum(x, {LEAST}) ** p')} ** (1 / p)")
+    return tf.reduce_mean(tf.maximum(x, 1e-6) ** p, spatial_axes(case)) ** (1 / p)
 
 
-@code_candidate(OP, "no-clip", failures=(shared.NARROW_SUM, NEGATIVE))
-def no_clip(case: Case) -> str:
+@function(op=OP, name="no-clip", failures=(NARROW_SUM, NEGATIVE))
+def no_clip(case: Case, tf: Any, x: Any, p: Any = 3.0) -> Any:
     """Powers, mean and root without a least value."""
-    return gem(case, f"return {mean(case, 'x ** p')} ** (1 / p)")
+    return tf.reduce_mean(x**p, spatial_axes(case)) ** (1 / p)
 
 
-@code_candidate(OP, "avg_pool2d", failures=(shared.NARROW_SUM, shared.CHANNELS_LAST_ONLY))
-def avg_pool2d(case: Case) -> str:
+@function(op=OP, name="avg_pool2d", failures=(NARROW_SUM, CHANNELS_LAST_ONLY))
+def avg_pool2d(case: Case, tf: Any, x: Any, p: Any = 3.0) -> Any:
     """tf.nn.avg_pool2d of the powers with a window over the whole image."""
-    window = "x.shape[1:3]" if channels_last(case) else "x.shape[2:4]"
-    layout = "" if channels_last(case) else ', "NCHW"'
-    return gem(
-        case,
-        f"powers = tf.maximum(x, {LEAST}) ** p",
-        f'y = tf.nn.avg_pool2d(powers, {window}, 1, "VALID"{layout})',
-        f"return tf.squeeze(y, {spatial_axes(case)}) ** (1 / p)",
-    )
+    powers, window = tf.maximum(x, 1e-6) ** p, [x.shape[i] for i in spatial_axes(case)]
+    y = tf.nn.avg_pool2d(powers, window, 1, "VALID", kernel_layout(case))
+    return tf.squeeze(y, spatial_axes(case)) ** (1 / p)
 
 
-@code_candidate(OP, "scaled", failures=(shared.NARROW_SUM,))
-def scaled(case: Case) -> str:
+@function(op=OP, name="scaled", failures=(NARROW_SUM,))
+def scaled(case: Case, tf: Any, x: Any, p: Any = 3.0) -> Any:
     """The mean of powers of x over its maximum, which cannot overflow."""
-    return gem(
-        case,
-        f"x = tf.maximum(x, {LEAST})",
-        f"largest = tf.stop_gradient(tf.reduce_max(x, axis={spatial_axes(case)}, keepdims=True))",
-        f"y = {mean(case, '(x / largest) ** p')} ** (1 / p)",
-        f"return y * tf.squeeze(largest, {spatial_axes(case)})",
-    )
+    x = tf.maximum(x, 1e-6)
+    largest = tf.stop_gradient(tf.reduce_max(x, spatial_axes(case), keepdims=True))
+    y = tf.reduce_mean((x / largest) ** p, spatial_axes(case)) ** (1 / p)
+    return y * tf.squeeze(largest, spatial_axes(case))
 
 
-@code_candidate(OP, "log-exp")
-def log_exp(case: Case) -> str:
+@function(op=OP, name="logsumexp-float32")
+def logsumexp_float32(case: Case, tf: Any, x: Any, p: Any = 3.0) -> Any:
     """tf.reduce_logsumexp of p log(x) in float32: neither overflow nor underflow."""
-    count = case.shape[1] * case.shape[2]
-    return gem(
-        case,
-        f"logs = p * tf.math.log(tf.maximum(tf.cast(x, {wide(case)}), {LEAST}))",
-        f"total = tf.reduce_logsumexp(logs, axis={spatial_axes(case)}) - tf.math.log({float(count)})",
-        "return tf.cast(tf.exp(total / p), x.dtype)",
-        cast=wide(case),
+    p = tf.cast(p, accumulator(case)) if case.exponent == "learned" else p
+    logs = tf.math.log(tf.maximum(tf.cast(x, accumulator(case)), 1e-6))
+    total = tf.reduce_logsumexp(p * logs, spatial_axes(case)) - math.log(
+        case.shape[1] * case.shape[2]
     )
+    return tf.cast(tf.exp(total / p), x.dtype)
 
 
-@code_candidate(OP, "cube-float32", failures=(LEARNED,))
-def cube_float32(case: Case) -> str:
+@function(op=OP, name="cube-float32", failures=(CONSTANT,))
+def cube_float32(case: Case, tf: Any, x: Any, *_: Any) -> Any:
     """x * x * x instead of a power, for a constant p of 3, in float32."""
     if case.exponent == "learned":
-        raise ValueError("cube-float32 needs a constant p")
-    return gem(
-        case,
-        f"x32 = tf.maximum(tf.cast(x, {wide(case)}), {LEAST})",
-        f"return tf.cast({mean(case, 'x32 * x32 * x32')} ** (1 / p), x.dtype)",
-    )
+        raise ValueError("it needs a constant p")
+    z = tf.maximum(tf.cast(x, accumulator(case)), 1e-6)
+    return tf.cast(tf.reduce_mean(z * z * z, spatial_axes(case)) ** (1 / 3), x.dtype)

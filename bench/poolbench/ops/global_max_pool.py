@@ -7,8 +7,17 @@ from typing import Any
 import numpy as np
 
 from poolbench import Case, Op, Sweep, product, register, shape_axis, ties_within
-from poolbench.ops import shared
-from poolbench.ops.shared import channels_last, code_candidate, function_snippet, spatial_axes
+from poolbench.ops.shared import (
+    CHANNELS_LAST_ONLY,
+    IMAGE_AXES,
+    function,
+    image_spec,
+    implementation,
+    kernel_layout,
+    narrow_window,
+    no_error,
+    spatial_axes,
+)
 
 Array = np.ndarray[Any, Any]
 OP = "global_max_pool"
@@ -56,72 +65,65 @@ def vjp(case: Case, dy: Array, x: Array) -> tuple[Array]:
 
 register(
     Op(
-        name=OP,
-        title="Global max pooling",
-        axes=(shape_axis("shape", SHAPE), *shared.IMAGE_AXES[1:]),
-        inputs=lambda case: {"x": shared.image_spec(case)},
-        reference=reference,
-        vjp=vjp,
+        name=OP, title="Global max pooling", reference=reference, vjp=vjp, tolerance=no_error, builtin=True,
+        axes=(shape_axis("shape", SHAPE), *IMAGE_AXES[1:]), inputs=lambda case: {"x": image_spec(case)},
         check_gradient=ties_within(lambda a, case: a.sum(axis=spatial_axes(case))),
-        tolerance=shared.no_error,
-        baseline=MAIN[0],
-        also_compare_to=("reduce_max",),
+        baseline=MAIN[0], also_compare_to=("reduce_max",),
         sweeps={"default": DEFAULT, "quick": QUICK, "full": FULL},
-        builtin=True,
     )
-)
+)  # fmt: skip
 
 
-@code_candidate(OP, "layer-global_max_pool", form="layer", framework="keras")
-def layer_global_max_pool(case: Case) -> str:
+@implementation(op=OP, name=MAIN[0], form="layer", framework="keras")
+def layer_global_max_pool(case: Case) -> Any:
     """keras.layers.GlobalMaxPooling1D or 2D."""
-    name = f"GlobalMaxPooling{len(case.shape) - 2}D"
-    return f"import keras\n\npool = keras.layers.{name}({', '.join(shared.layer_words(case))})\n"
+    import keras
+
+    if len(case.shape) == 3:
+        return keras.layers.GlobalMaxPooling1D(case.data_format, dtype=case.dtype)
+    return keras.layers.GlobalMaxPooling2D(case.data_format, dtype=case.dtype)
 
 
-@code_candidate(OP, "reduce_max")
-def reduce_max(case: Case) -> str:
+@function(op=OP, name="reduce_max")
+def reduce_max(case: Case, tf: Any, x: Any) -> Any:
     """tf.reduce_max over all positions."""
-    return function_snippet(f"return tf.reduce_max(x, axis={spatial_axes(case)})")
+    return tf.reduce_max(x, spatial_axes(case))
 
 
-@code_candidate(
-    OP,
-    "max_pool2d",
-    failures=(shared.CHANNELS_LAST_ONLY, shared.narrow_window(lambda case: case.shape[1:-1])),
-)
-def max_pool2d(case: Case) -> str:
+FULL_WINDOW = (CHANNELS_LAST_ONLY, narrow_window(lambda case: case.shape[1:-1]))
+
+
+@function(op=OP, name="max_pool2d", failures=FULL_WINDOW)
+def max_pool2d(case: Case, tf: Any, x: Any) -> Any:
     """tf.nn.max_pool2d with a window over the whole map."""
-    first = 1 if channels_last(case) else 2
-    layout = "" if channels_last(case) else ', "NCHW"'
-    return function_snippet(
-        *([f"x = tf.expand_dims(x, {first})"] if len(case.shape) == 3 else []),
-        f"window = x.shape[{first}:{first + 2}]",
-        f'y = tf.nn.max_pool2d(x, window, window, "VALID"{layout})',
-        f"return tf.squeeze(y, {(first, first + 1)})",
-    )
+    first = spatial_axes(case)[0]
+    x = tf.expand_dims(x, first) if len(case.shape) == 3 else x
+    window = x.shape[first : first + 2]
+    y = tf.nn.max_pool2d(x, window, window, "VALID", kernel_layout(case))
+    return tf.squeeze(y, (first, first + 1))
 
 
-@code_candidate(OP, "max-of-maxes")
-def max_of_maxes(case: Case) -> str:
-    """The maximum along one axis after the other, the last first."""
-    lines = [f"x = tf.reduce_max(x, axis={axis})" for axis in reversed(spatial_axes(case))]
-    return function_snippet(*lines, "return x")
+@function(op=OP, name="max-of-maxes")
+def max_of_maxes(case: Case, tf: Any, x: Any) -> Any:
+    """The maximum along the last axis, then along the first."""
+    x = tf.reduce_max(x, spatial_axes(case)[-1])
+    return tf.reduce_max(x, spatial_axes(case)[0]) if len(case.shape) == 4 else x
 
 
-@code_candidate(OP, "joined-reduce_max")
-def joined_reduce_max(case: Case) -> str:
+@function(op=OP, name="joined-reduce_max")
+def joined_reduce_max(case: Case, tf: Any, x: Any) -> Any:
     """tf.maximum of up to 16 equal parts of the map, then tf.reduce_max."""
-    axes = spatial_axes(case)
-    parts = max(n for n in range(1, 17) if case.shape[1] % n == 0)
-    return function_snippet(
-        f"parts = tf.split(x, {parts}, axis={axes[0]})",
-        f"return tf.reduce_max(functools.reduce(tf.maximum, parts), axis={axes})",
-        imports="functools\nimport tensorflow as tf",
+    import functools
+
+    parts = tf.split(
+        x, max(n for n in range(1, 17) if case.shape[1] % n == 0), spatial_axes(case)[0]
     )
+    return tf.reduce_max(functools.reduce(tf.maximum, parts), spatial_axes(case))
 
 
-@code_candidate(OP, "keras-ops", framework="keras")
-def keras_ops(case: Case) -> str:
+@implementation(op=OP, name="keras-ops", framework="keras")
+def keras_ops(case: Case) -> Any:
     """keras.ops.max: any Keras backend."""
-    return function_snippet(f"return keras.ops.max(x, axis={spatial_axes(case)})", imports="keras")
+    import keras
+
+    return lambda x: keras.ops.max(x, axis=spatial_axes(case))

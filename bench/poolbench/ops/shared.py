@@ -1,15 +1,20 @@
-"""Shared parts of the pooling ops: axes of an image, known failures of several ops, and parts of snippets."""
+"""Shared parts of the pooling ops: axes and positions of dimensions, unknown sizes, and code to paste."""
 
 from __future__ import annotations
 
-import linecache
+import ast
+import builtins
+import inspect
 import math
+import textwrap
 from collections.abc import Callable
+from functools import partial, wraps
 from typing import Any
 
 from poolbench import Case, KnownFailure, TensorSpec, Tolerance, candidate, choice_axis, shape_axis
 
-Snippet = Callable[[Case], str]
+Builder = Callable[[Case], Any]
+Call = Callable[..., Any]
 
 # shape is (N, H, W, C) for every data format.
 IMAGE_AXES = (
@@ -31,6 +36,11 @@ def channels_last(case: Case) -> bool:
     return bool(case.data_format == "channels_last")
 
 
+def kernel_layout(case: Case) -> str:
+    """Return the data format as TensorFlow's kernels name it."""
+    return "NHWC" if channels_last(case) else "NCHW"
+
+
 def channel_axis(case: Case) -> int:
     """Return the position of the channels: last, or second."""
     return len(case.shape) - 1 if channels_last(case) else 1
@@ -50,30 +60,34 @@ def sizes(x: Any) -> list[Any]:
     return [dynamic[i] if size is None else size for i, size in enumerate(x.shape)]
 
 
+def known(reason: str, matches: str, when: Callable[[Case], bool], issue: str = "") -> KnownFailure:
+    """Return a documented failure; the arguments are those of KnownFailure."""
+    return KnownFailure(when=when, matches=matches, reason=reason, issue=issue)
+
+
 # A sum in half precision stops growing when its terms fall below its last digit.
-NARROW_SUM = KnownFailure(
-    when=lambda case: case.dtype in ("float16", "bfloat16"),
-    matches="beyond the bound|not finite",
-    reason="It accumulates in the input's own 16 bits, and large sums lose their small terms.",
+NARROW_SUM = known(
+    "It accumulates in the input's own 16 bits, and large sums lose their small terms.",
+    "beyond the bound|not finite",
+    lambda case: case.dtype in ("float16", "bfloat16"),
 )
-CHANNELS_LAST_ONLY = KnownFailure(
-    when=lambda case: case.device.startswith("cpu") and not channels_last(case),
-    matches="only supports NHWC|NHWC tensor format|NCHW",
-    reason="The CPU kernel takes channels_last only.",
+CHANNELS_LAST_ONLY = known(
+    "The CPU kernel takes channels_last only.",
+    "only supports NHWC|NHWC tensor format|NCHW",
+    lambda case: case.device.startswith("cpu") and not channels_last(case),
 )
 
 
 def narrow_window(window: Callable[[Case], tuple[int, ...]]) -> KnownFailure:
     """Return the known failure of tf.nn.max_pool2d's gradient, given the window of a case."""
-    return KnownFailure(
-        when=lambda case: (
-            case.device.startswith("cpu")
-            and (case.mode, case.direction) == ("graph", "training")
+    return known(
+        "oneDNN's half-precision gradient is wrong for windows of 256 elements and more.",
+        "beyond the bound",
+        lambda case: (
+            (case.device, case.mode, case.direction) == ("cpu:0", "graph", "training")
             and case.dtype in ("float16", "bfloat16")
             and math.prod(window(case)) >= 256
         ),
-        matches="beyond the bound",
-        reason="oneDNN's half-precision gradient is wrong for windows of 256 elements and more.",
     )
 
 
@@ -83,42 +97,75 @@ def no_error(case: Case) -> Tolerance:
     return Tolerance(relative=0.0, absolute=0.0, reason="a maximum is one of its elements")
 
 
-def dtype_words(case: Case) -> list[str]:
-    """Return the dtype as an argument of a layer, for a snippet; none for the default."""
-    return [] if case.dtype == "float32" else [f'dtype="{case.dtype}"']
+def accumulator(case: Case) -> str:
+    """Return the dtype of sums: float32, or float64."""
+    return "float64" if case.dtype == "float64" else "float32"
 
 
-def layer_words(case: Case) -> list[str]:
-    """Return the arguments of a stock layer that are not its defaults, for a snippet."""
-    words = [] if channels_last(case) else ['data_format="channels_first"']
-    return [*words, *dtype_words(case)]
+def implementation(*, op: str, name: str, **options: Any) -> Callable[[Builder], Builder]:
+    """Register a builder as `poolbench.candidate` does; the code to paste is its own, with the case's values."""
+
+    def enter(build: Builder) -> Builder:
+        return candidate(op=op, name=name, snippet=partial(paste, build), **options)(build)
+
+    return enter
 
 
-def function_snippet(*lines: str, imports: str = "tensorflow as tf") -> str:
-    """Return the code of a function `pool` with these lines."""
-    head = f"import {imports}\n\n\ndef pool(x):"
-    return "\n".join([head, *(f"    {line}" for line in lines)]) + "\n"
+def function(*, op: str, name: str, **options: Any) -> Callable[[Call], Call]:
+    """Register a function of (case, tf, *inputs), with `tf` the TensorFlow module, as an implementation."""
+
+    def enter(call: Call) -> Call:
+        @wraps(call)
+        def build(case: Case) -> Call:
+            import tensorflow as tf
+
+            return partial(call, case, tf)
+
+        candidate(op=op, name=name, snippet=partial(paste, call), **options)(build)
+        return call
+
+    return enter
 
 
-def code_candidate(op: str, name: str, **words: Any) -> Callable[[Snippet], Snippet]:
-    """Register the decorated function, `code(case) -> text that defines pool`, as a candidate.
+def paste(code: Call, case: Case) -> str:
+    """Return the code of a builder, or of a `function`, with the case's values in place of what it reads of it."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(code)))
+    (node,) = tree.body
+    assert isinstance(node, ast.FunctionDef)
+    arguments = node.args.args
+    node.body = node.body[1:]  # without the docstring
+    node = _Folded(inspect.unwrap(code).__globals__, case).visit(node)
+    ends = [i for i, line in enumerate(node.body) if isinstance(line, (ast.Return, ast.Raise))]
+    node.body = node.body[: ends[0] + 1]
+    if len(arguments) > 1:
+        node.name, node.decorator_list, node.args.args = "pool", [], arguments[2:]
+        return f"import tensorflow as tf\n\n{ast.unparse(node)}\n"
+    last = node.body[-1]
+    node.body[-1] = ast.parse(f"pool = {ast.unparse(last.value)}").body[0]
+    return "\n".join(ast.unparse(line) for line in node.body) + "\n"
 
-    The code that a report shows to paste is the code that is timed.
-    """
 
-    def register_code(code: Snippet) -> Snippet:
-        def build(case: Case) -> Callable[..., Any]:
-            text = code(case)
-            file = f"<{name} {hash(text)}>"
-            # AutoGraph reads the source of what it traces.
-            linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
-            space: dict[str, Any] = {}
-            exec(compile(text, file, "exec"), space)  # noqa: S102 (a text of this package)
-            pool: Callable[..., Any] = space["pool"]
-            return pool
+class _Folded(ast.NodeTransformer):
+    """Replace what depends on the case alone by its value, branches too; drop annotations."""
 
-        about = (code.__doc__ or "").partition("\n")[0]
-        candidate(op=op, name=name, about=about, snippet=code, **words)(build)
-        return code
+    def __init__(self, names: dict[str, Any], case: Case) -> None:
+        self._names, self._case = names, case
+        self._known = {"case", *names, *dir(builtins)}
 
-    return register_code
+    def visit(self, node: ast.AST) -> Any:
+        names = {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}
+        if isinstance(node, ast.expr) and "case" in names and names <= self._known:
+            value = eval(ast.unparse(node), dict(self._names), {"case": self._case})  # noqa: S307 (our own code)
+            return ast.parse(repr(value), mode="eval").body
+        node = super().visit(node)
+        if isinstance(node, (ast.If, ast.IfExp)) and isinstance(node.test, ast.Constant):
+            return node.body if node.test.value else node.orelse
+        return node
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+        node.returns = None
+        return self.generic_visit(node)
+
+    def visit_arg(self, node: ast.arg) -> ast.AST:
+        node.annotation = None
+        return node

@@ -11,7 +11,6 @@ import numpy as np
 
 from poolbench import (
     Case,
-    KnownFailure,
     Op,
     Sweep,
     choice_axis,
@@ -20,15 +19,25 @@ from poolbench import (
     size_axis,
     ties_within,
 )
-from poolbench.ops import shared
-from poolbench.ops.shared import channels_last, code_candidate, function_snippet, spatial_axes
+from poolbench.ops.shared import (
+    CHANNELS_LAST_ONLY,
+    IMAGE_AXES,
+    channels_last,
+    function,
+    image_spec,
+    implementation,
+    kernel_layout,
+    known,
+    narrow_window,
+    no_error,
+    spatial_axes,
+)
 
 Array = np.ndarray[Any, Any]
 OP = "spatial_max_pool"
 BASE = {"shape": (8, 56, 56, 96), "window": 2, "stride": 2, "padding": "valid"}
-NATIVE, SLICES = "max_pool2d", "slices-maximum"
-FUNCTOOLS = "functools\nimport tensorflow as tf"
-MAIN = (NATIVE, "layer-max_pool2d", "reshape-reduce_max", SLICES, "separable")
+NATIVE, STOCK, SLICES = "max_pool2d", "layer-max_pool2d", "slices-maximum"
+MAIN = (NATIVE, STOCK, "reshape-reduce_max", SLICES, "separable")
 
 
 def unique_gradient(case: Case) -> bool:
@@ -100,106 +109,101 @@ def vjp(case: Case, dy: Array, x: Array) -> tuple[Array]:
     return (dx,)
 
 
-WINDOW_AXES = (size_axis("window", 2, prefix="w"), size_axis("stride", 2, prefix="s"))
+AXES = (
+    *IMAGE_AXES, size_axis("window", 2, prefix="w"), size_axis("stride", 2, prefix="s"),
+    choice_axis("padding", "valid", "same"),
+)  # fmt: skip
 register(Op(
-    name=OP,
-    title="Spatial max pooling",
-    axes=(*shared.IMAGE_AXES, *WINDOW_AXES, choice_axis("padding", "valid", "same")),
-    inputs=lambda case: {"x": shared.image_spec(case)},
-    reference=reference, vjp=vjp, tolerance=shared.no_error,
+    name=OP, title="Spatial max pooling", axes=AXES, inputs=lambda case: {"x": image_spec(case)},
+    reference=reference, vjp=vjp, tolerance=no_error, builtin=True,
     check_gradient=ties_within(lambda a, case: windows(case, a, 0)[1].sum((-2, -1))),
-    baseline=NATIVE, also_compare_to=("layer-max_pool2d",),
-    sweeps={"default": DEFAULT, "quick": QUICK, "full": FULL},
-    builtin=True,
+    baseline=NATIVE, also_compare_to=(STOCK,), sweeps={"default": DEFAULT, "quick": QUICK, "full": FULL},
 ))  # fmt: skip
-NATIVE_FAILURES = (
-    shared.CHANNELS_LAST_ONLY, shared.narrow_window(lambda case: (case.window, case.window))
-)  # fmt: skip
-DISJOINT_ONLY = KnownFailure(
-    when=lambda case: case.window != case.stride, matches="do not overlap",
-    reason="A reshape shows only windows that do not overlap.",
-)  # fmt: skip
-ZERO_PADDING = KnownFailure(
-    when=lambda case: case.padding == "same", matches="beyond the bound",
-    reason="It pads with zero, which is larger than the maximum of a negative window.",
-)  # fmt: skip
+NATIVE_FAILURES = (CHANNELS_LAST_ONLY, narrow_window(lambda case: (case.window, case.window)))
+DISJOINT_ONLY = known(
+    "A reshape shows only windows that do not overlap.",
+    "do not overlap",
+    lambda case: case.window != case.stride,
+)
 
 
-def fit(case: Case) -> list[str]:
-    """Return the line that drops or pads the rows and columns that fill no window, if one is needed."""
-    widths, cut = [[0, 0]] * 4, [":"] * 4
+def paddings(case: Case) -> list[list[int]]:
+    """Return the elements to pad before and after each axis."""
+    widths = [[0, 0]] * 4
     for axis, size in zip(spatial_axes(case), case.shape[1:3], strict=True):
-        _, before, after = layout(case, size)
-        widths[axis], cut[axis] = [before, max(after, 0)], f":{after}" if after < 0 else ":"
-    if any(map(any, widths)):
-        return [f'x = tf.pad(x, {widths}, constant_values=float("-inf"))']
-    return [f"x = x[{', '.join(cut)}]"] if cut != [":"] * 4 else []
+        widths[axis] = [max(n, 0) for n in layout(case, size)[1:]]
+    return widths
 
 
-def part(case: Case, index: str, axis: int) -> str:
-    """Return the index of one element of every window along an axis."""
-    end = f" {index} - {case.window - 1} or None " if case.window != case.stride else ""
-    return f"{':, ' * axis}{index}:{end}:{case.stride}"
-
-
-@code_candidate(OP, NATIVE, failures=NATIVE_FAILURES)
-def max_pool2d(case: Case) -> str:
+@function(op=OP, name=NATIVE, failures=NATIVE_FAILURES)
+def max_pool2d(case: Case, tf: Any, x: Any) -> Any:
     """tf.nn.max_pool2d."""
-    words = f'{case.window}, {case.stride}, "{str(case.padding).upper()}"'
-    layout = "" if channels_last(case) else ', "NCHW"'
-    return function_snippet(f"return tf.nn.max_pool2d(x, {words}{layout})")
+    words = case.window, case.stride, case.padding.upper(), kernel_layout(case)
+    return tf.nn.max_pool2d(x, *words)
 
 
-@code_candidate(OP, "layer-max_pool2d", form="layer", framework="keras", failures=NATIVE_FAILURES)
-def layer_max_pool2d(case: Case) -> str:
+@implementation(op=OP, name=STOCK, form="layer", framework="keras", failures=NATIVE_FAILURES)
+def layer_max_pool2d(case: Case) -> Any:
     """keras.layers.MaxPooling2D."""
-    words = [f'{case.window}, {case.stride}, "{case.padding}"', *shared.layer_words(case)]
-    return f"import keras\n\npool = keras.layers.MaxPooling2D({', '.join(words)})\n"
+    import keras
+
+    return keras.layers.MaxPooling2D(
+        case.window, case.stride, case.padding, case.data_format, dtype=case.dtype
+    )
 
 
-@code_candidate(OP, "reshape-reduce_max", failures=(DISJOINT_ONLY,))
-def reshape_reduce_max(case: Case) -> str:
+@function(op=OP, name="reshape-reduce_max", failures=(DISJOINT_ONLY,))
+def reshape_reduce_max(case: Case, tf: Any, x: Any) -> Any:
     """tf.reshape to (N, rows, k, columns, k, C), tf.reduce_max over both k."""
     if case.window != case.stride:
         raise ValueError("reshape-reduce_max takes windows that do not overlap")
-    k, last = case.window, channels_last(case)
-    view = f"h // {k}, {k}, w // {k}, {k}"
-    return function_snippet(
-        *fit(case),
-        f"{'h, w, c' if last else 'c, h, w'} = x.shape[1:]",
-        f"windows = tf.reshape(x, (-1, {f'{view}, c' if last else f'c, {view}'}))",
-        f"return tf.reduce_max(windows, axis={(2, 4) if last else (3, 5)})",
-    )
+    if case.padding == "same":
+        x = tf.pad(x, paddings(case), constant_values=float("-inf"))
+    if channels_last(case):
+        h, w, c = x.shape[1] // case.window, x.shape[2] // case.window, x.shape[3]
+        x = x[:, : h * case.window, : w * case.window]
+        return tf.reduce_max(tf.reshape(x, (-1, h, case.window, w, case.window, c)), (2, 4))
+    c, h, w = x.shape[1], x.shape[2] // case.window, x.shape[3] // case.window
+    x = x[:, :, : h * case.window, : w * case.window]
+    return tf.reduce_max(tf.reshape(x, (-1, c, h, case.window, w, case.window)), (3, 5))
 
 
-@code_candidate(OP, SLICES)
-def slices_maximum(case: Case) -> str:
+@function(op=OP, name=SLICES)
+def slices_maximum(case: Case, tf: Any, x: Any) -> Any:
     """tf.maximum over the k * k strided slices x[:, i::k, j::k]."""
-    place = f"{part(case, 'i', spatial_axes(case)[0])}, {part(case, 'j', 0)}"
-    loops = " ".join(f"for {index} in range({case.window})" for index in "ij")
-    lines = [f"slices = [x[{place}] {loops}]", "return functools.reduce(tf.maximum, slices)"]
-    return function_snippet(*fit(case), *lines, imports=FUNCTOOLS)
+    import functools
+
+    if case.padding == "same":
+        x = tf.pad(x, paddings(case), constant_values=float("-inf"))
+    spans = [slice(i, i - case.window + 1 or None, case.stride) for i in range(case.window)]
+    if channels_last(case):
+        return functools.reduce(tf.maximum, [x[:, i, j] for i in spans for j in spans])
+    return functools.reduce(tf.maximum, [x[..., i, j] for i in spans for j in spans])
 
 
-@code_candidate(OP, "separable")
-def separable(case: Case) -> str:
+@function(op=OP, name="separable")
+def separable(case: Case, tf: Any, x: Any) -> Any:
     """tf.maximum over k slices of rows, then over k slices of columns."""
-    lines = [
-        f"x = functools.reduce(tf.maximum, [x[{part(case, 'i', axis)}] for i in range({case.window})])"
-        for axis in spatial_axes(case)
-    ]
-    return function_snippet(*fit(case), *lines, "return x", imports=FUNCTOOLS)
+    import functools
+
+    if case.padding == "same":
+        x = tf.pad(x, paddings(case), constant_values=float("-inf"))
+    spans = [slice(i, i - case.window + 1 or None, case.stride) for i in range(case.window)]
+    if channels_last(case):
+        x = functools.reduce(tf.maximum, [x[:, i] for i in spans])
+        return functools.reduce(tf.maximum, [x[:, :, i] for i in spans])
+    x = functools.reduce(tf.maximum, [x[:, :, i] for i in spans])
+    return functools.reduce(tf.maximum, [x[..., i] for i in spans])
 
 
-@code_candidate(OP, "patches", failures=(shared.CHANNELS_LAST_ONLY, ZERO_PADDING))
-def patches(case: Case) -> str:
-    """tf.image.extract_patches, tf.reduce_max over each patch."""
+@function(op=OP, name="patches", failures=(CHANNELS_LAST_ONLY,))
+def patches(case: Case, tf: Any, x: Any) -> Any:
+    """tf.image.extract_patches, which pads with zero, tf.reduce_max over each patch."""
     if not channels_last(case):
         raise ValueError("tf.image.extract_patches only supports NHWC")
-    k, s = case.window, case.stride
-    sizes = f'(1, {k}, {k}, 1), (1, {s}, {s}, 1), (1, 1, 1, 1), "{str(case.padding).upper()}"'
-    return function_snippet(
-        f"y = tf.image.extract_patches(x, {sizes})",
-        f"windows = tf.reshape(y, (-1, *y.shape[1:3], {k * k}, x.shape[3]))",
-        "return tf.reduce_max(windows, axis=3)",
-    )
+    if case.padding == "same":
+        x = tf.pad(x, paddings(case), constant_values=float("-inf"))
+    size, step = (1, case.window, case.window, 1), (1, case.stride, case.stride, 1)
+    every = tf.image.extract_patches(x, size, step, (1, 1, 1, 1), "VALID")
+    h, w, c = every.shape[1], every.shape[2], x.shape[3]
+    return tf.reduce_max(tf.reshape(every, (-1, h, w, case.window**2, c)), 3)

@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from poolbench.core.case import Case
-from poolbench.core.records import Clock, Measurement, Samples, samples_by
+from poolbench.core.records import Clock, Measurement, Samples, is_right, samples_by
 from poolbench.report import ratios
-from poolbench.report.frame import is_right
 from poolbench.report.pairs import mirrored
 from poolbench.report.roofline import limit_samples
 from poolbench.stats import estimate
+from poolbench.stats.prior import SHIPPED, Prior
 from poolbench.stats.runs import RunsEstimate, detectable_slowdown, widen
 from poolbench.store.journal import StoredRun
 
@@ -128,7 +128,9 @@ def _change(
     )
 
 
-def peer_changes(raced: Sequence[tuple[Race, Race, str]], margin: float) -> list[Change | None]:
+def peer_changes(
+    raced: Sequence[tuple[Race, Race, str]], margin: float, prior: Prior = SHIPPED
+) -> list[Change | None]:
     """Return for each candidate how its time changed against the other candidates of its race.
 
     A ratio of two candidates moves less between runs than one to a bandwidth probe. The change is
@@ -146,7 +148,7 @@ def peer_changes(raced: Sequence[tuple[Race, Race, str]], margin: float) -> list
             found = (race.candidates[raced[at][2]] for at in (one, two))
             pairs.append(ratios.paired(*found))
         classes += [ratios.class_of(raced[one][0].candidates[raced[one][2]])] * 2
-    over, within = ratios.pool([pairs], classes)
+    over, within = ratios.pool([pairs], classes, prior=prior)
     against: dict[int, list[Change]] = defaultdict(list)
     for i, (one, two) in enumerate(places):
         left, right = 2 * i, 2 * i + 1
@@ -164,7 +166,9 @@ def _middle(changes: Sequence[Change]) -> Change:
     return min(middle, key=lambda change: abs(change.estimate.log_ratio))
 
 
-def changes(raced: Sequence[tuple[Race, Race, str]], margin: float) -> list[Change | None]:
+def changes(
+    raced: Sequence[tuple[Race, Race, str]], margin: float, prior: Prior = SHIPPED
+) -> list[Change | None]:
     """Return for each candidate its change by its best normalizer.
 
     A candidate without a change by it is compared by its next normalizer. One that was stopped
@@ -182,17 +186,17 @@ def changes(raced: Sequence[tuple[Race, Race, str]], margin: float) -> list[Chan
         old = before.candidates[name]
         pairs += [(old.samples, left), (samples_by(after.candidates[name], old.clock), right)]
         classes += [ratios.class_of(old)] * 2
-    over, within = ratios.pool([pairs], classes)
+    over, within = ratios.pool([pairs], classes, prior=prior)
     done = {
         at: _change(
             over[2 * i], over[2 * i + 1], first[at][0], (within[2 * i], within[2 * i + 1]), margin
         )
         for i, at in enumerate(first)
     }
-    return [done.get(at) or _one_change(*one, margin) for at, one in enumerate(raced)]
+    return [done.get(at) or _one_change(*one, margin, prior) for at, one in enumerate(raced)]
 
 
-def _one_change(before: Race, after: Race, name: str, margin: float) -> Change | None:
+def _one_change(before: Race, after: Race, name: str, margin: float, prior: Prior) -> Change | None:
     asked = before.candidates[
         name
     ]  # its bytes for both: another count of them is no change of time
@@ -202,7 +206,7 @@ def _one_change(before: Race, after: Race, name: str, margin: float) -> Change |
             _estimate(after.candidates[name], right, asked.clock),
         )
         eager, one_thread = ratios.class_of(asked)
-        old, new = (widen(one, eager=eager, one_thread=one_thread) for one in within)
+        old, new = (widen(one, eager=eager, one_thread=one_thread, prior=prior) for one in within)
         if (found := _change(old, new, normalizer, within, margin)) is not None:
             return found
     return None

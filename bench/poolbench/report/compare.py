@@ -25,6 +25,7 @@ from poolbench.core.records import (
     Measurement,
     Node,
     TimeBreakdown,
+    is_right,
 )
 from poolbench.core.text import one_line, with_interval
 from poolbench.report.changes import (
@@ -37,10 +38,11 @@ from poolbench.report.changes import (
     races_of,
 )
 from poolbench.report.environments import timing_facts
-from poolbench.report.frame import MARGIN, axis_cell, axis_names, is_right, with_axes
+from poolbench.report.frame import MARGIN, axis_cell, axis_names, with_axes
 from poolbench.report.medians import middle_of, process_medians
 from poolbench.stats import estimate
 from poolbench.stats import verdict as verdicts
+from poolbench.stats.prior import SHIPPED, Prior
 from poolbench.store.journal import StoredRun
 
 # One process does not show how processes differ: a candidate that stopped early in its first process must
@@ -103,7 +105,12 @@ class Compared:
 
 
 def compare_runs(
-    base: StoredRun, run: StoredRun, *, margin: float = MARGIN, allowed: Collection[str] = ()
+    base: StoredRun,
+    run: StoredRun,
+    *,
+    margin: float = MARGIN,
+    allowed: Collection[str] = (),
+    prior: Prior = SHIPPED,
 ) -> Compared:
     """Return what changed from one run to another.
 
@@ -112,6 +119,7 @@ def compare_runs(
         run: the run to judge.
         margin: equivalence margin of the verdicts.
         allowed: names of environment fields that may differ.
+        prior: of what lies between runs.
 
     Raises:
         StoreError: a journal was cut off.
@@ -136,7 +144,7 @@ def compare_runs(
         base=base.header.run,
         run=run.header.run,
         margin=margin,
-        table=_sorted(_table(before, after, pairs, margin)),
+        table=_sorted(_table(before, after, pairs, margin, prior)),
         cells=cells,
         differences=tuple(differences),
         notes=_notes(base, run, before, after),
@@ -192,12 +200,16 @@ def _table(
     after: Mapping[RaceKey, Race],
     pairs: Sequence[tuple[RaceKey, str]],
     margin: float,
+    prior: Prior,
 ) -> pd.DataFrame:
     measured = [(before[key].candidates[name], after[key].candidates[name]) for key, name in pairs]
     right = [row for row, both in enumerate(measured) if all(is_right(m) for m in both)]
     raced = [(before[key], after[key], name) for key, name in (pairs[row] for row in right)]
     found_in: dict[tuple[bool, int], Change] = {}  # by (against the other candidates, row)
-    for by_peers, changed in ((True, peer_changes(raced, margin)), (False, changes(raced, margin))):
+    for by_peers, changed in (
+        (True, peer_changes(raced, margin, prior)),
+        (False, changes(raced, margin, prior)),
+    ):
         for row, found in zip(right, changed, strict=True):
             if found is not None:
                 found_in[by_peers, row] = found

@@ -21,7 +21,7 @@ VERSIONS = re.compile(
 SETTINGS = re.compile(r"(?!TF_CPP_MIN_LOG_LEVEL$|TF_CLI_CONFIG_FILE$).*")
 
 
-def timing_facts(environment: Environment) -> dict[str, object]:
+def timing_facts(environment: Environment) -> dict[str, str | bool | int | float | None]:
     """Return the fields on which a timing can depend, by name."""
     return {
         **{name: value for name, value in environment.machine.items() if name in MACHINE},
@@ -31,18 +31,19 @@ def timing_facts(environment: Environment) -> dict[str, object]:
     }
 
 
+def code_of(environment: Environment) -> str:
+    """Return the digest of the package, or the commit where a journal has none."""
+    source = environment.source
+    return str(source.get("code") or source.get("commit", "unknown"))
+
+
 def check_poolable(runs: Sequence[StoredRun]) -> None:
     """Raise UsageError unless the runs are of one machine and one code.
 
     The digest of the package decides on the code; a journal without one is told by its commit.
     """
     heads = [run.header.environment for run in runs]
-    sources = [
-        {"code": head.source.get("code") or head.source.get("commit", "unknown")} for head in heads
-    ]
     try:
-        check_same_machine(
-            [timing_facts(head) | source for head, source in zip(heads, sources, strict=True)]
-        )
+        check_same_machine([{**timing_facts(head), "code": code_of(head)} for head in heads])
     except ValueError as error:
         raise UsageError(f"{error}; name runs of one machine and one code") from None

@@ -18,12 +18,14 @@ import pandas as pd
 from poolbench.core.axes import STANDARD, Value, format_value
 from poolbench.core.case import Case, case_label
 from poolbench.core.errors import UsageError
-from poolbench.core.records import FASTER_THAN_LIMIT, Measurement, Samples
+from poolbench.core.records import Measurement, Samples, is_right
 from poolbench.core.registry import Registry, input_nbytes, load_builtin
 from poolbench.report import ratios
 from poolbench.report.environments import check_poolable
+from poolbench.report.history import prior_for
 from poolbench.report.medians import middle_of, process_medians
 from poolbench.report.roofline import limits_of, probe_table
+from poolbench.stats.prior import SHIPPED, Prior
 from poolbench.store.journal import StoredRun, read_run
 
 MARGIN = 0.05
@@ -42,7 +44,8 @@ class RunFrame:
         probes: one row per bandwidth probe of the newest run: case columns, probe, bytes per second.
         margin: the equivalence margin of the verdicts.
         confidence: of every interval.
-        source: of the between-run variance, 'prior' or 'this machine: k runs'.
+        prior: of what lies between runs.
+        source: of it, 'prior' for the one that ships, or 'this machine: k runs'.
     """
 
     runs: tuple[StoredRun, ...]
@@ -52,6 +55,7 @@ class RunFrame:
     probes: pd.DataFrame = field(default_factory=pd.DataFrame)
     margin: float = MARGIN
     confidence: float = 0.95
+    prior: Prior = SHIPPED
     source: str = "prior"
 
     @property
@@ -148,17 +152,27 @@ COLUMNS: dict[str, str] = {
 def load(*folders: Path, margin: float = MARGIN, registry: Registry | None = None) -> RunFrame:
     """Load the run in a folder; several runs of one machine and code are pooled.
 
+    What lies between runs comes from the runs of this machine and code beside it, where there are two.
+
     Raises:
         StoreError: a journal cannot be read.
         UsageError: the runs are of unlike machines or code.
     """
-    return lay_out(*map(read_run, folders), margin=margin, registry=registry)
+    runs = [read_run(folder) for folder in folders]
+    known = prior_for(runs[-1], folders[-1].parent) if runs else (SHIPPED, 0)
+    return lay_out(*runs, margin=margin, registry=registry, prior=known)
 
 
-def lay_out(*runs: StoredRun, margin: float = MARGIN, registry: Registry | None = None) -> RunFrame:
+def lay_out(
+    *runs: StoredRun,
+    margin: float = MARGIN,
+    registry: Registry | None = None,
+    prior: tuple[Prior, int] = (SHIPPED, 0),
+) -> RunFrame:
     """Return the measurements of one or several runs with every statistic in columns.
 
-    A row that a run found wrong, or faster than the memory allows, is not ranked in any.
+    A row that a run found wrong, or faster than the memory allows, is not ranked in any. `prior` comes
+    with the number of runs that gave it.
 
     Raises:
         UsageError: the runs are of unlike machines or code.
@@ -184,8 +198,9 @@ def lay_out(*runs: StoredRun, margin: float = MARGIN, registry: Registry | None 
     table.insert(0, "line", [found[-1].get(key, (0, None))[0] for key in keys])
     confidence = ratios.reported_confidence(runs[-1].header.options)
     estimates = ratios.estimate_rows(
-        table, there, limits, {name: op.textbook for name, op in registry.ops.items()}, confidence
-    )
+        table, there, limits, {name: op.textbook for name, op in registry.ops.items()},
+        confidence, prior[0],
+    )  # fmt: skip
     columns = ratios.columns_of(table, estimates, margin)
     columns["verdict"] = ratios.withhold(columns, noise_floor(runs[-1]), margin)
     table = pd.concat([table, columns], axis=1)
@@ -197,7 +212,10 @@ def lay_out(*runs: StoredRun, margin: float = MARGIN, registry: Registry | None 
         probes=probe_table(_probes(runs[-1])),
         margin=margin,
         confidence=confidence,
-        source=f"this machine: {len(runs)} runs" if len(runs) > 1 else "prior",
+        prior=prior[0],
+        source=f"this machine: {known} runs"
+        if (known := max(len(runs), prior[1])) > 1
+        else "prior",
     )
 
 
@@ -218,17 +236,6 @@ def _probes(run: StoredRun) -> list[Measurement]:
 def noise_floor(run: StoredRun) -> float:
     """Return the noise floor as a log ratio; 0 without a self-test."""
     return max((s.noise_floor for s in run.selftests if s.injected == 0), default=0.0)
-
-
-def is_right(measurement: Measurement) -> bool:
-    """Return whether it may be ranked: ok, within its tolerance, timed, and not above the bandwidth limit."""
-    accuracy = measurement.accuracy
-    return (
-        measurement.status == "ok"
-        and (accuracy is None or accuracy.worst <= 1)
-        and len(measurement.samples) > 0
-        and FASTER_THAN_LIMIT not in measurement.flags
-    )
 
 
 def axis_names(cases: Iterable[Case]) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from poolbench.report.roofline import limit_seconds
 from poolbench.stats import estimate
 from poolbench.stats import verdict as judging
 from poolbench.stats.estimate import Estimate
-from poolbench.stats.prior import tabulate
+from poolbench.stats.prior import SHIPPED, Prior, tabulate
 from poolbench.stats.runs import RunsEstimate, combine
 
 WITHHELD = "WITHHELD"
@@ -67,6 +67,8 @@ def pool(
     by_run: Sequence[Sequence[Pair | None]],
     cases: Sequence[tuple[bool, bool]],
     confidence: float = 0.95,
+    *,
+    prior: Prior = SHIPPED,
 ) -> tuple[list[RunsEstimate], list[Estimate]]:
     """Return for n pairs in k runs their estimates over runs, and within the newest run.
 
@@ -74,6 +76,7 @@ def pool(
         by_run: k sequences of n pairs; None where the run lacks one.
         cases: by pair, whether it ran in eager mode and whether on one thread.
         confidence: of the intervals.
+        prior: of what lies between runs.
     """
     rows: list[list[Estimate | None]] = [[None] * len(by_run) for _ in cases]
     for number, pairs in enumerate(by_run):
@@ -88,7 +91,7 @@ def pool(
     )
     nothing = estimate.from_error(math.nan, math.nan, 0, 0, confidence)
     within = [next((e for e in reversed(row) if e is not None), nothing) for row in rows]
-    return combine(table, confidence=confidence), within
+    return combine(table, prior, confidence=confidence), within
 
 
 def class_of(m: Measurement) -> tuple[bool, bool]:
@@ -102,6 +105,7 @@ def estimate_rows(
     limits: Sequence[Sequence[Samples | None]],
     textbook_of: Mapping[str, str],
     confidence: float,
+    prior: Prior = SHIPPED,
 ) -> RowEstimates:
     """Return every row's ratios to its baseline, its textbook implementation and the bandwidth limit."""
     right = table["right"].tolist()
@@ -131,7 +135,9 @@ def estimate_rows(
             class_of(next(m for found in measurements if (m := found[row]) is not None))
             for row, _ in places
         ]
-        for (row, _), over, own in zip(places, *pool(by_run, cases, confidence), strict=True):
+        for (row, _), over, own in zip(
+            places, *pool(by_run, cases, confidence, prior=prior), strict=True
+        ):
             pooled[kind, row], within[kind, row] = over, own
     newest = [next((s for s in reversed(some) if s), None) for some in zip(*limits, strict=True)]
     return RowEstimates(

@@ -34,10 +34,10 @@ def make_inputs(case: Case, seed: int) -> tuple[Array, ...]:
     """
     generator = np.random.default_rng(seed)
     op = REGISTRY.ops[case.op]
-    inputs = tuple(_fill(generator, spec) for spec in op.inputs(case).values())
+    inputs = tuple(fill(generator, spec) for spec in op.inputs(case).values())
     if case.direction == "forward":
         return inputs
-    return *inputs, _fill(generator, TensorSpec(op.output_shape(case), case.dtype))
+    return *inputs, fill(generator, TensorSpec(op.output_shape(case), case.dtype))
 
 
 FILLS: Mapping[str, Fill] = {
@@ -48,9 +48,13 @@ FILLS: Mapping[str, Fill] = {
 }
 
 
-def _fill(generator: np.random.Generator, spec: TensorSpec) -> Array:
+def fill(generator: np.random.Generator, spec: TensorSpec) -> Array:
+    """Return one input as its spec describes it."""
     count = int(np.prod(spec.shape, dtype=np.int64))
-    fill = FILLS[spec.fill] if isinstance(spec.fill, str) else spec.fill
-    block = fill(generator, min(count, BLOCK_LENGTH)).astype(numpy_dtype(spec.dtype))
+    if callable(
+        spec.fill
+    ):  # the op's own: its values may have a structure that repetition would break
+        return spec.fill(generator, count).astype(numpy_dtype(spec.dtype)).reshape(spec.shape)
+    block = FILLS[spec.fill](generator, min(count, BLOCK_LENGTH)).astype(numpy_dtype(spec.dtype))
     whole = np.tile(block, count // max(1, len(block)) + 1) if count > len(block) else block
     return np.ascontiguousarray(whole[:count].reshape(spec.shape))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
 # 4 is two short; `same` pads one before and one behind: groups {0,1},{2,3}.
 ONE_SHORT = (2, 4, 5, 5)
 TWO_SHORT = (2, 4, 5, 4)
-Overlap = Callable[[Any], Any]
 
 
 def remainder(shape: tuple[int, ...], padding: str, words: str) -> Callable[[Trial], Finding]:
@@ -84,8 +82,8 @@ def remainder_gradient(trial: Trial) -> Finding:
 
 def overlap(trial: Trial) -> Finding:
     """Check windows of 3 with a stride of 2, for implementations that take a stride."""
-    make = OVERLAPS.get(trial.candidate.name)
-    if make is None or not trial.candidate.builtin:
+    variant = next((one for one in trial.candidate.variants if one.check == "overlap"), None)
+    if variant is None:
         return Finding(
             state="not_run",
             evidence="this implementation takes no stride: its windows never overlap",
@@ -96,94 +94,17 @@ def overlap(trial: Trial) -> Finding:
 
         case = trial.case(mode=mode, shape=(2, 4, 5, 9))
         (x,) = trials.distinct_inputs(trial, case)
-        expected = np.max([x[..., i : i + 3] for i in (0, 2, 4, 6)], axis=-1).astype(np.float64)
-        build = make()
+        build = variant.make()
         run = {"eager": build, "graph": tf.function(build)}.get(mode) or tf.function(
             build, jit_compile=True
         )
         with trials.on_device(trial):
             y = run(tf.constant(x)).numpy()
         exact = Tolerance(relative=0.0, absolute=0.0)
-        return trials.compare("y", y, np.moveaxis(expected, 0, -1), case, exact)
+        return trials.compare("y", y, variant.right(x).astype(np.float64), case, exact)
 
     return in_modes(trial, ask)
 
-
-def _native(padding: str = "VALID") -> Overlap:
-    import tensorflow as tf
-
-    return lambda x: tf.nn.max_pool(x, (1, 1, 1, 3), (1, 1, 1, 2), padding)
-
-
-def _nested_jit() -> Overlap:
-    import tensorflow as tf
-
-    run: Overlap = tf.function(_native(), jit_compile=True)
-    return run
-
-
-def _slices() -> Overlap:
-    import tensorflow as tf
-
-    def maximum(x: Any) -> Any:
-        windows = (x.shape[-1] - 3) // 2 + 1
-        parts = [x[..., i : i + 2 * windows - 1 : 2] for i in range(3)]
-        return functools.reduce(tf.maximum, parts)
-
-    return maximum
-
-
-def _pool2d() -> Overlap:
-    import tensorflow as tf
-
-    def pool(x: Any) -> Any:
-        n, h, w, c = x.shape
-        y = tf.nn.max_pool2d(tf.reshape(x, [n, h * w, c, 1]), (1, 3), (1, 2), "VALID")
-        return tf.reshape(y, [n, h, w, y.shape[2]])
-
-    return pool
-
-
-def _stock() -> Overlap:
-    import keras
-
-    layers: Overlap = keras.Sequential(
-        [
-            keras.layers.Reshape((20, 9, 1)),
-            keras.layers.MaxPooling2D((1, 3), (1, 2)),
-            keras.layers.Reshape((4, 5, 4)),
-        ]
-    )
-    return layers
-
-
-def _pool3d() -> Overlap:
-    import tensorflow as tf
-
-    return lambda x: tf.nn.max_pool3d(x[..., None], (1, 1, 3), (1, 1, 2), "VALID")[..., 0]
-
-
-def _layer() -> Overlap:
-    from poolbench.layers import DepthMaxPool2D
-
-    layer: Overlap = DepthMaxPool2D(pool_size=3, strides=2)
-    return layer
-
-
-# The implementations that take a stride, called with a window of 3 and a stride of 2.
-OVERLAPS: Mapping[str, Callable[[], Overlap]] = {
-    "recipe-verbatim": lambda: _native("valid"),
-    "max_pool": _native,
-    "lambda-max_pool": _native,
-    "layer-max_pool": _native,
-    "cpu-pinned-max_pool": _native,
-    "nested-jit-max_pool": _nested_jit,
-    "slices-maximum": _slices,
-    "max_pool2d-view": _pool2d,
-    "max_pool3d": _pool3d,
-    "keras-stock": _stock,
-    "layer-depth_max_pool": _layer,
-}
 
 PROBES = (
     SupportProbe(

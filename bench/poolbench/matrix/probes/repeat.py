@@ -14,7 +14,7 @@ from poolbench.matrix import trial as trials
 from poolbench.matrix.finding import Finding
 from poolbench.matrix.probe import Step, SupportProbe, attempt, combine, in_modes
 from poolbench.matrix.trial import Trial
-from poolbench.worker.inputs import numpy_dtype
+from poolbench.worker.inputs import fill, numpy_dtype
 
 if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
@@ -73,7 +73,9 @@ def random_inputs(trial: Trial, case: Case) -> tuple[Array, ...]:
     """Return normal values: their sums depend on the order, which threads may change."""
     random = np.random.default_rng(4)
     return tuple(
-        random.standard_normal(spec.shape).astype(numpy_dtype(spec.dtype))
+        fill(random, spec)
+        if callable(spec.fill)
+        else random.standard_normal(spec.shape).astype(numpy_dtype(spec.dtype))
         for spec in trial.specs(case)
     )
 

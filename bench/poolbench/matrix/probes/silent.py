@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from poolbench.core.candidate import Variant
 from poolbench.core.case import Case
 from poolbench.core.op import Tolerance
 from poolbench.matrix import trial as trials
@@ -23,67 +22,6 @@ if TYPE_CHECKING:
 EXACT = Tolerance(relative=0.0, absolute=0.0)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Arguments:
-    """A call that a user may write, with its correct answer.
-
-    Attributes:
-        words: the arguments as text.
-        make: returns the function of x.
-        right: returns the correct answer for x, in NumPy.
-    """
-
-    words: str
-    make: Callable[[], Callable[[Any], Any]]
-    right: Callable[[Array], Array]
-
-
-def _max_pool(ksize: tuple[int, ...], strides: tuple[int, ...]) -> Callable[[], Any]:
-    def make() -> Any:
-        import tensorflow as tf
-
-        return lambda x: tf.nn.max_pool(x, ksize, strides, "VALID")
-
-    return make
-
-
-def _with_argmax() -> Any:
-    import tensorflow as tf
-
-    return lambda x: tf.nn.max_pool_with_argmax(x, (1, 1, 1, 3), (1, 1, 1, 3), "VALID")[0]
-
-
-def _groups(x: Array) -> Array:
-    """Return the maximum over groups of three along the depth."""
-    y: Array = x.reshape(*x.shape[:-1], -1, 3).max(-1)
-    return y
-
-
-NATIVE = (
-    Arguments(
-        words="tf.nn.max_pool(ksize=(1, 1, 1, 3), strides=(1, 2, 2, 3))",
-        make=_max_pool((1, 1, 1, 3), (1, 2, 2, 3)),
-        right=lambda x: _groups(x)[:, ::2, ::2],
-    ),
-    Arguments(
-        words="tf.nn.max_pool(ksize=(1, 1, 1, 1), strides=(1, 1, 1, 3))",
-        make=_max_pool((1, 1, 1, 1), (1, 1, 1, 3)),
-        right=lambda x: x[..., ::3],
-    ),
-    Arguments(
-        words="tf.nn.max_pool_with_argmax(ksize=(1, 1, 1, 3), strides=(1, 1, 1, 3))",
-        make=_with_argmax,
-        right=_groups,
-    ),
-)
-# Further arguments of single implementations.
-EXTRA: Mapping[str, tuple[Arguments, ...]] = {
-    "max_pool": NATIVE,
-    "lambda-max_pool": NATIVE,
-    "layer-max_pool": NATIVE,
-}
-
-
 def silent(trial: Trial) -> Finding:
     """Check that eager mode and XLA agree wherever both answer; a difference is `wrong`."""
     differing, compared, refused = [], 0, 0
@@ -95,8 +33,10 @@ def silent(trial: Trial) -> Finding:
         compared += 1
         if not alike(trial, case, *answers):  # type: ignore[arg-type]
             differing.append(f"{words}: {difference(*answers)}")  # type: ignore[arg-type]
-    for arguments in EXTRA.get(trial.candidate.name, ()) if trial.candidate.builtin else ():
-        words_of = describe_arguments(trial, arguments)
+    for variant in trial.candidate.variants:
+        if variant.check != "silent":
+            continue
+        words_of = describe_variant(trial, variant)
         compared += 1
         if words_of:
             differing.append(words_of)
@@ -154,15 +94,15 @@ def difference(eager: Array, xla: Array) -> str:
     return f"eager and XLA differ by up to {100 * worst:.3g}%"
 
 
-def describe_arguments(trial: Trial, arguments: Arguments) -> str:
+def describe_variant(trial: Trial, variant: Variant) -> str:
     """Describe the incorrect answers to these arguments in eager mode or XLA; '' if there are none."""
     import tensorflow as tf
 
     (x,) = trials.distinct_inputs(trial, trial.case())
-    right = arguments.right(x)
+    right = variant.right(x)
     wrong = []
     for mode, jit in (("eager", None), ("XLA", True)):
-        function = arguments.make()
+        function = variant.make()
         run = tf.function(function, jit_compile=True) if jit else function
         try:
             with trials.on_device(trial):
@@ -175,7 +115,7 @@ def describe_arguments(trial: Trial, arguments: Arguments) -> str:
             wrong.append(f"{mode} gives shape {y.shape}, {right.shape} is right")
         elif not np.array_equal(y, right):
             wrong.append(f"{mode} gives wrong values")
-    return f"{arguments.words}: {', '.join(wrong)}" if wrong else ""
+    return f"{variant.words}: {', '.join(wrong)}" if wrong else ""
 
 
 PROBES = (

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from poolbench import Case, KnownFailure, candidate
-from poolbench.ops.depth_max_pool import snippets
+from poolbench.ops.depth_max_pool import snippets, variants
 from poolbench.ops.depth_max_pool.op import windows
 from poolbench.ops.depth_max_pool.sweeps import OP
-from poolbench.ops.shared import channel_axis, narrow_window, sizes
+from poolbench.ops.shared import channel_axis, kernel_layout, narrow_window, sizes
 
 
 def divides(case: Case) -> bool:
@@ -60,7 +60,7 @@ def _native(case: Case, padding: str | None = None) -> Callable[[Any], Any]:
 
     k = case.pool_size
     window = (1, 1, 1, k) if case.data_format == "channels_last" else (1, k, 1, 1)
-    layout = "NHWC" if case.data_format == "channels_last" else "NCHW"
+    layout = kernel_layout(case)
     padding = padding or str(case.padding).upper()
 
     def max_pool(x: Any) -> Any:
@@ -104,6 +104,7 @@ def _pooled_shape(x: Any, case: Case) -> list[Any]:
     form="layer",
     framework="keras",
     failures=(VERBATIM_FAILURE,),
+    variants=variants.VERBATIM,
     snippet=snippets.recipe_verbatim,
 )
 def recipe_verbatim(case: Case) -> Any:
@@ -119,6 +120,7 @@ def recipe_verbatim(case: Case) -> Any:
     form="layer",
     framework="keras",
     failures=NATIVE_FAILURES,
+    variants=variants.NATIVE,
     snippet=snippets.lambda_max_pool,
 )
 def lambda_max_pool(case: Case) -> Any:
@@ -136,6 +138,7 @@ def lambda_max_pool(case: Case) -> Any:
     form="layer",
     framework="keras",
     failures=NATIVE_FAILURES,
+    variants=variants.NATIVE,
     snippet=snippets.layer_max_pool,
 )
 def layer_max_pool(case: Case) -> Any:
@@ -151,7 +154,13 @@ def layer_max_pool(case: Case) -> Any:
     return MaxPool(dtype=case.dtype)
 
 
-@candidate(op=OP, name="max_pool", failures=NATIVE_FAILURES, snippet=snippets.max_pool)
+@candidate(
+    op=OP,
+    name="max_pool",
+    failures=NATIVE_FAILURES,
+    variants=variants.NATIVE,
+    snippet=snippets.max_pool,
+)
 def max_pool(case: Case) -> Any:
     """tf.nn.max_pool over the depth, without a layer."""
     return _native(case)
@@ -189,7 +198,7 @@ def layer_reshape_reduce_max(case: Case) -> Any:
     return ReshapeMax(dtype=case.dtype)
 
 
-@candidate(op=OP, name="slices-maximum", snippet=snippets.slices_maximum)
+@candidate(op=OP, name="slices-maximum", variants=variants.SLICES, snippet=snippets.slices_maximum)
 def slices_maximum(case: Case) -> Any:
     """tf.maximum over the k strided slices x[..., i::k]."""
     import functools
@@ -213,6 +222,7 @@ def slices_maximum(case: Case) -> Any:
     op=OP,
     name="max_pool2d-view",
     failures=(narrow_window(lambda case: (case.pool_size,)),),
+    variants=variants.POOL2D,
     snippet=snippets.max_pool2d_view,
 )
 def max_pool2d_view(case: Case) -> Any:
@@ -232,7 +242,7 @@ def max_pool2d_view(case: Case) -> Any:
     return pool_view
 
 
-@candidate(op=OP, name="max_pool3d", snippet=snippets.max_pool3d)
+@candidate(op=OP, name="max_pool3d", variants=variants.POOL3D, snippet=snippets.max_pool3d)
 def max_pool3d(case: Case) -> Any:
     """tf.nn.max_pool3d with window (1, 1, k) over x[..., None]."""
     import tensorflow as tf
@@ -276,7 +286,14 @@ def keras_ops(case: Case) -> Any:
     return ops_max
 
 
-@candidate(op=OP, name="keras-stock", form="layer", framework="keras", snippet=snippets.keras_stock)
+@candidate(
+    op=OP,
+    name="keras-stock",
+    form="layer",
+    framework="keras",
+    variants=variants.STOCK,
+    snippet=snippets.keras_stock,
+)
 def keras_stock(case: Case) -> Any:
     """Stock layers: Reshape, MaxPooling2D((1, k)), Reshape; reloads without custom code."""
     import keras
@@ -299,7 +316,12 @@ def keras_stock(case: Case) -> Any:
     )
 
 
-@candidate(op=OP, name="nested-jit-max_pool", snippet=snippets.nested_jit_max_pool)
+@candidate(
+    op=OP,
+    name="nested-jit-max_pool",
+    variants=variants.NESTED_JIT,
+    snippet=snippets.nested_jit_max_pool,
+)
 def nested_jit_max_pool(case: Case) -> Any:
     """tf.nn.max_pool inside its own function with jit_compile=True, in every mode."""
     import tensorflow as tf
@@ -317,6 +339,7 @@ def nested_jit_max_pool(case: Case) -> Any:
             reason="The CPU kernel has no gradient over the depth and needs a dividing window.",
         ),
     ),
+    variants=variants.PINNED,
     snippet=snippets.cpu_pinned_max_pool,
 )
 def cpu_pinned_max_pool(case: Case) -> Any:
@@ -337,6 +360,7 @@ def cpu_pinned_max_pool(case: Case) -> Any:
     name="layer-depth_max_pool",
     form="layer",
     framework="keras",
+    variants=variants.LAYER,
     snippet=snippets.layer_depth_max_pool,
 )
 def layer_depth_max_pool(case: Case) -> Any:

@@ -11,6 +11,7 @@ from poolbench.ops.shared import (
     CHANNELS_LAST_ONLY,
     NARROW_SUM,
     channel_axis,
+    kernel_layout,
     sizes,
     spatial_axes,
 )
@@ -91,7 +92,7 @@ def avg_pool2d(case: Case) -> Any:
     """tf.nn.avg_pool2d with the full window."""
     import tensorflow as tf
 
-    layout = "NHWC" if case.data_format == "channels_last" else "NCHW"
+    layout = kernel_layout(case)
     axes = list(spatial_axes(case))
 
     def pool_all(x: Any) -> Any:

@@ -3,38 +3,45 @@
 from __future__ import annotations
 
 from poolbench import Case
-from poolbench.ops.shared import (
-    channels_last,
-    dtype_words,
-    function_snippet,
-    layer_words,
-    spatial_axes,
-)
+from poolbench.ops.shared import spatial_axes
+
+TF = "import tensorflow as tf\n\n"
+
+
+def _last(case: Case) -> bool:
+    return bool(case.data_format == "channels_last")
+
+
+def _words(case: Case) -> list[str]:
+    return [] if case.dtype == "float32" else [f'dtype="{case.dtype}"']
+
+
+def _function(*lines: str) -> str:
+    return TF + "\n".join(["def pool(x):", *(f"    {line}" for line in lines)]) + "\n"
 
 
 def layer_global_avg_pool(case: Case) -> str:
     """Return the stock layer."""
-    return f"import keras\n\npool = keras.layers.GlobalAveragePooling2D({', '.join(layer_words(case))})\n"
+    words = [*([] if _last(case) else ['data_format="channels_first"']), *_words(case)]
+    return f"import keras\n\npool = keras.layers.GlobalAveragePooling2D({', '.join(words)})\n"
 
 
 def lambda_reduce_mean(case: Case) -> str:
     """Return a Lambda around tf.reduce_mean."""
-    words = ", ".join(
-        [f"lambda x: tf.reduce_mean(x, axis={spatial_axes(case)})", *dtype_words(case)]
-    )
-    return f"import keras\nimport tensorflow as tf\n\npool = keras.layers.Lambda({words})\n"
+    words = ", ".join([f"lambda x: tf.reduce_mean(x, axis={spatial_axes(case)})", *_words(case)])
+    return f"import keras\n{TF}pool = keras.layers.Lambda({words})\n"
 
 
 def reduce_mean(case: Case) -> str:
     """Return a call of tf.reduce_mean."""
-    return function_snippet(f"return tf.reduce_mean(x, axis={spatial_axes(case)})")
+    return _function(f"return tf.reduce_mean(x, axis={spatial_axes(case)})")
 
 
 def reduce_mean_float32(case: Case) -> str:
     """Return tf.reduce_mean in float32, cast back."""
     if case.dtype in ("float32", "float64"):
         return reduce_mean(case)
-    return function_snippet(
+    return _function(
         f"wide = tf.reduce_mean(tf.cast(x, tf.float32), axis={spatial_axes(case)})",
         "return tf.cast(wide, x.dtype)",
     )
@@ -43,8 +50,8 @@ def reduce_mean_float32(case: Case) -> str:
 def avg_pool2d(case: Case) -> str:
     """Return tf.nn.avg_pool2d with the full window."""
     window = case.shape[1:3]
-    layout = "" if channels_last(case) else ', data_format="NCHW"'
-    return function_snippet(
+    layout = "" if _last(case) else ', data_format="NCHW"'
+    return _function(
         f'y = tf.nn.avg_pool2d(x, {window}, {window}, "VALID"{layout})',
         f"return tf.squeeze(y, {spatial_axes(case)})",
     )
@@ -53,7 +60,7 @@ def avg_pool2d(case: Case) -> str:
 def keras_stock(case: Case) -> str:
     """Return stock layers: AveragePooling2D over the whole image, Reshape."""
     _, h, w, c = case.shape
-    given = (h, w, c) if channels_last(case) else (c, h, w)
+    given = (h, w, c) if _last(case) else (c, h, w)
     layout = f'data_format="{case.data_format}"'
     dtype = f', dtype="{case.dtype}"' if case.dtype != "float32" else ""
     return (
@@ -68,23 +75,21 @@ def keras_stock(case: Case) -> str:
 def mean_of_means(case: Case) -> str:
     """Return the mean over the width, then over the height."""
     height, width = spatial_axes(case)
-    return function_snippet(
-        f"return tf.reduce_mean(tf.reduce_mean(x, axis={width}), axis={height})"
-    )
+    return _function(f"return tf.reduce_mean(tf.reduce_mean(x, axis={width}), axis={height})")
 
 
 def einsum(case: Case) -> str:
     """Return a sum by tf.einsum over the number of pixels."""
-    equation = "nhwc->nc" if channels_last(case) else "nchw->nc"
-    return function_snippet(f'return tf.einsum("{equation}", x) / {case.shape[1] * case.shape[2]}')
+    equation = "nhwc->nc" if _last(case) else "nchw->nc"
+    return _function(f'return tf.einsum("{equation}", x) / {case.shape[1] * case.shape[2]}')
 
 
 def matmul_ones(case: Case) -> str:
     """Return a product with a row of equal weights."""
     _, h, w, c = case.shape
-    flat = f"(-1, {h * w}, {c})" if channels_last(case) else f"(-1, {c}, {h * w})"
-    turned = "" if channels_last(case) else ", transpose_b=True"
-    return function_snippet(
+    flat = f"(-1, {h * w}, {c})" if _last(case) else f"(-1, {c}, {h * w})"
+    turned = "" if _last(case) else ", transpose_b=True"
+    return _function(
         f"weights = tf.fill((1, {h * w}), tf.constant(1 / {h * w}, x.dtype))",
         f"flat = tf.reshape(x, {flat})",
         f"return tf.squeeze(tf.matmul(weights, flat{turned}), axis=1)",

@@ -1,0 +1,276 @@
+"""What earlier runs of a machine found: a summary of each, the prior that they give, how often they agreed.
+
+A summary is derived from a journal and small: it outlives the journal, and reading fifty takes no time.
+"""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from poolbench.core.case import case_label
+from poolbench.core.errors import UsageError
+from poolbench.core.records import is_right
+from poolbench.core.text import format_share, one_line
+from poolbench.report import ratios
+from poolbench.report.environments import code_of, timing_facts
+from poolbench.stats import estimate
+from poolbench.stats.estimate import Estimate
+from poolbench.stats.prior import SHIPPED, Prior, RunTable, fit_prior, tabulate
+from poolbench.stats.runs import Coverage, RunsEstimate, combine, coverage
+from poolbench.stats.verdict import FASTER, SLOWER, compare_run
+from poolbench.store.journal import StoredRun
+
+SUMMARY = "summary.json"
+REFERENCE_RUNS = "reference-runs"  # in results/: one summary a run, without journals
+LIKE = 0.05  # |log ratio| below which two sides are alike
+MARGIN = 0.05
+Key = tuple[str, str, str, str]
+
+
+class Comparison(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A candidate's log ratio to its baseline within one run.
+
+    Attributes:
+        op, case, node, candidate: what was compared; `case` is the case's label.
+        eager, one_thread: its class (poolbench.stats.prior).
+        log_ratio, standard_error, degrees, processes: of the estimate within the run.
+    """
+
+    op: str
+    case: str
+    node: str
+    candidate: str
+    eager: bool
+    one_thread: bool
+    log_ratio: float
+    standard_error: float
+    degrees: float
+    processes: int
+
+    @property
+    def key(self) -> Key:
+        return self.op, self.case, self.node, self.candidate
+
+    @property
+    def estimate(self) -> Estimate:
+        return estimate.from_error(
+            self.log_ratio, self.standard_error, self.degrees, self.processes
+        )
+
+
+class RunSummary(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The comparisons of one run, and where and with what code it was made.
+
+    Attributes:
+        run, created: the run's name; UTC, ISO 8601.
+        code: digest of the package.
+        machine: the fields on which a timing can depend, by name.
+        comparisons: those with an interval.
+    """
+
+    run: str
+    created: str
+    code: str
+    machine: dict[str, str | bool | int | float | None]
+    comparisons: tuple[Comparison, ...]
+
+
+def summarise(run: StoredRun) -> RunSummary:
+    """Return the summary of a run."""
+    right = {
+        (m.case, m.node, m.candidate): m
+        for m in run.measurements
+        if m.kind == "candidate" and is_right(m)
+    }
+    pairs = [
+        (m, right[m.case, m.node, m.baseline])
+        for m in right.values()
+        if m.candidate != m.baseline and (m.case, m.node, m.baseline) in right
+        if not m.stopped_early
+    ]
+    found = estimate.estimate_all([ratios.paired(*pair) for pair in pairs])
+    comparisons = []
+    for (m, _), one in zip(pairs, found, strict=True):
+        if one.low is None:
+            continue
+        eager, one_thread = ratios.class_of(m)
+        comparisons.append(
+            Comparison(
+                op=m.case.op, case=case_label(m.case), node=m.node, candidate=m.candidate,
+                eager=eager, one_thread=one_thread, log_ratio=round(one.log_ratio, 6),
+                standard_error=round(one.standard_error, 7), degrees=round(one.degrees, 3),
+                processes=one.processes,
+            )
+        )  # fmt: skip
+    head = run.header
+    return RunSummary(
+        run=head.run,
+        created=head.created,
+        code=code_of(head.environment),
+        machine=timing_facts(head.environment),
+        comparisons=tuple(comparisons),
+    )
+
+
+def write_summary(run: StoredRun) -> None:
+    """Write a run's summary into its folder; none without comparisons."""
+    found = summarise(run)
+    if found.comparisons:
+        text = msgspec.json.format(msgspec.json.encode(found), indent=0)
+        (run.path / SUMMARY).write_bytes(text + b"\n")
+
+
+def read_summaries(
+    results: Path, say: Callable[[str], object] = lambda _: None
+) -> list[RunSummary]:
+    """Return the summaries of the runs in a folder, the oldest first.
+
+    `say` takes a line about each that cannot be read: it is left out, as it can be made again.
+    """
+    found = []
+    for path in [*results.glob(f"*/{SUMMARY}"), *results.glob(f"{REFERENCE_RUNS}/*.json")]:
+        one = _read(path)
+        if isinstance(one, RunSummary):
+            found.append(one)
+        else:
+            say(f"{path.parent.name}/{path.name} is left out: {one}")
+    return sorted(found, key=lambda one: (one.created, one.run))
+
+
+def _read(path: Path) -> RunSummary | str:
+    """Return a summary, or why it cannot be read."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=RunSummary)
+    except (msgspec.MsgspecError, OSError, ValueError) as error:
+        return one_line(str(error), 200)
+
+
+def alike(summaries: Iterable[RunSummary], one: RunSummary) -> list[RunSummary]:
+    """Return those of the machine and the code of one."""
+    return [s for s in summaries if s.code == one.code and s.machine == one.machine]
+
+
+def prior_for(run: StoredRun, results: Path, *, without: str = "") -> tuple[Prior, int]:
+    """Return the between-run prior for a run and how many runs of its machine and code gave it.
+
+    The shipped prior, with 0, where there are fewer than two. `without` names a run to leave out.
+    """
+    head = run.header.environment
+    like = RunSummary(
+        run="", created="", code=code_of(head), machine=timing_facts(head), comparisons=()
+    )
+    known = [one for one in alike(read_summaries(results), like) if one.run != without]
+    if len(known) < 2:
+        return SHIPPED, 0
+    return fit_prior([table_of(known)]), len(known)
+
+
+def table_of(summaries: Sequence[RunSummary]) -> RunTable:
+    """Return the comparisons of runs of one machine: a row per comparison, a column per run."""
+    by_run = [{one.key: one for one in summary.comparisons} for summary in summaries]
+    first: dict[Key, Comparison] = {}
+    for some in reversed(by_run):
+        first |= some
+    return tabulate(
+        [[some[key].estimate if key in some else None for some in by_run] for key in first],
+        eager=[one.eager for one in first.values()],
+        one_thread=[one.one_thread for one in first.values()],
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """How two runs of one machine agreed.
+
+    Attributes:
+        runs: their names.
+        coverage: of the comparisons that both have.
+        half_width, alike_half_width: medians of what a single run prints, of the mean; all, and like sides.
+        reversed: FASTER in one run and SLOWER in the other.
+    """
+
+    runs: tuple[str, str]
+    coverage: Coverage
+    half_width: float
+    alike_half_width: float
+    reversed: int
+
+
+def estimates_of(summary: RunSummary, prior: Prior = SHIPPED) -> dict[Key, RunsEstimate]:
+    """Return what a run alone prints."""
+    keys = [one.key for one in summary.comparisons]
+    return dict(zip(keys, combine(table_of([summary]), prior), strict=True))
+
+
+def agree(first: RunSummary, second: RunSummary, prior: Prior = SHIPPED) -> Agreement:
+    """Compare two runs as a reader of their reports would.
+
+    Raises:
+        UsageError: they have no comparison in common.
+    """
+    one, other = estimates_of(first, prior), estimates_of(second, prior)
+    both = [key for key in one if key in other]
+    if not both:
+        raise UsageError(f"{first.run} and {second.run} have no comparison in common")
+    verdicts = [
+        compare_run({key: found.mean for key, found in some.items()}, MARGIN)
+        for some in (one, other)
+    ]
+    widths = {key: one[key].mean.half_width for key in both}
+    near = [width for key, width in widths.items() if abs(one[key].mean.log_ratio) < LIKE]
+    return Agreement(
+        runs=(first.run, second.run),
+        coverage=coverage([(one[key], other[key]) for key in both]),
+        half_width=statistics.median(widths.values()),
+        alike_half_width=statistics.median(near) if near else float("nan"),
+        reversed=sum({some[key].verdict for some in verdicts} == {FASTER, SLOWER} for key in both),
+    )
+
+
+def agreements(summaries: Sequence[RunSummary], prior: Prior = SHIPPED) -> list[Agreement]:
+    """Return the agreement of each run with the next."""
+    return [agree(one, other, prior) for one, other in itertools.pairwise(summaries)]
+
+
+def describe_history(results: Path, say: Callable[[str], object]) -> str:
+    """Return nominal beside observed coverage of the newest machine's runs, a line per pair.
+
+    Raises:
+        UsageError: there are no two runs of one machine and code.
+    """
+    summaries = read_summaries(results, say)
+    known = next(
+        (some for one in reversed(summaries) if len(some := alike(summaries, one)) > 1), []
+    )
+    if not known:
+        raise UsageError(
+            f"how often runs agree needs two runs of one machine and code in {results.name}; got "
+            f"{len(summaries)} summaries of unlike ones: `poolbench run --repeat 2`"
+        )
+    found = agreements(known)
+    lines = [f"{len(known)} runs of {known[-1].machine.get('processor', 'this machine')}, one code"]
+    lines += [f"{a.runs[0]} and {a.runs[1]}: {describe_agreement(a)}" for a in found]
+    inside = sum(a.coverage.inside for a in found)
+    count = sum(a.coverage.comparisons for a in found)
+    worst = min(a.coverage.observed for a in found)
+    lines.append(
+        f"together: {inside} of {count} comparisons agree ({format_share(inside / count)}, expected "
+        f"{found[0].coverage.nominal:.0%}); the worst pair {format_share(worst)}"
+    )
+    return "\n".join(lines)
+
+
+def describe_agreement(found: Agreement) -> str:
+    """Return one pair's figures in a line."""
+    covered = found.coverage
+    return (
+        f"{covered.inside} of {covered.comparisons} agree ({format_share(covered.observed)}), half-width "
+        f"{format_share(found.half_width)}, of like sides {format_share(found.alike_half_width)}, "
+        f"{found.reversed} FASTER and SLOWER"
+    )

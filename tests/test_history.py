@@ -1,0 +1,153 @@
+"""Earlier runs of a machine: their summaries, the prior they give, how often they agreed."""
+
+import sys
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from poolbench.cli import main
+from poolbench.core.plan import Plan
+from poolbench.launch import launch_repeated
+from poolbench.report import history
+from poolbench.report.frame import lay_out, load
+from poolbench.stats.prior import SHIPPED
+from poolbench.store.journal import read_run
+
+sys.path.insert(0, str(Path(__file__).parent))
+import synthetic
+
+PLAN = Plan(processes=5, allocations=2, rounds=6)
+CASES = [
+    synthetic.op_case("global_avg_pool", mode=mode, shape=(n, 28, 28, 96))
+    for n in (8, 32) for mode in synthetic.MODES
+]  # fmt: skip
+
+
+def make_run(results, name, seed, *, summary=True, **environment):
+    found = synthetic.records(seed, cases=CASES, plan=PLAN, with_extras=False)
+    folder = synthetic.write(results / name, found, synthetic.header(name, **environment))
+    if summary:
+        history.write_summary(read_run(folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """Return a folder of three runs of one machine and code."""
+    results = tmp_path_factory.mktemp("results")
+    for seed in range(3):
+        make_run(results, f"run-{seed}", seed)
+    return results
+
+
+def test_summarise_holds_the_estimates_of_the_report(results):
+    run = read_run(results / "run-0")
+    summary, loaded = history.summarise(run), lay_out(run)
+    compared = loaded.table[loaded.table["verdict"] != ""]
+    assert len(summary.comparisons) == len(compared) > 10
+    ratios = {(c.case, c.candidate): np.exp(c.log_ratio) for c in summary.comparisons}
+    for row in compared.to_dict("records"):
+        assert ratios[row["label"], row["candidate"]] == pytest.approx(row["ratio"], rel=1e-5)
+
+
+def test_load_takes_the_prior_from_the_runs_of_the_machine(results, tmp_path):
+    found = load(results / "run-0")
+    assert found.source == "this machine: 3 runs" and found.prior != SHIPPED
+    alone = load(make_run(tmp_path, "alone", 0))
+    assert alone.source == "prior" and alone.prior == SHIPPED
+    # These runs differ by nothing but noise: their own variance is below the shipped one.
+    width = [np.nanmedian(np.log(one.table["ratio_high"] / one.table["ratio_low"])) for one in (found, alone)]  # fmt: skip
+    assert width[0] < width[1]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"source": {"code": "another"}},
+        {"versions": {"tensorflow": "2.20.0"}},
+        {"machine": {"processor": "another", "cores": 2}},
+    ],
+)
+def test_prior_for_unlike_runs_is_the_shipped_one(other, tmp_path):
+    make_run(tmp_path, "a", 0)
+    make_run(tmp_path, "b", 1, **other)
+    run = read_run(make_run(tmp_path, "c", 2, summary=False))
+    assert history.prior_for(run, tmp_path) == (SHIPPED, 0)
+
+
+def test_prior_for_a_compared_run_leaves_it_out(results):
+    run = read_run(results / "run-0")
+    assert history.prior_for(run, results)[1] == 3
+    assert history.prior_for(run, results, without="run-2")[1] == 2
+
+
+def test_agree_of_equal_and_of_moved_runs():
+    def summary(name, moved=0.0):
+        comparisons = tuple(
+            history.Comparison(
+                op="o", case=f"c{number}", node="local", candidate="a", eager=False, one_thread=False,
+                log_ratio=0.4 + moved * (number < 3), standard_error=0.004, degrees=9, processes=10,
+            )
+            for number in range(10)
+        )  # fmt: skip
+        return history.RunSummary(
+            run=name, created="2026", code="c", machine={}, comparisons=comparisons
+        )
+
+    same = history.agree(summary("a"), summary("b"))
+    assert (same.coverage.inside, same.coverage.comparisons, same.reversed) == (10, 10, 0)
+    moved = history.agree(summary("a"), summary("b", -0.8))
+    assert (moved.coverage.inside, moved.reversed) == (7, 3)
+    assert moved.coverage.observed == 0.7
+
+
+def test_selftest_runs_prints_nominal_beside_observed_coverage(results):
+    done = CliRunner().invoke(main, ["selftest", "--runs", "--results", str(results)])
+    assert done.exit_code == 0, done.output
+    lines = done.output.splitlines()
+    assert lines[0].startswith("3 runs of ")
+    assert lines[1].startswith("run-0 and run-1: ") and "FASTER and SLOWER" in lines[1]
+    assert "expected 95%" in lines[-1]
+
+
+def test_selftest_runs_without_two_runs_is_one_line_and_exit_2(tmp_path):
+    make_run(tmp_path, "a", 0)
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / history.SUMMARY).write_text("{")
+    done = CliRunner().invoke(main, ["selftest", "--runs", "--results", str(tmp_path)])
+    assert done.exit_code == 2
+    left_out, error = done.output.splitlines()
+    assert left_out.startswith("b/summary.json is left out: ")
+    assert "--repeat 2" in error
+
+
+def test_read_summaries_reads_those_that_ship_without_a_journal(results, tmp_path):
+    (tmp_path / history.REFERENCE_RUNS).mkdir()
+    text = (results / "run-1" / history.SUMMARY).read_bytes()
+    (tmp_path / history.REFERENCE_RUNS / "first.json").write_bytes(text)
+    (found,) = history.read_summaries(tmp_path)
+    assert found == msgspec.json.decode(text, type=history.RunSummary)
+
+
+def test_launch_repeated_shares_the_budget_and_stops_at_an_interrupt(tmp_path, monkeypatch):
+    asked = []
+
+    def call(words):
+        asked.append(words[4:])
+        return 130 if len(asked) == 2 else 1
+
+    monkeypatch.setattr("poolbench.launch.subprocess.call", call)
+    monkeypatch.setattr("poolbench.launch.time.sleep", lambda _: None)
+    options = {"sweep": "quick", "results": tmp_path, "run": "r", "op": ("dense",)}
+    folders, code = launch_repeated(["x.py"], options, 4)
+    assert code == 130 and [folder.name for folder in folders] == ["r-1", "r-2"]
+    assert asked[0] == ["x.py", "--sweep=quick", "--op=dense", "--budget=1.0", "--run=r-1", f"--results={tmp_path}"]  # fmt: skip
+
+
+@pytest.mark.parametrize("option", ["resume", "dry_run", "check_only"])
+def test_run_repeat_with_an_option_of_one_run_is_refused(option, tmp_path):
+    words = ["--resume", "r"] if option == "resume" else [f"--{option.replace('_', '-')}"]
+    done = CliRunner().invoke(main, ["run", "--repeat", "2", *words, "--results", str(tmp_path)])
+    assert done.exit_code == 2 and "--repeat measures anew" in done.output
