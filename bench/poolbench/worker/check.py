@@ -259,10 +259,10 @@ def _judge_tied_gradient(answers: Answers, actual: Array) -> tuple[_Errors, str 
     missing = np.abs(window_sum(given, case) - answers.dy)
     summed = _errors(f"the sum of {name} over a window", missing, np.abs(answers.dy), bound)
     worst = max(unique, summed, key=lambda found: found.worst)
-    return worst, _tie_rule(answers, given)
+    return worst, tie_rule(answers, given)
 
 
-def _tie_rule(answers: Answers, given: Array) -> str:
+def tie_rule(answers: Answers, given: Array) -> str:
     """Return how tied elements share their gradient: 'split', 'first', 'last', 'one' or 'other'."""
     (x, *_), tied = answers.xs, answers.tied
     # A slope far below a float32's last digit breaks every tie and separates the first from the last.
