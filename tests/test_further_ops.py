@@ -135,3 +135,29 @@ def test_gem_reference_with_p_of_one_is_the_mean_and_with_a_large_p_the_maximum(
     reference = REGISTRY.ops["gem_pool"].reference
     np.testing.assert_allclose(reference(case, x, 1.0), x.mean((1, 2)))
     np.testing.assert_allclose(reference(case, x, 400.0), x.max((1, 2)), rtol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, True),
+        ({"dtype": "float16"}, True),
+        ({"pool_size": 255}, False),
+        ({"dtype": "float32"}, False),
+        ({"mode": "xla"}, False),
+        ({"mode": "eager"}, False),
+        ({"direction": "forward"}, False),
+    ],
+)
+def test_view_of_wide_windows_in_half_precision_has_a_known_failure(fields, expected):
+    """tests/test_upstream.py shows the failure, where the processor has it."""
+    asked = {
+        "shape": (1, 2, 2, 512),
+        "pool_size": 256,
+        "dtype": "bfloat16",
+        "mode": "graph",
+        "direction": "training",
+    }
+    case = make_case(op="depth_max_pool", **asked | fields)
+    failures = REGISTRY.candidates["depth_max_pool", "max_pool2d-view"].failures
+    assert any(known.when(case) for known in failures) == expected

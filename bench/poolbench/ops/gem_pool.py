@@ -23,7 +23,6 @@ from poolbench.ops.shared import (
     spatial_axes,
 )
 
-Array = np.ndarray[Any, Any]
 OP = "gem_pool"
 P, LEAST = 3.0, 1e-6
 BASE = {"shape": (8, 56, 56, 96), "distribution": "relu"}
@@ -66,19 +65,18 @@ def inputs(case: Case) -> dict[str, TensorSpec]:
     return {"x": image_spec(case)} | (learned if case.exponent == "learned" else {})
 
 
-def powers(case: Case, x: Array, p: Array) -> tuple[Array, Array]:
+def powers(case: Case, x: Any, p: Any) -> tuple[Any, Any]:
     """Return clipped x, and the mean of its p-th power with height and width of 1."""
     z = np.maximum(x, LEAST)
     return z, (z**p).mean(axis=spatial_axes(case), keepdims=True)
 
 
-def reference(case: Case, x: Array, p: Array | float = P) -> Array:
+def reference(case: Case, x: Any, p: Any = P) -> Any:
     """Return y, the generalised mean over height and width."""
-    y: Array = powers(case, x, p)[1].squeeze(spatial_axes(case)) ** (1 / p)
-    return y
+    return powers(case, x, p)[1].squeeze(spatial_axes(case)) ** (1 / p)
 
 
-def vjp(case: Case, dy: Array, x: Array, p: Array | float = P) -> tuple[Array, ...]:
+def vjp(case: Case, dy: Any, x: Any, p: Any = P) -> tuple[Any, ...]:
     """Return dx, and dp where p is learned."""
     axes = spatial_axes(case)
     z, mean = powers(case, x, p)

@@ -33,7 +33,6 @@ from poolbench.ops.shared import (
     spatial_axes,
 )
 
-Array = np.ndarray[Any, Any]
 OP = "spatial_max_pool"
 BASE = {"shape": (8, 56, 56, 96), "window": 2, "stride": 2, "padding": "valid"}
 NATIVE, STOCK, SLICES = "max_pool2d", "layer-max_pool2d", "slices-maximum"
@@ -46,26 +45,24 @@ def unique_gradient(case: Case) -> bool:
     return not (case.direction == "training" and case.window > case.stride and ties)
 
 
+EVERY = {"mode": ["eager", "graph", "xla"], "direction": ["forward", "training"]}
 BOTH, XLA = {"mode": ["graph", "xla"]}, {"mode": ["xla"], "direction": ["training"]}
 TRAINING = BOTH | {"direction": ["training"]}
-EVERY = {"mode": ["eager", "graph", "xla"], "direction": ["forward", "training"]}
 PADDINGS = {"window": [3], "padding": ["valid", "same"]}
+SHAPES = ((1, 8, 8, 96), (8, 28, 28, 96), (8, 56, 56, 96), (32, 56, 56, 96))
 DEFAULT = Sweep(base=BASE, rules=(unique_gradient,), parts=(
     product(**BOTH),
     product(candidates=MAIN, mode=["eager"]),
-    product(candidates=MAIN, shape=[BASE["shape"], (1, 8, 8, 96)], **TRAINING),
+    product(candidates=MAIN, shape=[SHAPES[0], SHAPES[2]], **TRAINING),
     product(candidates=(NATIVE, SLICES, "separable"), **PADDINGS, **TRAINING),
     product(candidates=MAIN, dtype=["float16"], **XLA),
     product(candidates=MAIN, distribution=["relu"], **XLA),
     # Half-precision gradients of max_pool2d are wrong from a window of 256 elements on.
     product(candidates=MAIN[:3], window=[16], stride=[16], dtype=["float16"], **TRAINING),
 ))  # fmt: skip
-QUICK = Sweep(base=BASE | {"shape": (8, 28, 28, 96)}, parts=product(**BOTH | TRAINING))
+QUICK = Sweep(base=BASE | {"shape": SHAPES[1]}, parts=product(**BOTH | TRAINING))
 FULL = Sweep(base=BASE, rules=(unique_gradient,), parts=(
-    product(
-        shape=[(1, 8, 8, 96), (8, 28, 28, 96), (8, 56, 56, 96), (32, 56, 56, 96)],
-        dtype=["float32", "float16", "bfloat16"], **EVERY,
-    ),
+    product(shape=SHAPES, dtype=["float32", "float16", "bfloat16"], **EVERY),
     product(data_format=["channels_last", "channels_first"], **PADDINGS, **EVERY),
 ))  # fmt: skip
 
@@ -79,7 +76,7 @@ def layout(case: Case, size: int) -> tuple[int, int, int]:
     return count, before, missing - before
 
 
-def windows(case: Case, a: Array, fill: float) -> tuple[Array, Array]:
+def windows(case: Case, a: Any, fill: float) -> tuple[Any, Any]:
     """Return two views of one padded copy of a, an array shaped as x: a, and its windows (..., k, k)."""
     widths, own, step = [(0, 0)] * 4, [slice(None)] * 4, [slice(None)] * 4
     for axis in spatial_axes(case):
@@ -87,18 +84,18 @@ def windows(case: Case, a: Array, fill: float) -> tuple[Array, Array]:
         widths[axis], step[axis] = (before, max(after, 0)), slice(None, None, case.stride)
         own[axis] = slice(before, before + a.shape[axis])
     wide = np.pad(a, widths, constant_values=fill)
-    size, axes = (case.window, case.window), spatial_axes(case)
-    every = np.lib.stride_tricks.sliding_window_view(wide, size, axes, writeable=True)
+    every = np.lib.stride_tricks.sliding_window_view(
+        wide, (case.window, case.window), spatial_axes(case), writeable=True
+    )
     return wide[tuple(own)], every[tuple(step)]
 
 
-def reference(case: Case, x: Array) -> Array:
+def reference(case: Case, x: Any) -> Any:
     """Return y, the maximum over each window."""
-    y: Array = windows(case, x, -np.inf)[1].max((-2, -1))
-    return y
+    return windows(case, x, -np.inf)[1].max((-2, -1))
 
 
-def vjp(case: Case, dy: Array, x: Array) -> tuple[Array]:
+def vjp(case: Case, dy: Any, x: Any) -> tuple[Any]:
     """Return dx: dy at each window's maximum, split equally among elements that tie for it."""
     _, every = windows(case, x, -np.inf)
     hit = every == every.max((-2, -1), keepdims=True)
@@ -109,30 +106,25 @@ def vjp(case: Case, dy: Array, x: Array) -> tuple[Array]:
     return (dx,)
 
 
-AXES = (
-    *IMAGE_AXES, size_axis("window", 2, prefix="w"), size_axis("stride", 2, prefix="s"),
-    choice_axis("padding", "valid", "same"),
-)  # fmt: skip
+OWN_AXES = (size_axis("window", 2, prefix="w"), size_axis("stride", 2, prefix="s"))
 register(Op(
-    name=OP, title="Spatial max pooling", axes=AXES, inputs=lambda case: {"x": image_spec(case)},
+    name=OP, title="Spatial max pooling", axes=(*IMAGE_AXES, *OWN_AXES, choice_axis("padding", "valid", "same")),
+    inputs=lambda case: {"x": image_spec(case)},
     reference=reference, vjp=vjp, tolerance=no_error, builtin=True,
     check_gradient=ties_within(lambda a, case: windows(case, a, 0)[1].sum((-2, -1))),
     baseline=NATIVE, also_compare_to=(STOCK,), sweeps={"default": DEFAULT, "quick": QUICK, "full": FULL},
 ))  # fmt: skip
 NATIVE_FAILURES = (CHANNELS_LAST_ONLY, narrow_window(lambda case: (case.window, case.window)))
 DISJOINT_ONLY = known(
-    "A reshape shows only windows that do not overlap.",
-    "do not overlap",
-    lambda case: case.window != case.stride,
-)
+    "A reshape shows only windows that do not overlap.", "do not overlap", lambda case: case.window != case.stride
+)  # fmt: skip
 
 
 def paddings(case: Case) -> list[list[int]]:
     """Return the elements to pad before and after each axis."""
-    widths = [[0, 0]] * 4
-    for axis, size in zip(spatial_axes(case), case.shape[1:3], strict=True):
-        widths[axis] = [max(n, 0) for n in layout(case, size)[1:]]
-    return widths
+    height, width = ([max(n, 0) for n in layout(case, size)[1:]] for size in case.shape[1:3])
+    none = [0, 0]
+    return [none, height, width, none] if channels_last(case) else [none, none, height, width]
 
 
 @function(op=OP, name=NATIVE, failures=NATIVE_FAILURES)
@@ -205,5 +197,5 @@ def patches(case: Case, tf: Any, x: Any) -> Any:
         x = tf.pad(x, paddings(case), constant_values=float("-inf"))
     size, step = (1, case.window, case.window, 1), (1, case.stride, case.stride, 1)
     every = tf.image.extract_patches(x, size, step, (1, 1, 1, 1), "VALID")
-    h, w, c = every.shape[1], every.shape[2], x.shape[3]
-    return tf.reduce_max(tf.reshape(every, (-1, h, w, case.window**2, c)), 3)
+    every = tf.reshape(every, (-1, *every.shape[1:3], case.window**2, x.shape[3]))
+    return tf.reduce_max(every, 3)
