@@ -14,10 +14,11 @@ from poolbench.core.case import Case, case_label, make_case
 from poolbench.core.plan import Plan
 from poolbench.core.records import Measurement, is_right
 from poolbench.core.registry import input_nbytes
-from poolbench.core.text import format_nbytes, format_seconds, one_line, significant
+from poolbench.core.text import format_nbytes, format_seconds, format_share, one_line, significant
 from poolbench.engine.recorder import BANDWIDTH_LIMIT_FROM_NBYTES
 from poolbench.report.formats import as_markdown
 from poolbench.report.frame import RunFrame
+from poolbench.report.history import REFERENCE_RUNS, RunSummary, agreements, alike, read_summaries
 from poolbench.report.page import selftest_sentence
 from poolbench.report.recommend import answer
 from poolbench.report.tables import headline_table, network_sentence
@@ -46,7 +47,7 @@ def headline_block(loaded: RunFrame, root: Path) -> str:
     machine, versions = environment.machine, environment.versions
     where = (
         f"{machine_text(machine)}"
-        f"{', CPU idle states disabled' if machine.get('kept_awake') else ''}; TensorFlow "
+        f"{', CPU idle states disabled' if machine.get('idle_states_disabled') else ''}; TensorFlow "
         f"{versions.get('tensorflow-cpu') or versions.get('tensorflow')}, Keras {versions.get('keras')}"
     )
     small = table[columns].map(lambda cell: one_line(str(cell), 80))
@@ -89,11 +90,50 @@ def short_answer_block(loaded: RunFrame, root: Path) -> str:
 
 
 def selftest_block(loaded: RunFrame, root: Path) -> str:
-    """Return the self-test of the reference machine in one sentence."""
-    del root
+    """Return the self-test of the reference machine, and how often its runs agreed."""
     if not loaded.run.selftests:
         return "The reference run holds no self-test."
-    return f"Self-test of the reference machine: {selftest_sentence(loaded)}"
+    text = f"Self-test of the reference machine: {selftest_sentence(loaded)}"
+    found = agreements(reference_runs(root))
+    if not found:
+        return text
+    inside = sum(one.coverage.inside for one in found)
+    count = sum(one.coverage.comparisons for one in found)
+    return (
+        f"{text} Consecutive default runs agreed in {inside} of {count} comparisons "
+        f"({format_share(inside / count)}, expected {found[0].coverage.nominal:.0%})."
+    )
+
+
+def reference_runs(root: Path) -> list[RunSummary]:
+    """Return the committed summaries of default runs of one machine and code, the oldest first."""
+    known = read_summaries(root / "results")
+    known = [
+        one for one in known if (root / "results" / REFERENCE_RUNS / f"{one.run}.json").exists()
+    ]
+    return alike(known, known[-1]) if known else []
+
+
+def runs_block(loaded: RunFrame, root: Path) -> str:
+    """Return a table of consecutive default runs: how many comparisons agreed, and how wide they were."""
+    del loaded
+    runs = reference_runs(root)
+    rows = [
+        {
+            "runs": f"{one.created[:16]} and {other.created[11:16]}".replace("T", " "),
+            "agree": f"{found.coverage.inside} of {found.coverage.comparisons}",
+            "share": format_share(found.coverage.observed),
+            "median half-width": format_share(found.half_width),
+            "of like sides": format_share(found.alike_half_width),
+            "FASTER turned SLOWER": found.reversed,
+        }
+        for (one, other), found in zip(itertools.pairwise(runs), agreements(runs), strict=True)
+    ]
+    if not rows:
+        return "No two runs of one code are committed."
+    machine = machine_text(runs[-1].machine)
+    table = as_markdown(pd.DataFrame(rows)).strip()
+    return f"Default runs of one code on {machine}, each with the next; 95% are expected to agree:\n\n{table}"
 
 
 def network_block(loaded: RunFrame, root: Path) -> str:

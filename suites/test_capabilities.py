@@ -37,7 +37,14 @@ def matrix(request: pytest.FixtureRequest, poolbench: Benchmark, filled: list[Ma
         exports = poolbench.options["with_exports"]
         try:
             filled.append(
-                run_matrix(poolbench.run, keys, exports=exports, devices=devices, say=poolbench.say)
+                run_matrix(
+                    poolbench.run,
+                    keys,
+                    exports=exports,
+                    devices=devices,
+                    say=poolbench.say,
+                    count=poolbench.count_ahead,
+                )
             )
         except (UsageError, StoreError) as error:
             pytest.exit(str(error), returncode=4)

@@ -19,7 +19,7 @@ from poolbench.models.results import (
     percentiles,
     scaled,
 )
-from poolbench.models.steps import ALONE, AS_BUILT, alone_copies, parse_contender
+from poolbench.models.steps import ISOLATED, ORIGINAL, isolated_copies, parse_contender
 from poolbench.models.study import contenders
 from poolbench.models.suite import ENTRIES, entries_of
 from poolbench.models.zoo import Source
@@ -62,7 +62,7 @@ def stepped(seconds, *, pools=(DEPTH_POOL, GLOBAL_POOL), status="ok", **fields):
             case=ENTRY.case,
             candidate=name,
             status=status,
-            baseline=AS_BUILT,
+            baseline=ORIGINAL,
             samples=samples(value),
         )
         for name, value in seconds.items()
@@ -93,39 +93,39 @@ def test_entry_case_has_the_axes_of_a_model():
     assert (ENTRY.case.op, ENTRY.case.model, ENTRY.case.batch) == ("model", "n", 8)
 
 
-def test_contenders_each_candidate_races_in_place_and_alone():
+def test_contenders_each_candidate_races_replaced_and_isolated():
     names = [r.name for r in contenders(ENTRY, described(GLOBAL_POOL))]
-    assert names[:2] == [AS_BUILT, ALONE + AS_BUILT]
-    in_place = {name for name in names if not name.startswith(ALONE)}
-    assert {ALONE + name for name in in_place} == set(names) - in_place
-    assert f"{GLOBAL}={REGISTRY.ops[GLOBAL].baseline}" in in_place
+    assert names[:2] == [ORIGINAL, ISOLATED + ORIGINAL]
+    steps = {name for name in names if not name.startswith(ISOLATED)}
+    assert {ISOLATED + name for name in steps} == set(names) - steps
+    assert f"{GLOBAL}={REGISTRY.ops[GLOBAL].baseline}" in steps
 
 
 def test_contenders_model_without_pools_races_itself():
-    assert [r.name for r in contenders(ENTRY, described())] == [AS_BUILT]
+    assert [r.name for r in contenders(ENTRY, described())] == [ORIGINAL]
 
 
 def test_contenders_pool_of_no_op_races_as_it_is():
     assert [r.name for r in contenders(ENTRY, described(OTHER_POOL))] == [
-        AS_BUILT,
-        ALONE + AS_BUILT,
+        ORIGINAL,
+        ISOLATED + ORIGINAL,
     ]
 
 
-def test_contenders_stand_ins_leave_pooling_alone():
+def test_contenders_stand_ins_leave_isolated_pooling():
     from poolbench.models.config import Unknown
 
     unknown = (Unknown(name="l", kind="Lambda"),)
     found = contenders(ENTRY, described(GLOBAL_POOL, unknown=unknown))
-    assert all(r.name.startswith(ALONE) for r in found)
+    assert all(r.name.startswith(ISOLATED) for r in found)
 
 
-def test_contenders_large_model_places_nothing():
+def test_contenders_large_model_replaces_nothing():
     entry = Entry(
-        name="n", source=Source(kind="textbook"), direction="forward", batch=1, in_place=False
+        name="n", source=Source(kind="textbook"), direction="forward", batch=1, replaced=False
     )
     names = [r.name for r in contenders(entry, described(GLOBAL_POOL))]
-    assert [name for name in names if not name.startswith(ALONE)] == [AS_BUILT]
+    assert [name for name in names if not name.startswith(ISOLATED)] == [ORIGINAL]
 
 
 def test_contenders_known_failure_is_asked_of_the_pool():
@@ -141,32 +141,34 @@ def test_contenders_known_failure_is_asked_of_the_pool():
     assert not any("evenly" in failure.matches for failure in known)
 
 
-def test_parse_contender_says_what_is_in_place():
-    assert parse_contender(f"{ALONE}{DEPTH}=a-b") == {DEPTH: "a-b"}
-    assert parse_contender(AS_BUILT) == parse_contender(ALONE + AS_BUILT) == {}
+def test_parse_contender_says_what_is_replaced():
+    assert parse_contender(f"{ISOLATED}{DEPTH}=a-b") == {DEPTH: "a-b"}
+    assert parse_contender(ORIGINAL) == parse_contender(ISOLATED + ORIGINAL) == {}
 
 
 def test_share_is_pooling_time_over_step_time():
-    copies = alone_copies((DEPTH_POOL, GLOBAL_POOL))
-    share = stepped({AS_BUILT: 1.0, ALONE + AS_BUILT: 0.05 * copies}).share(
-        ALONE + AS_BUILT, AS_BUILT
-    )
-    assert share == pytest.approx((0.05, 0.05, 0.05))
+    copies = isolated_copies((DEPTH_POOL, GLOBAL_POOL))
+    raced = stepped({ORIGINAL: 1.0, ISOLATED + ORIGINAL: 0.05 * copies})
+    assert raced.rough_share() == pytest.approx(0.05)
+    low, share, high = raced.share()
+    assert share == pytest.approx(0.05)
+    assert 0.04 < low < share < high < 0.06
 
 
 def test_share_without_a_step_that_runs_is_none():
-    raced = stepped({AS_BUILT: 1.0, ALONE + AS_BUILT: 0.1}, status="unsupported")
-    assert raced.share(ALONE + AS_BUILT, AS_BUILT) is None
-    assert raced.share("none", AS_BUILT) is None
+    raced = stepped({ORIGINAL: 1.0, ISOLATED + ORIGINAL: 0.1}, status="unsupported")
+    assert raced.share() is None
+    assert raced.share("none") is None
+    assert raced.rough_share() is None
 
 
-def test_model_records_as_built_is_last_and_its_own_baseline():
+def test_model_records_original_is_last_and_its_own_baseline():
     step = f"{DEPTH}=keras-stock"
     found = model_records(
-        stepped({AS_BUILT: 2.0, ALONE + AS_BUILT: 1.0, step: 1.0, ALONE + step: 1.0})
+        stepped({ORIGINAL: 2.0, ISOLATED + ORIGINAL: 1.0, step: 1.0, ISOLATED + step: 1.0})
     )
-    assert [(r.op, r.candidate) for r in found] == [(DEPTH, "keras-stock"), (ALL_POOLING, AS_BUILT)]
-    assert found[-1].baseline == AS_BUILT
+    assert [(r.op, r.candidate) for r in found] == [(DEPTH, "keras-stock"), (ALL_POOLING, ORIGINAL)]
+    assert found[-1].baseline == ORIGINAL
     assert found[0].figures["throughput_images_per_second"] == pytest.approx(8 / 1.01, rel=1e-3)
 
 
@@ -183,12 +185,12 @@ def test_scaled_samples_keep_their_places():
     assert found.process == (0, 1, 2)
 
 
-def test_alone_copies_outweigh_a_call_within_memory():
-    assert alone_copies(()) == 0
-    assert alone_copies((DEPTH_POOL,)) == steps.ALONE_CALLS
+def test_isolated_copies_outweigh_a_call_within_memory():
+    assert isolated_copies(()) == 0
+    assert isolated_copies((DEPTH_POOL,)) == steps.ISOLATED_CALLS
     large = Pool(names=("l",), kind="x", title="", given=(64, 112, 112, 96), made=(64, 96))
-    assert alone_copies((large,)) == 1
-    assert alone_copies((DEPTH_POOL,) * 40) == 1
+    assert isolated_copies((large,)) == 1
+    assert isolated_copies((DEPTH_POOL,) * 40) == 1
 
 
 def test_compare_is_relative_to_the_largest_value():

@@ -1,9 +1,12 @@
 """Progress on a terminal and in a log, with a fake clock."""
 
 import io
+from types import SimpleNamespace
 
 import pytest
 from poolbench.engine.progress import Progress, describe_shares, format_minutes
+from poolbench.options import Asked
+from poolbench.pytest_run import RunSession
 
 
 class Clock:
@@ -99,3 +102,24 @@ def test_format_minutes(seconds, text):
 
 def test_describe_shares_names_the_largest_first():
     assert describe_shares({"a": 1, "b": 3}, 4) == "wall 4 s: b 75%, a 25%"
+
+
+def test_run_session_without_races_counts_tests_and_what_is_done_ahead(monkeypatch):
+    monkeypatch.setattr("poolbench.pytest_run.own_terminal", lambda: None)
+    asked = Asked(options={"check_only": False, "dry_run": False}, files=())
+    session = RunSession(SimpleNamespace(option=SimpleNamespace(collectonly=False)), asked, [])
+    session.pytest_runtestloop(SimpleNamespace(config=session._config, items=[1, 2, 3, 4]))
+    progress = session._progress
+    try:
+        session.pytest_runtest_logstart("suites/test_network.py::test_network[a]")
+        assert (
+            progress.describe().startswith("0 of 4 done")
+            and "test_network[a]" in progress.describe()
+        )
+        for _ in range(3):  # the first test fills three cells
+            session.ahead += 1
+        assert progress.share() == 0.75
+        session.pytest_runtest_logfinish()
+        assert progress.done == 1 and progress.share() == 0.75
+    finally:
+        progress.stop()

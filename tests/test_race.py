@@ -12,7 +12,7 @@ from poolbench.core.plan import PROBES, Contender, Plan, RaceSpec, WorkerSpec
 from poolbench.core.registry import REGISTRY, load_suites
 from poolbench.engine import recorder
 from poolbench.engine.pool import WorkerPool
-from poolbench.engine.race import STEP_SECONDS, Race
+from poolbench.engine.race import LEG_SECONDS, Race
 from poolbench.engine.rounds import PROBE_TURN
 from poolbench.engine.scheduler import make_race
 from poolbench.stats.estimate import estimate
@@ -268,7 +268,7 @@ def test_race_of_two_workers_alternates_in_steps():
     seconds = [sum(MS * (r.warmup + r.calls) for *_, r in step if r.name in "ab") for step in steps]
     # Two steps of one worker may be adjacent: last in one order and first in the next.
     assert len(steps) > 6
-    assert STEP_SECONDS / 2 < sorted(seconds)[len(seconds) // 2] < 2.5 * STEP_SECONDS
+    assert LEG_SECONDS / 2 < sorted(seconds)[len(seconds) // 2] < 2.5 * LEG_SECONDS
 
 
 def test_race_worker_lost_on_one_side_leaves_the_other():

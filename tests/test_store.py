@@ -23,6 +23,7 @@ from poolbench.core.records import (
 from poolbench.core.registry import load_builtin
 from poolbench.store import journal
 from poolbench.store.journal import JOURNAL, Journal, decode_line, encode_line, read_run
+from poolbench.store.schema1 import lift
 
 HEADER = Header(
     run="r",
@@ -349,3 +350,10 @@ def test_networks_of_a_model_measured_twice_are_the_last(tmp_path):
         journal_.append(HEADER)
         journal_.append(first, second, again)
     assert read_run(tmp_path / "run").networks == [again, second]
+
+
+def test_lift_renames_what_the_machine_says_of_idle_states():
+    environment = {"machine": {"cores": 2, "kept_awake": True}, "devices": {}}
+    lifted = lift({"type": "node", "name": "n", "environment": environment})
+    assert lifted["environment"]["machine"] == {"cores": 2, "idle_states_disabled": True}
+    assert environment["machine"] == {"cores": 2, "kept_awake": True}

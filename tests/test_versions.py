@@ -1,94 +1,235 @@
 """Base against head in one race, on fake workers whose sides differ by a known factor."""
 
+import dataclasses
 import math
 
+import msgspec
 import numpy as np
 import pytest
-from fakes import FakePool, fake_candidate, make_batch
-from poolbench.core.case import make_case
-from poolbench.core.errors import WorkerFailure
-from poolbench.core.plan import Plan, WorkerSpec
-from poolbench.engine.race import Race
-from poolbench.engine.recovery import Tasks
-from poolbench.engine.versions import LOOKS, make_versions_spec, race_versions
-from poolbench.worker import contender, timing
+from fakes import OPENED, FakePool, make_batch
+from poolbench.core.errors import UsageError, WorkerFailure
+from poolbench.core.plan import WorkerSpec
+from poolbench.core.registry import load_builtin
+from poolbench.engine.side_by_side import PROCESSES, Job, run_job
+from poolbench.engine.sides import Side
+from poolbench.engine.versions import VersionsRace
+from poolbench.report.side_by_side import as_json, as_markdown
+from poolbench.stats.estimate import from_error
+from poolbench.stats.side_by_side import LOOKS, Rule, compare_legs
+from poolbench.worker import contender, outputs, timing
 
-CASE = make_case(op="pool", shape=(8, 28, 28, 96), pool_size=3)
-BASE = WorkerSpec(backend="numpy")
-HEAD = WorkerSpec(backend="numpy", environment=(("SIDE", "head"),))
-PLAN = Plan(processes=LOOKS[-1], allocations=1, rounds=10)
+CASE = load_builtin().ops["global_avg_pool"].sweep("quick").base_case
+NAMES = ("layer-global_avg_pool", "avg_pool2d", "lambda-reduce_mean", "mean-of-means")
+BASE = WorkerSpec()
+HEAD = WorkerSpec(environment=(("SIDE", "head"),))
+SHORT = Rule(looks=(4, 6))
+ANSWER = outputs.Outputs(
+    inputs="a", shapes=((2,),), dtypes=("float32",), data=(np.float32([1, 2]).tobytes(),)
+)
 
 
-def run(factor, *, names="ab", head=HEAD, noise=0.01, seed=0, answers=dict, plan=PLAN):
-    """Race candidates 'a' and 'b' whose head takes `factor` times as long; return result and workers."""
+def is_head(spec):
+    return ("SIDE", "head") in spec.environment
+
+
+def fake_pool(factor=1.0, *, used=None, noise=0.01, seed=0, answers=dict, outputs_of_head=ANSWER):
+    """Return fake workers; head takes `factor` times as long on the wall, and `used` times the processor time."""
     rng = np.random.default_rng(seed)
-    spec = make_versions_spec(CASE, tuple(names), base=BASE, head=head, plan=plan)
-    slow = next(one.worker for one in spec.contenders if one.label == "head")
+    used = factor if used is None else used
 
     def answers_of(worker, process):
-        level = math.exp(rng.normal(0, noise)) * (factor if worker == slow else 1.0)
+        wall, processor = (factor, used) if is_head(worker) else (1.0, 1.0)
 
         def time_batch(requests):
-            errors = np.exp(rng.normal(0, noise, len(requests)))
-            calls = sum(request.warmup + request.calls for request in requests)
+            level = math.exp(rng.normal(0, noise))
+            errors = np.exp(rng.normal(0, 0.01, len(requests)))
             return make_batch(
-                [timing.Block(seconds=1e-3 * level * error) for error in errors],
-                cpu_seconds=2e-3 * level * calls,
+                timing.Block(
+                    seconds=1e-3 * level * wall * error,
+                    processor_seconds=2e-3 * level * processor * error,
+                )
+                for error in errors
             )
 
-        return {timing.time_batch: time_batch} | (answers() if worker == slow else {})
+        own = {timing.time_batch: time_batch, outputs.read_outputs: ANSWER}
+        return own | (
+            {outputs.read_outputs: outputs_of_head} | answers() if is_head(worker) else {}
+        )
 
-    pool = FakePool(answers_of)
-    race = Race(spec, [fake_candidate(name, "pool") for name in names], tasks=Tasks(probes=()))
-    return race_versions(race, pool), pool
-
-
-def test_versions_head_slower_by_a_tenth_is_slower_at_an_early_look():
-    result, _ = run(1.1)
-    assert [one.verdict for one in result.heads] == ["SLOWER", "SLOWER"]
-    assert result.processes < LOOKS[-1]
-    assert result.heads[0].found.ratio == pytest.approx(1.1, rel=0.05)
+    return FakePool(answers_of)
 
 
-def test_versions_of_equal_speed_give_no_alarm():
-    results = [run(1.0, seed=seed)[0] for seed in range(20)]
-    verdicts = {one.verdict for result in results for one in (*result.heads, *result.controls)}
-    assert verdicts <= {"SAME", "UNDECIDED"}
+def run(pool, *, pairs=NAMES[:2], clock=lambda: 0.0, **fields):
+    job = Job(
+        base=Side(title="main (1234567)", worker=BASE), head=Side(title="working tree", worker=HEAD),
+        pairs=tuple((CASE, name) for name in pairs), **fields,
+    )  # fmt: skip
+    return run_job(job, pool, say=lambda line: None, clock=clock)
 
 
-def test_versions_that_stay_undecided_run_the_whole_plan():
-    result, _ = run(1.02, noise=0.05)
-    assert result.processes == LOOKS[-1]
-    assert "UNDECIDED" in {one.verdict for one in result.heads}
+def verdicts(report):
+    return [one.verdict for one in report.heads]
 
 
-@pytest.mark.parametrize("head", [BASE, HEAD])
-def test_versions_have_three_workers_per_process(head):
-    result, pool = run(1.0, head=head)
-    assert len(pool.workers) == 3 * result.processes
-    assert len({spec for spec, _ in pool.workers}) == 3
+def test_race_of_head_slower_by_a_tenth_is_slower_at_an_early_look():
+    report = run(fake_pool(1.1))
+    assert verdicts(report) == ["SLOWER", "SLOWER"]
+    assert report.heads[0].visits < LOOKS[-1]
+    assert report.heads[0].wall.ratio == pytest.approx(1.1, rel=0.05)
+    assert len(report.found) == 2
 
 
-def test_versions_candidate_missing_in_head_is_reported_and_does_not_prolong_the_race():
-    failure = WorkerFailure("error", "KeyError: no candidate", lost=False)
-
-    def fail():
-        return {contender.open_contender: failure}
-
-    result, _ = run(1.0, answers=fail)
-    assert {one.reason for one in result.heads} == {
-        "a@head: error: KeyError: no candidate", "b@head: error: KeyError: no candidate",
-    }  # fmt: skip
-    assert result.processes == LOOKS[0]
+def test_races_of_equal_speed_give_no_alarm():
+    reports = [
+        run(fake_pool(seed=seed), pairs=NAMES[:1], control_every=1, rule=SHORT) for seed in range(4)
+    ]
+    found = {one.verdict for report in reports for one in (*report.heads, *report.controls)}
+    assert found <= {"SAME", "UNDECIDED"}
+    assert not any(report.found or report.false_alarms for report in reports)
 
 
-def test_versions_of_one_candidate_tell_the_ratio_of_processor_time():
-    result, _ = run(1.1, names="a")
-    (head,) = result.heads
-    assert head.processor.ratio == pytest.approx(1.1, rel=0.05)
-    assert head.processor.low is not None
+def test_rule_of_equal_sides_errs_in_fewer_than_alpha_of_races():
+    rng, rule, false = np.random.default_rng(1), Rule(margin=0.0, alpha=0.05), 0
+    for _ in range(1000):
+        units = rng.normal(0, 0.02, LOOKS[-1])
+        for look in LOOKS:
+            some = units[:look]
+            error = some.std(ddof=1) / math.sqrt(look)
+            found = from_error(some.mean(), error, look - 1, look, rule.confidence)
+            if rule.judge(found) in ("SLOWER", "FASTER"):
+                false += 1
+                break
+    assert false <= 50
 
 
-def test_versions_of_candidates_that_share_legs_have_no_processor_time():
-    result, _ = run(1.1)
-    assert {one.processor.low for one in result.heads} == {None}
+def test_race_that_stays_undecided_ends_with_what_it_could_have_found():
+    pool = fake_pool(1.01, noise=0.1)
+    report = run(pool, pairs=NAMES[:1], control_every=0, rule=SHORT)
+    assert verdicts(report) == ["UNDECIDED"]
+    assert report.heads[0].visits == SHORT.looks[-1]
+    assert len(pool.workers) == 2 * PROCESSES  # the visits go round them
+    assert 0.01 < report.heads[0].detectable < 0.3
+    assert "would have been found 9 times of 10" in as_markdown(report)
+
+
+def test_race_of_one_kind_of_worker_on_both_sides_has_processes_of_its_own():
+    race = VersionsRace(CASE, NAMES[0], base=BASE, head=BASE, control=True)
+    assert len(set(race.race.spec.workers)) == 3
+
+
+def test_job_out_of_time_judges_what_it_has():
+    ticks = iter(np.arange(0.0, 1e6, 10.0))
+    report = run(fake_pool(1.1), clock=lambda: next(ticks), budget_seconds=300.0)
+    assert all(0 < one.visits < LOOKS[-1] for one in report.heads)
+    assert len(report.heads) == 2
+
+
+def test_job_without_time_for_one_visit_is_undecided():
+    ticks = iter(np.arange(0.0, 1e6, 10.0))
+    report = run(fake_pool(1.1), clock=lambda: next(ticks), budget_seconds=1.0)
+    assert verdicts(report) == ["UNDECIDED"] * 2
+
+
+def test_candidate_that_fails_in_head_broke_and_is_not_timed():
+    failure = WorkerFailure("error", "KeyError: no candidate")
+    pool = fake_pool(answers=lambda: {contender.open_contender: failure})
+    report = run(pool)
+    assert verdicts(report) == ["BROKE", "BROKE"]
+    assert report.heads[0].reason == "head: error: KeyError: no candidate"
+    assert timing.time_batch not in pool.tasks
+    assert "## Broke: layer-global" in as_markdown(report)
+
+
+def test_candidate_that_fails_its_check_in_head_broke():
+    wrong = msgspec.structs.replace(OPENED, status="wrong", reason="y is beyond the bound")
+    report = run(fake_pool(answers=lambda: {contender.open_contender: wrong}))
+    assert verdicts(report) == ["BROKE", "BROKE"]
+
+
+def test_outputs_that_differ_beyond_the_tolerance_are_the_headline():
+    other = msgspec.structs.replace(ANSWER, data=(np.float32([1, 2.1]).tobytes(),))
+    report = run(fake_pool(1.1, outputs_of_head=other))
+    text = as_markdown(report)
+    assert text.startswith("## Answers differ: layer-global")
+    assert "times the tolerance" in text.splitlines()[0]
+    assert "Slower: " in text.splitlines()[0]
+    assert len(report.found) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"data": (np.float32([1, 2.000001]).tobytes(),)}, ""),
+        ({"inputs": "b"}, "their inputs differ"),
+        ({"shapes": ((1, 2),)}, "float32[2] became float32[1, 2]"),
+    ],
+)
+def test_difference_of_outputs_tells_its_kind(change, says):
+    found = outputs.difference(CASE, ANSWER, msgspec.structs.replace(ANSWER, **change))
+    assert found.startswith(says)
+    assert bool(found) == bool(says)
+
+
+def test_wall_alone_slower_is_told_to_have_the_same_processor_time():
+    (head, *_) = run(fake_pool(1.2, used=1.0)).heads
+    assert head.verdict == "SLOWER"
+    assert head.clocks_disagree
+    report = run(fake_pool(1.2, used=1.0))
+    assert "something else had the machine" in as_markdown(report)
+
+
+def test_processor_time_breaks_a_near_tie():
+    rule = Rule()
+    wall = from_error(0.05, 0.03, 5, 6, rule.confidence)
+    used = from_error(0.05, 0.001, 5, 6, rule.confidence)
+    assert rule.judge(wall) == "UNDECIDED"
+    assert rule.judge_both(wall, used, True, True) == ("SLOWER", "processor")
+    against = from_error(-0.05, 0.001, 5, 6, rule.confidence)
+    assert rule.judge_both(wall, against, True, True) == ("UNDECIDED", "wall")
+
+
+def test_compare_legs_ignores_interrupted_blocks():
+    rng = np.random.default_rng(0)
+    quick = [(v, a, r, 1, 1e-3 * math.exp(rng.normal(0, 0.003)), 0)
+             for v in range(6) for a in range(3) for r in range(30)]  # fmt: skip
+    hit = [(*row[:4], row[4] * (5 if rng.random() < 0.4 else 1), 0) for row in quick]
+    assert abs(compare_legs(hit, quick, 0.95).log_ratio) < 0.01
+
+
+def test_report_prints_base_against_itself_beside_the_verdicts():
+    report = run(fake_pool(1.1), control_every=1)
+    assert "Base against itself, in this job: none of 2 differed" in as_markdown(report)
+    alarm = dataclasses.replace(report.controls[0], verdict="SLOWER")
+    report = dataclasses.replace(report, controls=(alarm,))
+    assert "do not trust these verdicts" in as_markdown(report)
+
+
+def test_report_as_json_has_every_comparison():
+    found = msgspec.json.decode(as_json(run(fake_pool(1.1), control_every=1)))
+    assert [one["verdict"] for one in found["comparisons"]] == ["SLOWER", "SLOWER"]
+    assert len(found["base_against_itself"]) == 2
+    assert found["comparisons"][0]["wall"]["low"] > 1
+
+
+def test_worker_that_cannot_start_names_its_side():
+    class Pool(FakePool):
+        def prepare(self, specs, processes, *, keep_others=False):
+            if any(map(is_head, specs)):
+                raise WorkerFailure(
+                    "error", "python3 cannot start a worker: No module named 'msgspec'"
+                )
+
+    with pytest.raises(UsageError, match="head: python3 cannot start a worker: No module named"):
+        run(Pool())
+
+
+def test_cases_of_unlike_threads_are_raced_one_kind_after_the_other():
+    pool = fake_pool(1.1)
+    pairs = [(CASE.replace(threads=threads), NAMES[0]) for threads in (1, 0, 1)]
+    job = Job(
+        base=Side(title="a", worker=BASE), head=Side(title="b", worker=HEAD), pairs=tuple(pairs)
+    )
+    report = run_job(job, pool, say=lambda line: None, clock=lambda: 0.0)
+    assert [one.case.threads for one in report.heads] == [1, 0, 1]
+    threads = [spec.threads for specs in pool.prepared for spec in specs]
+    assert threads == sorted(threads)

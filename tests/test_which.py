@@ -1,10 +1,13 @@
 """`poolbench which`: reading of files and options, and the answer from measurements."""
 
+import dataclasses
 import json
+import math
 import struct
 import zipfile
 from pathlib import Path
 
+import msgspec
 import poolbench.ops  # noqa: F401 (registers the ops)
 import pytest
 from poolbench.core.errors import UsageError
@@ -14,9 +17,12 @@ from poolbench.models.answer import (
     conclude,
     describe_layers,
     describe_pools,
+    is_negligible,
     is_wide,
+    isolated_rivals,
     percent,
     times,
+    worth_racing,
 )
 from poolbench.models.config import (
     MAX_CONFIG_DEPTH,
@@ -35,8 +41,9 @@ from poolbench.models.config import (
 from poolbench.models.pools import Pool, title_of
 from poolbench.models.probe import Form
 from poolbench.models.results import Described, Entry, Stepped
-from poolbench.models.steps import ALONE, AS_BUILT
+from poolbench.models.steps import ISOLATED, ORIGINAL
 from poolbench.models.zoo import Source
+from poolbench.stats.prior import SHIPPED
 
 DEPTH = "depth_max_pool"
 
@@ -262,13 +269,13 @@ POOL = Pool(
 STOCK = "keras.Sequential([\n    keras.layers.MaxPooling2D(pool_size=(1, 3)),\n], name='dp')"
 
 
-def stepped(status="ok", spread=0.001, code=(), pastable=STOCK, **seconds):
-    """Return a race of 3 processes whose contenders took this long, as-built with a status."""
+def stepped(status="ok", spread=0.001, code=(), pastable=STOCK, processes=3, **seconds):
+    """Return a race whose contenders took this long, the original with a status."""
     entry = Entry(name="m", source=Source(kind="file"), direction="training", batch=8)
-    places = [(r, a) for r in range(3) for a in range(2)]
+    places = [(r, a) for r in range(processes) for a in range(2)]
     measured = {}
     for name, value in seconds.items():
-        wide = spread if name == ALONE + AS_BUILT else 0.001
+        wide = spread if name == ISOLATED + ORIGINAL else 0.001
         columns = Samples(
             process=tuple(r for r, _ in places),
             allocation=tuple(a for _, a in places),
@@ -278,8 +285,8 @@ def stepped(status="ok", spread=0.001, code=(), pastable=STOCK, **seconds):
             contended=(0,) * len(places),
         )
         measured[name] = Measurement(
-            case=entry.case, candidate=name, baseline=AS_BUILT, samples=columns,
-            status=status if name == AS_BUILT else "ok",
+            case=entry.case, candidate=name, baseline=ORIGINAL, samples=columns,
+            status=status if name == ORIGINAL else "ok",
             reason="" if status == "ok" else "UnimplementedError: no gradient",
         )  # fmt: skip
     found = Described(
@@ -289,23 +296,48 @@ def stepped(status="ok", spread=0.001, code=(), pastable=STOCK, **seconds):
     return Stepped(entry=entry, described=found, measurements=measured)
 
 
+def look(pastable=STOCK, code=(), **seconds):
+    """Return a race of one process: no interval."""
+    return stepped(pastable=pastable, code=code, processes=1, **seconds)
+
+
 def test_conclude_small_share_says_that_nothing_is_to_be_won():
-    first = stepped(**{AS_BUILT: 1.0, ALONE + AS_BUILT: 0.016 * 10})
-    lines, chosen = conclude(first, None)
+    lines, chosen = conclude(stepped(**{ORIGINAL: 1.0, ISOLATED + ORIGINAL: 0.016 * 10}))
     assert lines == [
-        "Pooling is 1% [1, 1] of your training step at batch 8: no implementation of it can win more than 1%, "
-        "so nothing is to be won."
+        "Pooling is 1% [0.94, 1.1] of your training step at batch 8: no implementation of it can win more than "
+        "1.1%, so nothing is to be won."
     ]
     assert not chosen
 
 
+def test_conclude_negligible_share_of_one_process_is_under_two_percent():
+    first = look(**{ORIGINAL: 1.0, ISOLATED + ORIGINAL: 0.016})
+    assert is_negligible(first)
+    assert conclude(first)[0] == [
+        "Pooling is under 2% of your training step at batch 8: no implementation of it can win more, so nothing is "
+        "to be won."
+    ]
+    assert not is_negligible(look(**{ORIGINAL: 1.0, ISOLATED + ORIGINAL: 0.16}))
+
+
+STEP, POOLING = f"{DEPTH}=keras-stock", f"{ISOLATED}{DEPTH}=keras-stock"
+
+
 def test_conclude_faster_step_says_replace_and_what_to_write():
-    placed = stepped(**{AS_BUILT: 1.4, f"{DEPTH}=keras-stock": 1.0})
-    (head, line, text), chosen = conclude(stepped(**{AS_BUILT: 1.4, ALONE + AS_BUILT: 8.0}), placed)
+    raced = stepped(**{ORIGINAL: 1.4, ISOLATED + ORIGINAL: 8.0, STEP: 1.0})
+    (head, line, text), chosen = conclude(raced)
     assert head.startswith("Pooling is 36%")
-    assert line == "Replace `dp` by keras.Sequential: 1.40x [1.40, 1.40] the step."
+    assert line == "Replace `dp` by keras.Sequential: 1.40x [1.33, 1.47] the step."
     assert "MaxPooling2D(pool_size=(1, 3))" in text
     assert chosen == {DEPTH: "keras-stock"}
+
+
+def test_promise_is_wider_than_what_one_run_shows():
+    raced = stepped(**{ORIGINAL: 1.4, ISOLATED + ORIGINAL: 8.0, STEP: 1.0})
+    low, middle, high = raced.ratio(ORIGINAL, STEP)
+    assert middle == pytest.approx(1.4)
+    tau = SHIPPED.tau(math.log(1.4))
+    assert math.log(high / low) > 2 * 1.96 * tau
 
 
 @pytest.mark.parametrize(
@@ -316,21 +348,18 @@ def test_conclude_faster_step_says_replace_and_what_to_write():
     ],
 )
 def test_conclude_large_share_without_a_gain_says_why(pastable, why):
-    placed = stepped(**{AS_BUILT: 1.0, f"{DEPTH}=keras-stock": 1.01})
-    first = stepped(**{AS_BUILT: 1.0, ALONE + AS_BUILT: 8.0}, pastable=pastable)
-    assert conclude(first, placed)[0][-1].endswith(f": {why}, so nothing is to be won.")
+    raced = stepped(**{ORIGINAL: 1.0, ISOLATED + ORIGINAL: 8.0, STEP: 1.01}, pastable=pastable)
+    assert conclude(raced)[0][-1].endswith(f": {why}, so nothing is to be won.")
 
 
 def test_conclude_code_is_replaced_whatever_its_share():
-    placed = stepped(**{AS_BUILT: 1.0, f"{DEPTH}=keras-stock": 1.0})
-    first = stepped(**{AS_BUILT: 1.0, ALONE + AS_BUILT: 0.16}, code=("dp",))
-    assert "and safe mode loads it" in conclude(first, placed)[0][1]
+    raced = stepped(**{ORIGINAL: 1.0, ISOLATED + ORIGINAL: 0.16, STEP: 1.0}, code=("dp",))
+    assert "and safe mode loads it" in conclude(raced)[0][1]
 
 
 def test_conclude_step_that_fails_is_made_to_run():
-    first = stepped(status="error", **{AS_BUILT: 1.0, ALONE + AS_BUILT: 1.0})
-    placed = stepped(status="error", **{AS_BUILT: 1.0, f"{DEPTH}=keras-stock": 1.0})
-    head, line, _ = conclude(first, placed)[0]
+    raced = stepped(status="error", **{ORIGINAL: 1.0, ISOLATED + ORIGINAL: 1.0, STEP: 1.0})
+    head, line, _ = conclude(raced)[0]
     assert head == (
         "Your training step does not run as it is here (UnimplementedError: no gradient)."
     )
@@ -338,11 +367,33 @@ def test_conclude_step_that_fails_is_made_to_run():
 
 
 def test_conclude_wide_share_is_not_given_as_known():
-    first = stepped(spread=0.9, **{AS_BUILT: 1.0, ALONE + AS_BUILT: 5.0})
-    assert is_wide(first.share(ALONE + AS_BUILT, AS_BUILT))
-    head = conclude(first, None)[0][0]
+    first = stepped(spread=0.9, **{ORIGINAL: 1.0, ISOLATED + ORIGINAL: 5.0})
+    assert is_wide(first.share())
+    head = conclude(first)[0][0]
     assert head.startswith("Pooling is between ")
     assert "it is not known better on this machine" in head
+
+
+@pytest.mark.parametrize(
+    ("share", "own", "best", "code", "races"),
+    [
+        (0.5, 1.0, 0.9, (), True),
+        (0.05, 1.0, 0.95, (), False),
+        (0.001, 1.0, 0.1, (), False),
+        (0.001, 1.0, 0.1, ("dp",), True),
+        (0.5, 1.0, 1.1, (), False),
+    ],
+)
+def test_worth_racing_only_what_may_win(share, own, best, code, races):
+    layer = "DepthMaxPool2D(pool_size=3, name='dp')"
+    seconds = {ORIGINAL: 1.0, ISOLATED + ORIGINAL: share * 16, POOLING: best}
+    first = look(code=code, **seconds, **{f"{ISOLATED}{DEPTH}=layer": own})
+    found = {DEPTH: {"layer": layer, "keras-stock": STOCK}}
+    described = msgspec.structs.replace(first.described, pastable=found)
+    first = dataclasses.replace(first, described=described)
+    assert worth_racing(first, DEPTH) == ("keras-stock" if races else "")
+    fast = ("layer", "keras-stock") if best < own / 1.05 and best != 0.95 else ("layer",)
+    assert isolated_rivals(first, DEPTH) == fast
 
 
 def test_describe_layers_names_the_option_that_runs_the_code():

@@ -16,6 +16,13 @@ from typing import Any, TypeVar
 
 import click
 
+from poolbench.compare_commands import (
+    asks_for_sides,
+    bisect,
+    compare_runs,
+    race_sides,
+    side_options,
+)
 from poolbench.core.terminal import emit
 from poolbench.options import AXIS, COLUMN, COUNT, DURATION, OPTIONS, PERCENT, RUN
 
@@ -249,42 +256,39 @@ def _report(
 
 
 @main.command()
-@click.argument("base")
-@click.argument("run")
-@click.option("--allow-different", multiple=True, metavar="FIELD",
-              help="Compare although this field of the environment differs.")  # fmt: skip
+@click.argument("base", required=False)
+@click.argument("run", required=False)
+@click.option(
+    "--allow-different",
+    multiple=True,
+    metavar="FIELD",
+    help="Compare although this field of the environment differs.",
+)
+@side_options
 @table_options
 def compare(
-    base: str, run: str, allow_different: Sequence[str], margin: float, kind: str | None,
-    selected: Any, out: Path | None, show: bool, results: Path,
+    base: str | None, run: str | None, allow_different: Sequence[str], margin: float,
+    kind: str | None, selected: Any, out: Path | None, show: bool, results: Path, **sides: Any,
 ) -> int:  # fmt: skip
-    """Compare two runs; exit 1 if something became slower."""
-    with _no_collection():
-        from poolbench.core.text import one_line
-        from poolbench.report import compare as comparing
-        from poolbench.report import compare_text
-        from poolbench.report.history import prior_for
-        from poolbench.report.select import select
-        from poolbench.store.journal import read_run
-        from poolbench.store.runs import find_run
+    """Race base against head of a git checkout (--base REF), or compare two stored runs.
 
-        before, after = (read_run(find_run(results, name)) for name in (base, run))
-        prior, _ = prior_for(before, results, without=after.header.run)
-        found = comparing.compare_runs(
-            before, after, margin=margin, allowed=list(allow_different), prior=prior
+    Exit 1 if something became slower, broke, or answers otherwise. Two runs recorded apart cannot tell a
+    difference of the code from one of the hour; --base REF races both sides in one job.
+    """
+    if asks_for_sides(sides):
+        return race_sides(sides, margin=margin, kind=kind)
+    if base is None or run is None:
+        raise click.UsageError(
+            f"Missing argument '{'RUN' if base else 'BASE'}': two runs, or --base REF"
         )
-        if selected:
-            found = comparing.keep(found, select(found.table, selected))
-        emit(compare_text.FORMATS[kind or "markdown"](found).rstrip("\n"))
-        if out or show:
-            page = compare_text.write_page(found, out or after.path / "report")
-            emit(f"page: {page}", err=True)
-            if show:
-                _show(page)
-        if not found.slower:
-            return 0
-        emit(one_line(compare_text.headline(found), 500), err=True)
-        return EXIT_FOUND
+    with _no_collection():
+        return compare_runs(
+            base, run, results, margin=margin, allowed=allow_different, selected=selected, kind=kind, out=out,
+            show=_show if show else None,
+        )  # fmt: skip
+
+
+main.add_command(bisect)
 
 
 @main.command(name="import")

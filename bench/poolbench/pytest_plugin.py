@@ -69,13 +69,18 @@ def _read_options(config: pytest.Config) -> Asked:
     options["sweep"] = options["sweep"] or ("quick" if options["check_only"] else "default")
     if options["run"] and options["resume"]:
         raise UsageError("--poolbench-run names a new run, --poolbench-resume an old one: give one")
-    files = tuple(_load_candidates(name) for name in options["candidates"])
+    files = tuple(load_candidates(name) for name in options["candidates"])
     found = Asked(options=options, files=files)
     found.axes(STANDARD)  # raise errors of values before collection
     return found
 
 
-def _load_candidates(name: str) -> Path:
+def load_candidates(name: str) -> Path:
+    """Import a user's file; return its path.
+
+    Raises:
+        UsageError: there is no such file, or it cannot be imported.
+    """
     path = Path(name).resolve()
     if not path.is_file():
         raise UsageError(f"--candidates takes a Python file; there is no {name}")
@@ -272,6 +277,10 @@ class Benchmark:
     def say(self, line: str) -> None:
         """Print a line, past pytest's capture."""
         self._session.say(line)
+
+    def count_ahead(self) -> None:
+        """Count the work of a test that has not run yet as done."""
+        self._session.ahead += 1
 
     def replay(self) -> None:
         """Replay the candidate's samples into pytest-benchmark; skip or fail by its status.

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shlex
 import shutil
 import signal
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -24,6 +23,7 @@ from poolbench.engine.progress import (
     describe_fastest,
     describe_shares,
     format_minutes,
+    own_terminal,
 )
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ class RunSession:
     ) -> None:
         self.asked = asked
         self.not_ok: list[dict[str, Any]] = []
+        self.ahead = 0  # tests whose work is done before they run: cells of the support matrix
         self._config = config
         self._cases: dict[Case, tuple[str, ...]] = {}
         for case, name in pairs:
@@ -84,18 +85,6 @@ class RunSession:
                 raise pytest.UsageError(str(error)) from None
         return self._run
 
-    def plan(self) -> Plan:
-        """Return what the sweep and the options ask of each race."""
-        options = self.asked.options
-        given = {"processes": options["processes"], "budget_seconds": options["budget"]}
-        return Plan(
-            **dict(PRESETS[options["sweep"]]) | {k: v for k, v in given.items() if v is not None},
-            precision=options["precision"],
-            margin=options["margin"],
-            timeout_seconds=options["task_timeout"],
-            seed=options["seed"],
-        )
-
     def results(self) -> Path:
         """Return the folder that holds the runs."""
         return Path(self._config.invocation_params.dir, self.asked.options["results"])
@@ -106,7 +95,7 @@ class RunSession:
         from poolbench.machine.limits import total_memory_nbytes
         from poolbench.store.runs import new_run_folder
 
-        given, plan = self.asked.options, self.plan()
+        given, plan = self.asked.options, plan_of(self.asked.options)
         name = given["resume"] or given["run"]
         options = RunOptions(
             folder=self.results() / name
@@ -128,22 +117,12 @@ class RunSession:
             resume=given["resume"] is not None,
             allow_different=given["allow_different"],
         )
-        run = Run(options, progress=self.say, remote=self._cluster(options))
+        run = Run(options, progress=self.say, remote=_find_cluster(given, options, self.say))
         run.expect(list(self._cases))
         for case, names in self._cases.items():
             entries = [REGISTRY.candidates[case.op, name] for name in names]
             run.ahead(case, entries, baseline=REGISTRY.ops[case.op].baseline)
         return run
-
-    def _cluster(self, options: RunOptions) -> RayScheduler | None:
-        """Return the cluster of --ray-address; None where the races are this machine's."""
-        address = self.asked.options["ray_address"]
-        if address is None or self.asked.options["check_only"]:
-            return None
-        from poolbench.engine.ray_cluster import RayScheduler
-
-        memory = self.asked.options["memory"]
-        return RayScheduler(address, files=options.files, memory_nbytes=memory, progress=self.say)
 
     def measurements(self, case: Case) -> dict[str, Measurement]:
         """Return the case's measurements by candidate; the first call runs the race."""
@@ -200,11 +179,14 @@ class RunSession:
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool | None:
         """Print the races and stop, with --dry-run; otherwise show what is to come, and how it goes."""
-        if not self._cases or session.config.option.collectonly:
+        if session.config.option.collectonly:
+            return None
+        if not self._cases:
+            self._count_tests(session)
             return None
         from poolbench.stats import planning
 
-        plan = self.plan()
+        plan = plan_of(self.asked.options)
         seconds = planning.predict_seconds(self._cases, plan)
         predicted = f"{len(self._cases)} races, about {format_minutes(seconds)}"
         if self.asked.options["dry_run"]:
@@ -217,11 +199,31 @@ class RunSession:
             self.say(planning.resolution_text(self.results(), plan))
             self._progress = Progress(
                 len(self._cases), write=self._write, predicted_seconds=seconds,
-                terminal=_terminal(), partial=lambda: self._run.under_way() if self._run else 0.0,
+                terminal=own_terminal(), partial=lambda: self._run.under_way() if self._run else 0.0,
             )  # fmt: skip
             self._progress.now = "starting worker processes"
             self._progress.start()
         return None
+
+    def _count_tests(self, session: pytest.Session) -> None:
+        """Show how many tests are done where none is a race: of models, or of the support matrix."""
+        if self.asked.options["check_only"] or self.asked.options["dry_run"]:
+            return
+        self._progress = progress = Progress(
+            len(session.items), write=self._write, terminal=own_terminal(),
+            partial=lambda: max(0, self.ahead - progress.done),
+        )  # fmt: skip
+        self._progress.start()
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        """Show the test that runs."""
+        if self._progress is not None and not self._cases:
+            self._progress.now = nodeid.rpartition("::")[2]
+
+    def pytest_runtest_logfinish(self) -> None:
+        """Count the test as done."""
+        if self._progress is not None and not self._cases:
+            self._progress.advance()
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_report_teststatus(
@@ -305,14 +307,28 @@ class RunSession:
         output_json["poolbench"] = {"not_ok": self.not_ok}
 
 
-def _terminal() -> IO[str] | None:
-    """Return the terminal behind standard output, which pytest redirects while a test runs."""
-    try:
-        if not sys.stdout.isatty() or os.environ.get("TERM") == "dumb":
-            return None
-        return os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8", errors="replace")
-    except (OSError, ValueError, AttributeError):
+def plan_of(asked: Mapping[str, Any]) -> Plan:
+    """Return what the sweep and the options ask of each race."""
+    given = {"processes": asked["processes"], "budget_seconds": asked["budget"]}
+    return Plan(
+        **dict(PRESETS[asked["sweep"]]) | {k: v for k, v in given.items() if v is not None},
+        precision=asked["precision"],
+        margin=asked["margin"],
+        timeout_seconds=asked["task_timeout"],
+        seed=asked["seed"],
+    )
+
+
+def _find_cluster(
+    asked: Mapping[str, Any], options: RunOptions, say: Callable[[str], None]
+) -> RayScheduler | None:
+    """Return the cluster of --ray-address; None where the races are this machine's."""
+    address = asked["ray_address"]
+    if address is None or asked["check_only"]:
         return None
+    from poolbench.engine.ray_cluster import RayScheduler
+
+    return RayScheduler(address, files=options.files, memory_nbytes=asked["memory"], progress=say)
 
 
 @contextlib.contextmanager

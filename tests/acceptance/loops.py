@@ -129,7 +129,7 @@ def time_loop_without_idle(
     session: Session, name: str, warmup: int, calls: int, blocks: int
 ) -> list[float]:
     """Time as `time_loop` does, with CPU idle states disabled as in a race."""
-    with idle.kept_awake():
+    with idle.idle_states_disabled():
         return time_loop(session, name, warmup, calls, blocks)
 
 
@@ -139,7 +139,7 @@ def measure_sleep(bias: Bias, turns: int, worker: Worker) -> list[float]:
     Raises:
         ProofError: idle states cannot be disabled, or the candidate cannot be opened.
     """
-    if not idle.can_keep_awake():
+    if not idle.can_disable_idle_states():
         raise ProofError("the system does not let this user disable CPU idle states")
     limit = 120.0
     worker.call(open_case, bias.case, 0, timeout=limit)

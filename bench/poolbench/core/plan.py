@@ -24,7 +24,9 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
         threads: intra-op threads; 0 keeps the framework's default, every core.
         logical_devices: number of logical devices that the CPU is split into.
         deterministic: op determinism.
-        environment: environment variables that are set before anything is imported.
+        environment: environment variables that are set before anything is imported. A PYTHONPATH among them
+            replaces the code of the process that starts it.
+        files: the user's files that register ops and candidates; empty for those of the worker's pool.
     """
 
     interpreter: str = ""
@@ -33,6 +35,7 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
     logical_devices: int = 1
     deterministic: bool = False
     environment: tuple[tuple[str, str], ...] = ()
+    files: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

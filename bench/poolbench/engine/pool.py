@@ -52,6 +52,11 @@ class WorkerPool:
         self.prepare((spec,), process + 1, keep_others=True)
         return self._workers[spec][process]
 
+    def release(self, spec: WorkerSpec) -> None:
+        """End the workers of this kind."""
+        for worker in self._workers.pop(spec, []):
+            worker.close()
+
     def started(self) -> Worker | None:
         """Return a worker that is up, if there is one."""
         return next((workers[0] for workers in self._workers.values() if workers), None)

@@ -72,7 +72,6 @@ class _Process:
         os.set_blocking(self._requests, False)
         # An object, not its number: after `close` in another thread the number may belong to another file.
         self._replies = io.FileIO(self._reply_number)
-        own = spec.interpreter in ("", sys.executable)
         environment = os.environ | {
             cleanup.MARKER: str(folder),
             # When its process is killed, TensorFlow leaves a temporary file per traced function.
@@ -82,7 +81,7 @@ class _Process:
             "PYTHONSAFEPATH": "1",  # otherwise a folder of the package's name would shadow it
         }
         before = environment.pop("PYTHONPATH", None)
-        if own:
+        if has_own_code(spec):
             environment["PYTHONPATH"] = os.pathsep.join(filter(None, (SOURCE, before)))
         with (folder / "log").open("ab") as log:
             try:
@@ -215,8 +214,9 @@ class Worker:
             if self._killed:
                 raise _lost_idle("the worker was closed")
             self._process = _Process(self.spec, self._folder, self._memory_nbytes)
-            path = tuple(sys.path) if self.spec.interpreter in ("", sys.executable) else ()
-            message = Start(spec=self.spec, path=path, files=self._files)
+            path = tuple(sys.path) if has_own_code(self.spec) else ()
+            files = self.spec.files or self._files
+            message = Start(spec=self.spec, path=path, files=files)
             with contextlib.suppress(_Ended):  # the missing hello reports it
                 self._process.send(messages.pack(message), START_TIMEOUT_SECONDS)
 
@@ -350,6 +350,11 @@ class Worker:
         if code < 0:
             return "crashed", f"killed by {signal.Signals(-code).name}"
         return "crashed", f"the process exited with code {code}"
+
+
+def has_own_code(spec: WorkerSpec) -> bool:
+    """Tell whether a worker runs this process' interpreter and code."""
+    return spec.interpreter in ("", sys.executable) and "PYTHONPATH" not in dict(spec.environment)
 
 
 def _lost_idle(reason: str) -> WorkerFailure:

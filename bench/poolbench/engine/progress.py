@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -167,6 +169,16 @@ class _Live:
 
     def close(self) -> None:
         self._live.stop()
+
+
+def own_terminal() -> IO[str] | None:
+    """Return the terminal behind standard output, which pytest redirects while a test runs."""
+    try:
+        if not sys.stdout.isatty() or os.environ.get("TERM") == "dumb":
+            return None
+        return os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8", errors="replace")
+    except (OSError, ValueError, AttributeError):
+        return None
 
 
 def describe_fastest(measurements: Mapping[str, Any], baseline: str) -> str:

@@ -38,6 +38,9 @@ BATCH_SECONDS = 0.25
 # Interleaved races alternate after about this time. Shorter parts would pay for cold caches and thread pools, and
 # longer ones would see the machine change.
 STEP_SECONDS = 0.15
+# Workers of several kinds alternate after about this time. Of identical code, the ratio from 0.03 s each is as steady
+# as from four times the sum of legs of 0.15 s: what slows a processor is drawn anew for each leg.
+LEG_SECONDS = 0.04
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,7 +232,7 @@ class Race:
         """Run the rounds of one allocation: the plan's, or as many as the seconds allow."""
         rounds = self._rounds
         if rounds.workers > 1:  # each worker gets the time of a step of one worker
-            step_seconds = STEP_SECONDS * rounds.workers
+            step_seconds = LEG_SECONDS * rounds.workers
         step = rounds.within(step_seconds)
         batch = max(rounds.within(BATCH_SECONDS), step * (rounds.workers > 1))
         budget = RoundBudget(most=self.plan.rounds, seconds=seconds, round_seconds=rounds.seconds)
@@ -276,7 +279,6 @@ class Race:
             noise = self._noise.after(done)
             self._noise_log.enter_task(noise)
             parts.append(noise.seen)
-            _enter_processor_time(process, allocation, blocks, done.cpu_seconds)
             for planned, block in zip(blocks, done.blocks, strict=True):
                 if block.status == "ok":
                     timed.append(_Timed(planned, block, noise.cores_distant))
@@ -293,19 +295,9 @@ class Race:
         noisy = self._noise_log.enter_blocks([one.cores_distant for one in timed], seen)
         for (planned, block, _), marked in zip(timed, noisy, strict=True):
             calls, seconds = planned.request.calls, float(f"{block.seconds:.6g}")
-            planned.record.columns.append(
-                (process, allocation, planned.round, calls, seconds, int(marked))
-            )
+            place = process, allocation, planned.round, calls
+            planned.record.columns.append((*place, seconds, int(marked)))
+            if self._rounds.workers > 1:
+                planned.record.processor_columns.append((*place, block.processor_seconds, 0))
             self.seconds["samples"] += block.seconds * calls
             self.seconds["warmup"] += block.warmup_seconds
-
-
-def _enter_processor_time(
-    process: int, allocation: int, blocks: Sequence[PlannedBlock], seconds: float
-) -> None:
-    """Record the worker's processor time per call, if all of its blocks belong to one contender."""
-    record = blocks[0].record
-    if all(planned.record is record for planned in blocks):
-        calls = sum(planned.request.warmup + planned.request.calls for planned in blocks)
-        row = (process, allocation, blocks[0].round, calls, float(f"{seconds / calls:.6g}"), 0)
-        record.processor_columns.append(row)

@@ -62,7 +62,7 @@ class ContenderRecord:
     every: int = 1  # it runs in each `every`-th round
     columns: list[Row] = field(default_factory=list)
     device_columns: list[Row] = field(default_factory=list)
-    processor_columns: list[Row] = field(default_factory=list)  # of tasks without another contender
+    processor_columns: list[Row] = field(default_factory=list)  # of races of several workers
 
     @property
     def runs(self) -> bool:

@@ -73,13 +73,18 @@ class Rounds:
         self._block_seconds = max(plan.block_seconds, GPU_BLOCK_SECONDS * is_gpu(case.device))
         seed = f"{plan.seed} {case!r}"
         self._random = random.Random(seed)
+        candidates, probes = (_by_worker(records, probes=kind) for kind in (False, True))
         self._orders = {
-            worker: balanced_orders(names, self._random)
-            for worker, names in _by_worker(records, probes=False).items()
+            worker: balanced_orders(names, self._random) for worker, names in candidates.items()
         }
         self._probe_orders = {
-            worker: balanced_orders(names, self._random)
-            for worker, names in _by_worker(records, probes=True).items()
+            worker: balanced_orders(names, self._random) for worker, names in probes.items()
+        }
+        # Contenders that have a worker to themselves: they warm up once per task.
+        self._alone = {
+            names[0]
+            for worker, names in candidates.items()
+            if len(names) == 1 and worker not in probes
         }
         # A generator of its own: with one worker the orders do not depend on it.
         self._workers = balanced_orders(list(self._orders), random.Random(f"workers {seed}"))
@@ -170,6 +175,7 @@ class Rounds:
 
     def _block_cost(self, record: ContenderRecord) -> float:
         warmup, calls = self._block_calls(record)
+        warmup *= record.name not in self._alone
         return max((warmup + calls) * record.usual_seconds, 1e-9)
 
 

@@ -28,6 +28,7 @@ from poolbench.engine.aa import (
     share_marked,
     source_of,
 )
+from poolbench.engine.progress import Progress, own_terminal
 from poolbench.engine.run import Run, RunOptions
 from poolbench.store.journal import JOURNAL
 from poolbench.store.runs import COMPARED_OPTIONS, new_run_folder, newest_run
@@ -171,5 +172,14 @@ def run_selftest(results: Path, name: str | None, *, seconds: float = SECONDS) -
 
 def run(bench: Run, *, until: float, start: float) -> list[Selftest]:
     """Race copies in the run's workers until there are enough, or the time is over."""
-    races = list(race_series(lambda number: race_copies(DESIGN, bench, number), RACES, until=until))
+    races = []
+    with Progress(
+        RACES, write=emit, predicted_seconds=until - start, terminal=own_terminal()
+    ) as progress:
+        progress.now = "copies of one op"
+        for race in race_series(
+            lambda number: race_copies(DESIGN, bench, number), RACES, until=until
+        ):
+            races.append(race)
+            progress.advance()
     return summarise(races, DESIGN, time.monotonic() - start)

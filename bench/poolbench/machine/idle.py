@@ -29,8 +29,8 @@ def is_virtual(cpu_info: Path = CPU_INFO) -> bool:
         return False
 
 
-def keep_awake(requests: Path = REQUESTS) -> bool:
-    """Disable idle states until `let_sleep` or the end of this process.
+def disable_idle_states(requests: Path = REQUESTS) -> bool:
+    """Disable idle states until `enable_idle_states` or the end of this process.
 
     Processors then poll for work, which the system counts as idle time.
 
@@ -47,30 +47,30 @@ def keep_awake(requests: Path = REQUESTS) -> bool:
     return bool(_held)
 
 
-def let_sleep() -> None:
+def enable_idle_states() -> None:
     """Withdraw the request of this process."""
     while _held:
         os.close(_held.pop())
 
 
 @contextlib.contextmanager
-def kept_awake() -> Iterator[None]:
+def idle_states_disabled() -> Iterator[None]:
     """Disable idle states inside the context, where permitted.
 
     Not for the life of a process: the host brings processors together when one wakes the other
     (poolbench.machine.core_distance), and does not move them while both stay awake.
     """
-    keep_awake()
+    disable_idle_states()
     try:
         yield
     finally:
-        let_sleep()
+        enable_idle_states()
 
 
-def can_keep_awake() -> bool:
+def can_disable_idle_states() -> bool:
     """Tell whether this process may disable idle states."""
     held = bool(_held)
-    can = keep_awake()
+    can = disable_idle_states()
     if not held:
-        let_sleep()
+        enable_idle_states()
     return can

@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 
 from poolbench.core.records import Environment
-from poolbench.machine.idle import can_keep_awake
+from poolbench.machine.idle import can_disable_idle_states
 from poolbench.machine.limits import read_limits, read_throttled_seconds
 from poolbench.machine.nvml import DeviceUsage, driver_versions, watch_device
 
@@ -61,7 +61,7 @@ def machine_facts() -> dict[str, str | int | float | bool | None]:
         "system": platform.system(),
         "release": platform.release(),
         "virtual": "hypervisor" in info.get("flags", []),
-        "kept_awake": can_keep_awake(),
+        "idle_states_disabled": can_disable_idle_states(),
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ from poolbench.core.errors import WorkerFailure
 from poolbench.core.records import MatrixCell
 from poolbench.engine.process import Worker, WorkerLike
 from poolbench.matrix.probe import PROCESSES
-from poolbench.matrix.runner import Key, PendingCell, fill, plan_cells
+from poolbench.matrix.runner import Key, fill, plan_cells
 from poolbench.store.journal import read_run
 from poolbench.worker import session
 
@@ -26,11 +27,12 @@ def run_matrix(
     exports: bool = False,
     devices: Sequence[str] = (),
     say: Callable[[str], None] = print,
+    count: Callable[[], None] = lambda: None,
 ) -> dict[Key, list[MatrixCell]]:
     """Fill the matrix of a run, journal every cell, and return them by (op, candidate, check).
 
     The workers are the matrix' own: those of the run's races stay as they are. `devices`: those to
-    try; none: all that TensorFlow sees.
+    try; none: all that TensorFlow sees. `count` is called after each cell.
     """
     spare: list[Worker] = []
 
@@ -50,7 +52,7 @@ def run_matrix(
     try:
         seen: dict[str, str] = spare[0].call(session.list_devices, timeout=60.0)
         run.journal(seen)
-        return _fill_missing(run, keys, devices or sorted(seen), open_worker, exports, say)
+        return _fill_missing(run, keys, devices or sorted(seen), open_worker, exports, say, count)
     finally:
         for worker in spare:
             worker.close()
@@ -63,6 +65,7 @@ def _fill_missing(
     open_worker: Callable[[str], WorkerLike],
     exports: bool,
     say: Callable[[str], None],
+    count: Callable[[], None],
 ) -> dict[Key, list[MatrixCell]]:
     """Fill and journal the cells that the journal lacks; return all by (op, candidate, check)."""
     start = time.monotonic()
@@ -75,33 +78,14 @@ def _fill_missing(
         for cell in plan_cells(keys, devices)
         if (cell.device, cell.op, cell.candidate, cell.probe.key) not in known
     ]
-    counter = CellCounter(cells)
+    states: Counter[str] = Counter()
     limit = run.options.plan.timeout_seconds
     for record in fill(cells, open_worker, timeout_seconds=limit, exports=exports):
         run.append(record)
         found.setdefault((record.op, record.candidate, record.probe), []).append(record)
-        if line := counter.count(record):
-            say(line)
-    say(f"{len(cells)} cells in {time.monotonic() - start:.0f} s: {counter.line()}")
+        states[record.state] += 1
+        count()
+    counts = ", ".join(f"{number} {state}" for state, number in sorted(states.items()))
+    say(f"{len(cells)} cells in {time.monotonic() - start:.0f} s: {counts}")
     say(f"stored in {run.options.folder}")
     return found
-
-
-class CellCounter:
-    """Count cells by state and report progress at every tenth of them."""
-
-    def __init__(self, cells: Sequence[PendingCell]) -> None:
-        self._total = len(cells)
-        self._states: dict[str, int] = {}
-        self._done = 0
-
-    def count(self, record: MatrixCell) -> str:
-        """Count a record; return a line of progress at every tenth of the cells, else ''."""
-        self._states[record.state] = self._states.get(record.state, 0) + 1
-        self._done += 1
-        tenth = max(1, self._total // 10)
-        return f"[{self._done}/{self._total}] {self.line()}" if self._done % tenth == 0 else ""
-
-    def line(self) -> str:
-        """Return the counts: '812 pass, 40 unsupported, 3 wrong'."""
-        return ", ".join(f"{count} {state}" for state, count in sorted(self._states.items()))

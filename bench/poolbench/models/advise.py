@@ -1,14 +1,14 @@
 """Recommend implementations for the pooling of a saved model on this machine: `poolbench which`.
 
-The model is loaded in safe mode, its pooling is found and compared with the shipped ops by values, and its
-step is raced as it is and with what could be written in the pooling's place. The answer is a sentence and a
-snippet.
+The model is loaded in safe mode, and its pooling is found and compared with the shipped ops by values. One process
+looks whether a replacement can win anything. If so, the original step is raced against the step with the
+replacement. The answer is a sentence and a snippet.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,20 +20,19 @@ from poolbench.engine.pool import WorkerPool
 from poolbench.machine.limits import total_memory_nbytes
 from poolbench.models import config
 from poolbench.models.answer import (
-    SMALL_SHARE,
     conclude,
-    conclude_alone,
+    conclude_isolated,
     describe_layers,
     describe_pools,
-    fastest,
+    is_negligible,
     is_wide,
-    needs_code,
-    stands,
+    isolated_rivals,
+    worth_racing,
 )
 from poolbench.models.config import brief, clean
 from poolbench.models.replace import check_written
-from poolbench.models.results import Described, Entry
-from poolbench.models.steps import ALONE, AS_BUILT
+from poolbench.models.results import Described, Entry, Stepped
+from poolbench.models.steps import ORIGINAL
 from poolbench.models.study import describe, race_model, write_model
 from poolbench.models.zoo import Source
 
@@ -44,8 +43,10 @@ DEFAULT_BATCH = 32
 MACS_PER_SECOND = 1e10
 STEP_SECONDS = 1.0
 TRAINING_COST = 3.0  # forward, and twice as much backward
-# A share with a wide interval is measured again, for this many times as long.
-LONGER = 3
+# A share with a wide interval is measured in so many processes more.
+EXTRA = 2
+# A process takes this part of the budget: one looks, three race, two may be added.
+PARTS = 6
 TASK_SECONDS = 180.0
 
 
@@ -62,6 +63,7 @@ def advise(
     processes: int = 3,
     budget: float = 12.0,
     say: Say = print,
+    workers: WorkerPool | None = None,
 ) -> int:
     """Examine a saved model, race its step if there is a choice, and print the answer.
 
@@ -75,8 +77,9 @@ def advise(
         custom: Python files that define the classes that the file needs.
         write: a new .keras file for the model with the advised replacement; None: none is written.
         processes: fresh processes, at least 2.
-        budget: seconds of rounds in each race.
+        budget: seconds of rounds, at most.
         say: takes each line of the answer.
+        workers: worker processes that stay when the answer is given; None: some that end with it.
 
     Returns:
         0.
@@ -100,12 +103,11 @@ def advise(
     )
     entry = Entry(
         name=path.stem, source=source, direction=direction, batch=batch or 0, mode=mode,
-        in_place=False, processes=processes, budget_seconds=budget,
+        processes=processes, budget_seconds=budget,
     )  # fmt: skip
-    workers = WorkerPool((), total_memory_nbytes() * 3 // 4)
-    workers.prepare((WorkerSpec(),), 1)
+    pool = workers or WorkerPool((), total_memory_nbytes() * 3 // 4)
     try:
-        _Answer(entry, workers, say).run(write)
+        _Answer(entry, pool, say).run(write)
     except WorkerFailure as failure:
         if failure.reason.startswith("UsageError: "):
             raise UsageError(failure.reason.removeprefix("UsageError: ")) from None
@@ -113,7 +115,8 @@ def advise(
             f"{name} cannot be examined ({failure.status}): {brief(failure.reason)}"
         ) from None
     finally:
-        workers.close()
+        if workers is None:
+            pool.close()
     return 0
 
 
@@ -132,26 +135,60 @@ class _Answer:
         for line in describe_layers(found):
             self.say(line)
         if not found.pools:
-            known = " in the layers that are known" if found.unknown else ""
+            known = " that can be told without running code" if found.unknown else ""
             self.say(f"This model has no pooling{known}: there is nothing to choose.")
             return
         self._settle(found)
-        # Start all at once, because a process takes seconds to start. The last one loads the written model.
-        self.workers.prepare((WorkerSpec(),), self.entry.processes + (target is not None))
         for line in describe_pools(found, self.entry.batch):
             self.say(line)
-        self.entry = replace(
-            self.entry, candidates={op: tuple(names) for op, names in found.pastable.items()}
-        )
+        ops = tuple(found.pastable)
+        look = self._race(found, {op: tuple(found.pastable[op]) for op in ops}, processes=1)
         if found.unknown:
-            stepped = race_model(self.entry, self.workers, self.plan, found)
-            lines, chosen = conclude_alone(stepped), dict[str, str]()
+            lines, chosen = conclude_isolated(self._isolated(found, look)), dict[str, str]()
         else:
-            lines, chosen = self._race(found)
+            lines, chosen = conclude(self._replaced(found, look, writes=target is not None))
         for line in lines:
             self.say(line)
         if target is not None:
             self._write(target, chosen, found)
+
+    def _race(
+        self,
+        found: Described,
+        candidates: Mapping[str, tuple[str, ...]],
+        *,
+        processes: int,
+        replaced: bool = False,
+    ) -> Stepped:
+        """Race in so many processes, and in a few more while the share is not known well."""
+        entry = replace(
+            self.entry, candidates=candidates, processes=processes, replaced=replaced, isolated=not replaced,
+            budget_seconds=self.entry.budget_seconds * processes / PARTS,
+        )  # fmt: skip
+        return race_model(
+            entry, self.workers, self.plan, found,
+            extra=EXTRA if replaced and processes > 1 else 0,
+            enough=lambda stepped: not is_wide(stepped.share()),
+        )  # fmt: skip
+
+    def _isolated(self, found: Described, look: Stepped) -> Stepped:
+        """Return a race of what may be faster than the layers of a model that cannot run; else the first look."""
+        rivals = {op: isolated_rivals(look, op) for op in found.pastable}
+        if all(len(names) < 2 for names in rivals.values()):
+            return look
+        self.workers.prepare((WorkerSpec(),), self.entry.processes)
+        return self._race(found, rivals, processes=self.entry.processes)
+
+    def _replaced(self, found: Described, look: Stepped, *, writes: bool) -> Stepped:
+        """Return a race of the replacements that may win something; the first look if that says enough."""
+        placed = {op: (best,) if (best := worth_racing(look, op)) else () for op in found.pastable}
+        sure = look.measurements[ORIGINAL].status != "ok" or is_negligible(look)
+        if sure and not any(placed.values()):
+            return look
+        processes = 1 if sure else self.entry.processes
+        # Start all at once, because a process takes seconds to start. The last one loads the written model.
+        self.workers.prepare((WorkerSpec(),), processes + writes)
+        return self._race(found, placed, processes=processes, replaced=True)
 
     def _describe(self) -> Described:
         arguments = (self.entry.source, self.entry.batch or None)
@@ -179,32 +216,6 @@ class _Answer:
             self.say(f"The file fixes a batch of {found.batch}.")
         batch = self.entry.batch or found.batch or default_batch(found.macs, direction)
         self.entry = replace(self.entry, direction=direction, batch=batch)
-
-    def _race(self, found: Described) -> tuple[list[str], dict[str, str]]:
-        """Race pooling alone, then replaced if that can matter; return the answer and the replacements."""
-        half = replace(self.entry, budget_seconds=self.entry.budget_seconds / 2)
-        first = race_model(half, self.workers, self.plan, found)
-        fails = first.measurements[AS_BUILT].status != "ok"
-        if not fails and is_wide(first.share(ALONE + AS_BUILT, AS_BUILT)):
-            longer = replace(half, budget_seconds=half.budget_seconds * LONGER)
-            first = race_model(longer, self.workers, self.plan, found)
-        share = first.share(ALONE + AS_BUILT, AS_BUILT)
-        needed = dict.fromkeys(
-            pool.op for pool in found.pools if pool.op and needs_code(pool, found)
-        )
-        small = share is not None and share[2] < SMALL_SHARE
-        placed = {
-            op: (best,)
-            for op in dict.fromkeys(pool.op for pool in found.pools if pool.op)
-            if (op in needed or fails or not small)
-            if (best := fastest(first, op)) and (op in needed or not stands(found, op, best))
-        }
-        second = None
-        if placed:
-            others = {pool.op: () for pool in found.pools if pool.op not in placed}
-            entry = replace(self.entry, in_place=True, alone=False, candidates={**others, **placed})
-            second = race_model(entry, self.workers, self.plan, found)
-        return conclude(first, second)
 
     def _write(self, target: Path, chosen: dict[str, str], found: Described) -> None:
         if not chosen:

@@ -7,16 +7,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from poolbench.core.axes import format_value
-from poolbench.engine.recorder import middle
-from poolbench.models.config import brief, clean
+from poolbench.models.config import OWN_LAYERS, brief, clean
 from poolbench.models.pools import Pool
 from poolbench.models.results import Described, Interval, Stepped
-from poolbench.models.steps import ALONE, AS_BUILT
+from poolbench.models.steps import ISOLATED, ORIGINAL
 
 SMALL_SHARE = 0.02
 SMALLEST_GAIN = 1.02
 # A share counts as unknown if the interval's upper end is more than this many times its lower end.
 WIDE = 1.5
+# One process says that a share is small if this many times the share is; it is seldom off by a third.
+SURE = 4
+# In isolation, one process shows that a candidate is faster if it is so by this factor.
+CLEARLY = 1.1
 STEPS = {"training": "training step", "forward": "inference step"}
 
 
@@ -67,14 +70,47 @@ def is_wide(share: Interval | None) -> bool:
     return share is None or (share[2] > SMALL_SHARE and share[2] > WIDE * share[0])
 
 
-def fastest(stepped: Stepped, op: str) -> str:
-    """Return the fastest candidate alone that can be written into the model; '' if none ran."""
-    times = {}
-    for name in stepped.described.pastable.get(op, {}):
-        m = stepped.measurements.get(f"{ALONE}{op}={name}")
-        if m is not None and m.status == "ok" and len(m.samples):
-            times[name] = middle(m.samples.seconds)
-    return min(times, key=lambda name: times[name]) if times else ""
+def is_negligible(stepped: Stepped) -> bool:
+    """Tell whether one process is enough to know that pooling is a small share of the step."""
+    share = stepped.rough_share()
+    return share is not None and share * SURE < SMALL_SHARE
+
+
+def isolated_seconds(stepped: Stepped, op: str) -> dict[str, float]:
+    """Return the time of the op's isolated pooling by candidate, the fastest first."""
+    names = stepped.described.pastable.get(op, {})
+    found = {name: stepped.seconds(f"{ISOLATED}{op}={name}") for name in names}
+    times = {name: seconds for name, seconds in found.items() if seconds is not None}
+    return dict(sorted(times.items(), key=lambda item: item[1]))
+
+
+def own_candidate(found: Described, op: str) -> str:
+    """Return the candidate that every pool of the op is already; '' if there is none."""
+    return next((name for name in found.pastable[op] if stands(found, op, name)), "")
+
+
+def isolated_rivals(look: Stepped, op: str) -> tuple[str, ...]:
+    """Return the candidate of the op's layers and a clearly faster one; one name if there is no choice."""
+    times, own = isolated_seconds(look, op), own_candidate(look.described, op)
+    best = next(iter(times), "")
+    if own not in times:
+        return (best,) if best else ()
+    return (own, best) if times[own] > times[best] * CLEARLY else (own,)
+
+
+def worth_racing(look: Stepped, op: str) -> str:
+    """Return the replacement of the op's pools that may win something; '' if none can."""
+    times, own = isolated_seconds(look, op), own_candidate(look.described, op)
+    best = next(iter(times), "")
+    if best in ("", own):
+        return ""
+    share = look.rough_share()
+    pools = [pool for pool in look.described.pools if pool.op == op]
+    if share is None or any(needs_code(pool, look.described) for pool in pools):
+        return best
+    gain = share * (1 - times[best] / times[own] if own in times else 1)
+    # One process knows a gain within a factor of two.
+    return best if 2 * gain > SMALL_SHARE else ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,82 +125,88 @@ class Promise:
 def promises(stepped: Stepped) -> list[Promise]:
     """Return the speed of each replacement over the original step."""
     found = []
-    for name, m in stepped.measurements.items():
-        if name != AS_BUILT and not name.startswith(ALONE) and m.status == "ok" and len(m.samples):
+    for name in stepped.measurements:
+        if name != ORIGINAL and not name.startswith(ISOLATED) and stepped.seconds(name):
             op, _, candidate = name.partition("=")
-            found.append(Promise(op=op, candidate=candidate, speed=stepped.ratio(AS_BUILT, name)))
+            found.append(Promise(op=op, candidate=candidate, speed=stepped.ratio(ORIGINAL, name)))
     return found
 
 
-def conclude(first: Stepped, second: Stepped | None) -> tuple[list[str], dict[str, str]]:
+def conclude(raced: Stepped) -> tuple[list[str], dict[str, str]]:
     """Return the lines of the answer, and the replacements: op to candidate."""
-    found, built = first.described, first.measurements[AS_BUILT]
-    share = first.share(ALONE + AS_BUILT, AS_BUILT)
-    head = describe_share(first, share)
-    offered = promises(second) if second is not None else []
+    found, built = raced.described, raced.measurements[ORIGINAL]
     lines: list[str] = []
     chosen: dict[str, str] = {}
-    for promise in offered:
+    for promise in promises(raced):
         pools = [pool for pool in found.pools if pool.op == promise.op]
         code = any(needs_code(pool, found) for pool in pools)
         faster = promise.speed is not None and promise.speed[0] >= SMALLEST_GAIN
         if not (code or faster or built.status != "ok"):
             continue
         gains = [f"{times(promise.speed)} the step"] if promise.speed else []
-        gains += [f"the {STEPS[first.entry.direction]} runs here"] if built.status != "ok" else []
+        gains += [f"the {STEPS[raced.entry.direction]} runs here"] if built.status != "ok" else []
         gains += ["safe mode loads it"] if code else []
         text = found.pastable[promise.op][promise.candidate]
         kind = text.removeprefix("keras.layers.").partition("(")[0]
         lines += [f"Replace {layer_names(pools)} by {kind}: {', and '.join(gains)}.", snippet(text)]
         chosen[promise.op] = promise.candidate
+    head = describe_share(raced)
     if lines:
         return [f"{head}.", *lines], chosen
-    return [f"{head}: {no_gain(first, share)}, so nothing is to be won."], chosen
+    return [f"{head}: {no_gain(raced)}, so nothing is to be won."], chosen
 
 
-def describe_share(first: Stepped, share: Interval | None) -> str:
+def describe_share(raced: Stepped) -> str:
     """Describe pooling's share of the step, or why it is unknown."""
-    step = STEPS[first.entry.direction]
-    built = first.measurements[AS_BUILT]
+    step, share = STEPS[raced.entry.direction], raced.share()
+    built = raced.measurements[ORIGINAL]
     if built.status != "ok":
         return f"Your {step} does not run as it is here ({brief(built.reason)})"
+    step += f" at batch {raced.entry.batch}"
+    if share is None and is_negligible(raced):
+        return f"Pooling is under {100 * SMALL_SHARE:.0f}% of your {step}"
     if share is None:
         return f"Your {step} was too unsteady here to say which share of it is pooling"
     if is_wide(share):
-        low, high = (f"{100 * value:.2g}" for value in (share[0], share[2]))
+        low, high = (f"{100 * value:.2g}" for value in (share[0], min(share[2], 1.0)))
         return (
-            f"Pooling is between {low} and {high}% of your {step} at batch {first.entry.batch}; it is not known "
-            "better on this machine, though it was measured again for longer"
+            f"Pooling is between {low} and {high}% of your {step}; it is not known better on this machine, "
+            "though more processes were measured"
         )
-    return f"Pooling is {percent(share)} of your {step} at batch {first.entry.batch}"
+    return f"Pooling is {percent(share)} of your {step}"
 
 
-def no_gain(first: Stepped, share: Interval | None) -> str:
+def no_gain(raced: Stepped) -> str:
     """Return why no replacement is advised."""
+    share = raced.share()
+    if share is None and is_negligible(raced):
+        return "no implementation of it can win more"
     if share is not None and share[2] < SMALL_SHARE:
         return f"no implementation of it can win more than {100 * share[2]:.2g}%"
-    if not any(first.described.pastable.values()):
+    if not any(raced.described.pastable.values()):
         return "no other implementation of it ships"
     return "no other implementation is faster here"
 
 
-def conclude_alone(stepped: Stepped) -> list[str]:
-    """Return the answer for a step that cannot run: the known pools alone."""
+def conclude_isolated(stepped: Stepped) -> list[str]:
+    """Return the answer for a step that cannot run: the known pools in isolation."""
     lines = ["Which share of the step pooling is, is unknown: not every layer runs."]
     for op in dict.fromkeys(pool.op for pool in stepped.described.pools if pool.op):
         pools = [pool for pool in stepped.described.pools if pool.op == op]
-        own = [name for name in stepped.described.pastable[op] if stands(stepped.described, op, name)]  # fmt: skip
-        best = fastest(stepped, op)
+        own = own_candidate(stepped.described, op)
+        best = next(iter(isolated_seconds(stepped, op)), "")
         if not best:
             lines.append(f"{layer_names(pools)}: no implementation of it ran here.")
             continue
         text = stepped.described.pastable[op][best]
-        ratio = stepped.ratio(f"{ALONE}{op}={own[0]}", f"{ALONE}{op}={best}") if own else None
-        if own == [best] or (ratio is not None and ratio[0] < SMALLEST_GAIN):
-            lines.append(f"{layer_names(pools)}: no other implementation is faster here, alone.")
+        ratio = stepped.ratio(f"{ISOLATED}{op}={own}", f"{ISOLATED}{op}={best}")
+        if own and (ratio is None or ratio[0] < SMALLEST_GAIN):
+            lines.append(
+                f"{layer_names(pools)}: in isolation no other implementation is faster here."
+            )
         else:
-            gain = f", {times(ratio)} as fast alone" if ratio else ""
-            lines += [f"{layer_names(pools)}: fastest alone is this{gain}.", snippet(text)]
+            gain = f", {times(ratio)} as fast" if ratio else ""
+            lines += [f"{layer_names(pools)}: in isolation this is fastest{gain}.", snippet(text)]
     return lines
 
 
@@ -172,8 +214,8 @@ def snippet(text: str) -> str:
     """Return the code of a replacement, with its import."""
     if text.startswith("keras."):
         return f"import keras\n{text}"
-    own = "from poolbench.layers import DepthMaxPool2D  # or copy that one file"
-    return f"{own}\n{text}" if "DepthMaxPool2D" in text else text
+    kind = text.partition("(")[0]
+    return f"from {OWN_LAYERS[kind]} import {kind}  # or copy that one file\n{text}"
 
 
 def layer_names(pools: Sequence[Pool]) -> str:

@@ -28,8 +28,11 @@ EXPECTED = "expected a file that model.save('model.keras') wrote"
 OpenShape = tuple[int | None, ...]
 # Sizes for an open axis in the options that a message suggests.
 SUGGESTED = {1: (128,), 2: (128, 64), 3: (224, 224, 3), 4: (16, 112, 112, 3)}
-# The module of what `zoo.load` puts in the place of code that it does not run.
-OWN = "poolbench>DepthMaxPool2D"
+# The reusable layers that ship, by the module that registers each.
+OWN_LAYERS = {
+    "DepthMaxPool2D": "poolbench.layers", "AdaptivePooling2D": "poolbench.adaptive_pooling",
+    "MaskedGlobalPooling1D": "poolbench.masked_pooling",
+}  # fmt: skip
 
 
 class Unknown(msgspec.Struct, frozen=True, kw_only=True):
@@ -200,7 +203,8 @@ def is_known(entry: dict[str, Any], *, legacy: bool, classes: frozenset[str]) ->
     if legacy and "module" not in entry:
         return kind in classes
     keras_own = str(entry.get("module") or "").partition(".")[0] == "keras"
-    return keras_own or registered == OWN or str(registered or kind) in classes or kind in classes
+    own = str(registered).removeprefix("poolbench>") in OWN_LAYERS
+    return keras_own or own or str(registered or kind) in classes or kind in classes
 
 
 def find_unknown(

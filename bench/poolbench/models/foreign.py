@@ -61,16 +61,16 @@ def make_stand_in(shapes: Mapping[str, OpenShape]) -> type[Any]:
             name = str(config.get("name", "unknown"))
             return cls(shapes.get(name), name=name)
 
-        def compute_output_shape(self, *given: Any, **_: Any) -> OpenShape:
-            first = tuple(given[0]) if given else (None,)
-            while first and isinstance(first[0], (tuple, list)):
+        def compute_output_shape(self, input_shape: Any = None, **shapes: Any) -> OpenShape:
+            first = tuple(input_shape or next(iter(shapes.values())))
+            while isinstance(first[0], (tuple, list)):
                 first = tuple(first[0])
             if self.output_sizes is None:
                 return first
             return (first[0], *self.output_sizes[1:])
 
-        def call(self, *given: Any, **_: Any) -> Any:
-            x = keras.tree.flatten(given)[0]
+        def call(self, inputs: Any, *_: Any, **__: Any) -> Any:
+            x = keras.tree.flatten(inputs)[0]
             if self.output_sizes is None:
                 return x
             own = self.output_sizes[1:]

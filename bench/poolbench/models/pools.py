@@ -94,10 +94,11 @@ def other_pool(operation: Any, given: Shape, made: Shape, dtype: str) -> Pool | 
 
 def title_of(form: Form, given: Shape, made: Shape) -> str:
     """Say what a form computes: 'depthwise max pooling of 3, same'."""
-    words = REGISTRY.ops[form.op].title.lower() or form.op
-    parameters = dict(form.parameters)
-    size = parameters.pop("pool_size", None)
-    text = words + (f" of {size}" if size else "")
+    op = REGISTRY.ops[form.op]
+    usual = {axis.name: axis.default for axis in op.axes if axis.choices}
+    parameters = {name: v for name, v in form.parameters.items() if usual.get(name) != v}
+    sizes = [value for value in parameters.values() if isinstance(value, int)]
+    text = (op.title.lower() or form.op) + (f" of {sizes[0]}" if sizes else "")
     pooled = [
         i for i in range(1, len(given)) if len(given) == len(made) and made[i] == 1 < given[i]
     ]
@@ -105,7 +106,7 @@ def title_of(form: Form, given: Shape, made: Shape) -> str:
         text += " over all channels"
     elif _lost(given, made) == [1] and len(given) == 3:
         text += " over time"
-    notes = [value for value in parameters.values() if value != "valid"]
+    notes = [value for value in parameters.values() if value not in sizes]
     if form.data_format == "channels_first" and not form.is_view(given):
         notes.append("channels_first")
     if pooled:

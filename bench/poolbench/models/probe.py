@@ -6,6 +6,7 @@ shapes is compared on random and adversarial inputs, values first, then gradient
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +17,7 @@ import numpy as np
 
 from poolbench.core.axes import Shape
 from poolbench.core.case import Case, make_case
+from poolbench.core.errors import UsageError
 from poolbench.core.op import Op
 from poolbench.core.registry import REGISTRY
 from poolbench.worker.check import BOUNDS, Answers, bound_for, judge
@@ -28,8 +30,11 @@ if TYPE_CHECKING:
 Function = Callable[[Any, bool], Any]
 # Number of values tried for an axis of sizes, those nearest to the ratio of input to output.
 MAX_VALUES = 64
+# The largest output of an op that makes as many windows of any image.
+MAX_OUTPUT = 16
 # The axes that say how an image lies in memory, and its values: a form gives the first two.
 IMAGE = ("shape", "data_format", "distribution")
+FORMATS = ("channels_last", "channels_first")
 
 
 class Form(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,8 +65,9 @@ class Form(msgspec.Struct, frozen=True, kw_only=True):
         """Return the op's case for a tensor of this shape."""
         n, a, b, c = self.layout(shape)
         four = (n, a, b, c) if self.data_format == "channels_last" else (n, b, c, a)
+        formats = "data_format" in REGISTRY.ops[self.op].axis_names
         return make_case(
-            op=self.op, shape=four, dtype=dtype, data_format=self.data_format,
+            op=self.op, shape=four, dtype=dtype, data_format=self.data_format if formats else None,
             **self.parameters, **fields,
         )  # fmt: skip
 
@@ -113,52 +119,65 @@ def probe_inputs(shape: Shape, dtype: str, seed: int = 0) -> list[Array]:
 
 
 def forms(shape: Shape, size: int) -> Iterator[Form]:
-    """Yield the forms of every shipped op that could turn this shape into `size` elements.
+    """Yield the forms of every shipped op of one tensor that could turn this shape into `size` elements.
 
-    The tensor's own four axes come first, then views of it.
+    The tensor's own four axes come first, then views of it; of the ops, those with the fewest parameters.
     """
     seen: set[tuple[Any, ...]] = set()
     views = [(0, 1, 2)] if len(shape) == 4 else []
     for merged in range(max(1, len(shape) - 3)):
         rest = len(shape) - 1 - merged
         views += [(merged, i, j) for i in range(rest + 1) for j in range(i, rest + 1)]
-    for op in REGISTRY.ops.values():
-        formats = {axis.name: axis for axis in op.axes}.get("data_format")
-        if not op.builtin or not op.in_models or formats is None:
-            continue  # not placed in models
-        for (merged, first, second), data_format in itertools.product(views, formats.choices):
-            form = Form(op=op.name, merged=merged, first=first, second=second, data_format=data_format)  # fmt: skip
-            key = (op.name, form.layout(shape), data_format)
-            if key not in seen:
-                seen.add(key)
-                yield from _with_parameters(op, form, shape, size)
+    ops = sorted((op for op in REGISTRY.ops.values() if op.builtin), key=lambda op: len(op.axes))
+    for (merged, first, second), op, data_format in itertools.product(views, ops, FORMATS):
+        form = Form(op=op.name, merged=merged, first=first, second=second, data_format=data_format)
+        key = (op.name, form.layout(shape), data_format)
+        known = data_format == FORMATS[0] or "data_format" in op.axis_names
+        if key not in seen and known:
+            seen.add(key)
+            yield from _with_parameters(op, form, shape, size)
 
 
 def _with_parameters(op: Op, form: Form, shape: Shape, size: int) -> Iterator[Form]:
     own = [axis for axis in op.axes if axis.name not in IMAGE]
-    n, h, w, channels = form.case(shape, "float32").shape
-    if own and channels not in shape[1:]:
-        return  # windows over several axes at once: hundreds of slices, which no layer is made for
+    free = [axis for axis in own if not axis.choices]
+    n, *space = form.layout(shape)
+    channels = space.pop(2 if form.data_format == FORMATS[0] else 0)
+    # Windows over several axes at once, and those of two sizes, have hundreds of forms, which no layer is made for.
+    if len(free) > 1 or (free and channels not in shape[1:]):
+        return
     wanted = channels * size / math.prod(shape)
-    sizes = sorted(range(2, channels + 1), key=lambda k: abs(channels / k - wanted))
-    fitting = [k for k in sizes[:MAX_VALUES] if abs(channels / k - wanted) <= 1]
-    values = [axis.choices or fitting for axis in own]
+    windows = sorted(
+        range(2, channels + 1 if free else 2), key=lambda k: abs(channels / k - wanted)
+    )[:MAX_VALUES]
+    fitting = [k for k in windows if abs(channels / k - wanted) <= 1]
+    outputs = range(2, min(MAX_OUTPUT, max(space)) + 1)
+    values = [axis.choices or dict.fromkeys([*fitting, *outputs]) for axis in own]
+    if not free:  # each channel is pooled by itself
+        n, channels = n * channels, 1
     for chosen in itertools.product(*values):
         parameters = {axis.name: value for axis, value in zip(own, chosen, strict=True)}
-        if size == n * _size(op, channels, h * w, parameters):
+        if size == n * _size(op.name, channels, math.prod(space), tuple(parameters.items())):
             yield msgspec.structs.replace(form, parameters=parameters)
 
 
-def _size(op: Op, channels: int, pixels: int, parameters: dict[str, Any]) -> int:
-    """Return how many elements the op makes of an image, without pooling all of it.
+def _size(op: str, channels: int, pixels: int, parameters: tuple[tuple[str, Any], ...]) -> int:
+    """Return how many elements the op makes of an image, without pooling all of it; 0 if it takes more than x.
 
     An op keeps the pixels or pools over them: two pixels tell which.
     """
-    sizes = []
-    for height in (1, 2):
-        case = make_case(op=op.name, shape=(1, height, 1, channels), **parameters)
-        sizes.append(op.output_size(case))
-    return sizes[0] * pixels if sizes[1] > sizes[0] else sizes[0]
+    one, two = (_size_of(op, (1, height, 1, channels), parameters) for height in (1, 2))
+    return one * pixels if two > one else one
+
+
+@functools.lru_cache(4096)
+def _size_of(name: str, shape: Shape, parameters: tuple[tuple[str, Any], ...]) -> int:
+    op = REGISTRY.ops[name]
+    try:
+        case = make_case(op=name, shape=shape, **dict(parameters))
+        return op.output_size(case) if len(op.inputs(case)) == 1 else 0
+    except (ValueError, UsageError):  # it takes tensors of another rank
+        return 0
 
 
 class Runner:

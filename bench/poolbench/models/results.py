@@ -6,6 +6,7 @@ import dataclasses
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
@@ -16,8 +17,12 @@ from poolbench.core.records import ALL_POOLING, Measurement, ModelResult, Sample
 from poolbench.core.registry import REGISTRY
 from poolbench.models.config import Unknown
 from poolbench.models.pools import Pool
-from poolbench.models.steps import ALONE, AS_BUILT, alone_copies, parse_contender
+from poolbench.models.steps import ISOLATED, ORIGINAL, isolated_copies, parse_contender
 from poolbench.models.zoo import Source
+
+if TYPE_CHECKING:
+    from poolbench.stats.estimate import Estimate
+    from poolbench.stats.runs import RunsEstimate
 
 # Low, middle and high of a ratio.
 Interval = tuple[float, float, float]
@@ -33,7 +38,6 @@ class Described(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         pools: its pooling calls.
         shapes: of its inputs.
-        layers: how many it has.
         macs: multiplications and additions of one forward call, about.
         pastable: op to the candidates that can be written into the model, with what to write.
         unknown: layers that need code that may not run.
@@ -46,7 +50,6 @@ class Described(msgspec.Struct, frozen=True, kw_only=True):
 
     pools: tuple[Pool, ...]
     shapes: tuple[Shape, ...]
-    layers: int = 0
     macs: float = 0.0
     pastable: dict[str, dict[str, str]] = {}
     unknown: tuple[Unknown, ...] = ()
@@ -67,9 +70,9 @@ class Entry:
         direction: 'forward' or 'training'.
         batch: its batch size.
         mode: as in Case.
-        in_place: whether each implementation is put in place; otherwise only its pooling alone is raced,
-            for a model that takes long to trace and whose step a pool cannot move.
-        alone: whether pooling alone is raced too.
+        replaced: whether steps with each implementation are raced; otherwise only its isolated pooling is, for a
+            model that takes long to trace and whose step a pool cannot move.
+        isolated: whether each implementation's isolated pooling is raced.
         candidates: op to the candidates that race; an op that is not named races all of its own.
         latency_calls: single calls to time of each implementation; 0: none.
         processes: fresh processes.
@@ -83,8 +86,8 @@ class Entry:
     mode: str = "graph"
     device: str = "cpu:0"
     threads: int = 0
-    in_place: bool = True
-    alone: bool = True
+    replaced: bool = True
+    isolated: bool = True
     candidates: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     latency_calls: int = 0
     processes: int = 3
@@ -121,25 +124,45 @@ class Stepped:
     @property
     def copies(self) -> int:
         """How often one call of pooling alone runs each pool."""
-        return alone_copies(self.described.pools)
+        return isolated_copies(self.described.pools)
 
-    def share(self, alone: str, step: str) -> Interval | None:
-        """Return pooling's time over the step's; None without an interval."""
-        return self.ratio(alone, step, 1 / self.copies) if self.copies else None
+    def seconds(self, name: str) -> float | None:
+        """Return a contender's median time of a call; None where it did not run."""
+        m = self.measurements.get(name)
+        ran = m is not None and m.status == "ok" and len(m.samples)
+        return statistics.median(m.samples.seconds) if m is not None and ran else None
 
-    def ratio(self, slow: str, fast: str, factor: float = 1.0) -> Interval | None:
-        """Return one contender's time over another's, the first multiplied; None without an interval."""
-        one, other = self.measurements.get(slow), self.measurements.get(fast)
-        if one is None or other is None or {one.status, other.status} != {"ok"}:
+    def share(self, step: str = ORIGINAL) -> Interval | None:
+        """Return pooling's time over the step's, on this machine; None without an interval."""
+        found = self._estimates(ISOLATED + step, step, 1 / self.copies) if self.copies else None
+        return _interval(found.mean) if found else None
+
+    def rough_share(self) -> float | None:
+        """Return the share of the original step without an interval, which one process is enough for."""
+        pooling, step = self.seconds(ISOLATED + ORIGINAL), self.seconds(ORIGINAL)
+        return pooling / self.copies / step if pooling and step else None
+
+    def ratio(self, slow: str, fast: str) -> Interval | None:
+        """Return one contender's time over another's, as another run will find it; None without an interval."""
+        found = self._estimates(slow, fast)
+        return _interval(found.next_run) if found else None
+
+    def _estimates(self, slow: str, fast: str, factor: float = 1.0) -> RunsEstimate | None:
+        if not (self.seconds(slow) and self.seconds(fast)):
             return None
-        if not (len(one.samples) and len(other.samples)):
-            return None
-        from poolbench.stats.estimate import estimate  # SciPy, which collection need not wait for
+        # SciPy, which collection need not wait for.
+        from poolbench.stats.estimate import estimate
+        from poolbench.stats.runs import widen
 
-        found = estimate(scaled(one.samples, factor), other.samples)
+        one, other = self.measurements[slow].samples, self.measurements[fast].samples
+        found = estimate(scaled(one, factor), other)
         if found.low is None:
             return None
-        return _rounded(found.ratio_low), _rounded(found.ratio), _rounded(found.ratio_high)
+        return widen(found, eager=self.entry.mode == "eager", one_thread=self.entry.threads == 1)
+
+
+def _interval(found: Estimate) -> Interval:
+    return _rounded(found.ratio_low), _rounded(found.ratio), _rounded(found.ratio_high)
 
 
 def _rounded(value: float) -> float:
@@ -156,11 +179,11 @@ def model_records(stepped: Stepped) -> list[ModelResult]:
     """Return the records for the journal: each op's implementations, then the original model."""
     found = []
     for name in stepped.measurements:
-        if name.startswith(ALONE) or name == AS_BUILT:
+        if name.startswith(ISOLATED) or name == ORIGINAL:
             continue
         ((op, candidate),) = parse_contender(name).items()
         found.append(_record(stepped, name, op=op, candidate=candidate))
-    found.append(_record(stepped, AS_BUILT, op=ALL_POOLING, candidate=AS_BUILT))
+    found.append(_record(stepped, ORIGINAL, op=ALL_POOLING, candidate=ORIGINAL))
     return found
 
 
@@ -175,9 +198,9 @@ def _record(stepped: Stepped, name: str, *, op: str, candidate: str) -> ModelRes
         batch=entry.batch,
         status=step.status,
         reason=step.reason,
-        baseline=AS_BUILT if op == ALL_POOLING else REGISTRY.ops[op].baseline,
+        baseline=ORIGINAL if op == ALL_POOLING else REGISTRY.ops[op].baseline,
         samples=step.samples,
-        share=stepped.share(ALONE + name, name),
+        share=stepped.share(name),
         figures=figures(stepped, name),
     )
 
@@ -192,7 +215,7 @@ def figures(stepped: Stepped, name: str) -> dict[str, float | int | str | None]:
         found["peak_nbytes"] = step.peak_nbytes
     if stepped.latencies.get(name):
         found |= percentiles(stepped.latencies[name])
-    if name == AS_BUILT and (best := fastest_alone(stepped)) is not None:
+    if name == ORIGINAL and (best := fastest_isolated(stepped)) is not None:
         found["fastest_pooling"], found["pooling_nbytes"] = (
             best,
             sum(4 * int(np.prod(pool.given)) for pool in stepped.described.pools if pool.op),
@@ -210,13 +233,13 @@ def percentiles(seconds: Sequence[float]) -> dict[str, float | int | str | None]
     return {**named, "latency_calls": len(seconds)}
 
 
-def fastest_alone(stepped: Stepped) -> str | None:
+def fastest_isolated(stepped: Stepped) -> str | None:
     """Return the op and implementation with the fastest pooling alone, if every pool is of one op."""
     times = {
-        name.removeprefix(ALONE): statistics.median(m.samples.seconds)
-        for name, m in stepped.measurements.items()
-        if name.startswith(ALONE) and name != ALONE + AS_BUILT and len(m.samples)
-        if m.status == "ok"
+        name.removeprefix(ISOLATED): seconds
+        for name in stepped.measurements
+        if name.startswith(ISOLATED) and name != ISOLATED + ORIGINAL
+        if (seconds := stepped.seconds(name)) is not None
     }
     if not times or len({pool.op for pool in stepped.described.pools if pool.op}) != 1:
         return None

@@ -35,11 +35,11 @@ from poolbench.worker.timing import time_block
 
 Array = np.ndarray[Any, Any]
 Call = Callable[..., Any]
-AS_BUILT = "as-built"
-ALONE = "alone:"
+ORIGINAL = "original"
+ISOLATED = "isolated:"
 # Calls of pools that one call of pooling alone runs at least, so that entering TensorFlow costs little of it.
-ALONE_CALLS = 16
-ALONE_NBYTES = 96 << 20
+ISOLATED_CALLS = 16
+ISOLATED_NBYTES = 96 << 20
 # Rounding differences of a pool grow through the layers that follow it and through the whole backward pass.
 GROWTH = {"forward": 1.0, "training": 10.0}
 LATENCY_CHUNK = 50
@@ -54,7 +54,6 @@ class _Opened:
     case: Case
     inputs: int
     copies: int
-    seeds: list[tuple[Any, Array]]
     reference: dict[str, tuple[Array, ...]] = field(default_factory=dict)
 
 
@@ -135,12 +134,12 @@ def _random_input(pool: Pool, seed: int) -> Array:
     return np.resize(block, pool.given).astype(numpy_dtype(pool.dtype))
 
 
-def alone_copies(pools: Sequence[Pool]) -> int:
+def isolated_copies(pools: Sequence[Pool]) -> int:
     """Return how often pooling alone runs each pool: enough to outweigh one call into TensorFlow."""
     if not pools:
         return 0
     nbytes = sum(4 * math.prod(pool.given) for pool in pools)
-    return max(1, min(-(-ALONE_CALLS // len(pools)), ALONE_NBYTES // max(1, nbytes)))
+    return max(1, min(-(-ISOLATED_CALLS // len(pools)), ISOLATED_NBYTES // max(1, nbytes)))
 
 
 def open_case(
@@ -150,7 +149,7 @@ def open_case(
     close_case(session)
     model = load(source, case.batch)
     inputs = make_inputs(model, seed)
-    copies = alone_copies(model.pools)
+    copies = isolated_copies(model.pools)
     given = pool_inputs(model, inputs) if model.pools else ()
     xs = [x.copy() for x in given for _ in range(copies)]
     dys: list[Array] = []
@@ -161,25 +160,21 @@ def open_case(
             for pool, x in zip(model.pools, given, strict=True)
             for _ in range(copies)
         ]
-    # The same dropout for the first step of every implementation.
-    seeds = [(v, v.numpy()) for v in model.model.variables if "seed_generator" in v.path]
-    session.extras["model"] = _Opened(
-        model=model, case=case, inputs=len(inputs), copies=copies, seeds=seeds
-    )
+    session.extras["model"] = _Opened(model=model, case=case, inputs=len(inputs), copies=copies)
     return hold(session, case, (*inputs, *xs, *dys), tensorflow=tensorflow)
 
 
 def parse_contender(name: str) -> dict[str, str]:
-    """Return {'depth_max_pool': 'layer-depth_max_pool'} from a contender's name; {} for as-built."""
-    op, equals, candidate = name.removeprefix(ALONE).partition("=")
+    """Return {'depth_max_pool': 'layer-depth_max_pool'} from a contender's name; {} for original."""
+    op, equals, candidate = name.removeprefix(ISOLATED).partition("=")
     return {op: candidate} if equals else {}
 
 
 def open_contender(session: Session, name: str, check: bool) -> OpenedContender:
     """Build a contender, call it first, and compare what it returns with what the others return."""
     try:
-        if name.startswith(ALONE):
-            return _open_alone(session, name, check=check)
+        if name.startswith(ISOLATED):
+            return _open_isolated(session, name, check=check)
         return _open_step(session, name, check=check)
     except Exception as error:  # noqa: BLE001 (what an implementation raises is a result)
         return OpenedContender(status=status_of(error), reason=cause_of(error))
@@ -201,7 +196,8 @@ def _in_mode(function: Call, mode: str) -> Call:
 
     if mode == "eager":
         return function
-    compiled: Call = tf.function(function, jit_compile=mode == "xla")
+    # Keras, too, traces without AutoGraph, which takes longer than the rest.
+    compiled: Call = tf.function(function, jit_compile=mode == "xla", autograph=False)
     return compiled
 
 
@@ -209,8 +205,7 @@ def _open_step(session: Session, name: str, *, check: bool) -> OpenedContender:
     opened: _Opened = session.extras["model"]
     model, case = opened.model, opened.case
     calls = replacements(model, parse_contender(name), **call_fields(case))
-    for variable, value in opened.seeds:
-        variable.assign(value)
+    model.loaded.reset()  # the same dropout for the first step of every implementation
 
     def make() -> Call:
         step = STEPS[case.direction](model)
@@ -233,7 +228,7 @@ def _open_step(session: Session, name: str, *, check: bool) -> OpenedContender:
     )
 
 
-def _open_alone(session: Session, name: str, *, check: bool) -> OpenedContender:
+def _open_isolated(session: Session, name: str, *, check: bool) -> OpenedContender:
     opened: _Opened = session.extras["model"]
     case, model = opened.case, opened.model
     wanted = parse_contender(name)
@@ -249,7 +244,9 @@ def _open_alone(session: Session, name: str, *, check: bool) -> OpenedContender:
     base, total = opened.inputs, len(model.pools) * opened.copies
     xs = [base + i * opened.copies + copy for i in chosen for copy in range(opened.copies)]
     dys = [place + total for place in xs] if case.direction == "training" else []
-    alone = make_alone([model.pools[i].layer for i in chosen], calls, opened.copies, case.direction)
+    alone = make_isolated(
+        [model.pools[i].layer for i in chosen], calls, opened.copies, case.direction
+    )
     return open_call(
         session,
         name,
@@ -364,7 +361,7 @@ def make_training(model: Model) -> Call:
 STEPS: dict[str, Callable[[Model], Call]] = {"forward": make_inference, "training": make_training}
 
 
-def make_alone(names: Sequence[str], calls: Sequence[Call], copies: int, direction: str) -> Call:
+def make_isolated(names: Sequence[str], calls: Sequence[Call], copies: int, direction: str) -> Call:
     """Return a function of pools alone, one after another, each `copies` times on inputs of its own.
 
     It takes the inputs of pool 0, copy 0, 1, ..., of pool 1, ..., then, in training, as many dy in the

@@ -1,14 +1,13 @@
-"""Races of a model's step: each implementation in place, and pooling's share of the step.
+"""Races of a model's step: with each implementation, and pooling's share of the step.
 
 A step is raced by `poolbench.engine.race.Race` like any op: the same rounds, processes and timing loop. What
-differs is what a worker opens (`poolbench.models.steps`), and that the contenders' names say what is put in
-place:
+differs is what a worker opens (`poolbench.models.steps`), and the contenders' names:
 
-- `as-built`: the step of the model as it is;
-- `OP=CANDIDATE`: the step with every pool of the op computed by this candidate;
-- `alone:as-built`, `alone:OP=CANDIDATE`: the pooling alone.
+- `original`: the step of the model as it is;
+- `OP=CANDIDATE`: the step with every pool of the op replaced by this candidate;
+- `isolated:original`, `isolated:OP=CANDIDATE`: the isolated pooling.
 
-The share. Pooling alone runs, in the same rounds as the step, every pooling call of the model at its own
+The share. Isolated pooling runs, in the same rounds as the step, every pooling call of the model at its own
 shapes, on the activations that the model itself makes, in the step's mode and direction, one after another.
 Its time over the step's is the share, paired by round. Two other ways were rejected. A cheap stand-in (a
 slice) in the pool's place has a backward pass that writes as much as the pool's own, so that the difference
@@ -22,6 +21,7 @@ too large, never too small: read it as "at most".
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -40,7 +40,7 @@ from poolbench.core.plan import Plan, WorkerSpec
 from poolbench.core.records import ALL_POOLING, Measurement, ModelResult
 from poolbench.core.registry import REGISTRY
 from poolbench.engine.process import WorkerLike
-from poolbench.engine.race import Race
+from poolbench.engine.race import Race, Result
 from poolbench.engine.recovery import Tasks, Workers
 from poolbench.models import steps, zoo
 from poolbench.models.config import fill_shapes, fixed_batch
@@ -48,7 +48,7 @@ from poolbench.models.find import Model, find_pools, hold_elsewhere
 from poolbench.models.pools import Pool
 from poolbench.models.replace import Written, has_open_sizes, pastable, predict, write
 from poolbench.models.results import Described, Entry, Stepped, model_records
-from poolbench.models.steps import ALONE, AS_BUILT, call_fields
+from poolbench.models.steps import ISOLATED, ORIGINAL, call_fields
 from poolbench.models.zoo import Source
 from poolbench.worker.session import Session, close_case
 
@@ -57,15 +57,15 @@ if TYPE_CHECKING:
 
 
 def contenders(entry: Entry, described: Described) -> list[Candidate]:
-    """Return the step as built, each implementation in place, and each pooling alone.
+    """Return the original step, the step with each implementation, and each isolated pooling.
 
     A contender fails as its implementation does, and where that is documented, it is `unsupported` here too. Where
-    stand-ins take the place of layers there is no step: pooling alone is raced.
+    stand-ins take the place of layers there is no step: isolated pooling is raced.
     """
     case, pools = entry.case, described.pools
     built = Candidate(
         op=case.op,
-        name=AS_BUILT,
+        name=ORIGINAL,
         form="layer",
         framework="keras",
         about="the model as it is",
@@ -74,7 +74,7 @@ def contenders(entry: Entry, described: Described) -> list[Candidate]:
         builtin=True,
     )
     found = [] if described.unknown else [built]
-    found += [replace(built, name=ALONE + AS_BUILT)] if pools and entry.alone else []
+    found += [replace(built, name=ISOLATED + ORIGINAL)] if pools else []
     for op in dict.fromkeys(pool.op for pool in pools if pool.op):
         entries = REGISTRY.of(op)
         for name in entry.candidates.get(op, tuple(entries)):
@@ -85,8 +85,8 @@ def contenders(entry: Entry, described: Described) -> list[Candidate]:
             step = replace(
                 candidate, op=case.op, name=f"{op}={name}", failures=_failures(own, case)
             )
-            found += [step] if entry.in_place and not described.unknown else []
-            found += [replace(step, name=f"{ALONE}{op}={name}")] if entry.alone else []
+            found += [step] if entry.replaced and not described.unknown else []
+            found += [replace(step, name=f"{ISOLATED}{op}={name}")] if entry.isolated else []
     return found
 
 
@@ -134,7 +134,6 @@ def describe(session: Session, source: Source, batch: int | None) -> Described:
     return Described(
         pools=model.pools,
         shapes=model.shapes,
-        layers=sum(1 for _ in zoo.flatten(model.model)),
         macs=model.macs / size,
         pastable=by_op,
         unknown=loaded.unknown,
@@ -154,7 +153,7 @@ def write_model(
     target: str,
     predictions: str,
 ) -> Written:
-    """Write the model with the chosen candidates in place, and what the original predicts.
+    """Write the model with the chosen candidates, and what the original predicts.
 
     Args:
         session: of this worker.
@@ -192,7 +191,7 @@ def _race(entry: Entry, described: Described, plan: Plan) -> tuple[Race, Source]
     race = Race.in_one_worker(
         entry.case,
         contenders(entry, described),
-        baseline=ALONE + AS_BUILT if described.unknown else AS_BUILT,
+        baseline=ISOLATED + ORIGINAL if described.unknown else ORIGINAL,
         plan=plan,
         worker=WorkerSpec(threads=entry.threads),
         tasks=Tasks(
@@ -205,34 +204,54 @@ def _race(entry: Entry, described: Described, plan: Plan) -> tuple[Race, Source]
 
 
 def race_model(
-    entry: Entry, workers: Workers, plan: Plan, described: Described | None = None
+    entry: Entry,
+    workers: Workers,
+    plan: Plan,
+    described: Described | None = None,
+    *,
+    extra: int = 0,
+    enough: Callable[[Stepped], bool] = lambda _: True,
 ) -> Stepped:
     """Describe the model, race its steps, and time single calls where the entry asks.
+
+    Args:
+        entry: the race.
+        workers: provides the workers.
+        plan: its seed and limits.
+        described: the model, if it has been described.
+        extra: processes beyond the entry's that run while the result is not enough.
+        enough: tells whether a result is clear.
 
     Raises:
         WorkerFailure: the model cannot be loaded at all.
     """
+    most = entry.processes + extra
     plan = replace(
         plan,
-        processes=entry.processes,
-        budget_seconds=entry.budget_seconds,
+        processes=most,
+        budget_seconds=entry.budget_seconds * most / entry.processes,
         allocations=2,
+        early_stop_ratio=math.inf,  # isolated pooling runs many copies
     )
     worker = workers.worker(WorkerSpec(threads=entry.threads), 0)
     described = described or worker.call(
         describe, entry.source, entry.batch, timeout=plan.timeout_seconds
     )
     race, source = _race(entry, described, plan)
-    measurements = {m.candidate: m for m in race.run(workers).measurements}
-    latencies = (
-        time_latencies(entry, source, measurements, worker, plan) if entry.latency_calls else {}
-    )
-    return Stepped(
-        entry=entry,
-        described=described,
-        measurements=measurements,
-        latencies=latencies,
-    )
+    for done in range(1, most + 1):
+        more = race.run_process(workers)
+        stepped = _stepped(entry, described, race.result())
+        if not more or (done >= entry.processes and enough(stepped)):
+            break
+    if entry.latency_calls:
+        latencies = time_latencies(entry, source, stepped.measurements, worker, plan)
+        stepped = replace(stepped, latencies=latencies)
+    return stepped
+
+
+def _stepped(entry: Entry, described: Described, result: Result) -> Stepped:
+    measurements = {m.candidate: m for m in result.measurements}
+    return Stepped(entry=entry, described=described, measurements=measurements)
 
 
 def check_model(entry: Entry, workers: Workers, plan: Plan) -> Stepped:
@@ -240,8 +259,7 @@ def check_model(entry: Entry, workers: Workers, plan: Plan) -> Stepped:
     worker = workers.worker(WorkerSpec(threads=entry.threads), 0)
     described = worker.call(describe, entry.source, entry.batch, timeout=plan.timeout_seconds)
     race, _ = _race(entry, described, plan)
-    measurements = {m.candidate: m for m in race.check(workers).measurements}
-    return Stepped(entry=entry, described=described, measurements=measurements)
+    return _stepped(entry, described, race.check(workers))
 
 
 def time_latencies(
@@ -253,7 +271,9 @@ def time_latencies(
 ) -> dict[str, list[float]]:
     """Seconds of single calls by contender; {} if the worker fails, for the race itself stands."""
     names = [
-        name for name, m in measurements.items() if m.status == "ok" and not name.startswith(ALONE)
+        name
+        for name, m in measurements.items()
+        if m.status == "ok" and not name.startswith(ISOLATED)
     ]
     with contextlib.suppress(WorkerFailure):
         found: dict[str, list[float]] = worker.call(
@@ -294,11 +314,11 @@ def _unloaded(entry: Entry, failure: WorkerFailure) -> ModelResult:
     return ModelResult(
         model=entry.name,
         op=ALL_POOLING,
-        candidate=AS_BUILT,
+        candidate=ORIGINAL,
         direction=entry.direction,
         mode=entry.mode,
         batch=entry.batch,
         status=failure.status,
         reason=failure.reason,
-        baseline=AS_BUILT,
+        baseline=ORIGINAL,
     )

@@ -37,7 +37,7 @@ def _whole(name: str, direction: str, **fields: Any) -> Entry:
         source=source,
         direction=direction,
         batch=4,
-        in_place=False,
+        replaced=False,
         candidates=PLACED,
         **fields,
     )
@@ -50,7 +50,7 @@ def default_entries() -> list[Entry]:
             name="textbook", source=TEXTBOOK, direction=direction, batch=32, mode=mode,
             candidates=placed, budget_seconds=6.0,
             # Compiling a whole step for each implementation takes longer than all other races.
-            in_place=mode == "graph",
+            replaced=mode == "graph",
         )
         for direction, mode, placed in (
             ("forward", "graph", PLACED), ("training", "graph", PLACED), ("forward", "xla", COMPILED)

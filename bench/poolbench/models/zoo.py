@@ -7,17 +7,17 @@ of the same output shape, so that the layers that are known can still be found.
 from __future__ import annotations
 
 import copy
+import importlib
 from collections.abc import Callable, Iterator, Mapping
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from poolbench.core.axes import Shape
 from poolbench.core.errors import UsageError
 from poolbench.models import config as files
-from poolbench.models.config import InputOption, InputSpec, OpenShape, Unknown
+from poolbench.models.config import InputOption, InputSpec, Unknown
 from poolbench.models.foreign import TrustedLambda, custom_classes, make_stand_in
 from poolbench.models.probe import Form
 
@@ -57,15 +57,22 @@ class Loaded(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         model: the Keras model.
+        state: its variables and their values as they were loaded; a training step changes moving averages and seeds.
         specs: of its inputs.
         unknown: the layers that stand-ins replace; the model then does not compute what the file's does.
-        lambdas: names of the Lambdas that run by `trust`, and of the user's own layers.
+        code: names of the Lambdas that run by `trust`, and of the user's own layers.
     """
 
     model: Any
     specs: tuple[InputSpec, ...]
     unknown: tuple[Unknown, ...] = ()
     code: tuple[str, ...] = ()
+    state: tuple[tuple[Any, Any], ...] = ()
+
+    def reset(self) -> None:
+        """Give the model the state in which it was loaded."""
+        for variable, value in self.state:
+            variable.assign(value)
 
 
 def build_textbook(source: Source) -> Any:
@@ -103,21 +110,14 @@ def build_application(source: Source) -> Any:
     return build(weights=None, input_shape=source.image)
 
 
-@cache
-def _head_config(name: str, image: tuple[int, int, int] | None) -> tuple[type[Any], dict[str, Any]]:
-    # The network is built once in a process for its head's sake: a head is raced in many cases.
-    import keras
-
-    network = build_application(Source(kind="application", name=name, image=image))
-    pools = [x for x in network.layers if isinstance(x, keras.layers.GlobalAveragePooling2D)]
-    head = keras.Model(pools[-1].input, network.output)
-    return type(head), head.get_config()
-
-
 def build_head(source: Source) -> Any:
     """Build the head of a network: from the last global pool's input to the classes."""
-    kind, config = _head_config(source.name, source.image)
-    return kind.from_config(copy.deepcopy(config))  # Keras writes into what it is given
+    import keras
+
+    network = build_application(source)
+    pools = [x for x in network.layers if isinstance(x, keras.layers.GlobalAveragePooling2D)]
+    head = keras.Model(pools[-1].input, network.output)
+    return type(head).from_config(head.get_config())
 
 
 BUILDERS: dict[str, Callable[[Source], Any]] = {
@@ -127,19 +127,32 @@ BUILDERS: dict[str, Callable[[Source], Any]] = {
 }
 
 
+# The model that this process loaded last, by its source: it is described and raced several times.
+_last: dict[Source, Loaded] = {}
+
+
 def load(source: Source) -> Loaded:
-    """Return the source's model.
+    """Return the source's model in the state of its file.
 
     Raises:
         UsageError: the file cannot be loaded.
     """
     import keras
 
-    keras.utils.set_random_seed(0)  # one initialisation in every process: outputs can be compared
-    if source.kind == "file":
-        return load_file(source)
-    model = BUILDERS[source.kind](source)
-    return Loaded(model=model, specs=input_specs(model, {}))
+    key = msgspec.structs.replace(source, forms=None)
+    if key not in _last:
+        _last.clear()
+        # One initialisation in every process: outputs can be compared.
+        keras.utils.set_random_seed(0)
+        if source.kind == "file":
+            loaded = load_file(source)
+        else:
+            model = BUILDERS[source.kind](source)
+            loaded = Loaded(model=model, specs=input_specs(model, {}))
+        state = tuple((variable, variable.numpy()) for variable in loaded.model.variables)
+        _last[key] = msgspec.structs.replace(loaded, state=state)
+    _last[key].reset()
+    return _last[key]
 
 
 def load_file(source: Source) -> Loaded:
@@ -150,15 +163,16 @@ def load_file(source: Source) -> Loaded:
     """
     import keras
 
-    import poolbench.layers
-
-    assert poolbench.layers is not None  # registers DepthMaxPool2D
+    register_layers()
     path = Path(source.name)
     classes = custom_classes(source.custom)
     saved = files.read_file(path)
-    legacy = saved is None
+    of_keras_2 = files.keras_version(path).startswith("2.")
+    in_h5, legacy = saved is None, saved is None or of_keras_2
     if saved is None:
         saved = read_h5_config(path)
+    elif of_keras_2:
+        saved = as_legacy(saved)
     known = frozenset(classes) | (keras_classes() if legacy else frozenset())
     unknown = files.find_unknown(saved, legacy=legacy, classes=known)
     runs = [layer for layer in unknown if layer.kind == "Lambda" and source.trust]
@@ -170,11 +184,17 @@ def load_file(source: Source) -> Loaded:
         )
     objects = {**classes, **substitutes(saved, source, left)}
     try:
-        if legacy:
+        if in_h5:
             # Keras's loader takes legacy files whole: a stand-in has no weights to be given.
             model = keras.saving.load_model(path, custom_objects=objects, compile=False)
         else:
-            model = revive(saved, objects, left, runs)
+            if legacy:
+                # The loader of HDF5 files, which has no public name for a config by itself.
+                from keras.src.legacy.saving.saving_utils import model_from_config
+
+                model = model_from_config(copy.deepcopy(saved), custom_objects=objects)
+            else:
+                model = revive(saved, objects, left, runs)
             if not left:
                 model.load_weights(str(path))
     except UsageError:
@@ -210,6 +230,16 @@ def _refusal(path: Path, saved: Mapping[str, Any], error: BaseException) -> str:
     return f"Keras {keras.__version__} cannot load {name}: {files.brief(error)}{hint}"
 
 
+def as_legacy(value: Any) -> Any:
+    """Return a config of Keras 2 as its HDF5 files have it, which Keras 3 reads."""
+    if isinstance(value, list):
+        return [as_legacy(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    dropped = ("module", "registered_name", "build_config", "compile_config")
+    return {key: as_legacy(item) for key, item in value.items() if key not in dropped}
+
+
 def read_h5_config(path: Path) -> dict[str, Any]:
     """Return the config of a model in an HDF5 file, and which Keras wrote it.
 
@@ -235,12 +265,18 @@ def read_h5_config(path: Path) -> dict[str, Any]:
     return {**config, "keras_version": version}
 
 
+def register_layers() -> None:
+    """Register the reusable layers, so that Keras loads them in safe mode."""
+    for module in files.OWN_LAYERS.values():
+        importlib.import_module(module)
+
+
 def keras_classes() -> frozenset[str]:
     """Return the names of Keras's layers and models, by which legacy files call them."""
     import keras
 
     found = {name for name in dir(keras.layers) if isinstance(getattr(keras.layers, name), type)}
-    return frozenset(found | {"Model", "Functional", "Sequential", "DepthMaxPool2D"}) - {"Lambda"}
+    return frozenset(found | {"Model", "Functional", "Sequential", *files.OWN_LAYERS}) - {"Lambda"}
 
 
 def substitutes(
@@ -305,8 +341,3 @@ def flatten(model: Any) -> Iterator[Any]:
             if id(operation) not in seen and operation is not model:
                 seen.add(id(operation))
                 yield operation
-
-
-def concrete(shape: OpenShape) -> Shape:
-    """Return a shape without open sizes."""
-    return tuple(int(size or 1) for size in shape)

@@ -12,7 +12,7 @@ from poolbench.store.journal import StoredRun
 
 MACHINE = frozenset(
     "processor architecture features cores threads usable_threads cpu_quota last_level_cache_nbytes system release"
-    " virtual kept_awake idle_states_disabled".split()
+    " virtual idle_states_disabled".split()
 )
 # Packages that compute or provide kernels; pytest, pandas and the profiler's viewer do neither.
 VERSIONS = re.compile(

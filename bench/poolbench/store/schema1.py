@@ -17,6 +17,7 @@ FIELDS = {
     "spell" + "ing": "candidate",  # split: the word is in use nowhere else
 }
 CONTENTION = {"apart": "cores_distant", "siblings": "smt_sibling_busy"}
+MACHINE = {"kept_awake": "idle_states_disabled"}
 OPTIONS = {"replicas": "processes", "max_replicas": "max_processes"}
 # Keys of the checks of the support matrix.
 CHECKS = {"repeat-replicas": "repeat-processes"}
@@ -40,6 +41,9 @@ def lift(record: dict[str, Any]) -> dict[str, Any]:
     _rename(lifted, "contention", CONTENTION)
     if isinstance(case := record.get("case"), dict):
         lifted["case"] = _lift_case(case)
+    if isinstance(environment := record.get("environment"), dict):
+        lifted["environment"] = dict(environment)
+        _rename(lifted["environment"], "machine", MACHINE)
     if kind == "header":
         lifted["schema"] = 2
         _rename(lifted, "options", OPTIONS)

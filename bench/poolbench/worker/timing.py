@@ -11,7 +11,7 @@ import resource
 import statistics
 from collections.abc import Callable, Sequence
 from itertools import repeat
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Any
 
 import msgspec
@@ -19,12 +19,12 @@ import msgspec
 from poolbench.core.errors import Status, reason_of, status_of
 from poolbench.core.plan import PROBES
 from poolbench.machine import smt
-from poolbench.machine.idle import kept_awake
+from poolbench.machine.idle import idle_states_disabled
 from poolbench.worker import again, isolation
 from poolbench.worker.backends import Call
 from poolbench.worker.session import OpenCase, Session
 
-clock = perf_counter
+clock, processor_clock = perf_counter, process_time
 ENERGY_CALLS = 10  # between two readings of the device's counter
 ENERGY_SECONDS, ENERGY_LIMIT_SECONDS = 0.1, 3.0
 
@@ -43,11 +43,13 @@ class Block(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         seconds: of one call.
         warmup_seconds: the untimed calls before it.
+        processor_seconds: of one call, all threads of the process; 0 with a cold cache.
         status, reason: 'ok', or what the call raised; the seconds then say nothing.
     """
 
     seconds: float = 0.0
     warmup_seconds: float = 0.0
+    processor_seconds: float = 0.0
     status: Status = "ok"
     reason: str = ""
 
@@ -74,7 +76,7 @@ def time_batch(session: Session, requests: Sequence[BlockRequest]) -> Batch:
     """Time every block in turn; an exception ends its own block only."""
     start = resource.getrusage(resource.RUSAGE_SELF)
     begin = clock()
-    with kept_awake():
+    with idle_states_disabled():
         looks = [smt.busy_share()]
         blocks = run_blocks(session, requests)
         looks.append(smt.busy_share())
@@ -163,17 +165,21 @@ def time_block(
         synchronize(device)
         gc.disable()
         try:
+            used = processor_clock()
             begin = clock()
             for _ in repeat(None, calls):
                 call(*arguments)
             synchronize(device)
             end = clock()
+            used = processor_clock() - used
         finally:
             gc.enable()
         if kept is not None:
             kept.append(call(*arguments))
             synchronize(device)
-    return Block(seconds=(end - begin) / calls, warmup_seconds=begin - start)
+    return Block(
+        seconds=(end - begin) / calls, warmup_seconds=begin - start, processor_seconds=used / calls
+    )
 
 
 def _time_cold_block(

@@ -12,25 +12,25 @@ def virtual(tmp_path, monkeypatch, flags="fpu hypervisor lahf_lm"):
     return requests
 
 
-def test_keep_awake_holds_its_request_until_let_sleep(tmp_path, monkeypatch):
+def test_disable_idle_states_holds_its_request_until_enable_idle_states(tmp_path, monkeypatch):
     requests = virtual(tmp_path, monkeypatch)
-    idle.let_sleep()
-    assert idle.keep_awake(requests)
+    idle.enable_idle_states()
+    assert idle.disable_idle_states(requests)
     assert struct.unpack("i", requests.read_bytes()) == (0,)
     assert len(idle._held) == 1
-    assert idle.keep_awake(requests)  # once is enough
+    assert idle.disable_idle_states(requests)  # once is enough
     assert len(idle._held) == 1
-    idle.let_sleep()
+    idle.enable_idle_states()
     assert not idle._held
 
 
-def test_keep_awake_physical_machine_makes_no_request(tmp_path, monkeypatch):
+def test_disable_idle_states_physical_machine_makes_no_request(tmp_path, monkeypatch):
     requests = virtual(tmp_path, monkeypatch, flags="fpu lahf_lm")
-    assert not idle.keep_awake(requests)
+    assert not idle.disable_idle_states(requests)
     assert requests.read_bytes() == b""
 
 
-def test_keep_awake_forbidden_request_is_no_error(tmp_path, monkeypatch):
+def test_disable_idle_states_forbidden_request_is_no_error(tmp_path, monkeypatch):
     virtual(tmp_path, monkeypatch)
-    assert not idle.keep_awake(tmp_path / "not-there" / "requests")
+    assert not idle.disable_idle_states(tmp_path / "not-there" / "requests")
     assert not idle._held

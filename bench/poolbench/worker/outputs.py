@@ -1,0 +1,87 @@
+"""Read what a contender returns, so that two workers' results for the same inputs can be compared."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import msgspec
+import numpy as np
+
+from poolbench.core.case import Case
+from poolbench.core.registry import REGISTRY
+from poolbench.worker import check
+from poolbench.worker.backends import Array, to_numpy
+from poolbench.worker.inputs import numpy_dtype
+from poolbench.worker.program import Program, tensorflow_program
+from poolbench.worker.session import Session
+
+
+class Outputs(msgspec.Struct, frozen=True, kw_only=True):
+    """The outputs of one call of a contender.
+
+    Attributes:
+        inputs: digest of the inputs.
+        shapes, dtypes, data: of each output, in memory order.
+    """
+
+    inputs: str
+    shapes: tuple[tuple[int, ...], ...]
+    dtypes: tuple[str, ...]
+    data: tuple[bytes, ...]
+
+    def arrays(self) -> list[Array]:
+        """Return the outputs."""
+        fields = zip(self.data, self.dtypes, self.shapes, strict=True)
+        return [
+            np.frombuffer(data, numpy_dtype(dtype)).reshape(shape) for data, dtype, shape in fields
+        ]
+
+
+def read_outputs(session: Session, name: str) -> Outputs:
+    """Call a contender of the open case once; return its outputs."""
+    opened = session.open
+    call, arguments = opened.bound(name)
+    with opened.backend.on(opened.device):
+        result = call(*arguments)
+        opened.backend.synchronize(opened.device)
+    outputs = [to_numpy(v) for v in (result if isinstance(result, (tuple, list)) else (result,))]
+    digest = hashlib.sha256(b"".join(array.tobytes() for array in opened.host))
+    return Outputs(
+        inputs=digest.hexdigest()[:16],
+        shapes=tuple(array.shape for array in outputs),
+        dtypes=tuple(str(array.dtype) for array in outputs),
+        data=tuple(array.tobytes() for array in outputs),
+    )
+
+
+def read_program(session: Session, name: str) -> Program | None:
+    """Return the program that XLA compiles from a contender of the open case; None outside mode 'xla'."""
+    opened = session.open
+    if opened.case.mode != "xla" or opened.backend.name != "tensorflow":
+        return None
+    call, arguments = opened.bound(name)
+    with opened.backend.on(opened.device):
+        return tensorflow_program(call, *arguments)
+
+
+def difference(case: Case, base: Outputs, head: Outputs) -> str:
+    """Return how head's outputs differ from base's by more than the case's tolerance; '' if they do not."""
+    if base.inputs != head.inputs:
+        return "their inputs differ: op or generator of inputs changed"
+    if (base.shapes, base.dtypes) != (head.shapes, head.dtypes):
+        return f"{_kinds(base)} became {_kinds(head)}"
+    bound = check.bound_for(REGISTRY.ops[case.op], case)
+    worst = 0.0
+    for one, other in zip(base.arrays(), head.arrays(), strict=True):
+        before, after = one.astype(np.float64), other.astype(np.float64)
+        error = check.differences(after, before)
+        worst = max(worst, check.largest_errors(error, np.abs(before), bound)[2])
+    return f"outputs differ by {worst:.3g} times the tolerance" if worst > 1.0 else ""
+
+
+def _kinds(outputs: Outputs) -> str:
+    kinds: Sequence[str] = [
+        f"{dtype}{list(shape)}" for dtype, shape in zip(outputs.dtypes, outputs.shapes, strict=True)
+    ]
+    return ", ".join(kinds)
