@@ -26,3 +26,9 @@ def test_global_max_pool(poolbench: Benchmark) -> None:
 def test_gem_pool(poolbench: Benchmark) -> None:
     """Generalised mean pooling."""
     poolbench.replay()
+
+
+@pytest.mark.poolbench(op="adaptive_pool")
+def test_adaptive_pool(poolbench: Benchmark) -> None:
+    """Adaptive pooling."""
+    poolbench.replay()

@@ -285,7 +285,7 @@ class Benchmark:
     def replay(self) -> None:
         """Replay the candidate's samples into pytest-benchmark; skip or fail by its status.
 
-        `unsupported` and a documented wrong answer are expected results; every other status but
+        `unsupported` and a documented wrong answer or crash are expected results; every other status but
         `ok` fails the test.
         """
         if self.case is None or self.candidate is None:
@@ -316,7 +316,7 @@ def poolbench(request: pytest.FixtureRequest) -> Benchmark:
 def _end(measurement: Measurement) -> None:
     """End a test whose candidate has no samples."""
     text = f"{measurement.status}: {measurement.reason}"
-    if measurement.status == "wrong" and "documented" in measurement.flags:
+    if measurement.status in ("wrong", "crashed") and "documented" in measurement.flags:
         pytest.xfail(text)
     if outcome := OUTCOMES.get(measurement.status):
         outcome(text)

@@ -82,7 +82,7 @@ class Bisection:
         pair: case and candidate.
         pool: provides workers.
         rule: decides whether the ends differ.
-        budget_seconds: of each race.
+        budget_seconds: of each race; that of the ends has twice the time.
         say: prints progress.
         clock: reads the time.
     """
@@ -117,7 +117,7 @@ class Bisection:
         Raises:
             UsageError: the ends do not differ, or cannot be compared.
         """
-        ends, programs = self._race(self._points[-1], self._rule)
+        ends, programs = self._race(self._points[-1], self._rule, 2 * self._budget_seconds)
         if ends.verdict != "SLOWER":
             size = (
                 f"; it would have found {100 * ends.detectable:.0f}%"
@@ -126,7 +126,7 @@ class Bisection:
             )
             raise UsageError(
                 f"{self._points[-1]} is not slower than {self._points[0]}: {ends.reason or ends.verdict.lower()}"
-                f" after {ends.visits} processes{size} (--budget)"
+                f" after {ends.visits} visits{size} (--budget)"
             )
         self._programs = dict(zip((False, True), programs, strict=True))
         self._enter(self._points[-1], True, f"{ends.wall.ratio:.3f}x", 0.0)
@@ -150,7 +150,7 @@ class Bisection:
     def _judge(self, point: str, rule: Rule) -> bool | None:
         """Return whether a point is slow; None if it cannot be judged."""
         start = self._clock()
-        found, (_, program) = self._race(point, rule)
+        found, (_, program) = self._race(point, rule, self._budget_seconds)
         seconds = self._clock() - start
         if program is not None and found.visits == 0 and not found.reason:
             slower = _hash(program) == _hash(self._programs[True])
@@ -172,7 +172,7 @@ class Bisection:
         return slower
 
     def _race(
-        self, point: str, rule: Rule
+        self, point: str, rule: Rule, seconds: float
     ) -> tuple[SideBySide, tuple[Program | None, Program | None]]:
         """Race a point against the good end, unless its program tells; return programs of both."""
         try:
@@ -183,7 +183,7 @@ class Bisection:
             self._case, self._candidate, base=self._good, head=head, rule=rule, programs=True
         )
         spec = race.spec_of(HEAD)
-        until = self._clock() + self._budget_seconds
+        until = self._clock() + seconds
         workers = Shared(self._pool, PROCESSES)
         try:
             start_workers(self._pool, {BASE: self._good, HEAD: spec}, 1)

@@ -38,9 +38,9 @@ BATCH_SECONDS = 0.25
 # Interleaved races alternate after about this time. Shorter parts would pay for cold caches and thread pools, and
 # longer ones would see the machine change.
 STEP_SECONDS = 0.15
-# Workers of several kinds alternate after about this time. Of identical code, the ratio from 0.03 s each is as steady
-# as from four times the sum of legs of 0.15 s: what slows a processor is drawn anew for each leg.
-LEG_SECONDS = 0.04
+# Workers of several kinds alternate after about this time. What slows a processor is drawn anew for each leg: of
+# identical code, the ratio of 30 s in legs of 0.03 s is as steady as that of 120 s in legs of 0.15 s.
+LEG_SECONDS = 0.015
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,7 +26,7 @@ from poolbench.machine.nvml import is_gpu
 FLAGS = {
     "stopped_early": "ten times slower than the baseline in the first process: stopped there, no interval",
     "faster-than-limit": "faster than the memory allows: something was folded away or not run",
-    "documented": "the wrong answer is a documented one",
+    "documented": "the wrong answer or crash is a documented one",
     "contended": "in most of its blocks something else used the machine, or the host had its processors far from "
     "each other, and no better time came",
 }
@@ -93,11 +93,11 @@ class ContenderRecord:
         return to_samples(self.rows(clock))
 
     def fail(self, case: Case, failure: WorkerFailure) -> None:
-        """Record a failure; a documented one becomes `unsupported`, or a documented wrong answer."""
+        """Record a failure; a documented one becomes `unsupported`, or a documented wrong answer or crash."""
         self.status, self.reason, self.tail = failure.status, failure.reason, failure.tail
         for known in self.candidate.failures if self.candidate else ():
             if known.when(case) and re.search(known.matches, failure.reason):
-                if failure.status == "wrong":
+                if failure.status in ("wrong", "crashed"):
                     self.flags.append("documented")
                 else:
                     self.status = "unsupported"

@@ -28,8 +28,8 @@ from poolbench.worker.program import Program
 
 BASE, HEAD, AGAIN = "base", "head", "base-again"
 # Legs of each worker in one visit to its process, each on inputs of its own.
-LEGS = 8
-BLOCK_SECONDS = 0.002
+LEGS = 16
+BLOCK_SECONDS = 0.001
 # No framework reads this variable; it distinguishes a second worker of the same kind.
 COPY = "POOLBENCH_COPY"
 

@@ -77,7 +77,7 @@ class TensorFlowBackend:
         import tensorflow as tf
 
         with tf.device(device):
-            copies = tuple(value + 0 for value in values)
+            copies = tuple(value & True if value.dtype.is_bool else value + 0 for value in values)
         tf.test.experimental.sync_devices()
         return copies
 
