@@ -1,7 +1,4 @@
-"""Spatial max pooling: the maximum over square windows, (N, H, W, C) -> (N, rows, columns, C).
-
-`padding='same'` pads both ends with the lowest value, as TensorFlow does.
-"""
+"""Spatial max pooling: the maximum over square windows, (N, H, W, C) -> (N, rows, columns, C); padding as TensorFlow's."""
 
 from __future__ import annotations
 
