@@ -17,7 +17,7 @@ from poolbench.matrix.finding import Finding
 from poolbench.matrix.probe import combine, error_words, explain_error
 from poolbench.matrix.probes import repeat, threads, values
 from poolbench.matrix.trial import Trial
-from poolbench.worker.check import Answers, differences, largest_errors
+from poolbench.worker.check import Answers, Difference, compare
 
 
 def test_combine_keeps_worst_state_and_merges_equal_evidence():
@@ -91,19 +91,15 @@ def test_error_words_message_is_kept(text, words):
     assert error_words(ValueError(text)) == f"ValueError: {words}"
 
 
-def test_largest_errors_equal_infinities_and_nan_are_zero():
+def test_compare_equal_infinities_and_nan_are_zero():
     array = np.array([np.inf, -np.inf, np.nan, 1.0])
-    assert errors(array, array.copy(), 0.0) == (0.0, 0.0, 0.0)
+    assert compare(array, array.copy()) == Difference(worst=0.0, relative=0.0, absolute=0.0)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 0.0])
-def test_largest_errors_nonfinite_in_one_array_is_infinite(value):
-    assert errors(np.array([value]), np.array([-np.inf]), 1e-3)[2] == np.inf
-
-
-def errors(actual, expected, allowed):
-    bound = Tolerance(relative=allowed, absolute=allowed)
-    return largest_errors(differences(actual, expected), np.abs(expected), bound)
+def test_compare_nonfinite_in_one_array_is_infinite(value):
+    bound = Tolerance(relative=1e-3, absolute=1e-3)
+    assert compare(np.array([value]), np.array([-np.inf]), bound).worst == np.inf
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ register(
 )  # fmt: skip
 
 
-@implementation(op=OP, name=MAIN[0], form="layer", framework="keras")
+@implementation(op=OP, name=MAIN[0], form="layer")
 def layer_global_max_pool(case: Case) -> Any:
     """keras.layers.GlobalMaxPooling1D or 2D."""
     import keras
@@ -119,7 +119,7 @@ def joined_reduce_max(case: Case, tf: Any, x: Any) -> Any:
     return tf.reduce_max(functools.reduce(tf.maximum, parts), spatial_axes(case))
 
 
-@implementation(op=OP, name="keras-ops", framework="keras")
+@implementation(op=OP, name="keras-ops")
 def keras_ops(case: Case) -> Any:
     """keras.ops.max: any Keras backend."""
     import keras

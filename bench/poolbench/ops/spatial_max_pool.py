@@ -1,4 +1,4 @@
-"""Spatial max pooling: the maximum over square windows, (N, H, W, C) -> (N, rows, columns, C); padding as TensorFlow's."""
+"""Spatial max pooling: the maximum over square windows, (N, H, W, C) -> (N, rows, columns, C); TensorFlow's padding."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def max_pool2d(case: Case, tf: Any, x: Any) -> Any:
     return tf.nn.max_pool2d(x, *words)
 
 
-@implementation(op=OP, name=STOCK, form="layer", framework="keras", failures=NATIVE_FAILURES)
+@implementation(op=OP, name=STOCK, form="layer", failures=NATIVE_FAILURES)
 def layer_max_pool2d(case: Case) -> Any:
     """keras.layers.MaxPooling2D."""
     import keras

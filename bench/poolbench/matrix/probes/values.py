@@ -9,17 +9,19 @@ import msgspec
 import numpy as np
 
 from poolbench.core.case import Case
+from poolbench.core.op import Tolerance
 from poolbench.matrix import trial as trials
 from poolbench.matrix.finding import Finding
 from poolbench.matrix.probe import Step, SupportProbe, in_modes
 from poolbench.matrix.trial import Trial
-from poolbench.worker.check import Answers, tie_rule
+from poolbench.worker.check import Answers, compare, tie_rule
 
 if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
 NAN = float("nan")
 NAN_GROUPS = ((1, NAN, 3), (NAN, NAN, NAN), (NAN, 1, 2), (1, 2, NAN))
+SHARES = Tolerance(relative=0.0, absolute=1e-3)
 TIE_RULES = {
     "split": "split equally", "first": "first", "last": "last", "one": "one of them", "other": "some other rule"
 }  # fmt: skip
@@ -107,7 +109,7 @@ def judge_ties(answers: Answers, dx: Array) -> Finding:
     assert window_sum is not None
     split, weight = (answers.spread(dy)[0] for dy in (answers.dy, np.ones_like(answers.dy)))
     whole = np.divide(split, weight, out=np.zeros_like(split), where=weight > 0)
-    each = np.allclose(dx, whole, atol=1e-3)
+    each = compare(dx, whole, SHARES).agrees
     rule = "all of it to every tied value" if each else TIE_RULES[tie_rule(answers, dx)]
     figures: dict[str, float | int | str | None] = {"rule": rule}
     if (dx[weight == 0] != 0).any():
