@@ -25,7 +25,8 @@ from poolbench.ops.shared import (
 
 OP = "gem_pool"
 P, LEAST = 3.0, 1e-6
-BASE = {"shape": (8, 56, 56, 96), "distribution": "relu"}
+SHAPE = (8, 56, 56, 96)
+BASE = {"shape": SHAPE, "distribution": "relu"}
 BASELINE = "pow-float32"
 NARROW = (BASELINE, "pow", "avg_pool2d", "scaled")
 
@@ -48,7 +49,7 @@ FULL = Sweep(
     base=BASE,
     parts=(
         product(
-            shape=[BASE["shape"], (1, 7, 7, 2048), (32, 14, 14, 512)],
+            shape=[SHAPE, (1, 7, 7, 2048), (32, 14, 14, 512)],
             mode=["eager", "graph", "xla"],
             direction=["forward", "training"],
             dtype=["float32", "float16", "bfloat16"],

@@ -42,10 +42,10 @@ def unique_gradient(case: Case) -> bool:
     return not (case.direction == "training" and case.window > case.stride and ties)
 
 
-EVERY = {"mode": ["eager", "graph", "xla"], "direction": ["forward", "training"]}
-BOTH, XLA = {"mode": ["graph", "xla"]}, {"mode": ["xla"], "direction": ["training"]}
-TRAINING = BOTH | {"direction": ["training"]}
-PADDINGS = {"window": [3], "padding": ["valid", "same"]}
+EVERY: dict[str, Any] = {"mode": ["eager", "graph", "xla"], "direction": ["forward", "training"]}
+BOTH: dict[str, Any] = {"mode": ["graph", "xla"]}
+XLA, TRAINING = ({"mode": m, "direction": ["training"]} for m in (["xla"], BOTH["mode"]))
+PADDINGS: dict[str, Any] = {"window": [3], "padding": ["valid", "same"]}
 SHAPES = ((1, 8, 8, 96), (8, 28, 28, 96), (8, 56, 56, 96), (32, 56, 56, 96))
 DEFAULT = Sweep(base=BASE, rules=(unique_gradient,), parts=(
     product(**BOTH),
