@@ -8,6 +8,7 @@ from poolbench.core.errors import WorkerFailure
 from poolbench.core.plan import WorkerSpec
 from poolbench.core.registry import REGISTRY, import_file
 from poolbench.engine.process import Worker
+from poolbench.worker import again
 from poolbench.worker.contender import open_contender
 from poolbench.worker.session import Session, open_case
 from poolbench.worker.timing import BlockRequest, time_batch
@@ -62,6 +63,7 @@ def race(session: Session, name: str, mode: str = "") -> dict[str, tuple[str, st
     """
     case = REGISTRY.ops[TENSORFLOW_OP if mode else OP].make_case(mode=mode or "eager")
     open_case(session, case, 0, tensorflow=bool(mode))
+    again.SHARE = 1e9  # a random moment is after each batch
     found = {}
     for one in ("honest", name):
         opened = open_contender(session, one, check=True)
