@@ -10,6 +10,7 @@ from poolbench.core.plan import PROBE_NAMES, WorkerSpec
 from poolbench.core.registry import REGISTRY, Registry, import_file
 from poolbench.engine.process import Worker
 from poolbench.worker import again
+from poolbench.worker.backends import BACKENDS
 from poolbench.worker.contender import open_contender
 from poolbench.worker.session import Session, open_case
 from poolbench.worker.timing import BlockRequest, time_batch
@@ -63,7 +64,8 @@ def race(session: Session, name: str, mode: str = "") -> dict[str, tuple[str, st
         mode: of TensorFlow; '' for a hack in NumPy.
     """
     case = REGISTRY.ops[TENSORFLOW_OP if mode else OP].make_case(mode=mode or "eager")
-    open_case(session, case, 0, tensorflow=bool(mode))
+    session.backend = BACKENDS["tensorflow" if mode else "numpy"]
+    open_case(session, case, 0)
     again.SHARE = 1e9  # a random moment is after each batch
     found = {}
     for one in ("honest", name):

@@ -339,7 +339,7 @@ register(Op(
 ))
 
 
-@candidate(op="add_one", name="plus", framework="numpy")
+@candidate(op="add_one", name="plus", backends=("numpy",))
 def plus(case):
     side = os.environ["SIDE"]  # a process without it fails
     return lambda x: x + 1

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 MINE = '''from poolbench import candidate
 import numpy as np
 
-@candidate(op="global_avg_pool", name="mine", framework="numpy")
+@candidate(op="global_avg_pool", name="mine", backends=("numpy",))
 def mine(case):
     """Mean by NumPy."""
     def call(x):

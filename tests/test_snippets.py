@@ -31,7 +31,11 @@ CASES = {
     ],
 }
 # Other test modules register candidates of their own.
-PAIRS = sorted(pair for pair, entry in REGISTRY.candidates.items() if entry.builtin)
+PAIRS = sorted(
+    pair
+    for pair, entry in REGISTRY.candidates.items()
+    if entry.builtin and "tensorflow" in entry.backends
+)
 
 
 @pytest.fixture(scope="module")

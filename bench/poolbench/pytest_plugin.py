@@ -12,11 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from poolbench.core.axes import STANDARD
+from poolbench.core.axes import BACKEND, STANDARD
 from poolbench.core.case import Case, case_label
 from poolbench.core.errors import UsageError
 from poolbench.core.op import Op
-from poolbench.core.registry import REGISTRY, import_file, load_builtin, parse_axis
+from poolbench.core.registry import (
+    REGISTRY,
+    contender_names,
+    import_file,
+    load_builtin,
+    parse_axis,
+)
 from poolbench.core.sweep import Sweep, SweepCase
 from poolbench.options import OPTIONS, Asked
 
@@ -145,12 +151,15 @@ def _pairs(asked: Asked, op: str) -> list[tuple[Case, str]]:
     found = REGISTRY.ops[op]
     axes = asked.axes([*STANDARD, *(axis.name for axis in found.axes)])
     planned = planned_cases(found, asked.options["sweep"], axes)
-    order = {name: place for place, name in enumerate(REGISTRY.of(op))}
-    return [
-        (item.case, name)
-        for item in planned
-        for name in sorted(racing(found, item), key=order.__getitem__)
-    ]
+    backends = asked.axes([BACKEND.name]).get(BACKEND.name, ("tensorflow",))
+    pairs = []
+    for item in planned:
+        names = set(racing(found, item))
+        for name, entry in REGISTRY.of(op).items():
+            # A sweep names TensorFlow's candidates; the other backends' own race too.
+            if name in names or "tensorflow" not in entry.backends:
+                pairs += [(item.case, one) for one in contender_names(item.case, name, backends)]
+    return pairs
 
 
 def pair_of(item: pytest.Item) -> tuple[Case, str] | None:

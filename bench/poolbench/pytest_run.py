@@ -18,7 +18,7 @@ import pytest
 from poolbench.core.case import Case, case_label
 from poolbench.core.errors import StoreError, UsageError
 from poolbench.core.plan import PRESETS, Plan
-from poolbench.core.registry import REGISTRY
+from poolbench.core.registry import baseline_of
 from poolbench.engine.progress import (
     Progress,
     describe_fastest,
@@ -122,29 +122,28 @@ class RunSession:
         run = Run(options, progress=self.say, remote=_find_cluster(given, options, self.say))
         run.expect(list(self._cases))
         for case, names in self._cases.items():
-            entries = [REGISTRY.candidates[case.op, name] for name in names]
-            run.ahead(case, entries, baseline=REGISTRY.ops[case.op].baseline)
+            run.ahead(case, names, baseline=baseline_of(case, names))
         return run
 
     def measurements(self, case: Case) -> dict[str, Measurement]:
         """Return the case's measurements by candidate; the first call runs the race."""
         if case in self._raced:
             return self._raced[case]
-        op = REGISTRY.ops[case.op]
-        entries = [REGISTRY.candidates[case.op, name] for name in self._cases[case]]
+        names = self._cases[case]
+        baseline = baseline_of(case, names)
         if self.asked.options["check_only"]:
-            self._raced[case] = self.run.check(case, entries)
+            self._raced[case] = self.run.check(case, names)
             return self._raced[case]
         if self._progress is not None:
             self._progress.now = f"{case.op} {case_label(case)}"
         try:
-            found = self.run.race(case, entries, baseline=op.baseline)
+            found = self.run.race(case, names, baseline=baseline)
         except UsageError as error:
             pytest.exit(str(error), returncode=int(pytest.ExitCode.USAGE_ERROR))
         except StoreError as error:
             pytest.exit(str(error), returncode=EXIT_STOPPED)
         self._raced[case] = found
-        self._show(case, describe_fastest(found, op.baseline))
+        self._show(case, describe_fastest(found, baseline))
         return found
 
     def _show(self, case: Case, fastest: str) -> None:

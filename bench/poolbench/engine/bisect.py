@@ -13,14 +13,14 @@ from typing import Protocol
 from poolbench.core.case import Case
 from poolbench.core.errors import UsageError, WorkerFailure
 from poolbench.core.plan import WorkerSpec
+from poolbench.core.program import Program
 from poolbench.core.registry import REGISTRY
-from poolbench.engine.run import worker_spec
+from poolbench.engine.contenders import backend_of, worker_spec
 from poolbench.engine.side_by_side import PROCESSES, Pool, merge, start_workers
 from poolbench.engine.sides import Builder, Side, SideRequest
 from poolbench.engine.versions import BASE, HEAD, Shared, VersionsRace
 from poolbench.stats.estimate import Estimate
 from poolbench.stats.side_by_side import Outcome, Rule, SideBySide
-from poolbench.worker.program import Program
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +102,9 @@ class Bisection:
         self._points = list(points)
         self._make_side = make_side
         self._case, self._candidate = pair
-        self._kind = worker_spec(self._case, [REGISTRY.candidates[self._case.op, self._candidate]])
+        self._kind = worker_spec(
+            self._case, backend_of([REGISTRY.candidates[self._case.op, self._candidate]])
+        )
         self._pool = pool
         self._rule = rule or Rule()
         self._budget_seconds = budget_seconds

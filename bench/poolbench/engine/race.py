@@ -224,6 +224,8 @@ class Race:
             self.seconds["energy"] += self._noise.now() - start
         start = self._noise.now()
         self._workers.verify()
+        if process == 0:
+            self._workers.read_programs()
         self.seconds["rechecks"] += self._noise.now() - start
         self._workers.close()
 

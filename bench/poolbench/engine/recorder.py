@@ -11,6 +11,7 @@ from poolbench.core.candidate import Candidate
 from poolbench.core.case import Case
 from poolbench.core.errors import WorkerFailure
 from poolbench.core.plan import IDENTITY, PROBES, SMALL_NBYTES, WorkerSpec
+from poolbench.core.program import Program
 from poolbench.core.records import (
     Accuracy,
     Clock,
@@ -59,6 +60,8 @@ class ContenderRecord:
     written_nbytes: int = 0
     peak_nbytes: int | None = None
     energy_joules: float | None = None
+    settings: dict[str, str] = field(default_factory=dict)
+    program: Program | None = None
     stopped_early: bool = False
     every: int = 1  # it runs in each `every`-th round
     columns: list[Row] = field(default_factory=list)
@@ -163,6 +166,8 @@ def make_measurement(
         contention=contention,
         node=node,
         energy_joules=record.energy_joules,
+        settings=record.settings,
+        program=record.program,
         device_seconds=middle(on_device) if on_device else None,
     )
 

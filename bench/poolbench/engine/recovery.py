@@ -10,6 +10,7 @@ from typing import Protocol
 from poolbench.core.case import Case
 from poolbench.core.errors import WorkerFailure
 from poolbench.core.plan import IDENTITY, PROBES, SMALL_NBYTES, Plan, WorkerSpec
+from poolbench.core.program import Program
 from poolbench.core.registry import input_nbytes
 from poolbench.engine.process import WorkerLike
 from poolbench.engine.recorder import ContenderRecord, Seconds
@@ -35,14 +36,16 @@ class Tasks:
     The defaults open an op's case, its candidates and the bandwidth probes; a model's step brings its own.
 
     Attributes:
-        open_case: (session, case, seed, tensorflow) -> Opened.
+        open_case: (session, case, seed) -> Opened.
         open_contender: (session, name, check) -> OpenedContender.
         probes: names of the bandwidth probes that race too.
+        read_program: (session, name) -> Program or None; None: no programs are read.
     """
 
     open_case: Callable[..., session.Opened] = session.open_case
     open_contender: Callable[..., contender.OpenedContender] = contender.open_contender
     probes: tuple[str, ...] = PROBES
+    read_program: Callable[..., Program | None] | None = None
 
     def probes_of(self, case: Case) -> tuple[str, ...]:
         """Return the probes of a case: for small inputs on a CPU also the cheapest call."""
@@ -103,7 +106,7 @@ class RaceWorkers:
         while True:
             try:
                 opened = self._workers[spec].call(
-                    self._tasks.open_case, self._case, self._plan.seed, spec.backend == "tensorflow",
+                    self._tasks.open_case, self._case, self._plan.seed,
                     timeout=self._plan.timeout_seconds,
                 )  # fmt: skip
             except WorkerFailure as failure:
@@ -166,6 +169,19 @@ class RaceWorkers:
             if any(finding.status == "error" for finding in found.values()):
                 self._replace(worker)
 
+    def read_programs(self) -> None:
+        """Read what was compiled of each candidate, once per race and after timing; it costs a compilation or two."""
+        if self._tasks.read_program is None:
+            return
+        for record in self._running():
+            if record.candidate is None or record.program is not None:
+                continue
+            # A program is evidence beside the times: without it they stand.
+            with contextlib.suppress(WorkerFailure):
+                record.program = self._workers[record.worker].call(
+                    self._tasks.read_program, record.task_name, timeout=self._plan.timeout_seconds
+                )
+
     def renew(self, spec: WorkerSpec) -> None:
         """Replace a worker in which a candidate changed process-wide state."""
         self._replace(self._workers[spec])
@@ -212,6 +228,7 @@ class RaceWorkers:
         self.seconds["first_calls"] += opened.first_call_seconds
         self.seconds["checks"] += opened.check_seconds + opened.calibration_seconds
         record.accuracy = record.accuracy or opened.accuracy
+        record.settings = record.settings or opened.settings
         if opened.status != "ok":
             refused = WorkerFailure(opened.status, opened.reason, tail=worker.tail)
             record.fail(self._case, refused)

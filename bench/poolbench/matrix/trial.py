@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -169,20 +168,18 @@ def call(trial: Trial, case: Case, *host: Array) -> Arrays:
 
 def tensor(trial: Trial, array: Array) -> Any:
     """Return the array as the candidate takes it."""
-    if trial.candidate.framework == "numpy":
-        return array
-    import tensorflow as tf
-
-    return tf.constant(array)
+    return _backend(trial).put([array], trial.device)[0]
 
 
 def on_device(trial: Trial) -> Any:
-    """Return a context in which TensorFlow places everything on the trial's device."""
-    if trial.candidate.framework == "numpy":
-        return contextlib.nullcontext()
-    import tensorflow as tf
+    """Return a context in which the backend places everything on the trial's device."""
+    return _backend(trial).on(trial.device)
 
-    return tf.device(trial.device)
+
+def _backend(trial: Trial) -> Any:
+    from poolbench.worker.backends import BACKENDS
+
+    return BACKENDS[trial.candidate.backends[0]]
 
 
 def try_forward(trial: Trial, case: Case, make: MakeInputs = distinct_inputs) -> Finding:

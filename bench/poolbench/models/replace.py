@@ -154,7 +154,7 @@ def pastable(model: Model, pool: Pool, original: Any) -> dict[str, str]:
     """Return the candidates that can be written into the model instead of the pool, with what to write."""
     found = {}
     for name, candidate in REGISTRY.of(pool.op).items():
-        if candidate.form == "layer" and candidate.builtin:
+        if candidate.form == "layer" and candidate.builtin and "tensorflow" in candidate.backends:
             layer = layer_of(candidate, pool, original, open_sizes=has_open_sizes(model))
             if layer is not None:
                 found[name] = source_text(layer)

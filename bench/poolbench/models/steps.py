@@ -143,9 +143,7 @@ def isolated_copies(pools: Sequence[Pool]) -> int:
     return max(1, min(-(-ISOLATED_CALLS // len(pools)), ISOLATED_NBYTES // max(1, nbytes)))
 
 
-def open_case(
-    session: Session, case: Case, seed: int, tensorflow: bool, *, source: Source
-) -> Opened:
+def open_case(session: Session, case: Case, seed: int, *, source: Source) -> Opened:
     """Load the model and store its inputs, and those of its pools for pooling alone."""
     close_case(session)
     model = load(source, case.batch)
@@ -162,7 +160,7 @@ def open_case(
             for _ in range(copies)
         ]
     session.extras["model"] = _Opened(model=model, case=case, inputs=len(inputs), copies=copies)
-    return hold(session, case, (*inputs, *xs, *dys), tensorflow=tensorflow)
+    return hold(session, case, (*inputs, *xs, *dys))
 
 
 def parse_contender(name: str) -> dict[str, str]:
@@ -312,7 +310,7 @@ def time_calls(
     A call is timed from its start until the device has finished, one at a time, as a server with one
     client sees it.
     """
-    open_case(session, case, seed, True, source=source)
+    open_case(session, case, seed, source=source)
     ready = [name for name in names if open_contender(session, name, False).status == "ok"]
     generator = random.Random(seed)
     seconds: dict[str, list[float]] = {name: [] for name in ready}

@@ -116,9 +116,7 @@ def slices_by_axis(case: Case, tf: Any, x: Any) -> Any:
     return tf.stack([reduce(column, 2) for column in columns], 2)
 
 
-@implementation(
-    op=OP, name=STOCK, form="layer", framework="keras", failures=(CRASH, NEGATIVE, HALF)
-)
+@implementation(op=OP, name=STOCK, form="layer", failures=(CRASH, NEGATIVE, HALF))
 def stock_layer(case: Case) -> Any:
     """keras.layers.AdaptiveAveragePooling2D or AdaptiveMaxPooling2D."""
     import keras
@@ -128,7 +126,7 @@ def stock_layer(case: Case) -> Any:
     return keras.layers.AdaptiveMaxPooling2D(case.output, dtype=case.dtype)
 
 
-@implementation(op=OP, name=LAYER, form="layer", framework="keras")
+@implementation(op=OP, name=LAYER, form="layer")
 def adaptive_layer(case: Case) -> Any:
     """poolbench.adaptive_pooling.AdaptivePooling2D, the reusable layer."""
     from poolbench.adaptive_pooling import AdaptivePooling2D

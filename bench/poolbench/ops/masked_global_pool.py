@@ -126,7 +126,7 @@ def where_reduce(case: Case, tf: Any, x: Any, mask: Any) -> Any:
     return tf.where(tf.reduce_any(valid, step_axis(case)), y, 0)
 
 
-@implementation(op=OP, name=STOCK, form="layer", framework="keras", failures=(HALF, EMPTY, MASK))
+@implementation(op=OP, name=STOCK, form="layer", failures=(HALF, EMPTY, MASK))
 def stock_layer(case: Case) -> Any:
     """keras.layers.GlobalAveragePooling1D with its mask, or GlobalMaxPooling1D, which has none."""
     import keras
@@ -142,7 +142,7 @@ def stock_layer(case: Case) -> Any:
     )
 
 
-@implementation(op=OP, name=LAYER, form="layer", framework="keras")
+@implementation(op=OP, name=LAYER, form="layer")
 def masked_layer(case: Case) -> Any:
     """poolbench.masked_pooling.MaskedGlobalPooling1D, the reusable layer."""
     from poolbench.masked_pooling import MaskedGlobalPooling1D

@@ -9,11 +9,12 @@ import msgspec
 import numpy as np
 
 from poolbench.core.case import Case
+from poolbench.core.program import Program
 from poolbench.core.registry import REGISTRY
 from poolbench.worker import check
 from poolbench.worker.backends import Array, to_numpy
 from poolbench.worker.inputs import numpy_dtype
-from poolbench.worker.program import Program, tensorflow_program
+from poolbench.worker.program import tensorflow_program
 from poolbench.worker.session import Session
 
 
