@@ -58,7 +58,7 @@ class Recheck:
         values = result if isinstance(result, tuple) else (result,)
         outputs = tuple(to_numpy(value) for value in values)
         for value, array in zip(opened.inputs, self.host, strict=True):
-            if not same_bits(np.asarray(value), array):
+            if not same_bits(_view(value), array):
                 write(opened, self.host)
                 return f"it changed its inputs in place, {self.words}"
         if any(lies_in(value, given) for value in values for given in opened.inputs):
@@ -112,7 +112,13 @@ def write(opened: OpenCase, host: tuple[Array, ...]) -> None:
 def changed_inputs(opened: OpenCase) -> bool:
     """Return whether an input differs from the host's copy of it."""
     pairs = zip(opened.inputs, opened.host, strict=True)
-    return not all(same_bits(np.asarray(value), array) for value, array in pairs)
+    return not all(same_bits(_view(value), array) for value, array in pairs)
+
+
+def _view(value: Any) -> Array:
+    """Return an input on the host, without the copy that TensorFlow makes of a tensor in host memory."""
+    tensor = type(value).__module__.partition(".")[0] == "tensorflow"
+    return np.asarray(value) if tensor else to_numpy(value)
 
 
 def same_bits(one: Array, other: Array) -> bool:
