@@ -100,7 +100,7 @@ class Candidate:
 
 
 def contender_name(candidate: str, backend: str) -> str:
-    """Return the name in a race: 'keras-ops' on TensorFlow, 'keras-ops@jax' on JAX."""
+    """Return the name in a race: 'mean' on TensorFlow, 'mean@jax' on JAX."""
     return f"{candidate}@{backend}" if backend in ("jax", "torch") else candidate
 
 
