@@ -305,7 +305,8 @@ class _Findings:
         # oneDNN kills the process on an eager maximum over more than the image (tensorflow#125509).
         eager = not any("Max" in type(part.operation).__name__ for part in parts)
         function = partial(run_parts, [part.operation for part in parts])
-        return identify(function, given, first.dtype, eager=eager)
+        own = not self._code.isdisjoint(names)
+        return identify(function, given, first.dtype, eager=eager, explains=own)
 
 
 def _is_stand_in(operation: Any) -> bool:
