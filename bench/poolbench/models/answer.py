@@ -14,7 +14,7 @@ from poolbench.models.steps import ISOLATED, ORIGINAL
 SMALL_SHARE = 0.02
 SMALLEST_GAIN = 1.02
 # A share counts as unknown if the interval's upper end is more than this many times its lower end.
-WIDE = 1.5
+WIDE = 1.8
 # One process says that a share is small if this many times the share is; it is seldom off by a third.
 SURE = 4
 # In isolation, one process shows that a candidate is faster if it is so by this factor.
