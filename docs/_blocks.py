@@ -11,11 +11,10 @@ from statistics import fmean
 import pandas as pd
 from _stored import machine_text
 from poolbench.core.case import Case, case_label, make_case
-from poolbench.core.plan import Plan
+from poolbench.core.plan import SMALL_NBYTES, Plan
 from poolbench.core.records import Measurement, is_right
 from poolbench.core.registry import input_nbytes
 from poolbench.core.text import format_nbytes, format_seconds, format_share, one_line, significant
-from poolbench.engine.recorder import BANDWIDTH_LIMIT_FROM_NBYTES
 from poolbench.report.formats import as_markdown
 from poolbench.report.frame import RunFrame
 from poolbench.report.history import REFERENCE_RUNS, RunSummary, agreements, alike, read_summaries
@@ -316,7 +315,7 @@ def _call_seconds(races: Mapping[Case, Mapping[str, Measurement]]) -> float:
         for case, race in races.items()
         if TEXTBOOK in race
         and is_right(race[TEXTBOOK])
-        and input_nbytes(case) < BANDWIDTH_LIMIT_FROM_NBYTES
+        and input_nbytes(case) < SMALL_NBYTES
         and case.direction == "forward"
     ]
     return min(small, default=0.0)

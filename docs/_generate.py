@@ -31,6 +31,7 @@ from _blocks import (
 )
 from _gpu import gpu_bandwidth_block, gpu_block, gpu_means_block, gpu_runs
 from _stored import acceptance_block, scale_block, tool_comparison_block
+from _tests import faults_block, hacks_block
 from poolbench.core.records import MatrixCell
 from poolbench.core.registry import load_builtin
 from poolbench.matrix import GROUPS, PROBES
@@ -121,6 +122,8 @@ BLOCKS: dict[str, Callable[[RunFrame, Path], str]] = {
     "gpu": gpu_block,
     "gpu-bandwidth": gpu_bandwidth_block,
     "gpu-means": gpu_means_block,
+    "hacks": hacks_block,
+    "faults": faults_block,
 }
 
 SUPPORT_INTRO = """\

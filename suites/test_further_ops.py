@@ -8,3 +8,9 @@ from poolbench.pytest_plugin import Benchmark
 def test_masked_global_pool(poolbench: Benchmark) -> None:
     """Masked global pooling."""
     poolbench.replay()
+
+
+@pytest.mark.poolbench(op="adaptive_pool")
+def test_adaptive_pool(poolbench: Benchmark) -> None:
+    """Adaptive pooling."""
+    poolbench.replay()

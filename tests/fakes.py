@@ -12,7 +12,7 @@ from poolbench.worker import contender, session, timing, trace, verify
 def fake_candidate(name, op="fake", failures=()):
     """Return a candidate that nothing will build."""
     return Candidate(
-        op=op, name=name, form="function", framework="numpy", about="",
+        op=op, name=name, form="function", backends=("numpy",), about="",
         build=lambda case: None, failures=failures, file="here",
     )  # fmt: skip
 
@@ -32,6 +32,7 @@ def make_batch(blocks, **fields):
 ANSWERS = {
     session.open_case: session.Opened(nbytes=1, devices={}, seconds=0.0),
     contender.open_contender: OPENED,
+    contender.read_program: None,
     session.allocate: 0.0,
     timing.time_batch: lambda requests: make_batch([BLOCK] * len(requests)),
     core_distance.gather: None,

@@ -244,7 +244,7 @@ def relu(case):
     return lambda x: tf.nn.relu(pool(x, case))
 
 
-@candidate(op=OP, name="forgetful", form="layer", framework="keras")
+@candidate(op=OP, name="forgetful", form="layer")
 def forgetful(case):
     """A layer that does not save its window."""
     return forgetful_class()(case.pool_size)

@@ -4,6 +4,7 @@ import ast
 import re
 from pathlib import Path
 
+import poolbench
 import pytest
 from poolbench.core.registry import load_builtin
 
@@ -83,10 +84,11 @@ def test_ops_import_only_the_public_names_of_the_package():
     for name, tree in TREES.items():
         if not name.startswith("poolbench.ops"):
             continue
-        for node in ast.walk(tree):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("poolbench"):
-                public = node.module in ("poolbench", *REUSABLE)
-                assert public or node.module.startswith("poolbench.ops"), (name, node.module)
+        for imported in imports_of(tree):
+            module, _, word = imported.rpartition(".")
+            if imported.partition(".")[0] == "poolbench":
+                public = module in REUSABLE or (module == "poolbench" and word in poolbench.__all__)
+                assert public or imported.startswith("poolbench.ops."), (name, imported)
 
 
 def strings_of(tree):

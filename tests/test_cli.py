@@ -89,6 +89,7 @@ def test_cli_bad_option_is_one_line_and_exit_2(words, says):
         (["--axis", "padding=full"], "padding must be one of 'valid', 'same'; got 'full'"),
         (["--op", "nothing"], "no op 'nothing' is registered; there are"),
         (["--run", "a", "--resume", "b"], "names a new run"),
+        (["depth_max_pool", "--axis", "shape=1x1x1x1"], "no case is left by --axis shape=1x1x1x1"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -141,6 +142,10 @@ def test_find_suites_knows_a_suite_by_its_name_from_any_folder(name, tmp_path, m
     assert Path(found).is_file()
 
 
+@pytest.mark.fault(
+    "no TensorFlow, or a Python that it has no package for",
+    "one line that says what to install",
+)
 @pytest.mark.parametrize(
     ("version", "says"),
     [((3, 14), "TensorFlow has no package for Python 3.14"), ((3, 12), "pip install")],

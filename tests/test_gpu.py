@@ -384,11 +384,11 @@ def test_two_devices_are_raced_and_distinct_in_journal_and_report(tmp_path):
     cases = [make_case(op="tripling", shape=(1, 8, 8, 3), mode="eager", device=d) for d in DEVICES]
     plan = Plan(processes=1, allocations=2, rounds=2, budget_seconds=0.2)
     options = RunOptions(folder=tmp_path / "run", plan=plan, files=(file,))
-    entries = list(REGISTRY.of("tripling").values())
+    names = list(REGISTRY.of("tripling"))
     with Run(options, progress=lambda _: None) as bench:
         bench.expect(cases)
         for case in cases:
-            bench.race(case, entries, baseline="multiply")
+            bench.race(case, names, baseline="multiply")
     run = read_run(tmp_path / "run")
     assert set(run.header.environment.devices) == set(DEVICES)
     measured = [m for m in run.measurements if m.kind == "candidate"]

@@ -47,6 +47,10 @@ def test_limits_inside_a_container_are_those_of_its_top_folder(tmp_path, path):
     assert (found.cpu_quota, found.memory_nbytes, found.free_nbytes) == (0.5, 1_200_000_000, 10**9)
 
 
+@pytest.mark.fault(
+    "a CPU quota or a memory limit of a cgroup, version 1 or 2",
+    "it is read, stored with the machine, and shown; the tightest of all levels counts",
+)
 def test_limits_of_version_1_are_read_by_controller(tmp_path):
     root = system(
         tmp_path, "4:cpu,cpuacct:/job\n3:memory:/job\n2:pids:/other\n0::/",
@@ -104,6 +108,10 @@ def usage(clock, throttled):
     )
 
 
+@pytest.mark.fault(
+    "a CPU quota withholds time during a race",
+    "the blocks are marked as noisy; the time has a column of its own",
+)
 def test_throttled_time_is_contention_of_its_own():
     seen = seen_between(usage(0, 1.0), usage(1, 1.5), 0)
     assert (seen.throttled_seconds, seen.steal_seconds, seen.others_seconds) == (0.5, 0, 0)

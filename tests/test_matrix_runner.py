@@ -44,9 +44,9 @@ class FakeWorker:
 @pytest.fixture
 def candidates(monkeypatch):
     names = {}
-    for name, framework in (("one", "tensorflow"), ("two", "tensorflow"), ("host", "numpy")):
+    for name, backend in (("one", "tensorflow"), ("two", "tensorflow"), ("host", "numpy")):
         names[OP, name] = Candidate(
-            op=OP, name=name, form="function", framework=framework, about="", build=print, file=""
+            op=OP, name=name, form="function", backends=(backend,), about="", build=print, file=""
         )
     monkeypatch.setattr(REGISTRY, "candidates", names)
 

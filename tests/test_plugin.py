@@ -29,6 +29,10 @@ def run_pytest(folder, *words, python=sys.executable, plugin=True, **environment
     return done
 
 
+@pytest.mark.fault(
+    "pytest with `-p no:benchmark`, `-p no:cacheprovider` or `-W error`",
+    "works",
+)
 @pytest.mark.parametrize(
     "words",
     [("-p", "no:benchmark"), ("-p", "no:cacheprovider", "-W", "error")],
@@ -41,6 +45,10 @@ def test_plugin_works_with_options_of_pytest(words, tmp_path):
     assert not (tmp_path / "results").exists()
 
 
+@pytest.mark.fault(
+    "pytest with `-n 2`",
+    "refused in one line, exit code 2",
+)
 @pytest.mark.slow
 def test_plugin_under_xdist_is_one_line_and_exit_2(tmp_path):
     pytest.importorskip("xdist")
@@ -53,6 +61,10 @@ def test_plugin_under_xdist_is_one_line_and_exit_2(tmp_path):
     assert not (tmp_path / "results").exists()
 
 
+@pytest.mark.fault(
+    "pytest with `--timeout`",
+    "refused in one line",
+)
 def test_plugin_beside_pytest_timeout_is_one_line(tmp_path):
     (tmp_path / "timeout.py").write_text(
         "def pytest_addoption(parser):\n"
@@ -64,6 +76,10 @@ def test_plugin_beside_pytest_timeout_is_one_line(tmp_path):
     assert "ERROR: pytest-timeout would end a race in its middle" in done.stderr + done.stdout
 
 
+@pytest.mark.fault(
+    "pytest with `-x`",
+    "after the first failure the command to resume is printed",
+)
 def test_plugin_run_stopped_by_x_says_how_to_go_on(tmp_path):
     words = (
         "-q",
@@ -104,6 +120,10 @@ def write_other_project(folder):
         (folder / name).write_text(text)
 
 
+@pytest.mark.fault(
+    "another project's tests, its `--seed` and its benchmark.json",
+    "unchanged",
+)
 def test_plugin_leaves_a_session_without_benchmarks_of_ours_as_it_is(tmp_path):
     write_other_project(tmp_path)
     done = run_pytest(tmp_path, "-q", "--benchmark-json", "out.json", "--benchmark-disable-gc")

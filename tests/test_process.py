@@ -229,6 +229,10 @@ os.write(int(sys.argv[4]), pack(Hello(protocol=99, version="9.9")))
 """
 
 
+@pytest.mark.fault(
+    "an interpreter that cannot start a worker",
+    "`error` in one line with the cause",
+)
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
@@ -264,6 +268,10 @@ def test_function_outside_the_package_is_not_called(worker):
         worker.call(os.getcwd, timeout=30)
 
 
+@pytest.mark.fault(
+    "the run or the machine is suspended",
+    "the time counts towards no limit",
+)
 def test_time_asleep_does_not_count_for_a_limit(worker, monkeypatch):
     asleep = itertools.count(0, 1000)
     clock = time.monotonic
@@ -291,6 +299,10 @@ workers[0].call(there.loop, timeout=600)
 """
 
 
+@pytest.mark.fault(
+    "the process of a run is killed",
+    "no process and no temporary folder is left",
+)
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
 def test_run_that_is_killed_leaves_no_process_and_no_folder(number):
     root = Path(__file__).parent.parent
@@ -325,6 +337,10 @@ def test_folder_of_a_run_and_a_cleanup_process_that_are_dead_is_removed(tmp_path
     assert sorted(path.name for path in tmp_path.iterdir()) == ["poolbench-alive", "poolbench-odd"]
 
 
+@pytest.mark.fault(
+    "the run and its cleanup process are killed",
+    "the next command of poolbench removes what is left",
+)
 def test_command_removes_the_folder_of_a_run_that_is_dead(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     stale = tmp_path / "poolbench-stale"
@@ -334,6 +350,10 @@ def test_command_removes_the_folder_of_a_run_that_is_dead(tmp_path, monkeypatch)
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.fault(
+    "another process has the number of a worker that is dead",
+    "it is not killed: its start time differs",
+)
 def test_process_that_only_has_the_number_of_a_worker_is_not_killed(tmp_path):
     other = subprocess.Popen(["sleep", "60"], start_new_session=True)
     (tmp_path / cleanup.PROCESSES).write_text(f"{other.pid} 12345\n{other.pid}\n")

@@ -8,7 +8,7 @@ from fakes import FakeMachine, fake_candidate
 from poolbench.core.candidate import KnownFailure
 from poolbench.core.case import make_case
 from poolbench.core.errors import WorkerFailure
-from poolbench.core.plan import PROBES, Contender, Plan, RaceSpec, WorkerSpec
+from poolbench.core.plan import IDENTITY, PROBES, Contender, Plan, RaceSpec, WorkerSpec
 from poolbench.core.registry import REGISTRY, load_suites
 from poolbench.engine import recorder
 from poolbench.engine.pool import WorkerPool
@@ -29,7 +29,11 @@ QUICK_PROBES = dict.fromkeys(PROBES, 1e-6)
 def run(seconds, *, plan=None, failures=(), **machine):
     """Race candidates of these seconds per call; return measurements by name, the machine, the result."""
     machine = FakeMachine(QUICK_PROBES | seconds, **machine)
-    candidates = [fake_candidate(name, "pool", failures) for name in seconds if name not in PROBES]
+    candidates = [
+        fake_candidate(name, "pool", failures)
+        for name in seconds
+        if name not in (*PROBES, IDENTITY)
+    ]
     race = Race.in_one_worker(
         CASE, candidates, baseline="base", plan=plan or Plan(), read_usage=machine.read_usage
     )
@@ -162,7 +166,26 @@ def test_race_candidate_above_bandwidth_limit_is_flagged(monkeypatch):
     seconds = {**probes, "base": 3 * MS, "folded": MS / 10}
     found, _, _ = run(seconds)
     assert found["folded"].flags == ("faster-than-limit",)
-    assert found["base"].flags == ()
+    assert (found["folded"].status, found["base"].flags) == ("implausible", ())
+
+
+def test_race_of_small_inputs_candidate_faster_than_a_call_is_implausible(monkeypatch):
+    for module in ("recorder", "recovery"):
+        monkeypatch.setattr(f"poolbench.engine.{module}.input_nbytes", lambda case: 1 << 19)
+    seconds = {IDENTITY: MS / 100, "base": MS / 100, "cached": MS / 1000}
+    found, _, _ = run(seconds)
+    assert (found["cached"].status, found["base"].status) == ("implausible", "ok")
+    assert found["cached"].reason.startswith(
+        "faster than a call that returns its input (1.00 µs against 10.0 µs)"
+    )
+    assert found[IDENTITY].kind == "probe"
+
+
+def test_race_candidate_that_changed_shared_state_costs_the_batch_its_samples():
+    clean, _, _ = run({"base": MS})
+    found, _, _ = run({"base": MS}, batch=lambda: {"dirty": True})
+    assert len(clean["base"].samples)
+    assert not len(found["base"].samples)
 
 
 def test_noisy_rounds_are_marked_and_run_again_within_bounds():
@@ -208,6 +231,8 @@ def test_race_accounts_for_its_time_by_kind():
     assert result.seconds["allocation"] == pytest.approx(
         PROCESSES * (0.5 + (ALLOCATIONS - 1) * 0.01)
     )
+    _, _, result = run({"base": MS}, batch=lambda: {"recheck_seconds": MS})
+    assert result.seconds["rechecks"] >= PROCESSES * MS
 
 
 def test_candidate_slow_at_calibration_gets_the_warmup_of_its_equal():
@@ -314,7 +339,7 @@ register(Op(
 ))
 
 
-@candidate(op="add_one", name="plus", framework="numpy")
+@candidate(op="add_one", name="plus", backends=("numpy",))
 def plus(case):
     side = os.environ["SIDE"]  # a process without it fails
     return lambda x: x + 1

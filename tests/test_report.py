@@ -211,6 +211,10 @@ def test_format_value_scales_units():
     assert inverse(0.5, 0.4, 0.8) == (2.0, 1.25, 2.5)
 
 
+@pytest.mark.fault(
+    "a journal with HTML or Markdown in names and reasons",
+    "escaped in the page and in Markdown",
+)
 def test_render_hostile_text_is_escaped(tmp_path):
     case = synthetic.op_case("depth_max_pool")
     race = [
@@ -245,6 +249,10 @@ def test_as_markdown_own_markup_column_is_kept():
     assert rows[-1] == "| **no** | \\*\\*no\\*\\* |"
 
 
+@pytest.mark.fault(
+    "a journal with a spreadsheet formula in a name",
+    "an apostrophe precedes it in CSV",
+)
 def test_as_csv_formula_gets_an_apostrophe():
     assert "'=1+1" in formats.as_csv(pd.DataFrame({"name": ["=1+1"]}))
 

@@ -142,6 +142,10 @@ IN_THE_WILD = {
 }
 
 
+@pytest.mark.fault(
+    "`import`: NaN, Infinity, null, rounds as floats, other versions",
+    "imported",
+)
 @pytest.mark.parametrize("name", IN_THE_WILD)
 def test_import_file_in_the_wild_becomes_a_run(tmp_path, name):
     path = tmp_path / "x.json"
@@ -155,6 +159,10 @@ def test_import_file_in_the_wild_becomes_a_run(tmp_path, name):
         assert found.case.op == "depth_max_pool (imported)"
 
 
+@pytest.mark.fault(
+    "`import`: a byte-order mark, UTF-16",
+    "imported",
+)
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
 def test_import_file_with_a_byte_order_mark_becomes_a_run(tmp_path, encoding):
     path = tmp_path / "x.json"
@@ -162,6 +170,10 @@ def test_import_file_with_a_byte_order_mark_becomes_a_run(tmp_path, encoding):
     assert len(read_run(import_file(path, tmp_path / "results")).measurements) == 1
 
 
+@pytest.mark.fault(
+    "`import`: gzip, no JSON, no benchmarks",
+    "refused in one line that names the kind; nothing is left behind",
+)
 @pytest.mark.parametrize(
     ("data", "said"),
     [
@@ -178,6 +190,10 @@ def test_import_refusal_names_the_kind_and_leaves_nothing(tmp_path, data, said):
     assert not (tmp_path / "results").exists()
 
 
+@pytest.mark.fault(
+    "`import`: a device, a pipe",
+    "refused in one line",
+)
 @pytest.mark.parametrize("kind", ["device", "fifo", "folder"])
 def test_import_refuses_what_is_no_regular_file(tmp_path, kind):
     path = {"device": Path("/dev/zero"), "fifo": tmp_path / "fifo", "folder": tmp_path}[kind]
@@ -194,6 +210,10 @@ def test_import_above_the_journal_s_limit_leaves_nothing(tmp_path, monkeypatch):
     assert not list((tmp_path / "results").iterdir())
 
 
+@pytest.mark.fault(
+    "`import`: 20,000 benchmarks",
+    "imported within seconds",
+)
 def test_import_of_20_000_benchmarks_is_quick(tmp_path):
     path = write(tmp_path, *(plain(f"test_{number}") for number in range(20_000)))
     start = time.process_time()

@@ -81,11 +81,23 @@ def test_tasks_of_two_workers_begin_with_each_equally_often():
     assert first == {BASE: 10, HEAD: 10}
 
 
-def test_tasks_after_another_worker_begin_with_a_longer_warmup():
+def test_tasks_of_two_workers_warm_up_alike():
     rounds = make_rounds(BASE, HEAD)
     for number in range(4):
-        for task in rounds.tasks([number], others_between=False):
-            assert [block.request.warmup for block in task.blocks] == [12, 2]
+        for task in rounds.tasks([number], others_between=True):
+            assert [block.request.warmup for block in task.blocks] == [2, 2]
+
+
+def test_task_of_a_contender_alone_in_its_worker_warms_up_once():
+    records = [
+        ContenderRecord(f"a@{number}", fake_candidate("a"), worker, call_seconds=1e-3)
+        for number, worker in enumerate((BASE, HEAD))
+    ]
+    rounds = Rounds(records, baseline="a@0", plan=Plan(), case=CASE)
+    rounds.plan(records)
+    for task in rounds.tasks(range(3), others_between=True):
+        assert [block.request.warmup > 0 for block in task.blocks] == [True, False, False]
+    assert rounds.seconds == pytest.approx(2 * 1e-3 * task.blocks[0].request.calls)
 
 
 def test_probes_run_in_the_baselines_worker_alone():

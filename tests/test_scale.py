@@ -48,7 +48,7 @@ def drive(folder, count, plan=ONE_ROUND):
         bench.journal()
         moments.append(time.process_time())
         for case in fake_cases(count):
-            bench.race(case, CANDIDATES, baseline="one")
+            bench.race(case, [entry.name for entry in CANDIDATES], baseline="one")
             moments.append(time.process_time())
     return [after - before for before, after in itertools.pairwise(moments)]
 
@@ -86,9 +86,9 @@ def test_race_measured_before_asks_no_worker(tmp_path):
     options = RunOptions(folder=tmp_path / "run", plan=ONE_ROUND)
     with Run(options, progress=lambda _: None, pool=pool) as bench:
         (case,) = fake_cases(1)
-        bench.race(case, CANDIDATES, baseline="one")
+        bench.race(case, [entry.name for entry in CANDIDATES], baseline="one")
         before = pool.tasks.total()
-        bench.race(case, CANDIDATES, baseline="one")
+        bench.race(case, [entry.name for entry in CANDIDATES], baseline="one")
     assert pool.tasks.total() == before
 
 
@@ -134,12 +134,12 @@ register(Op(
 ))
 
 
-@candidate(op="fake", name="one", framework="numpy")
+@candidate(op="fake", name="one", backends=("numpy",))
 def one(case):
     return lambda x: x
 
 
-@candidate(op="fake", name="two", framework="numpy")
+@candidate(op="fake", name="two", backends=("numpy",))
 def two(case):
     return lambda x: x
 

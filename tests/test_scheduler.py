@@ -276,6 +276,10 @@ def test_fault_of_the_harness_comes_back_with_its_race_and_others_go_on(job):
         races.done(1)
 
 
+@pytest.mark.fault(
+    "a file of candidates that raises in the worker only",
+    "`error` with the exception, for each measurement",
+)
 def test_race_without_workers_says_why_in_its_measurements(job):
     (done,) = Races([job(1)], start_fails=True).done(1)
     assert {m.status for m in done.result.measurements} == {"crashed"}
@@ -290,6 +294,10 @@ def test_case_larger_than_the_limit_is_not_opened(job, monkeypatch):
     assert not races.slots
 
 
+@pytest.mark.fault(
+    "a case larger than the free memory of the machine or of its cgroup",
+    "`not_run`, with the bytes that it needs and that are free; nothing is allocated",
+)
 def test_too_large_case_says_both_figures_in_units_that_fit(job, monkeypatch):
     monkeypatch.setattr(scheduler, "input_nbytes", lambda case: 6 << 18)
     monkeypatch.setattr(scheduler, "free_memory_nbytes", lambda: 8 << 20)

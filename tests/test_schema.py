@@ -5,13 +5,14 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from poolbench.core import axes, case, records
+from poolbench.core import axes, case, program, records
 
 TEXT = (Path(__file__).parent.parent / "results" / "README.md").read_text()
 RECORDS = [
     records.Header, records.Node, records.Measurement, records.MatrixCell,
     records.TraceSummary, records.Selftest, records.ModelResult, records.TimeBreakdown,
     case.Case, axes.AxisInfo, records.Environment, records.Samples, records.Accuracy, records.Contention,
+    program.Program,
 ]  # fmt: skip
 
 

@@ -19,6 +19,11 @@ MEAN = [{}, {"dtype": "float16"}, {"data_format": "channels_first"}]
 CASES = {
     "depth_max_pool": [{"shape": SHAPE, **fields} for fields in DEPTH],
     "global_avg_pool": [{"shape": SHAPE, **fields} for fields in MEAN],
+    "adaptive_pool": [
+        {"shape": shape, "reduction": reduction, "output": 3}
+        for reduction in ("average", "max")
+        for shape in ((2, 6, 9, 4), (2, 7, 5, 4))
+    ],
     "masked_global_pool": [
         {"shape": (3, 16, 5), "reduction": reduction, **fields}
         for reduction in ("average", "max")
@@ -26,7 +31,11 @@ CASES = {
     ],
 }
 # Other test modules register candidates of their own.
-PAIRS = sorted(pair for pair, entry in REGISTRY.candidates.items() if entry.builtin)
+PAIRS = sorted(
+    pair
+    for pair, entry in REGISTRY.candidates.items()
+    if entry.builtin and "tensorflow" in entry.backends
+)
 
 
 @pytest.fixture(scope="module")

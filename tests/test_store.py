@@ -128,6 +128,10 @@ def test_journal_schema_1_batch_is_read_whole_or_not_at_all(tmp_path):
     assert run.measurements[0].case == CASE
 
 
+@pytest.mark.fault(
+    "one changed bit in a journal, or a foreign line",
+    "that race is left out and reported; the others are read",
+)
 def test_journal_damaged_line_costs_its_own_race_and_is_reported(tmp_path):
     path = write(tmp_path, HEADER, *(measurement(candidate=name) for name in "abc"))
     lines = path.read_bytes().splitlines(keepends=True)
@@ -149,6 +153,10 @@ def test_journal_of_many_damaged_lines_is_refused(tmp_path):
         read_run(tmp_path)
 
 
+@pytest.mark.fault(
+    "a journal above the limit",
+    "refused in one line; the file is unchanged",
+)
 def test_journal_above_the_limit_is_refused_untouched(tmp_path, monkeypatch):
     path = write(tmp_path, HEADER, measurement())
     whole = path.read_bytes() + b"torn"
@@ -314,6 +322,10 @@ def test_journal_unwritable_folder_is_reported(tmp_path):
         Journal(tmp_path / "file" / "run")
 
 
+@pytest.mark.fault(
+    "two runs of one name",
+    "the second is refused in one line",
+)
 def test_a_second_writer_is_kept_out(tmp_path):
     with Journal(tmp_path), pytest.raises(StoreError, match="another run is writing"):
         Journal(tmp_path)

@@ -51,6 +51,10 @@ def test_escape_controls_leaves_no_code_of_a_terminal(text, shown):
     assert escape_controls(escape_controls(text)) == shown
 
 
+@pytest.mark.fault(
+    "an error, a name or a figure with escape codes of a terminal",
+    "they reach no reason, page or terminal",
+)
 def test_reason_cell_and_name_hold_no_escape_code():
     assert (
         one_line(ValueError(HOSTILE))
@@ -77,6 +81,10 @@ def call(*words):
     return main([str(word) for word in words], standalone_mode=False)
 
 
+@pytest.mark.fault(
+    "a terminal or a file in ASCII",
+    "characters that it lacks are escaped; exit codes are the same",
+)
 def test_compare_slower_run_exits_1_on_an_ascii_terminal(results, monkeypatch, capfd):
     printed = print_ascii(monkeypatch)
     assert call("compare", "base", "gröber", "--results", results) == 1
@@ -90,6 +98,10 @@ def test_report_table_is_printed_on_an_ascii_terminal(results, monkeypatch):
     assert b"transpose-reduce_max" in printed.getvalue()
 
 
+@pytest.mark.fault(
+    "stdout is closed, or its reader has gone",
+    "the exit code is the same",
+)
 def test_compare_slower_run_exits_1_whether_or_not_it_is_read(results, monkeypatch):
     """As of `compare ... 2>&1 | true`: the reader has gone before a line is written."""
     for name in ("stdout", "stderr"):
@@ -100,6 +112,10 @@ def test_compare_slower_run_exits_1_whether_or_not_it_is_read(results, monkeypat
     assert call("compare", "base", "base", "--results", results) == 0
 
 
+@pytest.mark.fault(
+    "a run that was killed before its header was written",
+    "the report skips it, with one line",
+)
 def test_newest_run_empty_journal_is_skipped_and_reported(results):
     for name, left in (("killed", b""), ("torn", b'{"crc32":"00')):
         (results / name).mkdir()

@@ -4,6 +4,8 @@ A test that finds the behaviour gone fails with "mended upstream": take the limi
 table of failures and of docs/recipes.md, and make the support matrix anew.
 """
 
+import os
+import signal
 import subprocess
 import sys
 
@@ -295,3 +297,69 @@ def test_max_pool3d_gives_every_tied_element_the_whole_gradient():
         y = tf.nn.max_pool3d(x[..., None], (1, 1, 3), (1, 1, 3), "VALID")
     total = float(tf.reduce_sum(tape.gradient(y, x)))
     assert total == 3, "mended upstream (tensorflow#51682): a tie's gradient adds up to dy"
+
+
+class TestMaskedPooling:
+    """Sequences with a mask, in Keras's own layers."""
+
+    @pytest.mark.parametrize("wrap", [lambda f: f, tf.function], ids=["eager", "graph"])
+    def test_float16_mean_of_3000_ones_is_less(self, wrap):
+        layer = keras.layers.GlobalAveragePooling1D(dtype="float16")
+        y = wrap(lambda x: layer(x, mask=tf.ones((2, 3000), tf.bool)))(
+            tf.ones((2, 3000, 3), tf.float16)
+        )
+        assert (y.numpy() < 0.9).all(), "mended upstream (tensorflow#57057): the sum is right now"
+
+    def test_mean_of_a_row_without_valid_steps_is_nan(self):
+        y = keras.layers.GlobalAveragePooling1D()(tf.ones((1, 4, 2)), mask=tf.zeros((1, 4)))
+        assert np.isnan(y).all(), "mended upstream (keras#18152): it is finite now"
+
+    def test_maximum_takes_no_mask(self):
+        layer = keras.layers.GlobalMaxPooling1D()
+        refused(lambda: layer(tf.ones((1, 4, 2)), mask=tf.ones((1, 4))), "mask", "(keras#3777)")
+
+    def test_maximum_ignores_an_attached_mask(self):
+        x = keras.layers.Masking()(tf.constant([[[-2.0], [-1.0], [0.0]]]))
+        with pytest.warns(UserWarning, match="does not support mask"):
+            y = keras.layers.GlobalMaxPooling1D()(x)
+        assert float(y[0, 0]) == 0, "mended upstream (tensorflow#33260): the mask counts now"
+
+
+class TestAdaptivePooling:
+    """Keras's adaptive pooling on TensorFlow and on JAX."""
+
+    @pytest.mark.parametrize("output", [1, (1, 7), (7, 1)])
+    def test_average_to_one_is_refused_in_a_graph(self, output):
+        layer = keras.layers.AdaptiveAveragePooling2D(output)
+        refused(lambda: tf.function(layer)(tf.ones((1, 24, 24, 3))), "Negative dimension size")
+
+    @pytest.mark.parametrize("name", ["AdaptiveAveragePooling2D", "AdaptiveMaxPooling2D"])
+    def test_unknown_sizes_are_refused(self, name):
+        layer = getattr(keras.layers, name)(7)
+        refused(lambda: tf.function(layer, input_signature=[tf.TensorSpec((1, None, None, 3))])
+                .get_concrete_function(), "statically known")  # fmt: skip
+
+    @pytest.mark.slow
+    def test_maximum_to_one_with_onednn_ends_the_process(self):
+        code = "import tensorflow, keras\nkeras.layers.AdaptiveMaxPooling2D(1)(tensorflow.ones((1, 24, 24, 3)))"
+        onednn = os.environ | {"TF_ENABLE_ONEDNN_OPTS": "1"}  # the default on some processors only
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, check=False, env=onednn
+        )
+        assert done.returncode == -signal.SIGFPE, "mended upstream (tensorflow#125509)"
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("name", ["AdaptiveAveragePooling2D", "AdaptiveMaxPooling2D"])
+    def test_on_jax_14_to_7_gives_nan(self, name):
+        pytest.importorskip("jax")
+        code = (
+            "import os; os.environ['KERAS_BACKEND'] = 'jax'; import keras, numpy as np\n"
+            f"y = np.asarray(keras.layers.{name}(7)(np.ones((1, 14, 14, 1), 'float32')))\n"
+            "print(np.isnan(y).sum(), y.size)"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        )
+        assert done.stdout.split() == ["13", "49"], (
+            "mended upstream: Keras's windows on JAX are right"
+        )

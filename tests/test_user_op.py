@@ -11,6 +11,7 @@ from poolbench.cli import main
 from poolbench.core.case import case_label
 from poolbench.core.registry import REGISTRY, import_file
 from poolbench.store.journal import read_run
+from poolbench.worker.backends import BACKENDS
 from poolbench.worker.check import check
 from poolbench.worker.contender import open_contender
 from poolbench.worker.inputs import make_inputs
@@ -114,8 +115,8 @@ def test_user_op_is_traced(results):
 
 def test_write_probe_writes_as_much_as_an_op_without_a_window(dense):
     case = dense.make_case(width=1 << 14)
-    session = Session()
-    open_case(session, case, 0, tensorflow=False)
+    session = Session(backend=BACKENDS["numpy"])
+    open_case(session, case, 0)
     probe = open_contender(session, "bandwidth-write", check=False)
     reading = open_contender(session, "bandwidth-read", check=False)
     close_case(session)

@@ -10,6 +10,7 @@ from fakes import OPENED, FakePool, make_batch
 from poolbench.core.errors import UsageError, WorkerFailure
 from poolbench.core.plan import WorkerSpec
 from poolbench.core.registry import load_builtin
+from poolbench.engine import versions
 from poolbench.engine.side_by_side import PROCESSES, Job, run_job
 from poolbench.engine.sides import Side
 from poolbench.engine.versions import VersionsRace
@@ -26,6 +27,12 @@ SHORT = Rule(looks=(4, 6))
 ANSWER = outputs.Outputs(
     inputs="a", shapes=((2,),), dtypes=("float32",), data=(np.float32([1, 2]).tobytes(),)
 )
+
+
+@pytest.fixture(autouse=True)
+def few_legs(monkeypatch):
+    """Fake workers answer at once: two legs of each visit say as much as all."""
+    monkeypatch.setattr(versions, "LEGS", 2)
 
 
 def is_head(spec):

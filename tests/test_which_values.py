@@ -113,7 +113,7 @@ def implementations():
     """Return every implementation of the ops placed in models that TensorFlow and Keras run."""
     return [
         key for key, entry in REGISTRY.candidates.items()
-        if entry.builtin and entry.framework in ("tensorflow", "keras") and key not in UNLIKE
+        if entry.builtin and "tensorflow" in entry.backends and key not in UNLIKE
         and REGISTRY.ops[key[0]].in_models
     ]  # fmt: skip
 

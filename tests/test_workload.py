@@ -5,6 +5,7 @@ from poolbench.core.case import make_case
 from poolbench.core.errors import NotRunError
 from poolbench.core.registry import load_builtin
 from poolbench.worker import contender
+from poolbench.worker.backends import BACKENDS
 from poolbench.worker.contender import open_contender
 from poolbench.worker.session import Session, close_case, open_case
 
@@ -24,9 +25,9 @@ def bound(monkeypatch):
     """The names of the candidates that were bound, in their order."""
     names = []
 
-    def bind(candidate, case):
+    def bind(candidate, case, backend):
         names.append(candidate.name)
-        return bind_really(candidate, case)
+        return bind_really(candidate, case, backend)
 
     bind_really = contender.bind
     monkeypatch.setattr(contender, "bind", bind)
@@ -43,8 +44,13 @@ def test_open_contender_new_candidate_is_timed_after_autograph_has_seen_it(sessi
     assert converted.calibration_seconds > again.calibration_seconds
 
 
-@pytest.mark.parametrize("tensorflow", [False, True])
-def test_open_case_device_that_is_not_there_is_not_run(session, tensorflow):
+@pytest.mark.fault(
+    "`--axis device=gpu:0` without a GPU",
+    "`not_run`, with the devices that exist",
+)
+@pytest.mark.parametrize("backend", ["numpy", "tensorflow"])
+def test_open_case_device_that_is_not_there_is_not_run(session, backend):
     case = make_case(op="depth_max_pool", device="gpu:3", **SHAPE)
+    session.backend = BACKENDS[backend]
     with pytest.raises(NotRunError, match="there is no gpu:3 here; there is cpu:0"):
-        open_case(session, case, 0, tensorflow=tensorflow)
+        open_case(session, case, 0)

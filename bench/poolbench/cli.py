@@ -19,6 +19,7 @@ import click
 from poolbench.compare_commands import (
     asks_for_sides,
     bisect,
+    compare_programs,
     compare_runs,
     race_sides,
     side_options,
@@ -258,16 +259,14 @@ def _report(
 @main.command()
 @click.argument("base", required=False)
 @click.argument("run", required=False)
-@click.option(
-    "--allow-different",
-    multiple=True,
-    metavar="FIELD",
-    help="Compare although this field of the environment differs.",
-)
+@click.option("--allow-different", multiple=True, metavar="FIELD",
+              help="Compare although this field of the environment differs.")  # fmt: skip
+@click.option("--programs-only", is_flag=True,
+              help="Compare what the compiler made of the candidates of two runs, and no times.")  # fmt: skip
 @side_options
 @table_options
 def compare(
-    base: str | None, run: str | None, allow_different: Sequence[str], margin: float,
+    base: str | None, run: str | None, allow_different: Sequence[str], programs_only: bool, margin: float,
     kind: str | None, selected: Any, out: Path | None, show: bool, results: Path, **sides: Any,
 ) -> int:  # fmt: skip
     """Race base against head of a git checkout (--base REF), or compare two stored runs.
@@ -282,6 +281,8 @@ def compare(
             f"Missing argument '{'RUN' if base else 'BASE'}': two runs, or --base REF"
         )
     with _no_collection():
+        if programs_only:
+            return compare_programs(base, run, results)
         return compare_runs(
             base, run, results, margin=margin, allowed=allow_different, selected=selected, kind=kind, out=out,
             show=_show if show else None,

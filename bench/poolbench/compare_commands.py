@@ -136,6 +136,17 @@ def compare_runs(
     return int(bool(found.slower))
 
 
+def compare_programs(base: str, run: str, results: Path) -> int:
+    """Print which programs of two stored runs differ; return 1 if any does, of one version of the compiler."""
+    from poolbench.report import programs
+    from poolbench.store.journal import read_run
+    from poolbench.store.runs import find_run
+
+    found = programs.compare_programs(*(read_run(find_run(results, name)) for name in (base, run)))
+    emit("\n".join([found.summary or "No program is in both runs.", *found.changed]))
+    return int(bool(found.changed) and not found.keys)
+
+
 @click.command()
 @click.argument("op")
 @click.argument("candidate")

@@ -12,7 +12,7 @@ import click
 
 from poolbench.core.errors import UsageError
 
-SWEEPS = ("default", "quick", "full", "gpu")
+SWEEPS = ("default", "quick", "full", "gpu", "backends")
 
 
 if TYPE_CHECKING:

@@ -12,11 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from poolbench.core.axes import STANDARD
+from poolbench.core.axes import BACKEND, STANDARD
 from poolbench.core.case import Case, case_label
 from poolbench.core.errors import UsageError
 from poolbench.core.op import Op
-from poolbench.core.registry import REGISTRY, import_file, load_builtin, parse_axis
+from poolbench.core.registry import (
+    REGISTRY,
+    contender_names,
+    import_file,
+    load_builtin,
+    parse_axis,
+)
 from poolbench.core.sweep import Sweep, SweepCase
 from poolbench.options import OPTIONS, Asked
 
@@ -145,12 +151,15 @@ def _pairs(asked: Asked, op: str) -> list[tuple[Case, str]]:
     found = REGISTRY.ops[op]
     axes = asked.axes([*STANDARD, *(axis.name for axis in found.axes)])
     planned = planned_cases(found, asked.options["sweep"], axes)
-    order = {name: place for place, name in enumerate(REGISTRY.of(op))}
-    return [
-        (item.case, name)
-        for item in planned
-        for name in sorted(racing(found, item), key=order.__getitem__)
-    ]
+    backends = asked.axes([BACKEND.name]).get(BACKEND.name, ("tensorflow",))
+    pairs = []
+    for item in planned:
+        names = set(racing(found, item))
+        for name, entry in REGISTRY.of(op).items():
+            # A sweep names TensorFlow's candidates; the other backends' own race too.
+            if name in names or "tensorflow" not in entry.backends:
+                pairs += [(item.case, one) for one in contender_names(item.case, name, backends)]
+    return pairs
 
 
 def pair_of(item: pytest.Item) -> tuple[Case, str] | None:
@@ -189,6 +198,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
     # A marked test without a pair is what pytest makes of an op that --op leaves out.
     items[:] = [i for i in items if pair_of(i) or i.get_closest_marker("poolbench") is None]
+    if not items and (axes := asked(config).options["axis"]):
+        raise pytest.UsageError(f"no case is left by --axis {' --axis '.join(axes)}")
     items.sort(key=place)
 
 
@@ -285,7 +296,7 @@ class Benchmark:
     def replay(self) -> None:
         """Replay the candidate's samples into pytest-benchmark; skip or fail by its status.
 
-        `unsupported` and a documented wrong answer are expected results; every other status but
+        `unsupported` and a documented wrong answer or crash are expected results; every other status but
         `ok` fails the test.
         """
         if self.case is None or self.candidate is None:
@@ -316,7 +327,7 @@ def poolbench(request: pytest.FixtureRequest) -> Benchmark:
 def _end(measurement: Measurement) -> None:
     """End a test whose candidate has no samples."""
     text = f"{measurement.status}: {measurement.reason}"
-    if measurement.status == "wrong" and "documented" in measurement.flags:
+    if measurement.status in ("wrong", "crashed") and "documented" in measurement.flags:
         pytest.xfail(text)
     if outcome := OUTCOMES.get(measurement.status):
         outcome(text)

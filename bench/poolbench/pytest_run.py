@@ -7,8 +7,9 @@ import shlex
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ import pytest
 from poolbench.core.case import Case, case_label
 from poolbench.core.errors import StoreError, UsageError
 from poolbench.core.plan import PRESETS, Plan
-from poolbench.core.registry import REGISTRY
+from poolbench.core.registry import baseline_of
 from poolbench.engine.progress import (
     Progress,
     describe_fastest,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 # The exit status of a run that the disk stopped: pytest's own for an error that is no test's.
 EXIT_STOPPED = int(pytest.ExitCode.INTERNAL_ERROR)
+STOPS = (signal.SIGINT, signal.SIGTERM)
 STOPPED = (pytest.ExitCode.INTERRUPTED, pytest.ExitCode.INTERNAL_ERROR)
 
 
@@ -42,7 +44,7 @@ class Launcher:
     """The command that started pytest, and what it wants back; a plugin of the session.
 
     Attributes:
-        words: of the command, as typed; None where pytest itself was typed.
+        words: of the command, as typed, its verb first; None where pytest itself was typed.
         folder: of the run, once it is over; None where nothing was stored.
         interrupted: whether Ctrl-C ended the session.
     """
@@ -72,8 +74,8 @@ class RunSession:
         self._raced: dict[Case, dict[str, Measurement]] = {}
         self._run: Run | None = None
         self._progress: Progress | None = None
-
-    # The run
+        self._handlers: dict[int, Any] = {}
+        self.unwritten = ""  # what the disk refused
 
     @property
     def run(self) -> Run:
@@ -120,29 +122,28 @@ class RunSession:
         run = Run(options, progress=self.say, remote=_find_cluster(given, options, self.say))
         run.expect(list(self._cases))
         for case, names in self._cases.items():
-            entries = [REGISTRY.candidates[case.op, name] for name in names]
-            run.ahead(case, entries, baseline=REGISTRY.ops[case.op].baseline)
+            run.ahead(case, names, baseline=baseline_of(case, names))
         return run
 
     def measurements(self, case: Case) -> dict[str, Measurement]:
         """Return the case's measurements by candidate; the first call runs the race."""
         if case in self._raced:
             return self._raced[case]
-        op = REGISTRY.ops[case.op]
-        entries = [REGISTRY.candidates[case.op, name] for name in self._cases[case]]
+        names = self._cases[case]
+        baseline = baseline_of(case, names)
         if self.asked.options["check_only"]:
-            self._raced[case] = self.run.check(case, entries)
+            self._raced[case] = self.run.check(case, names)
             return self._raced[case]
         if self._progress is not None:
             self._progress.now = f"{case.op} {case_label(case)}"
         try:
-            found = self.run.race(case, entries, baseline=op.baseline)
+            found = self.run.race(case, names, baseline=baseline)
         except UsageError as error:
             pytest.exit(str(error), returncode=int(pytest.ExitCode.USAGE_ERROR))
         except StoreError as error:
             pytest.exit(str(error), returncode=EXIT_STOPPED)
         self._raced[case] = found
-        self._show(case, describe_fastest(found, op.baseline))
+        self._show(case, describe_fastest(found, baseline))
         return found
 
     def _show(self, case: Case, fastest: str) -> None:
@@ -174,8 +175,6 @@ class RunSession:
             writer.line(line)
             writer.flush()
 
-    # Hooks of pytest
-
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool | None:
         """Print the races and stop, with --dry-run; otherwise show what is to come, and how it goes."""
@@ -194,6 +193,7 @@ class RunSession:
                 self.say(f"{case.op} {case_label(case)}: {', '.join(names)}")
             self.say(f"{predicted}; nothing was run (--dry-run)")
             return True
+        self._handlers = _handle_stops(_stop)
         if not self.asked.options["check_only"]:
             self.say(predicted)
             self.say(planning.resolution_text(self.results(), plan))
@@ -249,20 +249,27 @@ class RunSession:
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """End the run: workers, journal, and its last line."""
+        _handle_stops(signal.SIG_IGN)  # a second Ctrl-C would leave workers behind
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
-        if self._run is None:
-            return
-        run, self._run = self._run, None
+        if self._run is not None:
+            self._finish(session, self._run)
+            self._run = None
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+    def _finish(self, session: pytest.Session, run: Run) -> None:
         stopped = session.exitstatus in STOPPED or bool(session.shouldfail or session.shouldstop)
         shares = run.shares()
-        with _ignoring_interrupts():  # a second Ctrl-C would leave workers behind
-            try:
-                run.close(finished=not stopped)
-            except StoreError as error:
-                self.say(str(error))
-                stopped = True
+        try:
+            run.close(finished=not stopped)
+        except (StoreError, OSError) as error:
+            self.unwritten = self.unwritten or str(error)
+        if self.unwritten:
+            self.say(self.unwritten)
+            session.exitstatus = EXIT_STOPPED
+            stopped = True
         if self.asked.options["check_only"]:
             return
         folder = run.options.folder.absolute()
@@ -273,20 +280,17 @@ class RunSession:
         elif run.done:
             self.say(describe_shares(shares.seconds, shares.wall_seconds))
             if launcher is None:
-                self.say(
-                    f"stored; render it with: {poolbench_command()} report {shlex.quote(str(folder))}"
-                )
+                command = f"{poolbench_command()} report {shlex.quote(str(folder))}"
+                self.say(f"stored; render it with: {command}")
         if launcher is not None and not stopped:
             launcher.folder = folder
-
-    # Hooks of pytest-benchmark
 
     def open_benchmark_json(self) -> None:
         """Have pytest-benchmark write benchmark.json into the run's folder, unless another file is given."""
         config, options = self._config, self.asked.options
+        benchmarks = getattr(config, "_benchmarksession", None)
         if not self._cases or config.option.collectonly or options["dry_run"]:
             return
-        benchmarks = getattr(config, "_benchmarksession", None)
         if options["check_only"] or (benchmarks is not None and benchmarks.skip):
             return
         try:
@@ -294,16 +298,14 @@ class RunSession:
         except (UsageError, StoreError) as error:
             raise pytest.UsageError(str(error)) from None
         if benchmarks is not None and not benchmarks.json and not benchmarks.disabled:
-            benchmarks.json = str(self.run.options.folder / "benchmark.json")
-
-    @pytest.hookimpl(optionalhook=True)
-    def pytest_benchmark_update_machine_info(self, machine_info: dict[str, Any]) -> None:
-        """Leave the host's name out of benchmark.json."""
-        machine_info.pop("node", None)
+            path = self.run.options.folder / "benchmark.json"
+            benchmarks.json = str(path)
+            benchmarks.save_json = partial(_save_json, self, benchmarks.save_json, path)
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_benchmark_update_json(self, output_json: dict[str, Any]) -> None:
-        """Add the candidates without samples; pytest-benchmark keeps the others only."""
+        """Add the candidates without samples, which pytest-benchmark leaves out; remove the host's name."""
+        output_json["machine_info"].pop("node", None)
         output_json["poolbench"] = {"not_ok": self.not_ok}
 
 
@@ -331,13 +333,29 @@ def _find_cluster(
     return RayScheduler(address, files=options.files, memory_nbytes=asked["memory"], progress=say)
 
 
-@contextlib.contextmanager
-def _ignoring_interrupts() -> Iterator[None]:
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _save_json(
+    session: RunSession, save: Callable[[Any], None], path: Path, output: dict[str, Any]
+) -> None:
+    """Write benchmark.json, unless the disk refuses: a resumed run makes it of the journal."""
     try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
+        save(output)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            path.unlink()
+        session.unwritten = f"cannot write {path.name}: {error.strerror or error}"
+
+
+def _handle_stops(handler: Any) -> dict[int, Any]:
+    """Handle Ctrl-C and SIGTERM in another way; return the previous handlers."""
+    with contextlib.suppress(ValueError):  # pytest runs in a thread: signals go elsewhere
+        return {number: signal.signal(number, handler) for number in STOPS}
+    return {}
+
+
+def _stop(number: int, frame: object) -> None:  # noqa: ARG001 (a signal handler)
+    """Stop the run at the first signal; a second one would leave workers behind and print nothing."""
+    _handle_stops(signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def find_launcher(config: pytest.Config) -> Launcher | None:
@@ -370,9 +388,6 @@ def resume_command(
             kept.append(word)
         skip = not skip and named and "=" not in word
     more = shlex.join([*kept, f"{prefix}resume", name])
-    start = (
-        f"{shlex.quote(sys.executable)} -m pytest"
-        if launcher is None
-        else f"{poolbench_command()} run"
-    )
+    # The words of a command begin with its verb: run, matrix.
+    start = poolbench_command() if launcher else f"{shlex.quote(sys.executable)} -m pytest"
     return f"cd {shlex.quote(str(invocation.dir))} && {start} {more}"

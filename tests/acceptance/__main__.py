@@ -1,4 +1,4 @@
-"""Run `python tests/acceptance checks` or `python tests/acceptance tools`; nox calls both."""
+"""Run `python tests/acceptance checks`, `tools` or `backends`; nox calls them."""
 
 import os
 import sys
@@ -11,10 +11,10 @@ os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [TESTS, os.environ.get("
 
 
 def main(arguments: list[str]) -> int:
-    """Run one of the two commands; return its exit code."""
-    from acceptance import checks, tool_comparison
+    """Run one of the commands; return its exit code."""
+    from acceptance import backends, checks, tool_comparison
 
-    commands = {"checks": checks.main, "tools": tool_comparison.main}
+    commands = {"checks": checks.main, "tools": tool_comparison.main, "backends": backends.main}
     if not arguments or arguments[0] not in commands:
         print(f"usage: python tests/acceptance {{{','.join(commands)}}} ...", file=sys.stderr)
         return 2

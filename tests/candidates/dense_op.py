@@ -58,13 +58,13 @@ register(
 )
 
 
-@candidate(op=OP, name="matmul", framework="numpy")
+@candidate(op=OP, name="matmul", backends=("numpy",))
 def matmul(case):
     """x @ w."""
     return lambda x, scale: dense(case, x, scale)
 
 
-@candidate(op=OP, name="einsum", framework="numpy")
+@candidate(op=OP, name="einsum", backends=("numpy",))
 def einsum(case):
     """np.einsum, which does not call BLAS."""
 
@@ -75,7 +75,7 @@ def einsum(case):
     return call
 
 
-@candidate(op=OP, name="swapped", framework="numpy")
+@candidate(op=OP, name="swapped", backends=("numpy",))
 def swapped(case):
     """Wrong: the weights are read transposed."""
     return lambda x, scale: x @ scale.reshape(case.width, -1).T

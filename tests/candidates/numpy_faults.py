@@ -41,7 +41,7 @@ register(
 
 
 def numpy_candidate(name):
-    return candidate(op=OP, name=name, framework="numpy")
+    return candidate(op=OP, name=name, backends=("numpy",))
 
 
 def repeated(times, case):

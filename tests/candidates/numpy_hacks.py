@@ -33,7 +33,7 @@ register(
 def hack(function):
     """Register a candidate; the function is given the input and the number of its call."""
 
-    @candidate(op=OP, name=function.__name__.replace("_", "-"), framework="numpy")
+    @candidate(op=OP, name=function.__name__.replace("_", "-"), backends=("numpy",))
     def build(case):
         numbers = itertools.count(1)
         memory = {}

@@ -15,19 +15,19 @@ register(
 )
 
 
-@candidate(op="doubling", name="add", framework="numpy")
+@candidate(op="doubling", name="add", backends=("numpy",))
 def add(case):
     """X plus itself."""
     return lambda x: x + x
 
 
-@candidate(op="doubling", name="triple", framework="numpy")
+@candidate(op="doubling", name="triple", backends=("numpy",))
 def triple(case):
     """A wrong answer."""
     return lambda x: x * 3
 
 
-@candidate(op="doubling", name="lost", framework="numpy")
+@candidate(op="doubling", name="lost", backends=("numpy",))
 def lost(case):
     """An error."""
 

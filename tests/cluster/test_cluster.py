@@ -160,7 +160,7 @@ def race_all(folder, cases, cluster=None, *, plan=PLAN, resume=False):
     options = RunOptions(
         folder=folder, plan=plan, files=(FILE,), resume=resume, allow_different=allowed
     )
-    entries = list(REGISTRY.of("doubling").values())
+    entries = list(REGISTRY.of("doubling"))
     with Run(options, remote=cluster, progress=lambda _: None) as bench:
         for case in cases if cluster else ():
             bench.ahead(case, entries, baseline="add")

@@ -117,6 +117,10 @@ def test_resuming_a_finished_run_runs_nothing_and_rebuilds_benchmark_json(withou
     assert (without_faults / "benchmark.json").stat().st_size > 1000
 
 
+@pytest.mark.fault(
+    "`--run NAME` of an existing run",
+    "refused in one line; the run is unchanged",
+)
 def test_run_existing_name_is_refused_and_unchanged(without_faults):
     before = (without_faults / "benchmark.json").read_bytes(), runs.lines(without_faults)
     status, output = runs.run(without_faults.parent, "--run", "sound", *JUDGED)
@@ -140,6 +144,10 @@ def test_a_resume_that_asks_for_other_measurements_is_refused(without_faults, wo
     assert said in output
 
 
+@pytest.mark.fault(
+    "`--resume` with other code, options or another machine",
+    "refused by the names of what differs",
+)
 @pytest.mark.slow
 def test_resume_with_other_code_is_refused_unless_allowed(results, tmp_path):
     suite = tmp_path / "mine.py"
@@ -192,7 +200,7 @@ def test_resume_command_keeps_the_words_of_pytest():
 
 
 def test_resume_command_keeps_the_words_of_poolbench_run():
-    launcher = Launcher(words=["network", "--run", "a", "--sweep", "quick"])
+    launcher = Launcher(words=["run", "network", "--run", "a", "--sweep", "quick"])
     command = resume_command(SimpleNamespace(args=(), dir=Path("/x")), launcher, "a")
     assert command.endswith("run network --sweep quick --resume a")
 
@@ -206,6 +214,20 @@ def test_a_case_too_large_is_refused_with_its_figures(results):
     assert re.search(r"needs about 7680 GiB .* [\d.]+ [GM]iB are free", measurements[0].reason)
 
 
+def test_benchmark_json_that_cannot_be_written_is_one_line(results):
+    (results / "end" / "benchmark.json").mkdir(parents=True)
+    status, output = runs.run(results, "--run", "end", "-k", "base or fast", *runs.QUICK)
+    assert status == 3, output
+    assert "cannot write benchmark.json: Is a directory" in output
+    assert "--poolbench-resume end" in output
+    assert "Traceback" not in output
+    assert len(runs.measured(results / "end")) == 6
+
+
+@pytest.mark.fault(
+    "the disk is full",
+    "one line and the command to resume; finished races are kept",
+)
 @pytest.mark.slow
 def test_full_disk_stops_the_run_and_keeps_synced_races(results):
     words = ("-k", "base or fast", "--axis", shapes(6), *runs.QUICK)
@@ -221,28 +243,42 @@ def test_full_disk_stops_the_run_and_keeps_synced_races(results):
     assert status == 0, output
     assert runs.lines(results / "full")[: len(kept)] == kept
     found = runs.measured(results / "full")
-    assert len(found) == len(set(found)) == 6 * 5
+    assert len(found) == len(set(found)) == 6 * 6
 
 
-@pytest.mark.parametrize(
-    "delay_seconds",
-    [pytest.param(0.0, marks=pytest.mark.slow), 0.6, pytest.param(2.5, marks=pytest.mark.slow)],
+@pytest.mark.fault(
+    "Ctrl-C, once or twice, or SIGTERM",
+    "the run ends at once and prints the command to resume",
 )
-def test_ctrl_c_ends_at_once_and_prints_the_resume_command(results, tmp_path, delay_seconds):
-    words = ("--run", f"stop{delay_seconds}", "-k", "base or loop", *runs.QUICK)
-    started = runs.Started(results, *words)
-    folder = results / f"stop{delay_seconds}"
+@pytest.mark.parametrize(
+    ("signals", "delay_seconds"),
+    [
+        pytest.param("SIGINT", 0.0, marks=pytest.mark.slow),
+        ("SIGINT SIGINT", 0.6),
+        pytest.param("SIGTERM", 0.6, marks=pytest.mark.slow),
+        pytest.param("SIGINT", 2.5, marks=pytest.mark.slow),
+    ],
+)
+def test_signal_ends_a_run_at_once_and_prints_the_resume_command(results, signals, delay_seconds):
+    name = f"stop-{signals.replace(' ', '-')}-{delay_seconds}"
+    started = runs.Started(results, "--run", name, "-k", "base or loop", *runs.QUICK)
+    folder = results / name
     runs.wait_for(lambda: (folder / "journal.jsonl").exists())
     time.sleep(delay_seconds)  # while workers start; while they race; while one hangs
-    started.signal(signal.SIGINT)
+    for number in signals.split():
+        started.signal(signal.Signals[number])
     status, output = started.wait(timeout=5)
     assert started.nothing_left(timeout=2)
     assert status == 2, output
     assert f"are kept in {folder}; go on with:" in output
-    assert f"--poolbench-resume stop{delay_seconds}" in output
+    assert f"--poolbench-resume {name}" in output
     assert "Traceback" not in output
 
 
+@pytest.mark.fault(
+    "kill -9 at any moment",
+    "finished races are kept; resuming completes the run",
+)
 def test_killed_run_leaves_nothing_and_resumes(results):
     kill_and_go_on(results, "killed", delays=[0.3], sizes=4)
 
@@ -276,14 +312,14 @@ def kill_and_go_on(results, name, *, delays, sizes):
         assert started.nothing_left()
         assert runs.lines(folder)[: len(kept)] == kept
         whole = len(runs.measured(folder))
-        assert whole % 6 == 0  # three candidates, three probes: a race is whole or not there
+        assert whole % 7 == 0  # three candidates, four probes: a race is whole or not there
         kept = runs.lines(folder)[: whole + 1 if whole else 0]
     status, output = runs.run(results, "--resume", name, *words)
     assert status == 1, output  # `raise` fails its test
     assert runs.lines(folder)[: len(kept)] == kept
     found = runs.measured(folder)
-    assert len(found) == len(set(found)) == 6 * sizes  # nothing twice, nothing missing
+    assert len(found) == len(set(found)) == 7 * sizes  # nothing twice, nothing missing
     cases = {case for case, _, _ in found}
     undisturbed = {"base": "ok", "fast": "ok", "raise": "error", "bandwidth-read": "ok",
-                   "bandwidth-write": "ok", "bandwidth-copy": "ok"}  # fmt: skip
+                   "bandwidth-write": "ok", "bandwidth-copy": "ok", "identity-call": "ok"}  # fmt: skip
     assert set(found) == {(c, n, s) for c in cases for n, s in undisturbed.items()}

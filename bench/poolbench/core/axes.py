@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from types import MappingProxyType
 from typing import Any, Generic, Literal, TypeVar
 
 import msgspec
@@ -29,7 +30,7 @@ RESERVED = frozenset(
     mean_low mean_high verdict processes_needed textbook_ratio textbook_low textbook_high textbook_reason
     bandwidth_limit_seconds efficiency
     efficiency_low efficiency_high worst max_relative tie peak_nbytes stopped_early disagree flags steal others
-    throttled blocks_marked blocks_redone cores_distant smt_sibling_busy node kind tail probe bandwidth
+    throttled program unlike blocks_marked blocks_redone cores_distant smt_sibling_busy node kind tail probe bandwidth
     """.split()
 )
 
@@ -137,13 +138,15 @@ def choice_axis(
     default: str | None = None,
     quiet: bool = False,
     scope: Scope = Scope.PROBLEM,
+    aliases: Mapping[str, str] = MappingProxyType({}),
 ) -> Axis[str]:
     """Return an axis of a few words, in any letter case; the first is the default."""
 
     def parse(text: str) -> str:
-        if text.lower() not in choices:
+        word = aliases.get(text.lower(), text.lower())
+        if word not in choices:
             raise ValueError(text)
-        return text.lower()
+        return word
 
     return Axis(
         name=name, parse=parse, choices=choices, default=default or choices[0], quiet=quiet, scope=scope,
@@ -211,7 +214,16 @@ STANDARD: Mapping[str, Axis[Any]] = {
     for axis in (
         choice_axis("dtype", *DTYPES),
         choice_axis("direction", "forward", "training", scope=Scope.CALL),
-        choice_axis("mode", "eager", "graph", "xla", default="graph", scope=Scope.CALL),
+        choice_axis(
+            "mode",
+            "eager",
+            "graph",
+            "xla",
+            "compile",
+            default="graph",
+            scope=Scope.CALL,
+            aliases={"jit": "xla"},  # jax.jit is XLA
+        ),
         Axis(name="device", parse=parse_device, default="cpu:0", scope=Scope.CALL, example="cpu:0"),
         Axis(
             name="threads",
@@ -227,6 +239,8 @@ STANDARD: Mapping[str, Axis[Any]] = {
         choice_axis("cache", "warm", "cold", quiet=True, scope=Scope.CALL),
     )
 }
+# Not of a case: each value is a worker process of a race, whose contenders it names.
+BACKEND = choice_axis("backend", "tensorflow", "jax", "torch", scope=Scope.PROCESS)
 _DECLARED: dict[str, dict[str, Axis[Any]]] = {}
 
 

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from poolbench.core.case import Case
 
-FRAMEWORKS = ("tensorflow", "keras", "numpy")
+# Frameworks, and the modes in which each calls a function; a NumPy function is called as it is in all of them.
+BACKENDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "tensorflow": ("eager", "graph", "xla"),
+        "jax": ("xla",),
+        "torch": ("eager", "compile"),
+        "numpy": ("eager", "graph", "xla"),
+    }
+)
+KERAS = ("tensorflow", "jax", "torch")  # those below Keras
 FORMS = ("function", "layer")
 Builder = Callable[[Case], Callable[..., Any]]
 Snippet = Callable[[Case], str]
@@ -57,7 +67,7 @@ class Candidate:
         op: the op that it implements.
         name: 'lambda-max_pool'; unique within the op.
         form: 'function' or 'layer' (the cost of a Keras layer's call is then part of it).
-        framework: 'tensorflow', 'keras' or 'numpy'.
+        backends: the frameworks that run it: ('tensorflow',), ('numpy',), or KERAS for one that calls Keras alone.
         about: a description in one line.
         build: called in the worker with the case; returns a function of the op's inputs.
         failures: its documented failures.
@@ -70,7 +80,7 @@ class Candidate:
     op: str
     name: str
     form: str
-    framework: str
+    backends: tuple[str, ...] = ("tensorflow",)
     about: str
     build: Builder
     failures: tuple[KnownFailure, ...] = ()
@@ -83,3 +93,18 @@ class Candidate:
     def code(self) -> str:
         """The source text of the builder."""
         return inspect.getsource(self.build)
+
+    def runs(self, backend: str, mode: str) -> bool:
+        """Tell whether it can be called in a worker of this backend in this mode."""
+        return backend in self.backends and mode in BACKENDS[backend]
+
+
+def contender_name(candidate: str, backend: str) -> str:
+    """Return the name in a race: 'keras-ops' on TensorFlow, 'keras-ops@jax' on JAX."""
+    return f"{candidate}@{backend}" if backend in ("jax", "torch") else candidate
+
+
+def split_contender(name: str) -> tuple[str, str]:
+    """Return candidate and backend of a name in a race; the backend is '' where it has no label."""
+    candidate, _, backend = name.partition("@")
+    return candidate, backend

@@ -13,6 +13,11 @@ from poolbench.core.case import Case
 
 # The bandwidth probes, timed in the same rounds as the candidates.
 PROBES = ("bandwidth-read", "bandwidth-write", "bandwidth-copy")
+# Inputs below SMALL_NBYTES stay in a cache, whose bandwidth is not the memory's: there no call is
+# quicker than this probe, which returns its inputs.
+IDENTITY = "identity-call"
+PROBE_NAMES = (*PROBES, IDENTITY)
+SMALL_NBYTES = 1 << 20
 
 
 class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -20,7 +25,7 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         interpreter: path of the Python that runs it; '' for the one that runs this.
-        backend: the framework that is imported at the start: 'tensorflow', or 'numpy' for none.
+        backend: the framework that is imported at the start: 'tensorflow', 'jax', 'torch', or 'numpy' for none.
         threads: intra-op threads; 0 keeps the framework's default, every core.
         logical_devices: number of logical devices that the CPU is split into.
         deterministic: op determinism.
@@ -78,6 +83,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "quick": {"processes": 5, "budget_seconds": 4.0},
         "full": {"budget_seconds": 16.0},
         # Processes agree by the device's own clock, and opening a case takes as long as racing it.
+        "backends": {"processes": 4, "budget_seconds": 2.0},
         "gpu": {"processes": 3, "allocations": 3, "budget_seconds": 2.0},
     }
 )
@@ -90,7 +96,7 @@ class Contender:
     Attributes:
         candidate: its name.
         worker: the process that it runs in.
-        label: distinguishes contenders of the same candidate, 'head'; '' for a single one.
+        label: distinguishes contenders of the same candidate, 'head' or 'jax'; '' for a single one.
     """
 
     candidate: str

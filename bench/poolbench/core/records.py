@@ -13,6 +13,7 @@ import msgspec
 from poolbench.core import errors
 from poolbench.core.axes import AxisInfo
 from poolbench.core.case import Case
+from poolbench.core.program import Count, Program
 
 SCHEMA_VERSION = 2
 
@@ -71,11 +72,6 @@ class Node(Record, frozen=True, kw_only=True, tag="node"):
 
     name: str
     environment: Environment
-
-
-# Every JSON reader represents integers below this exactly.
-MAX_COUNT = 1 << 53
-Count = Annotated[int, msgspec.Meta(ge=0, lt=MAX_COUNT)]
 
 
 class Samples(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -180,6 +176,8 @@ class Measurement(Record, frozen=True, kw_only=True, tag="measurement"):
         node: the machine, 'local' or a Node's name.
         device_seconds: median device time per call, from the profiler; None: not measured.
         energy_joules: per call; None: not measured.
+        settings: what affects times besides the case, as the framework in the worker had it: threads, precision, ...
+        program: what the framework made of the candidate; None: not read.
     """
 
     case: Case
@@ -205,6 +203,8 @@ class Measurement(Record, frozen=True, kw_only=True, tag="measurement"):
     node: str = "local"
     device_seconds: float | None = None
     energy_joules: float | None = None
+    settings: dict[str, str] = {}
+    program: Program | None = None
 
 
 def samples_by(measurement: Measurement, clock: Clock) -> Samples:
@@ -358,7 +358,7 @@ class TimeBreakdown(Record, frozen=True, kw_only=True, tag="time"):
 
     Attributes:
         seconds: 'start' (workers), 'samples', 'warmup', 'first_calls', 'allocation', 'checks',
-            'waiting', 'other'; on a GPU also 'device_clock' and 'energy'.
+            'rechecks' (after timing), 'waiting', 'other'; on a GPU also 'device_clock' and 'energy'.
         wall_seconds: from the first worker's start to the end.
     """
 

@@ -11,19 +11,22 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from poolbench.core.axes import STANDARD, AxisInfo, Value, declare
+from poolbench.core.axes import BACKEND, STANDARD, AxisInfo, Value, declare
 from poolbench.core.candidate import (
+    BACKENDS,
     FORMS,
-    FRAMEWORKS,
     Builder,
     Candidate,
     KnownFailure,
     Snippet,
     Variant,
+    contender_name,
+    split_contender,
 )
 from poolbench.core.case import Case
 from poolbench.core.errors import UsageError
 from poolbench.core.op import Op
+from poolbench.core.plan import PROBE_NAMES
 
 
 @dataclass
@@ -53,7 +56,13 @@ class Registry:
         return op
 
     def add_candidate(self, entry: Candidate) -> Candidate:
-        """Add a candidate; adding it again from the same file replaces it."""
+        """Add a candidate; adding it again from the same file replaces it.
+
+        Raises:
+            UsageError: its name is taken, or that of a probe.
+        """
+        if entry.name in PROBE_NAMES:
+            raise UsageError(f"{entry.name!r} is the name of a probe; pick another (candidate)")
         key = (entry.op, entry.name)
         known = self.candidates.get(key)
         if known is not None and known.file != entry.file:
@@ -71,7 +80,7 @@ class Registry:
     def axis_names(self) -> tuple[str, ...]:
         """Return the names of all axes of all ops, the standard ones last."""
         own = (axis.name for op in self.ops.values() for axis in op.axes)
-        return tuple(dict.fromkeys([*own, *STANDARD]))
+        return tuple(dict.fromkeys([*own, *STANDARD, BACKEND.name]))
 
     def axis_infos(self, ops: Iterable[str]) -> dict[str, tuple[AxisInfo, ...]]:
         """Return the axes of these ops as a journal's header carries them."""
@@ -89,8 +98,8 @@ class Registry:
         """
         name, texts = split_axis(text)
         axes = [axis for op in self.ops.values() for axis in op.axes if axis.name == name]
-        if name in STANDARD:
-            axes = [STANDARD[name]]
+        if name in STANDARD or name == BACKEND.name:
+            axes = [STANDARD.get(name, BACKEND)]
         if not axes:
             raise UsageError(self.unknown_axis(name))
         # Ops may share an axis name and take different values: the last one raises the error.
@@ -137,7 +146,7 @@ def candidate(
     name: str,
     about: str = "",
     form: str = "function",
-    framework: str = "tensorflow",
+    backends: tuple[str, ...] = ("tensorflow",),
     failures: tuple[KnownFailure, ...] = (),
     variants: tuple[Variant, ...] = (),
     snippet: Snippet | None = None,
@@ -145,22 +154,22 @@ def candidate(
     """Register the decorated builder, `build(case) -> callable(*inputs)`, as a candidate.
 
     Raises:
-        UsageError: a form or framework that does not exist, or a name that is taken.
+        UsageError: a form or backend that does not exist, or a name that is taken.
     """
     if form not in FORMS:
         raise UsageError(
             f"form must be one of {', '.join(FORMS)}; got {form!r} (candidate {name!r})"
         )
-    if framework not in FRAMEWORKS:
+    if not backends or (unknown := [one for one in backends if one not in BACKENDS]):
         raise UsageError(
-            f"framework must be one of {', '.join(FRAMEWORKS)}; got {framework!r} (candidate {name!r})"
+            f"backends must be of {', '.join(BACKENDS)}; got {unknown or backends} (candidate {name!r})"
         )
 
     def enter(build: Builder) -> Builder:
         doc = (inspect.getdoc(build) or "").strip().split("\n")[0]
         REGISTRY.add_candidate(
             Candidate(
-                op=op, name=name, form=form, framework=framework, about=about or doc, build=build,
+                op=op, name=name, form=form, backends=backends, about=about or doc, build=build,
                 failures=failures, variants=variants, file=build.__code__.co_filename, snippet=snippet,
                 builtin=(build.__module__ or "").startswith("poolbench."),
             )
@@ -170,12 +179,31 @@ def candidate(
     return enter
 
 
+def baseline_of(case: Case, names: Iterable[str]) -> str:
+    """Return the contender that ratios are taken to: the op's baseline, or the first of a backend's own functions."""
+    parts = {name: split_contender(name) for name in names}
+    if not all(backend for _, backend in parts.values()):
+        return REGISTRY.ops[case.op].baseline
+    own = (n for n, (one, _) in parts.items() if len(REGISTRY.of(case.op)[one].backends) == 1)
+    return next(own, next(iter(parts)))
+
+
 def _caller_file() -> str:
     frame = inspect.currentframe()
     assert frame is not None
     assert frame.f_back is not None
     assert frame.f_back.f_back is not None
     return frame.f_back.f_back.f_code.co_filename
+
+
+def contender_names(case: Case, candidate: str, backends: Iterable[str]) -> list[str]:
+    """Return a candidate's names in a race on these backends: where they run it, and have the case's mode."""
+    entry = REGISTRY.candidates[case.op, candidate]
+    return [
+        contender_name(candidate, backend)
+        for backend in ("numpy", *backends)
+        if entry.runs(backend, case.mode)
+    ]
 
 
 def input_nbytes(case: Case) -> int:

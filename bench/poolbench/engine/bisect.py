@@ -13,14 +13,14 @@ from typing import Protocol
 from poolbench.core.case import Case
 from poolbench.core.errors import UsageError, WorkerFailure
 from poolbench.core.plan import WorkerSpec
+from poolbench.core.program import Program
 from poolbench.core.registry import REGISTRY
-from poolbench.engine.run import worker_spec
+from poolbench.engine.contenders import backend_of, worker_spec
 from poolbench.engine.side_by_side import PROCESSES, Pool, merge, start_workers
 from poolbench.engine.sides import Builder, Side, SideRequest
 from poolbench.engine.versions import BASE, HEAD, Shared, VersionsRace
 from poolbench.stats.estimate import Estimate
 from poolbench.stats.side_by_side import Outcome, Rule, SideBySide
-from poolbench.worker.program import Program
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +82,7 @@ class Bisection:
         pair: case and candidate.
         pool: provides workers.
         rule: decides whether the ends differ.
-        budget_seconds: of each race.
+        budget_seconds: of each race; that of the ends has twice the time.
         say: prints progress.
         clock: reads the time.
     """
@@ -102,7 +102,9 @@ class Bisection:
         self._points = list(points)
         self._make_side = make_side
         self._case, self._candidate = pair
-        self._kind = worker_spec(self._case, [REGISTRY.candidates[self._case.op, self._candidate]])
+        self._kind = worker_spec(
+            self._case, backend_of([REGISTRY.candidates[self._case.op, self._candidate]])
+        )
         self._pool = pool
         self._rule = rule or Rule()
         self._budget_seconds = budget_seconds
@@ -117,7 +119,7 @@ class Bisection:
         Raises:
             UsageError: the ends do not differ, or cannot be compared.
         """
-        ends, programs = self._race(self._points[-1], self._rule)
+        ends, programs = self._race(self._points[-1], self._rule, 2 * self._budget_seconds)
         if ends.verdict != "SLOWER":
             size = (
                 f"; it would have found {100 * ends.detectable:.0f}%"
@@ -126,7 +128,7 @@ class Bisection:
             )
             raise UsageError(
                 f"{self._points[-1]} is not slower than {self._points[0]}: {ends.reason or ends.verdict.lower()}"
-                f" after {ends.visits} processes{size} (--budget)"
+                f" after {ends.visits} visits{size} (--budget)"
             )
         self._programs = dict(zip((False, True), programs, strict=True))
         self._enter(self._points[-1], True, f"{ends.wall.ratio:.3f}x", 0.0)
@@ -150,7 +152,7 @@ class Bisection:
     def _judge(self, point: str, rule: Rule) -> bool | None:
         """Return whether a point is slow; None if it cannot be judged."""
         start = self._clock()
-        found, (_, program) = self._race(point, rule)
+        found, (_, program) = self._race(point, rule, self._budget_seconds)
         seconds = self._clock() - start
         if program is not None and found.visits == 0 and not found.reason:
             slower = _hash(program) == _hash(self._programs[True])
@@ -172,7 +174,7 @@ class Bisection:
         return slower
 
     def _race(
-        self, point: str, rule: Rule
+        self, point: str, rule: Rule, seconds: float
     ) -> tuple[SideBySide, tuple[Program | None, Program | None]]:
         """Race a point against the good end, unless its program tells; return programs of both."""
         try:
@@ -183,7 +185,7 @@ class Bisection:
             self._case, self._candidate, base=self._good, head=head, rule=rule, programs=True
         )
         spec = race.spec_of(HEAD)
-        until = self._clock() + self._budget_seconds
+        until = self._clock() + seconds
         workers = Shared(self._pool, PROCESSES)
         try:
             start_workers(self._pool, {BASE: self._good, HEAD: spec}, 1)

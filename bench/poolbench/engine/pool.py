@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from poolbench.core.errors import WorkerFailure
 from poolbench.core.plan import WorkerSpec
 from poolbench.engine.process import Worker, WorkerLike
 from poolbench.engine.recovery import Workers
@@ -92,5 +93,8 @@ def device_names(worker: Worker | None) -> dict[str, str]:
     """Return the devices that a worker sees, by name; without TensorFlow, the CPU alone."""
     if worker is None or worker.spec.backend == "numpy":
         return {"cpu:0": "CPU"}
-    devices: dict[str, str] = worker.call(session.list_devices, timeout=60)
+    try:
+        devices: dict[str, str] = worker.call(session.list_devices, timeout=60)
+    except WorkerFailure:  # no worker starts: each measurement says why
+        return {}
     return devices

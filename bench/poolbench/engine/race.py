@@ -22,7 +22,7 @@ from poolbench.engine.noise import MachineNoise, NoiseLog
 from poolbench.engine.recorder import (
     ContenderRecord,
     Seconds,
-    flag_faster_than_limit,
+    flag_implausible,
     make_measurement,
     pairs,
 )
@@ -38,9 +38,9 @@ BATCH_SECONDS = 0.25
 # Interleaved races alternate after about this time. Shorter parts would pay for cold caches and thread pools, and
 # longer ones would see the machine change.
 STEP_SECONDS = 0.15
-# Workers of several kinds alternate after about this time. Of identical code, the ratio from 0.03 s each is as steady
-# as from four times the sum of legs of 0.15 s: what slows a processor is drawn anew for each leg.
-LEG_SECONDS = 0.04
+# Workers of several kinds alternate after about this time. What slows a processor is drawn anew for each leg: of
+# identical code, the ratio of 30 s in legs of 0.03 s is as steady as that of 120 s in legs of 0.15 s.
+LEG_SECONDS = 0.015
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +80,9 @@ class Race:
         records = [
             ContenderRecord(one.name, named[one.candidate], one.worker) for one in spec.contenders
         ]
-        probes = [ContenderRecord(name, None, spec.workers[0]) for name in tasks.probes]
+        probes = [
+            ContenderRecord(name, None, spec.workers[0]) for name in tasks.probes_of(spec.case)
+        ]
         self.spec = spec
         self.records = {record.name: record for record in (*records, *probes)}
         self.seconds = Seconds(float)
@@ -180,7 +182,7 @@ class Race:
     def result(self) -> Result:
         """Return the result of the processes so far."""
         case = self.spec.case
-        flag_faster_than_limit(self.records, case, self.plan.bandwidth_limit_slack)
+        flag_implausible(self.records, case, self.plan.bandwidth_limit_slack)
         contention = self._noise_log.contention()
         measurements = tuple(
             make_measurement(
@@ -220,10 +222,11 @@ class Race:
             start = self._noise.now()
             device.measure_energy(self._workers, self._candidates())
             self.seconds["energy"] += self._noise.now() - start
-        if process in (0, self.plan.processes - 1):  # it takes about a tenth of a process' time
-            start = self._noise.now()
-            self._workers.verify()
-            self.seconds["checks"] += self._noise.now() - start
+        start = self._noise.now()
+        self._workers.verify()
+        if process == 0:
+            self._workers.read_programs()
+        self.seconds["rechecks"] += self._noise.now() - start
         self._workers.close()
 
     def _run_allocation(
@@ -279,8 +282,11 @@ class Race:
             noise = self._noise.after(done)
             self._noise_log.enter_task(noise)
             parts.append(noise.seen)
+            self.seconds["rechecks"] += done.recheck_seconds
             for planned, block in zip(blocks, done.blocks, strict=True):
                 if block.status == "ok":
+                    if done.dirty:  # timed with what a candidate left behind
+                        continue
                     timed.append(_Timed(planned, block, noise.cores_distant))
                 elif planned.record.runs:
                     raised = WorkerFailure(block.status, block.reason, tail=worker.tail)

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from poolbench.core.candidate import Candidate
 from poolbench.core.case import Case
 from poolbench.core.errors import WorkerFailure
-from poolbench.core.plan import PROBES, WorkerSpec
+from poolbench.core.plan import IDENTITY, PROBES, SMALL_NBYTES, WorkerSpec
+from poolbench.core.program import Program
 from poolbench.core.records import (
     Accuracy,
     Clock,
@@ -21,17 +22,18 @@ from poolbench.core.records import (
     common_clock,
 )
 from poolbench.core.registry import input_nbytes
+from poolbench.core.text import format_seconds
 from poolbench.machine.nvml import is_gpu
 
 FLAGS = {
     "stopped_early": "ten times slower than the baseline in the first process: stopped there, no interval",
-    "faster-than-limit": "faster than the memory allows: something was folded away or not run",
-    "documented": "the wrong answer is a documented one",
+    "faster-than-limit": "faster than the memory or a call allows: something was folded away or not run",
+    "documented": "the wrong answer or crash is a documented one",
     "contended": "in most of its blocks something else used the machine, or the host had its processors far from "
     "each other, and no better time came",
 }
-# Smaller inputs stay in a cache, whose bandwidth the probes do not measure.
-BANDWIDTH_LIMIT_FROM_NBYTES = 1 << 20
+
+TOO_FAST = "faster than {} ({} against {}): something was folded away or not run"
 
 # Of one block: process, allocation, round, calls, seconds, contended.
 Row = tuple[int, int, int, int, float, int]
@@ -58,6 +60,8 @@ class ContenderRecord:
     written_nbytes: int = 0
     peak_nbytes: int | None = None
     energy_joules: float | None = None
+    settings: dict[str, str] = field(default_factory=dict)
+    program: Program | None = None
     stopped_early: bool = False
     every: int = 1  # it runs in each `every`-th round
     columns: list[Row] = field(default_factory=list)
@@ -93,11 +97,11 @@ class ContenderRecord:
         return to_samples(self.rows(clock))
 
     def fail(self, case: Case, failure: WorkerFailure) -> None:
-        """Record a failure; a documented one becomes `unsupported`, or a documented wrong answer."""
+        """Record a failure; a documented one becomes `unsupported`, or a documented wrong answer or crash."""
         self.status, self.reason, self.tail = failure.status, failure.reason, failure.tail
         for known in self.candidate.failures if self.candidate else ():
             if known.when(case) and re.search(known.matches, failure.reason):
-                if failure.status == "wrong":
+                if failure.status in ("wrong", "crashed"):
                     self.flags.append("documented")
                 else:
                     self.status = "unsupported"
@@ -162,47 +166,51 @@ def make_measurement(
         contention=contention,
         node=node,
         energy_joules=record.energy_joules,
+        settings=record.settings,
+        program=record.program,
         device_seconds=middle(on_device) if on_device else None,
     )
 
 
-def flag_faster_than_limit(
-    records: Mapping[str, ContenderRecord], case: Case, slack: float
-) -> None:
-    """Flag candidates that are faster than the memory allows; their results are implausible.
+def flag_implausible(records: Mapping[str, ContenderRecord], case: Case, slack: float) -> None:
+    """Give candidates the status `implausible` that are faster than the memory, or than the cheapest call.
 
     Args:
-        records: of the race, by name; without all three probes nothing is flagged.
-        case: of the race.
-        slack: how far below the time of the bandwidth limit a candidate may be.
+        records: of the race, by name; without its probes nothing is flagged.
+        case: of the race; below SMALL_NBYTES the limit is a call that returns its inputs.
+        slack: how far below the time of the limit a candidate may be.
     """
-    if not all(name in records for name in PROBES):
+    small = input_nbytes(case) < SMALL_NBYTES
+    probes = [records[name] for name in ((IDENTITY,) if small else PROBES) if name in records]
+    if len(probes) < (1 if small else len(PROBES)):
         return
-    if input_nbytes(case) < BANDWIDTH_LIMIT_FROM_NBYTES:
-        return
-    probes = [records[name] for name in PROBES]
     for record in records.values():
         # Wall time on a GPU is launch time, and no evidence against a candidate.
         if not record.candidate or (record.clock == "wall" and is_gpu(case.device)):
             continue
         columns = record.rows(record.clock)
         rows = [probe.rows(record.clock) for probe in probes]
-        if record.columns and all(rows):
-            limit = _limit_seconds(record, probes, rows)
-            if middle(row[4] for row in columns) * (1 + slack) < limit:
-                record.flags.append("faster-than-limit")
-                if record.status == "ok":
-                    record.status = "implausible"
-                    record.reason = FLAGS["faster-than-limit"]
+        if not record.columns or not all(rows):
+            continue
+        times = [middle(row[4] for row in found) for found in rows]
+        limit = times[0] if small else _limit_seconds(record, probes, times)
+        seconds = middle(row[4] for row in columns)
+        if seconds * (1 + slack) < limit:
+            record.flags.append("faster-than-limit")
+            if record.status == "ok":
+                record.status = "implausible"
+                record.reason = TOO_FAST.format(
+                    "a call that returns its input" if small else "the memory allows",
+                    *map(format_seconds, (seconds, limit)),
+                )
 
 
 def _limit_seconds(
-    record: ContenderRecord, probes: Sequence[ContenderRecord], rows: Sequence[Sequence[Row]]
+    record: ContenderRecord, probes: Sequence[ContenderRecord], times: Sequence[float]
 ) -> float:
     """Return the least time of a call: reading and writing may go on at once where caches hold the data."""
     reading, writing, copying = (
-        middle(row[4] for row in found) / max(1, probe.nbytes)
-        for found, probe in zip(rows, probes, strict=True)
+        seconds / max(1, probe.nbytes) for seconds, probe in zip(times, probes, strict=True)
     )
     return min(
         max(record.read_nbytes * reading, record.written_nbytes * writing), record.nbytes * copying

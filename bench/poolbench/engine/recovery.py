@@ -9,9 +9,12 @@ from typing import Protocol
 
 from poolbench.core.case import Case
 from poolbench.core.errors import WorkerFailure
-from poolbench.core.plan import PROBES, Plan, WorkerSpec
+from poolbench.core.plan import IDENTITY, PROBES, SMALL_NBYTES, Plan, WorkerSpec
+from poolbench.core.program import Program
+from poolbench.core.registry import input_nbytes
 from poolbench.engine.process import WorkerLike
 from poolbench.engine.recorder import ContenderRecord, Seconds
+from poolbench.machine.nvml import is_gpu
 from poolbench.worker import contender, session
 from poolbench.worker.verify import Finding, verify
 
@@ -33,14 +36,21 @@ class Tasks:
     The defaults open an op's case, its candidates and the bandwidth probes; a model's step brings its own.
 
     Attributes:
-        open_case: (session, case, seed, tensorflow) -> Opened.
+        open_case: (session, case, seed) -> Opened.
         open_contender: (session, name, check) -> OpenedContender.
         probes: names of the bandwidth probes that race too.
+        read_program: (session, name) -> Program or None; None: no programs are read.
     """
 
     open_case: Callable[..., session.Opened] = session.open_case
     open_contender: Callable[..., contender.OpenedContender] = contender.open_contender
     probes: tuple[str, ...] = PROBES
+    read_program: Callable[..., Program | None] | None = None
+
+    def probes_of(self, case: Case) -> tuple[str, ...]:
+        """Return the probes of a case: for small inputs on a CPU also the cheapest call."""
+        small = 0 < input_nbytes(case) < SMALL_NBYTES and not is_gpu(case.device)
+        return (*self.probes, IDENTITY) if self.probes and small else self.probes
 
 
 class RaceWorkers:
@@ -96,7 +106,7 @@ class RaceWorkers:
         while True:
             try:
                 opened = self._workers[spec].call(
-                    self._tasks.open_case, self._case, self._plan.seed, spec.backend == "tensorflow",
+                    self._tasks.open_case, self._case, self._plan.seed,
                     timeout=self._plan.timeout_seconds,
                 )  # fmt: skip
             except WorkerFailure as failure:
@@ -137,10 +147,17 @@ class RaceWorkers:
                     self._replace(worker)
 
     def verify(self) -> None:
-        """Check every candidate again after timing."""
+        """Check every candidate again after timing: inputs and settings in each process.
+
+        Values take longest: in the first process, which knows the reference's, on the timed inputs, and
+        in the last one on others.
+        """
+        fresh, old = self._process == self._plan.processes - 1, self._process == 0
         for spec, worker in self._workers.items():
             try:
-                found: dict[str, Finding] = worker.call(verify, timeout=self._plan.timeout_seconds)
+                found: dict[str, Finding] = worker.call(
+                    verify, fresh, old, timeout=self._plan.timeout_seconds
+                )
             except WorkerFailure as failure:
                 if not failure.lost:  # the next process starts a fresh one otherwise
                     self.fail(failure, spec)
@@ -151,6 +168,19 @@ class RaceWorkers:
                     record.fail(self._case, WorkerFailure(finding.status, reason))
             if any(finding.status == "error" for finding in found.values()):
                 self._replace(worker)
+
+    def read_programs(self) -> None:
+        """Read what was compiled of each candidate, once per race and after timing; it costs a compilation or two."""
+        if self._tasks.read_program is None:
+            return
+        for record in self._running():
+            if record.candidate is None or record.program is not None:
+                continue
+            # A program is evidence beside the times: without it they stand.
+            with contextlib.suppress(WorkerFailure):
+                record.program = self._workers[record.worker].call(
+                    self._tasks.read_program, record.task_name, timeout=self._plan.timeout_seconds
+                )
 
     def renew(self, spec: WorkerSpec) -> None:
         """Replace a worker in which a candidate changed process-wide state."""
@@ -198,6 +228,7 @@ class RaceWorkers:
         self.seconds["first_calls"] += opened.first_call_seconds
         self.seconds["checks"] += opened.check_seconds + opened.calibration_seconds
         record.accuracy = record.accuracy or opened.accuracy
+        record.settings = record.settings or opened.settings
         if opened.status != "ok":
             refused = WorkerFailure(opened.status, opened.reason, tail=worker.tail)
             record.fail(self._case, refused)

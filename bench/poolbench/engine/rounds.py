@@ -115,7 +115,8 @@ class Rounds:
             least = 1 if record.candidate else PROBE_TURN
             record.every = max(least, min(MOST_ROUNDS_OUT, turn))
         self.seconds = sum(costs[record.name] / record.every for record in contenders)
-        self._after_eviction = True
+        # Legs of several workers are too short for the long warm-up, which both sides of a ratio do without.
+        self._after_eviction = self.workers == 1
 
     def within(self, seconds: float) -> int:
         """Return the number of rounds that take about this long, at least one."""
@@ -132,7 +133,7 @@ class Rounds:
         numbers = tuple(numbers)
         for worker in next(self._workers):
             self._last = ""
-            self._after_eviction |= others_between or self.workers > 1
+            self._after_eviction |= others_between and self.workers == 1
             blocks = [block for number in numbers for block in self._round(number, worker)]
             tasks.append(Task(worker, blocks))
         return tasks

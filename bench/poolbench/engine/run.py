@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from poolbench.core.candidate import Candidate
+from poolbench.core.candidate import KERAS, contender_name
 from poolbench.core.case import Case
 from poolbench.core.errors import UsageError
 from poolbench.core.plan import Plan, RaceSpec, WorkerSpec
@@ -25,6 +25,7 @@ from poolbench.core.records import (
     TimeBreakdown,
 )
 from poolbench.core.registry import REGISTRY
+from poolbench.engine.contenders import contenders_of, settings_lines
 from poolbench.engine.pool import WorkerPool, device_names
 from poolbench.engine.process import Worker
 from poolbench.engine.recorder import Seconds
@@ -91,6 +92,7 @@ class Run:
         self._submitted: set[Case] = set()
         self._faults: dict[Case, Exception] = {}
         self._nodes: set[str] = set()
+        self._told: set[tuple[str, str]] = set()  # backend and mode, whose settings were printed
         self.done: dict[Key, Measurement] = {}
         self.networks: list[ModelResult] = []
         self.seconds = Seconds(float)
@@ -110,16 +112,14 @@ class Run:
     def __exit__(self, kind: object, *_: object) -> None:
         self.close(finished=kind is None)
 
-    def race(
-        self, case: Case, candidates: Sequence[Candidate], *, baseline: str
-    ) -> dict[str, Measurement]:
-        """Race the candidates and the baseline, journal the measurements, and return them by name.
+    def race(self, case: Case, names: Sequence[str], *, baseline: str) -> dict[str, Measurement]:
+        """Race these contenders and the baseline, journal the measurements, and return them by name.
 
         What a resumed journal holds is not run again, unless other candidates of the case are asked
         for too: samples of two races do not pair.
         """
         self.prepare()
-        asked = dict.fromkeys(entry.name for entry in candidates)
+        asked = dict.fromkeys(names)
         if baseline and baseline not in asked:
             asked = {baseline: None} | asked
         wanted = self._spec(case, list(asked), baseline)
@@ -127,28 +127,24 @@ class Run:
             self._await(wanted)
         return {name: self.done[case, name] for name in asked}
 
-    def ahead(self, case: Case, candidates: Sequence[Candidate], *, baseline: str) -> None:
+    def ahead(self, case: Case, names: Sequence[str], *, baseline: str) -> None:
         """Announce a future race, which is interleaved with the races requested before it."""
-        names = dict.fromkeys([baseline, *(entry.name for entry in candidates)])
-        self._ahead.append((case, list(names), baseline))
+        self._ahead.append((case, list(dict.fromkeys([baseline, *names])), baseline))
 
     def under_way(self) -> float:
         """Return the work done on unfinished races, in races."""
         return self._local.under_way()
 
     def _spec(self, case: Case, names: Sequence[str], baseline: str) -> RaceSpec:
-        """Return the race of these candidates; if one is unmeasured, include all measured ones of the case."""
+        """Return the race of these contenders; if one is unmeasured, include all measured ones of the case."""
         if any((case, name) not in self.done for name in names):
-            measured = [name for name in REGISTRY.of(case.op) if (case, name) in self.done]
+            known = (
+                contender_name(name, b) for name in REGISTRY.of(case.op) for b in ("", *KERAS[1:])
+            )
+            measured = [name for name in known if (case, name) in self.done]
             names = list(dict.fromkeys([*names, *measured]))
-        entries = [REGISTRY.candidates[case.op, name] for name in names]
-        return RaceSpec.in_one_worker(
-            case,
-            names,
-            baseline=baseline,
-            plan=self.options.plan,
-            worker=worker_spec(case, entries, self._logical_devices),
-        )
+        contenders = contenders_of(case, names, self._logical_devices)
+        return RaceSpec(case=case, contenders=contenders, baseline=baseline, plan=self.options.plan)
 
     def _await(self, wanted: RaceSpec) -> None:
         """Run unmeasured races and store results until `wanted` is finished."""
@@ -183,14 +179,16 @@ class Run:
             for kind, value in done.result.seconds.items():
                 self.seconds[kind] += value
         self.append(*done.result.measurements)
+        for line in settings_lines(done.result.measurements, self._told):
+            self._progress(line)
         self.done |= {(m.case, m.candidate): m for m in done.result.measurements}
 
     def _measured(self, spec: RaceSpec) -> bool:
         return all((spec.case, one.name) in self.done for one in spec.contenders)
 
-    def check(self, case: Case, candidates: Sequence[Candidate]) -> dict[str, Measurement]:
-        """Check each candidate against the reference once; time and store nothing."""
-        race = make_race(self._spec(case, [entry.name for entry in candidates], candidates[0].name))
+    def check(self, case: Case, names: Sequence[str]) -> dict[str, Measurement]:
+        """Check each contender against the reference once; time and store nothing."""
+        race = make_race(self._spec(case, names, names[0]))
         if reason := self.too_large(case):
             return {m.candidate: m for m in refuse(race, reason)}
         return {m.candidate: m for m in race.check(self._local.pool).measurements}
@@ -347,27 +345,3 @@ def refuse_different(
             + " ".join(f"--allow-different {shlex.quote(field)}" for field in refused)
             + ", or begin a new run"
         )
-
-
-def worker_spec(
-    case: Case, candidates: Sequence[Candidate], logical_devices: int = 1
-) -> WorkerSpec:
-    """Return the kind of worker that runs these candidates of a case.
-
-    Args:
-        case: its threads and its device must be fixed when the process starts.
-        candidates: those of NumPy need no framework.
-        logical_devices: minimum number, so that one kind of worker serves as many cases as possible.
-    """
-    kind, _, index = case.device.partition(":")
-    logical = int(index) + 1 if kind == "cpu" and index.isdigit() else 1
-    return WorkerSpec(
-        threads=case.threads,
-        logical_devices=max(logical, logical_devices),
-        backend=backend_of(candidates),
-    )
-
-
-def backend_of(candidates: Sequence[Candidate]) -> str:
-    """Return the backend of a worker that runs all of these candidates."""
-    return "tensorflow" if any(entry.framework != "numpy" for entry in candidates) else "numpy"

@@ -23,8 +23,10 @@ from poolbench.core.text import format_nbytes
 from poolbench.engine.pool import RotatedPool, WorkerPool
 from poolbench.engine.race import BATCH_SECONDS, STEP_SECONDS, Race, Result
 from poolbench.engine.recorder import Seconds, make_measurement
+from poolbench.engine.recovery import Tasks
 from poolbench.machine.limits import free_memory_nbytes
 from poolbench.machine.nvml import is_gpu
+from poolbench.worker import contender
 
 # Inputs, a second allocation, the reference's output, outputs and a framework's temporaries.
 COPIES_HELD = 10
@@ -264,7 +266,11 @@ class _Slot:
 def make_race(spec: RaceSpec) -> Race:
     """Return the race, not begun; its candidates are the registered ones."""
     of = REGISTRY.of(spec.case.op)
-    return Race(spec, [of[one.candidate] for one in spec.contenders])
+    return Race(
+        spec,
+        [of[one.candidate] for one in spec.contenders],
+        tasks=Tasks(read_program=contender.read_program),
+    )
 
 
 def needed_nbytes(case: Case) -> int:

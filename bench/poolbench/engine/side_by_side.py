@@ -14,8 +14,8 @@ from poolbench.core.case import Case
 from poolbench.core.errors import UsageError, WorkerFailure
 from poolbench.core.plan import WorkerSpec
 from poolbench.core.registry import REGISTRY
+from poolbench.engine.contenders import backend_of, worker_spec
 from poolbench.engine.recovery import Workers
-from poolbench.engine.run import worker_spec
 from poolbench.engine.sides import Side
 from poolbench.engine.versions import AGAIN, BASE, HEAD, Shared, VersionsRace
 from poolbench.machine.limits import free_memory_nbytes
@@ -163,7 +163,7 @@ class _Group:
 
 
 def _kind(case: Case, name: str) -> WorkerSpec:
-    return worker_spec(case, [REGISTRY.candidates[case.op, name]])
+    return worker_spec(case, backend_of([REGISTRY.candidates[case.op, name]]))
 
 
 def merge(side: WorkerSpec, kind: WorkerSpec) -> WorkerSpec:

@@ -15,8 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from poolbench.core.axes import STANDARD
-from poolbench.core.candidate import Candidate
+from poolbench.core.candidate import BACKENDS, Candidate
 from poolbench.core.case import Case, case_label, case_slug
 from poolbench.core.errors import UsageError, WorkerFailure
 from poolbench.core.op import Op
@@ -48,7 +47,7 @@ SECONDS_A_TRACE = 6.0
 COMPARED_FIELDS = ("processor", "tensorflow")
 # Of a case's candidates without a selection: three minutes on two cores for all the cases.
 DEFAULT_CANDIDATES = 6
-MODES = STANDARD["mode"].choices
+MODES = BACKENDS["tensorflow"]
 COMPARISON = "compare"
 DEEPEST_FIRST = ("kernel", "hlo", "tf_op", "eager")
 

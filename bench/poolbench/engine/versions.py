@@ -16,6 +16,7 @@ import numpy as np
 from poolbench.core.case import Case
 from poolbench.core.errors import WorkerFailure
 from poolbench.core.plan import Contender, Plan, RaceSpec, WorkerSpec
+from poolbench.core.program import Program
 from poolbench.core.registry import REGISTRY
 from poolbench.engine.process import WorkerLike
 from poolbench.engine.race import LEG_SECONDS, Race
@@ -24,12 +25,11 @@ from poolbench.engine.recovery import Tasks, Workers
 from poolbench.stats.side_by_side import Rule, SideBySide, compare_legs
 from poolbench.worker import contender, session
 from poolbench.worker.outputs import Outputs, difference, read_outputs, read_program
-from poolbench.worker.program import Program
 
 BASE, HEAD, AGAIN = "base", "head", "base-again"
 # Legs of each worker in one visit to its process, each on inputs of its own.
-LEGS = 8
-BLOCK_SECONDS = 0.002
+LEGS = 16
+BLOCK_SECONDS = 0.001
 # No framework reads this variable; it distinguishes a second worker of the same kind.
 COPY = "POOLBENCH_COPY"
 

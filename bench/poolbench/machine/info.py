@@ -22,7 +22,7 @@ from poolbench.machine.nvml import DeviceUsage, driver_versions, watch_device
 
 PACKAGES = (
     "poolbench", "tensorflow", "tensorflow-cpu", "keras", "numpy", "pandas", "pytest",
-    "pytest-benchmark", "tensorboard-plugin-profile", "ray", "ml_dtypes",
+    "pytest-benchmark", "tensorboard-plugin-profile", "ray", "ml_dtypes", "jax", "jaxlib", "torch",
 )  # fmt: skip
 SETTING_PREFIXES = (
     "TF_",

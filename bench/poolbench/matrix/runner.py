@@ -108,7 +108,8 @@ def all_keys() -> list[Key]:
     return [
         (op.name, name, probe.key)
         for op in REGISTRY.ops.values()
-        for name in REGISTRY.of(op.name)
+        for name, entry in REGISTRY.of(op.name).items()
+        if {"tensorflow", "numpy"} & {*entry.backends}
         for probe in PROBES.values()
         if probe.applies(op)
     ]
@@ -119,7 +120,7 @@ def reason_to_skip(cell: PendingCell, *, exports: bool) -> str:
     if cell.probe.exports and not exports:
         return "exports run only with --with-exports"
     entry = REGISTRY.candidates[cell.op, cell.candidate]
-    if entry.framework == "numpy" and cell.probe.key != NUMPY_PROBE:
+    if entry.backends == ("numpy",) and cell.probe.key != NUMPY_PROBE:
         return "a NumPy candidate has no graph, no gradient and no model"
     return ""
 

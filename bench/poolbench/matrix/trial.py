@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,8 @@ from poolbench.core.candidate import Candidate
 from poolbench.core.case import Case, make_case
 from poolbench.core.op import Op, TensorSpec, Tolerance
 from poolbench.matrix.finding import Finding, features
-from poolbench.worker.check import BOUNDS, bound_for, differences, in_float64, largest_errors
+from poolbench.worker.check import BOUNDS, EXACT, bound_for, differences, in_float64
+from poolbench.worker.check import compare as compare_arrays
 from poolbench.worker.inputs import fill, numpy_dtype
 
 if TYPE_CHECKING:
@@ -168,20 +168,18 @@ def call(trial: Trial, case: Case, *host: Array) -> Arrays:
 
 def tensor(trial: Trial, array: Array) -> Any:
     """Return the array as the candidate takes it."""
-    if trial.candidate.framework == "numpy":
-        return array
-    import tensorflow as tf
-
-    return tf.constant(array)
+    return _backend(trial).put([array], trial.device)[0]
 
 
 def on_device(trial: Trial) -> Any:
-    """Return a context in which TensorFlow places everything on the trial's device."""
-    if trial.candidate.framework == "numpy":
-        return contextlib.nullcontext()
-    import tensorflow as tf
+    """Return a context in which the backend places everything on the trial's device."""
+    return _backend(trial).on(trial.device)
 
-    return tf.device(trial.device)
+
+def _backend(trial: Trial) -> Any:
+    from poolbench.worker.backends import BACKENDS
+
+    return BACKENDS[trial.candidate.backends[0]]
 
 
 def try_forward(trial: Trial, case: Case, make: MakeInputs = distinct_inputs) -> Finding:
@@ -220,7 +218,7 @@ def try_gradient(trial: Trial, case: Case) -> Finding:
 def tolerance_of(trial: Trial, case: Case) -> Tolerance:
     """Return the error that a correct output may have; none for integers."""
     if np.issubdtype(numpy_dtype(case.dtype), np.integer):
-        return Tolerance(relative=0.0, absolute=0.0)
+        return EXACT
     return bound_for(trial.op, case)
 
 
@@ -240,14 +238,14 @@ def compare(
     wanted = dtype or case.dtype
     if actual.dtype != numpy_dtype(wanted):
         return Finding(state="wrong", evidence=f"{name} is {actual.dtype}; {wanted} is right")
-    error = differences(actual.astype(np.float64), expected)
-    absolute, relative, excess = largest_errors(error, np.abs(expected), tolerance)
+    found = compare_arrays(actual, expected, tolerance)
+    absolute, relative = found.absolute, found.relative
     figures: dict[str, float | int | str | None] = {
         f"{name} largest relative error": relative,
         f"{name} largest absolute error": absolute,
     }
-    if excess > 1:
-        place = np.unravel_index(error.argmax(), error.shape)
+    if not found.agrees:
+        place = np.unravel_index(differences(actual, expected).argmax(), expected.shape)
         words = f"{name} is {float(actual[place]):.5g} where {expected[place]:.5g} is right"
         if absolute < np.inf:
             words += (

@@ -20,7 +20,7 @@ from poolbench.core.case import Case, make_case
 from poolbench.core.errors import UsageError
 from poolbench.core.op import Op
 from poolbench.core.registry import REGISTRY
-from poolbench.worker.check import BOUNDS, Answers, bound_for, judge
+from poolbench.worker.check import BOUNDS, Answers, bound_for, compare, judge
 from poolbench.worker.inputs import numpy_dtype
 
 if TYPE_CHECKING:
@@ -263,18 +263,11 @@ def equals(form: Form, x: Array, y: Array) -> bool:
     case = form.case(x.shape, str(x.dtype))
     seen = x.astype(np.float64).reshape(form.layout(x.shape))
     expected = op.reference(case, seen)
-    if expected.size != y.size:
-        return False
-    expected, actual = expected.ravel(), y.astype(np.float64).ravel()
-    finite = np.isfinite(expected)
-    if not np.array_equal(expected[~finite], actual[~finite]):
-        return False
-    bound = bound_for(op, case)
+    expected = expected.ravel()
     # A sum's error grows with its terms, not with the remainder when they cancel.
     scale = op.reference(case, np.where(np.isfinite(seen), np.abs(seen), 0.0)).ravel()
-    with np.errstate(invalid="ignore"):  # infinities, which have been compared
-        allowed = bound.absolute + bound.relative * np.maximum(np.abs(expected), scale)
-        return bool((np.abs(actual - expected) <= allowed)[finite].all())
+    size = np.maximum(np.abs(expected), scale)
+    return compare(y.ravel(), expected, bound_for(op, case), size=size).agrees
 
 
 def _with_gradients(runner: Runner, form: Form, inputs: list[Array]) -> Finding:

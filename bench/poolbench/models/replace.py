@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ from poolbench.models.foreign import custom_classes
 from poolbench.models.pools import Pool
 from poolbench.models.probe import identify
 from poolbench.models.zoo import Source, register_layers, revive, substitutes
+from poolbench.worker.check import compare as compare_arrays
 from poolbench.worker.session import Session
 
 Call = Callable[..., Any]
@@ -152,7 +154,7 @@ def pastable(model: Model, pool: Pool, original: Any) -> dict[str, str]:
     """Return the candidates that can be written into the model instead of the pool, with what to write."""
     found = {}
     for name, candidate in REGISTRY.of(pool.op).items():
-        if candidate.form == "layer" and candidate.builtin:
+        if candidate.form == "layer" and candidate.builtin and "tensorflow" in candidate.backends:
             layer = layer_of(candidate, pool, original, open_sizes=has_open_sizes(model))
             if layer is not None:
                 found[name] = source_text(layer)
@@ -317,14 +319,13 @@ def predict(model: Any, inputs: Sequence[Any]) -> list[Any]:
 
 def compare(ones: Sequence[Any], others: Sequence[Any]) -> float:
     """Return the largest difference over the largest value; inf where shapes differ or one is not finite."""
-    if [x.shape for x in ones] != [x.shape for x in others]:
-        return float("inf")
-    errors = [0.0]
-    for a, b in zip(ones, others, strict=True):
-        mine, other = a.astype(np.float64), b.astype(np.float64)
-        scale = np.abs(mine).max(initial=0.0) or 1.0
-        errors.append(float(np.abs(mine - other).max(initial=0.0) / scale))
-    return max(errors) if np.isfinite(errors).all() else float("inf")
+    if len(ones) != len(others):
+        return math.inf
+    errors = [
+        compare_arrays(other, one, size=float(np.abs(one).max(initial=0.0)) or 1.0).relative
+        for one, other in zip(ones, others, strict=True)
+    ]
+    return max(errors, default=0.0)
 
 
 def check_written(session: Session, target: str, predictions: str) -> float:  # noqa: ARG001 (a task)

@@ -28,6 +28,7 @@ from poolbench.models.pools import Pool
 from poolbench.models.replace import build_call, compare, replacements
 from poolbench.models.zoo import Source
 from poolbench.worker.check import BOUNDS, Verdict, bound_for
+from poolbench.worker.check import compare as compare_arrays
 from poolbench.worker.contender import OpenedContender, open_call
 from poolbench.worker.inputs import numpy_dtype
 from poolbench.worker.session import Opened, Session, close_case, hold
@@ -101,9 +102,7 @@ def isolated_copies(pools: Sequence[Pool]) -> int:
     return max(1, min(-(-ISOLATED_CALLS // len(pools)), ISOLATED_NBYTES // max(1, nbytes)))
 
 
-def open_case(
-    session: Session, case: Case, seed: int, tensorflow: bool, *, source: Source
-) -> Opened:
+def open_case(session: Session, case: Case, seed: int, *, source: Source) -> Opened:
     """Load the model and store its inputs, and those of its isolated pools."""
     close_case(session)
     model = load(source, case.batch)
@@ -120,7 +119,7 @@ def open_case(
             for _ in range(copies)
         ]
     session.extras["model"] = _Opened(model=model, case=case, inputs=len(inputs), copies=copies)
-    return hold(session, case, (*inputs, *xs, *dys), tensorflow=tensorflow)
+    return hold(session, case, (*inputs, *xs, *dys))
 
 
 def parse_contender(name: str) -> dict[str, str]:
@@ -239,8 +238,8 @@ def _judge(opened: _Opened, key: str, values: int | None, outputs: tuple[Array, 
         worst=max(errors),
         max_relative=compare(reference[:count], compared[:count]),
         max_absolute=max(
-            float(np.abs(a.astype(np.float64) - b.astype(np.float64)).max(initial=0.0))
-            for a, b in zip(compared, reference, strict=True)
+            compare_arrays(mine, other).absolute
+            for mine, other in zip(compared, reference, strict=True)
         ),
         bound=f"{bounds[0]:.2g} of the largest output, {bounds[1]:.2g} of the largest gradient",
     )
@@ -270,7 +269,7 @@ def time_calls(
     A call is timed from its start until the device has finished, one at a time, as a server with one
     client sees it.
     """
-    open_case(session, case, seed, True, source=source)
+    open_case(session, case, seed, source=source)
     ready = [name for name in names if open_contender(session, name, False).status == "ok"]
     generator = random.Random(seed)
     seconds: dict[str, list[float]] = {name: [] for name in ready}

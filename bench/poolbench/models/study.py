@@ -67,7 +67,6 @@ def contenders(entry: Entry, described: Described) -> list[Candidate]:
         op=case.op,
         name=ORIGINAL,
         form="layer",
-        framework="keras",
         about="the model as it is",
         build=_opened_whole,
         file=__file__,
@@ -79,7 +78,7 @@ def contenders(entry: Entry, described: Described) -> list[Candidate]:
         entries = REGISTRY.of(op)
         for name in entry.candidates.get(op, tuple(entries)):
             candidate = entries[name]
-            if candidate.framework == "numpy":
+            if "tensorflow" not in candidate.backends:
                 continue  # it cannot be part of a graph
             own = [(pool, candidate) for pool in pools if pool.op == op]
             step = replace(

@@ -110,7 +110,8 @@ class _Folded(ast.NodeTransformer):
         names = {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}
         if isinstance(node, ast.expr) and "case" in names and names <= {"case", *self._names}:
             value = eval(ast.unparse(node), dict(self._names), {"case": self._case})  # noqa: S307 (our own code)
-            return ast.parse(repr(value), mode="eval").body
+            if isinstance(value, (bool, int, float, str)):
+                return ast.parse(repr(value), mode="eval").body
         node = super().visit(node)
         if isinstance(node, (ast.If, ast.IfExp)) and isinstance(node.test, ast.Constant):
             return node.body if node.test.value else node.orelse

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from poolbench.core.candidate import split_contender
 from poolbench.core.registry import REGISTRY, Registry
 from poolbench.core.text import format_times, one_line, with_interval
 from poolbench.report.cases import base_values, case_words
@@ -58,7 +59,10 @@ def cards(
 def _card(
     loaded: RunFrame, advice: Recommendation, support: Support | None, registry: Registry
 ) -> Card:
-    op, entry = registry.ops.get(advice.op), registry.candidates.get((advice.op, advice.candidate))
+    op, entry = (
+        registry.ops.get(advice.op),
+        registry.candidates.get((advice.op, split_contender(advice.candidate)[0])),
+    )
     base = base_values(loaded.table, advice.op)
     cells = support.of(advice.candidate) if support else []
     bad = [c for c in cells if c.state != "pass"]

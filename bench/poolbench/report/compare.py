@@ -40,6 +40,7 @@ from poolbench.report.changes import (
 from poolbench.report.environments import timing_facts
 from poolbench.report.frame import MARGIN, axis_cell, axis_names, with_axes
 from poolbench.report.medians import middle_of, process_medians
+from poolbench.report.programs import compare_programs
 from poolbench.stats import estimate
 from poolbench.stats import verdict as verdicts
 from poolbench.stats.prior import SHIPPED, Prior
@@ -147,7 +148,10 @@ def compare_runs(
         table=_sorted(_table(before, after, pairs, margin, prior)),
         cells=cells,
         differences=tuple(differences),
-        notes=_notes(base, run, before, after),
+        notes=(
+            *_notes(base, run, before, after),
+            *filter(None, [compare_programs(base, run).note]),
+        ),
     )
 
 

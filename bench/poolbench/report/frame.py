@@ -20,7 +20,7 @@ from poolbench.core.case import Case, case_label
 from poolbench.core.errors import UsageError
 from poolbench.core.records import Measurement, Samples, is_right
 from poolbench.core.registry import Registry, input_nbytes, load_builtin
-from poolbench.report import ratios
+from poolbench.report import programs, ratios
 from poolbench.report.environments import check_poolable
 from poolbench.report.history import prior_for
 from poolbench.report.medians import middle_of, process_medians
@@ -108,6 +108,8 @@ COLUMNS: dict[str, str] = {
     "issue": "upstream issue",
     "right": "ok, within the tolerance and not faster than the memory allows: may be ranked",
     "baseline": "candidate that the ratio is taken to",
+    "program": "hash of what the compiler made of it; empty where it was not read",
+    "unlike": "settings of its framework that differ from the baseline's: there is no verdict then",
     "clock": "wall: a call from Python; device: the time in it in which the GPU was at work",
     "seconds": "median of the processes' medians, seconds per call by that clock",
     "seconds_low": "fastest process's median",
@@ -203,6 +205,12 @@ def lay_out(
     )  # fmt: skip
     columns = ratios.columns_of(table, estimates, margin)
     columns["verdict"] = ratios.withhold(columns, noise_floor(runs[-1]), margin)
+    partners = [None if at is None else by_row[at][-1] for at in estimates.baselines]
+    columns["unlike"] = [
+        programs.unlike(some[-1], other) if other else ""
+        for some, other in zip(by_row, partners, strict=True)
+    ]
+    columns.loc[columns["unlike"] != "", "verdict"] = ""
     table = pd.concat([table, columns], axis=1)
     return RunFrame(
         runs=runs,
@@ -290,6 +298,7 @@ def _row(some: Sequence[Measurement], axes: Sequence[str]) -> tuple[Any, ...]:
         m.issue,
         all(map(is_right, some)),
         m.baseline,
+        m.program.hash if m.program else "",
         m.clock,
         float(middle_of(medians)) if len(medians) else math.nan,
         float(medians.min()) if len(medians) else math.nan,
@@ -317,5 +326,7 @@ def _row(some: Sequence[Measurement], axes: Sequence[str]) -> tuple[Any, ...]:
 
 def _row_columns(axes: Sequence[str]) -> list[str]:
     return [
-        name for name in with_axes(COLUMNS, axes) if name not in ("line", "race", *ratios.COLUMNS)
+        name
+        for name in with_axes(COLUMNS, axes)
+        if name not in ("line", "race", "unlike", *ratios.COLUMNS)
     ]

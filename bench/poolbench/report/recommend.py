@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from poolbench.core.candidate import split_contender
 from poolbench.core.registry import REGISTRY, Registry
 from poolbench.report.cases import GROUP, base_values, plain
 from poolbench.report.frame import RunFrame, axes_in
@@ -223,7 +224,7 @@ def _recommendation(
     regret = {name: (found[name][0][0], found[name][1][0]) for name in eligible}
     limit = found[min(eligible, key=regret.__getitem__)][0][2]
     even = [name for name in eligible if not found[name][0][1] > limit]
-    known = {n: registry.candidates.get((place[0], n)) for n in even}
+    known = {n: registry.candidates.get((place[0], split_contender(n)[0])) for n in even}
     chosen = min(
         even,
         key=lambda name: (
@@ -316,7 +317,8 @@ def _end(found: Estimate, tail: float) -> float:
     if not found.degrees > 0:
         return found.log_ratio
     reach = estimate.quantile(1 - 2 * abs(tail), found.degrees) * found.standard_error
-    return float(found.log_ratio + math.copysign(reach, tail))
+    # Two processes of many candidates: the end is beyond what a float holds.
+    return float(found.log_ratio + math.copysign(min(reach, 600.0), tail))
 
 
 def _compared(

@@ -176,7 +176,7 @@ def _plain(one: SideBySide) -> dict[str, Any]:
         "processor": _interval(one.processor),
         "base_seconds": _or_none(one.seconds),
         "could_have_found": _or_none(one.detectable),
-        "processes": one.visits,
+        "visits": one.visits,
         "difference": one.difference,
         "note": note(one),
     }

@@ -23,6 +23,7 @@ from poolbench.machine.nvml import is_gpu
 from poolbench.report.cases import MODE_WORDS
 from poolbench.report.frame import RunFrame, axes_in
 from poolbench.report.pairs import NOTHING, Interval
+from poolbench.report.programs import same_program
 from poolbench.report.recommend import Answers, Choice, headline
 
 SMALL_SHARE = 0.02  # of a step: less is lost in the noise of a step
@@ -106,8 +107,23 @@ def fastest_text(loaded: RunFrame, one: HeadlineRow) -> str:
         return "no other is right here"
     if own in choice.best:
         others = [name for name in choice.best if name != own]
-        return f"tied with {', '.join(others)}" if others else "this one"
+        same = _same_program(loaded, one.row, others)
+        rest = [name for name in others if name not in same]
+        words = [f"same program as {', '.join(same)}"] if same else []
+        words += [f"tied with {', '.join(rest)}"] if rest else []
+        return "; ".join(words) or "this one"
     return f"{fastest}, {with_interval(*one.loss)} as fast"
+
+
+def _same_program(loaded: RunFrame, row: int, names: Sequence[str]) -> list[str]:
+    """Return those of the names in the row's race of which XLA made the same program."""
+    races, there = loaded.table["race"].tolist(), loaded.table["candidate"].tolist()
+    own = loaded.measurement(row)
+    return [
+        name
+        for at, name in enumerate(there)
+        if races[at] == races[row] and name in names and same_program(own, loaded.measurement(at))
+    ]
 
 
 def rank_note(loaded: RunFrame, answers: Answers) -> str:
@@ -213,8 +229,15 @@ def measurement_table(table: pd.DataFrame) -> pd.DataFrame:
             ],
             "speed over baseline": speed,
             "verdict": [
-                f"UNDECIDED (+{int(n)} processes)" if v == "UNDECIDED" and math.isfinite(n) else v
-                for v, n in zip(table["verdict"], table["processes_needed"], strict=True)
+                u
+                or (
+                    f"UNDECIDED (+{int(n)} processes)"
+                    if v == "UNDECIDED" and math.isfinite(n)
+                    else v
+                )
+                for v, n, u in zip(
+                    table["verdict"], table["processes_needed"], table["unlike"], strict=True
+                )
             ],
             "speed over textbook": textbook,
             "efficiency": efficiency,

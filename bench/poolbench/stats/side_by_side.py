@@ -86,7 +86,7 @@ class SideBySide:
         seconds: base's median time of a call.
         difference: how the outputs differ beyond the tolerance; '' if they agree.
         reason: why a side has no time; '' if both have.
-        visits: processes visited.
+        visits: to processes of each side.
     """
 
     case: Case

@@ -12,8 +12,8 @@ import msgspec
 from poolbench.core.axes import STANDARD, Axis, axes_of, declare_infos
 from poolbench.core.case import Case
 from poolbench.core.errors import StoreError, UsageError
+from poolbench.core.program import MAX_COUNT
 from poolbench.core.records import (
-    MAX_COUNT,
     SCHEMA_VERSION,
     AnyRecord,
     Header,

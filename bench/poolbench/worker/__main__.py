@@ -68,9 +68,10 @@ def main() -> None:
     with os.fdopen(requests, "rb") as reading, os.fdopen(replies, "wb") as writing:
         pipes = Pipes(reading, writing)
         pipes.send(Hello(version=__version__))
-        pipes.send(_start(pipes.receive(Start)))
+        start = pipes.receive(Start)
+        pipes.send(_start(start))
         modules = os.environ.get(messages.MODULES_VARIABLE, "").split(",")
-        process, session = os.getpid(), Session()
+        process, session = os.getpid(), Session(backend=BACKENDS[start.spec.backend])
         while True:
             reply = answer(session, pipes.receive(Request), modules)
             if os.getpid() != process:  # the child of a candidate's fork must not answer

@@ -21,7 +21,7 @@ from poolbench.worker.inputs import make_inputs
 from poolbench.worker.session import OpenCase
 
 # Random checks may take at most this share of the timed work.
-SHARE = 0.02
+SHARE = 0.01
 # Approximate cost of new inputs, the reference and one comparison on a processor of 2024.
 SECONDS_PER_NBYTE = 10e-9
 FRESH = "on inputs that it had not seen"
@@ -55,7 +55,7 @@ class Recheck:
         values = result if isinstance(result, tuple) else (result,)
         outputs = tuple(to_numpy(value) for value in values)
         for value, array in zip(opened.inputs, self.host, strict=True):
-            if not same_bits(to_numpy(value), array):
+            if not same_bits(np.asarray(value), array):
                 write(opened, self.host)
                 return f"it changed its inputs in place, {self.words}"
         if any(lies_in(value, given) for value in values for given in opened.inputs):
@@ -71,18 +71,19 @@ class Recheck:
         return ""
 
 
-def rechecks(opened: OpenCase) -> Iterator[Recheck]:
+def rechecks(opened: OpenCase, *, fresh: bool = True, old: bool = True) -> Iterator[Recheck]:
     """Yield each set of inputs, written into the memory of the timed inputs."""
     op = REGISTRY.ops.get(opened.case.op)
     try:
-        if op is not None and not opened.brings_inputs:
+        if fresh and op is not None and not opened.brings_inputs:
             host = fresh_values(opened)
             write(opened, host)
-            answers = checks.Answers(op=op, case=opened.case, inputs=host)
+            answers = checks.Answers(op=op, case=opened.case, inputs=host, names_ties=False)
             yield Recheck(FRESH, host, answers)
     finally:
         write(opened, opened.host)
-    yield Recheck(OLD, opened.host, opened.answers)
+    if old:
+        yield Recheck(OLD, opened.host, opened.answers)
 
 
 def fresh_values(opened: OpenCase) -> tuple[Array, ...]:
@@ -108,14 +109,16 @@ def write(opened: OpenCase, host: tuple[Array, ...]) -> None:
 def changed_inputs(opened: OpenCase) -> bool:
     """Return whether an input differs from the host's copy of it."""
     pairs = zip(opened.inputs, opened.host, strict=True)
-    return not all(same_bits(to_numpy(value), array) for value, array in pairs)
+    return not all(same_bits(np.asarray(value), array) for value, array in pairs)
 
 
 def same_bits(one: Array, other: Array) -> bool:
     """Return whether two arrays are equal bit for bit, NaN included."""
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
-    return np.array_equal(np.ravel(one).view(np.uint8), np.ravel(other).view(np.uint8))
+    # Eight bytes at a time are compared eight times as fast as one.
+    width = np.uint8 if one.nbytes % 8 else np.uint64
+    return np.array_equal(np.ravel(one).view(width), np.ravel(other).view(width))
 
 
 def lies_in(value: Any, given: Any) -> bool:

@@ -1,13 +1,16 @@
-"""Bandwidth probes: read, write and copy as many bytes as the case's candidates, as fast as possible."""
+"""Probes: read, write and copy the bytes of the case's candidates, and the cheapest call, as fast as possible."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
+from poolbench.core.plan import IDENTITY
 from poolbench.core.registry import REGISTRY
 from poolbench.worker.backends import Array, Call
 from poolbench.worker.backends.base import host_probes
-from poolbench.worker.session import OpenCase, Session
+from poolbench.worker.session import OpenCase, Session, differentiable_places
 from poolbench.worker.timing import clock, estimate_seconds
 
 # Below this size a write probe would measure the cost of the call instead of the memory.
@@ -22,6 +25,8 @@ def open_probe(session: Session, name: str) -> tuple[float, int, float]:
         Seconds per call, bytes that a call moves, seconds that the choice took.
     """
     opened = session.open
+    if name == IDENTITY:
+        return _open_identity(opened)
     # The largest input: of a small one a probe would measure the call's own cost.
     place = max(range(len(opened.host)), key=lambda i: opened.host[i].nbytes)
     nbytes = opened.host[place].nbytes
@@ -60,3 +65,21 @@ def _ways(opened: OpenCase, kind: str, nbytes: int, largest: Array) -> dict[str,
             arrays, work = [np.ones_like(source), source], np.copyto
         ways = host_probes(work, arrays, opened.case.threads, opened.pools)
     return ways | opened.backend.bandwidth_probes(kind, opened.device, nbytes // 4)
+
+
+def _open_identity(opened: OpenCase) -> tuple[float, int, float]:
+    """Open a call that returns its inputs unchanged, in the case's mode: as many outputs as a candidate has."""
+    start = clock()
+    case = opened.case
+    call = one = opened.backend.identity(case.mode)
+    places: tuple[int, ...] = (0,)
+    if case.direction != "forward":
+        # (y, gradients): the gradient of y has the shape of y, an input that of its gradient.
+        chosen = [len(opened.host) - 1, *differentiable_places(case)]
+        places = tuple(range(len(opened.host)))
+
+        def call(*inputs: Any) -> Any:
+            return tuple([one(inputs[place]) for place in chosen])
+
+    opened.calls[IDENTITY] = opened.backend.compile(call, case.mode), places
+    return estimate_seconds(opened, IDENTITY), 0, clock() - start

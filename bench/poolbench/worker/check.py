@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +17,9 @@ from poolbench.worker.inputs import numpy_dtype
 if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
+# Beside a tie's shares, of a half or less, the error of any dtype is small.
+TIE = Tolerance(relative=2e-2, absolute=1e-6)
+EXACT = Tolerance(relative=0.0, absolute=0.0)
 # If nearly all expected values were zero, a candidate that returns zeros would pass.
 LEAST_NONZERO = 0.05
 
@@ -62,11 +65,17 @@ def check(op: Op, case: Case, inputs: tuple[Array, ...], outputs: tuple[Array, .
 
 @dataclass(frozen=True, kw_only=True)
 class Answers:
-    """The reference's outputs for a case's inputs, computed once for all candidates."""
+    """The reference's outputs for a case's inputs, computed once for all candidates.
+
+    Attributes:
+        op, case, inputs: what they are of.
+        names_ties: whether a check says how a gradient is shared at a tie.
+    """
 
     op: Op
     case: Case
     inputs: tuple[Array, ...]
+    names_ties: bool = True
 
     @functools.cached_property
     def xs(self) -> tuple[Array, ...]:
@@ -101,6 +110,20 @@ class Answers:
         """Return a mask of the elements of the first input that share their window's gradient with another."""
         weight = self.spread(np.ones_like(self.dy))[0]
         return (weight > 0) & (weight < 1)
+
+    @functools.cached_property
+    def tie_rules(self) -> dict[str, Array]:
+        """Return the gradient of the first input by the rule for a tie: 'split', 'first', 'last'."""
+        x = self.xs[0]
+        # A slope far below a float32's last digit breaks every tie and separates the first from the last.
+        step = 1e-15 / max(1.0, x.size * 1e-6)
+        slope = np.arange(x.size, dtype=np.float64).reshape(x.shape) * step
+        first, last = (
+            Answers(op=self.op, case=self.case, inputs=(x + sign * slope, self.dy))
+            for sign in (-1.0, 1.0)
+        )
+        rules = {"split": self, "first": first, "last": last}
+        return {name: next(iter(one.gradients.values())) for name, one in rules.items()}
 
 
 def judge(answers: Answers, outputs: tuple[Array, ...]) -> Verdict:
@@ -137,17 +160,61 @@ def _verdict(accuracy: Accuracy, reason: str) -> Verdict:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Errors:
-    """Return the largest errors of an array (over its tolerance, relative, absolute), and why it is wrong, or ''."""
+class Difference:
+    """How far an array is from the expected one.
 
-    worst: float
-    relative: float
-    absolute: float
+    Attributes:
+        worst: largest error over the allowed error; the arrays agree up to 1.
+        relative: largest error over the size of the expected value.
+        absolute: largest error; inf for values that are not finite, and for unlike shapes.
+        reason: why the array is wrong, in one line; '' where it was not asked, or is right.
+    """
+
+    worst: float = math.inf
+    relative: float = math.inf
+    absolute: float = math.inf
     reason: str = ""
 
+    @property
+    def agrees(self) -> bool:
+        """Tell whether every value is within the allowed error."""
+        return self.worst <= 1.0
 
-def _wrong(reason: str) -> _Errors:
-    return _Errors(worst=float("inf"), relative=float("inf"), absolute=float("inf"), reason=reason)
+
+def compare(
+    actual: Array, expected: Array, bound: Tolerance = EXACT, *, size: Array | float | None = None
+) -> Difference:
+    """Compare two arrays: every comparison of values in the package is this one.
+
+    Args:
+        actual: one array. Equal infinities and two NaN are equal.
+        expected: the other, of the same shape.
+        bound: the allowed error is absolute + relative * size.
+        size: of the values; None: |expected|.
+    """
+    if actual.shape != expected.shape:
+        return Difference()
+    error = differences(actual, expected)
+    size = np.abs(expected) if size is None else size
+    if not error.any():
+        return Difference(worst=0.0, relative=0.0, absolute=0.0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        # An infinite error is not small beside an infinite expected value.
+        relative, worst = (
+            float(np.where(np.isnan(ratio) & (error > 0), np.inf, np.where(error > 0, ratio, 0.0)).max())
+            for ratio in (error / of for of in (size, bound.absolute + bound.relative * size))
+        )  # fmt: skip
+    return Difference(worst=worst, relative=relative, absolute=float(error.max()))
+
+
+def differences(actual: Array, expected: Array) -> Array:
+    """Return |actual - expected|; 0 for equal infinities and two NaN, inf where only one is NaN."""
+    with np.errstate(invalid="ignore"):
+        error: Array = np.abs(actual.astype(np.float64) - expected.astype(np.float64))
+    if np.isfinite(error.max(initial=0.0)):
+        return error
+    same = (actual == expected) | (np.isnan(actual) & np.isnan(expected))
+    return np.where(same, 0.0, np.where(np.isnan(error), np.inf, error))
 
 
 def _judge(
@@ -157,69 +224,43 @@ def _judge(
     bound: Tolerance,
     case: Case,
     least_nonzero: float = LEAST_NONZERO,
-) -> _Errors:
+) -> Difference:
+    """Compare one output with the reference's, its shape and dtype too."""
     if actual.shape != expected.shape:
-        return _wrong(f"{name} has shape {actual.shape}, expected {expected.shape}")
+        return Difference(reason=f"{name} has shape {actual.shape}, expected {expected.shape}")
     if actual.dtype != numpy_dtype(case.dtype):
-        return _wrong(f"{name} is {actual.dtype}, expected {case.dtype}")
+        return Difference(reason=f"{name} is {actual.dtype}, expected {case.dtype}")
     if np.count_nonzero(expected) < least_nonzero * expected.size:
-        return _wrong(
-            f"mistrusted: {name} is expected to be almost all zeros, which proves nothing"
+        return Difference(
+            reason=f"mistrusted: {name} is expected to be almost all zeros, which proves nothing"
         )
-    if not expected.size:
-        return _Errors(worst=0.0, relative=0.0, absolute=0.0)
-    error = np.abs(actual.astype(np.float64) - expected)
-    if not np.isfinite(error).all():
-        return _wrong(
-            f"{name} has {np.count_nonzero(~np.isfinite(error))} values that are not finite"
-        )
-    return _errors(name, error, np.abs(expected), bound)
+    return _explain(name, actual, expected, bound)
 
 
-def _errors(name: str, error: Array, size: Array, bound: Tolerance) -> _Errors:
-    absolute, relative, worst = largest_errors(error, size, bound)
-    reason = ""
-    if worst > 1.0:
-        beyond = np.count_nonzero(error > bound.absolute + bound.relative * size)
-        reason = (
-            f"{name} is beyond the bound in {beyond} of {error.size} values: error up to "
-            f"{absolute:.3g} (relative {relative:.3g}), bound relative {bound.relative:g}, "
-            f"absolute {bound.absolute:g}"
-        )
-    return _Errors(worst=worst, relative=relative, absolute=absolute, reason=reason)
+def _explain(name: str, actual: Array, expected: Array, bound: Tolerance) -> Difference:
+    """Compare two arrays, and say why they differ."""
+    found = compare(actual, expected, bound)
+    if found.agrees:
+        return found
+    if odd := np.count_nonzero(~np.isfinite(actual)):
+        return Difference(reason=f"{name} has {odd} values that are not finite")
+    allowed = bound.absolute + bound.relative * np.abs(expected)
+    beyond = np.count_nonzero(differences(actual, expected) > allowed)
+    reason = (
+        f"{name} is beyond the bound in {beyond} of {expected.size} values: error up to "
+        f"{found.absolute:.3g} (relative {found.relative:.3g}), bound relative {bound.relative:g}, "
+        f"absolute {bound.absolute:g}"
+    )
+    return replace(found, reason=reason)
 
 
-def differences(actual: Array, expected: Array) -> Array:
-    """Return |actual - expected|; 0 for equal infinities and two NaN, inf where only one is NaN."""
-    same = (actual == expected) | (np.isnan(actual) & np.isnan(expected))
-    with np.errstate(invalid="ignore"):
-        error = np.where(same, 0.0, np.abs(actual - expected))
-    return np.where(np.isnan(error), np.inf, error)
-
-
-def largest_errors(error: Array, size: Array, bound: Tolerance) -> tuple[float, float, float]:
-    """Return the largest error, the largest error over `size` = |expected|, and over the allowed error."""
-    if not error.any():
-        return 0.0, 0.0, 0.0
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratios = (error / of for of in (size, bound.absolute + bound.relative * size))
-        # An infinite error is not small beside an infinite expected value.
-        relative, excess = (
-            float(
-                np.where(
-                    np.isnan(ratio) & (error > 0), np.inf, np.where(error > 0, ratio, 0.0)
-                ).max()
-            )
-            for ratio in ratios
-        )
-    return float(error.max()), relative, excess
-
-
-def _judge_gradients(answers: Answers, actual: tuple[Array, ...]) -> tuple[_Errors, str | None]:
+def _judge_gradients(answers: Answers, actual: tuple[Array, ...]) -> tuple[Difference, str | None]:
     """Return the largest errors of the gradients, and the rule that the first follows at a tie."""
     expected = answers.gradients
     if len(actual) != len(expected):
-        return _wrong(f"it returned {len(actual)} gradients, expected {', '.join(expected)}"), None
+        return Difference(
+            reason=f"it returned {len(actual)} gradients, expected {', '.join(expected)}"
+        ), None
     if answers.op.check_gradient.window_sum is not None:
         return _judge_tied_gradient(answers, actual[0])
     bound = BOUNDS[answers.case.dtype]
@@ -236,7 +277,7 @@ def _least_nonzero(answers: Answers, gradient: Array) -> float:
     return LEAST_NONZERO * min(1.0, answers.y.size / max(1, gradient.size))
 
 
-def _judge_tied_gradient(answers: Answers, actual: Array) -> tuple[_Errors, str | None]:
+def _judge_tied_gradient(answers: Answers, actual: Array) -> tuple[Difference, str | None]:
     """Return the errors of the first input's gradient, and the rule that it follows at a tie.
 
     Where no elements tie, dx is unique. Where they do, it may go to one of them or be shared, but what
@@ -253,31 +294,19 @@ def _judge_tied_gradient(answers: Answers, actual: Array) -> tuple[_Errors, str 
         return _judge(name, actual, shared, bound, case), None
     given = actual.astype(np.float64)
     if not np.isfinite(given).all():
-        return _wrong(f"{name} has values that are not finite"), None
-    away = np.where(answers.tied, 0.0, np.abs(given - shared))
-    unique = _errors(name, away, np.abs(shared), bound)
-    missing = np.abs(window_sum(given, case) - answers.dy)
-    summed = _errors(f"the sum of {name} over a window", missing, np.abs(answers.dy), bound)
+        return Difference(reason=f"{name} has values that are not finite"), None
+    unique = _explain(name, np.where(answers.tied, shared, given), shared, bound)
+    summed = _explain(
+        f"the sum of {name} over a window", window_sum(given, case), answers.dy, bound
+    )
     worst = max(unique, summed, key=lambda found: found.worst)
-    return worst, _tie_rule(answers, given)
+    return worst, _tie_rule(answers, given) if answers.names_ties else None
 
 
 def _tie_rule(answers: Answers, given: Array) -> str:
     """Return how tied elements share their gradient: 'split', 'first', 'last', 'one' or 'other'."""
-    (x, *_), tied = answers.xs, answers.tied
-    # A slope far below a float32's last digit breaks every tie and separates the first from the last.
-    ramp = np.arange(x.size, dtype=np.float64).reshape(x.shape) * (1e-15 / max(1.0, x.size * 1e-6))
-
-    def broken(slope: float) -> Array:
-        other = Answers(op=answers.op, case=answers.case, inputs=(x + slope * ramp, answers.dy))
-        return next(iter(other.gradients.values()))
-
-    rules: dict[str, Callable[[], Array]] = {
-        "split": lambda: next(iter(answers.gradients.values())),
-        "first": lambda: broken(-1.0),
-        "last": lambda: broken(1.0),
-    }
-    for name, expect in rules.items():
-        if np.allclose(given[tied], expect()[tied], rtol=2e-2, atol=1e-6):
+    tied = answers.tied
+    for name, expected in answers.tie_rules.items():
+        if compare(given[tied], expected[tied], TIE).agrees:
             return name
     return "one" if np.count_nonzero(given[tied]) < np.count_nonzero(tied) else "other"

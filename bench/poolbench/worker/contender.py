@@ -7,7 +7,8 @@ from collections.abc import Callable
 import msgspec
 
 from poolbench.core.errors import Status, reason_of, status_of
-from poolbench.core.plan import PROBES
+from poolbench.core.plan import PROBE_NAMES
+from poolbench.core.program import Program
 from poolbench.core.records import Accuracy
 from poolbench.core.registry import REGISTRY
 from poolbench.worker import check as checks
@@ -31,6 +32,7 @@ class OpenedContender(msgspec.Struct, frozen=True, kw_only=True):
             then an earlier process knows it.
         read_nbytes, written_nbytes: fewest bytes a call reads and writes.
         check_seconds, calibration_seconds: what else opening took.
+        settings: of the framework, which affect times.
         tainted: it left the process other than it was: its other candidates need a fresh one.
     """
 
@@ -44,6 +46,7 @@ class OpenedContender(msgspec.Struct, frozen=True, kw_only=True):
     peak_nbytes: int | None = None
     check_seconds: float = 0.0
     calibration_seconds: float = 0.0
+    settings: dict[str, str] = {}
     tainted: bool = False
 
 
@@ -53,7 +56,7 @@ def open_contender(session: Session, name: str, check: bool) -> OpenedContender:
     A candidate that raises comes back with status 'error' and its text; so does one that leaves
     threads or processes behind, or changes what its other candidates share with it.
     """
-    if name in PROBES:
+    if name in PROBE_NAMES:
         seconds, nbytes, taken = open_probe(session, name)
         return OpenedContender(
             call_seconds=seconds,
@@ -83,21 +86,33 @@ def _open_candidate(session: Session, name: str, *, check: bool) -> OpenedConten
         # AutoGraph converts a candidate's Python once per process, and the first candidate also pays 0.25 s for
         # loading AutoGraph. Neither is part of tracing and compiling this case.
         with opened.backend.on(opened.device):
-            opened.backend.convert(bind(candidate, case), opened.inputs)
+            opened.backend.convert(bind(candidate, case, opened.backend), opened.inputs)
         session.converted.add((case.op, name))
     converting = clock() - start
 
     contender = open_call(
         session,
         name,
-        lambda: bind(candidate, case),
+        lambda: bind(candidate, case, opened.backend),
         judge=(lambda outputs: checks.judge(answers_of(opened), outputs)) if check else None,
         calibrate=check,
         measure_peak=check and sum(array.nbytes for array in opened.host) >= MIN_PEAK_NBYTES,
     )
     return msgspec.structs.replace(
-        contender, calibration_seconds=contender.calibration_seconds + converting
+        contender,
+        calibration_seconds=contender.calibration_seconds + converting,
+        settings=opened.backend.settings(case.mode, opened.device) if check else {},
     )
+
+
+def read_program(session: Session, name: str) -> Program | None:
+    """Return what the framework made of an opened contender; it is compiled or traced once more."""
+    opened = session.open
+    call, arguments = opened.bound(name)
+    if REGISTRY.candidates[opened.case.op, name].backends == ("numpy",):
+        return None
+    with opened.backend.on(opened.device):
+        return opened.backend.program(call, arguments, opened.case.mode)
 
 
 def answers_of(opened: OpenCase) -> checks.Answers:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import operator
 import os
 import signal
 import sys
@@ -60,22 +61,26 @@ SHARED = (
 
 
 def shared_modules() -> dict[str, dict[str, Any]]:
-    """Return what the modules hold that are loaded, by the modules' names."""
+    """Return a copy of what the modules hold that are loaded, by the modules' names."""
+    return {name: dict(held) for name, held in _held_by_modules().items()}
+
+
+def _held_by_modules() -> dict[str, dict[str, Any]]:
     found = {}
     for name in SHARED:
         root, *rest = name.split(".")
         module: Any = sys.modules.get(root)
         for part in rest:  # TensorFlow's modules have other names than they are reached by
             module = getattr(module, "__dict__", {}).get(part)
-        found[name] = dict(getattr(module, "__dict__", {}))
+        found[name] = getattr(module, "__dict__", {})
     return found
 
 
 def _replaced(
     before: Mapping[str, Mapping[str, Any]], after: Mapping[str, Mapping[str, Any]]
 ) -> list[str]:
-    """Return the names of functions that are other ones now; a module may be loaded late."""
-    return [
+    """Describe functions that are other ones now, in at most one line; a module may be loaded late."""
+    names = [
         f"{module}.{name}"
         for module, functions in before.items()
         for name, function in functions.items()
@@ -83,6 +88,8 @@ def _replaced(
         and callable(function)
         and not isinstance(function, types.ModuleType)
     ]
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return [f"it replaced {names[0]}{more}"] if names else []
 
 
 PROCESS: dict[str, Callable[[], Any]] = {
@@ -144,21 +151,23 @@ FRAMEWORKS = {"tensorflow": _tensorflow, "keras": _keras}
 
 
 def read() -> dict[str, Any]:
-    """Every fact by name; one that cannot be read is left out."""
-    return dict(_facts())
+    """Return every fact by name; one that cannot be read is left out."""
+    return dict(_facts({**PROCESS, **_framework_facts()}))
 
 
-def _facts() -> Iterator[tuple[str, Any]]:
-    tables = [PROCESS]
+def _framework_facts() -> dict[str, Callable[[], Any]]:
+    found: dict[str, Callable[[], Any]] = {}
     for name, table in FRAMEWORKS.items():
-        module = sys.modules.get(name)
-        with contextlib.suppress(Exception):  # half loaded: not yet anybody's to change
-            if module is not None:
-                tables.append(table(module))
-    for table_of_facts in tables:
-        for name, fact in table_of_facts.items():
-            with contextlib.suppress(Exception):  # another version of the framework lacks it
-                yield name, fact()
+        with contextlib.suppress(Exception):  # half loaded: no candidate has changed it yet
+            if (module := sys.modules.get(name)) is not None:
+                found |= table(module)
+    return found
+
+
+def _facts(table: Mapping[str, Callable[[], Any]]) -> Iterator[tuple[str, Any]]:
+    for name, fact in table.items():
+        with contextlib.suppress(Exception):  # another version of the framework lacks it
+            yield name, fact()
 
 
 def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
@@ -170,9 +179,7 @@ def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
             if more := len(set(new) - set(old)):
                 found.append(f"it left {more} {name}")
         elif name == FUNCTIONS:
-            if replaced := _replaced(old, new):
-                others = f" and {len(replaced) - 1} more" if len(replaced) > 1 else ""
-                found.append(f"it replaced {replaced[0]}{others}")
+            found += _replaced(old, new)
         elif new != old:
             found.append(f"it changed {name}{_values(old, new)}")
     return found
@@ -193,8 +200,13 @@ def left_behind(before: Mapping[str, Any], *, grace_seconds: float = GRACE_SECON
 
 
 class Watch:
-    """Sees after each block whether a candidate's calls changed what can be read in a microsecond."""
+    """Sees after each block whether a candidate's calls changed what others share.
 
+    Args:
+        settings: as read when the case was opened; a change that was found is entered.
+    """
+
+    # Read after every block: a microsecond.
     FACTS: Mapping[str, Callable[[], Any]] = {
         THREADS: lambda: sum(
             not thread.name.startswith(OWN_THREADS) for thread in threading.enumerate()
@@ -204,19 +216,40 @@ class Watch:
         "gc.isenabled": gc.isenabled,
     }
 
-    def __init__(self) -> None:
+    def __init__(self, settings: dict[str, Any]) -> None:
         self._seen = {name: fact() for name, fact in self.FACTS.items()}
+        self._settings = settings
 
-    def changed(self) -> str:
-        """Return what changed since the last time, in one line; '' if nothing."""
+    def changed(self, *, all_shared: bool) -> str:
+        """Return what changed since the last time, in one line; '' if nothing.
+
+        Args:
+            all_shared: whether to compare the frameworks' settings and functions too, as after a
+                block of a user's candidate: it takes a tenth of a millisecond.
+        """
+        found = self._changed_shared() if all_shared else []
         seen = {name: fact() for name, fact in self.FACTS.items()}
-        if seen == self._seen:
-            return ""
         before, self._seen = self._seen, seen
-        found = []
-        for name, old in before.items():
+        for name, old in before.items() if seen != before else ():
             if name == THREADS:
                 found += [f"it left {seen[name] - old} {name}"] if seen[name] > old else []
             elif seen[name] != old:
                 found.append(f"it replaced {name}" if callable(old) else f"it changed {name}")
-        return "; ".join(found)
+        return "; ".join(dict.fromkeys(found))
+
+    def _changed_shared(self) -> list[str]:
+        """Describe changes of settings and functions; the next candidate is not their cause."""
+        shared = dict(_facts(_framework_facts()))
+        found = changes(
+            {name: self._settings.get(name, new) for name, new in shared.items()}, shared
+        )
+        before, held = self._settings.get(FUNCTIONS, {}), _held_by_modules()
+        if not all(
+            len(held[name]) == len(old)
+            and all(map(operator.is_, held[name].values(), old.values()))
+            for name, old in before.items()
+        ):
+            shared[FUNCTIONS] = shared_modules()
+            found += _replaced(before, shared[FUNCTIONS])
+        self._settings |= shared
+        return found

@@ -9,11 +9,12 @@ import msgspec
 import numpy as np
 
 from poolbench.core.case import Case
+from poolbench.core.program import Program
 from poolbench.core.registry import REGISTRY
 from poolbench.worker import check
 from poolbench.worker.backends import Array, to_numpy
 from poolbench.worker.inputs import numpy_dtype
-from poolbench.worker.program import Program, tensorflow_program
+from poolbench.worker.program import tensorflow_program
 from poolbench.worker.session import Session
 
 
@@ -72,11 +73,8 @@ def difference(case: Case, base: Outputs, head: Outputs) -> str:
     if (base.shapes, base.dtypes) != (head.shapes, head.dtypes):
         return f"{_kinds(base)} became {_kinds(head)}"
     bound = check.bound_for(REGISTRY.ops[case.op], case)
-    worst = 0.0
-    for one, other in zip(base.arrays(), head.arrays(), strict=True):
-        before, after = one.astype(np.float64), other.astype(np.float64)
-        error = check.differences(after, before)
-        worst = max(worst, check.largest_errors(error, np.abs(before), bound)[2])
+    pairs = zip(head.arrays(), base.arrays(), strict=True)
+    worst = max((check.compare(after, before, bound).worst for after, before in pairs), default=0.0)
     return f"outputs differ by {worst:.3g} times the tolerance" if worst > 1.0 else ""
 
 

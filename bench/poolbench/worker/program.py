@@ -1,8 +1,4 @@
-"""The program that XLA compiles from a function: its hash, its cost and its buffers.
-
-Equal hashes are evidence that two functions are one program. The counts explain a time and do not
-predict it.
-"""
+"""What a framework makes of a function: XLA's program, TensorFlow's graph after grappler, the operators of a call."""
 
 from __future__ import annotations
 
@@ -11,33 +7,13 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-import msgspec
-
+from poolbench.core.program import Program
 from poolbench.machine.info import usable_threads
 from poolbench.worker.hlo import count_cost, normalise_hlo
 
+MAX_OPERATIONS = 60  # of a list that is stored
 # Names and places in StableHLO.
 LOCATION = re.compile(r"^#loc.*\n|^module @\S+| loc\([^()]*(?:\([^()]*\)[^()]*)*\)", re.MULTILINE)
-
-
-class Program(msgspec.Struct, frozen=True, kw_only=True):
-    """A compiled program.
-
-    Attributes:
-        hash: 16 hexadecimal digits of the SHA-256 of its normalised text.
-        key: 'tensorflow 2.21.0, threads=2'; hashes compare only where the keys are equal.
-        flops: floating-point and integer operations per call, transcendental functions not counted.
-        bytes_accessed: bytes that its kernels read and write per call.
-        peak_buffer_nbytes: bytes of results and temporaries in XLA's buffer assignment.
-        kernels: fusions and other instructions that run as a kernel of their own.
-    """
-
-    hash: str
-    key: str
-    flops: int
-    bytes_accessed: int
-    peak_buffer_nbytes: int
-    kernels: int
 
 
 def hash_program(text: str, source: Callable[[], str]) -> str:
@@ -54,19 +30,21 @@ def hash_program(text: str, source: Callable[[], str]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def buffer_nbytes(serialized: bytes) -> int:
-    """Return the bytes of results and temporaries in the buffer assignment of an HloProto."""
+def buffer_nbytes(serialized: bytes) -> tuple[int, int]:
+    """Return the bytes of results and temporaries, and of temporaries, in an HloProto's buffer assignment."""
     from tensorflow.compiler.xla.service import hlo_pb2
 
     proto = hlo_pb2.HloProto()
     proto.ParseFromString(serialized)
-    return sum(
-        int(buffer.size)
+    buffers = [
+        buffer
         for buffer in proto.buffer_assignment.buffer_allocations
         if not (
             buffer.is_entry_computation_parameter or buffer.is_constant or buffer.is_thread_local
         )
-    )
+    ]
+    temporary = sum(int(buffer.size) for buffer in buffers if not buffer.maybe_live_out)
+    return sum(int(buffer.size) for buffer in buffers), temporary
 
 
 def tensorflow_program(function: Any, *inputs: Any) -> Program:
@@ -87,7 +65,7 @@ def tensorflow_program(function: Any, *inputs: Any) -> Program:
         show(stage="optimized_hlo"),
         lambda: str(show(stage="stablehlo")),
         key=f"tensorflow {tf.__version__}, threads={threads or usable_threads()}",
-        peak_buffer_nbytes=buffer_nbytes(show(stage="optimized_hlo_proto_serialized")),
+        buffers=buffer_nbytes(show(stage="optimized_hlo_proto_serialized")),
     )
 
 
@@ -102,14 +80,103 @@ def jax_program(function: Any, *inputs: Any) -> Program:
         str(compiled.as_text()),
         lowered.as_text,
         key=f"jax {jax.__version__}, threads={usable_threads()}",
-        peak_buffer_nbytes=memory.output_size_in_bytes + memory.temp_size_in_bytes,
+        buffers=(
+            memory.output_size_in_bytes + memory.temp_size_in_bytes,
+            memory.temp_size_in_bytes,
+        ),
     )
 
 
-def _program(text: str, source: Callable[[], str], *, key: str, peak_buffer_nbytes: int) -> Program:
+def _program(
+    text: str, source: Callable[[], str], *, key: str, buffers: tuple[int, int]
+) -> Program:
     return Program(
         hash=hash_program(text, source),
         key=key,
-        peak_buffer_nbytes=peak_buffer_nbytes,
+        peak_buffer_nbytes=buffers[0],
+        temporary_nbytes=buffers[1],
         **count_cost(text)._asdict(),
+    )
+
+
+def tensorflow_operations(function: Any, *inputs: Any) -> Program:
+    """Return the operations that TensorFlow runs: of a graph after grappler and oneDNN, or of an eager call."""
+    import tensorflow as tf
+
+    key = f"tensorflow {tf.__version__}"
+    if not hasattr(function, "python_function"):
+        return _operations(_eager_operations(function, *inputs), key)
+    from tensorflow.python.eager import context  # there is no public way to see an optimised graph
+
+    current = context.context()
+    again = tf.function(function.python_function)  # what has run is optimised and shown no more
+    current.enable_run_metadata()
+    try:
+        again(*inputs)
+        metadata = current.export_run_metadata()
+    finally:
+        current.disable_run_metadata()
+    lines, names = [], []
+    # The last: earlier ones are of operations that ran eagerly.
+    nodes = [n for part in metadata.function_graphs[-1].partition_graphs for n in part.node]
+    places = {node.name: f"%{number}" for number, node in enumerate(nodes)}
+    for node in nodes:
+        if node.op in UNSEEN:
+            continue
+        given = [places.get(name.split(":")[0].lstrip("^"), "") for name in node.input]
+        kept = {k: v for k, v in node.attr.items() if not k.startswith("_") and k not in NAMING}
+        values = [f"{k}={v.SerializeToString(deterministic=True)!r}" for k, v in kept.items()]
+        lines.append(f"{node.op}({', '.join(given)}) {' '.join(sorted(values))}")
+        names.append(node.op)
+    return _operations(names, key, lines)
+
+
+NAMING = ("f", "function")  # attributes that hold the name of a function
+# What a graph has for its arguments and results.
+UNSEEN = ("_Arg", "_DeviceArg", "_Retval", "_DeviceRetval")
+
+
+def _eager_operations(function: Any, *inputs: Any) -> list[str]:
+    from tensorflow.python.framework import op_callbacks
+
+    names: list[str] = []
+
+    def note(op_type: Any, *_: Any, **__: Any) -> None:
+        text = op_type if isinstance(op_type, str) else op_type.decode()
+        names.append(re.sub(r"(__\w+?)(_\d+)+$", r"\1", text))
+
+    op_callbacks.add_op_callback(note)
+    try:
+        function(*inputs)
+    finally:
+        op_callbacks.remove_op_callback(note)
+    return names
+
+
+def torch_program(function: Any, *inputs: Any) -> Program:
+    """Return the operators that an eager call of PyTorch dispatches, views and copies included."""
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    names: list[str] = []
+
+    class Note(TorchDispatchMode):  # type: ignore[misc]
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            names.append(str(func).removesuffix(".default"))
+            return func(*args, **(kwargs or {}))
+
+    with Note():
+        function(*inputs)
+    return _operations(names, f"torch {torch.__version__}")
+
+
+def _operations(names: list[str], key: str, lines: list[str] | None = None) -> Program:
+    text = "\n".join(names if lines is None else lines)
+    return Program(
+        hash=hashlib.sha256(text.encode()).hexdigest()[:16],
+        key=key,
+        kernels=len(names),
+        operations=tuple(names[:MAX_OPERATIONS]),
     )

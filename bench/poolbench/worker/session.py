@@ -74,6 +74,11 @@ class OpenCase:
         """Tell whether the inputs are in host memory."""
         return self.device.startswith("cpu")
 
+    def is_users(self, name: str) -> bool:
+        """Tell whether a contender is a candidate from a file of the user's."""
+        candidate = REGISTRY.candidates.get((self.case.op, name))
+        return candidate is not None and not candidate.builtin
+
     def bound(self, name: str) -> tuple[Call, list[Any]]:
         """Return a contender's callable and the inputs that it takes."""
         call, places = self.calls[name]
@@ -96,6 +101,7 @@ class Session:
     """The state of this process.
 
     Attributes:
+        backend: the framework that it has imported.
         opened: the case that is open.
         extras: what else tasks keep for as long as the case is open, by name.
         converted: candidates that this process has traced.
@@ -104,6 +110,7 @@ class Session:
         suspects: candidates of the open case after whose calls something was other than before, and what.
     """
 
+    backend: Backend = BACKENDS["tensorflow"]
     opened: OpenCase | None = None
     extras: dict[str, Any] = field(default_factory=dict)
     converted: set[tuple[str, str]] = field(default_factory=set)
@@ -137,24 +144,22 @@ class Opened(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
 
 
-def open_case(session: Session, case: Case, seed: int, tensorflow: bool = True) -> Opened:
+def open_case(session: Session, case: Case, seed: int) -> Opened:
     """Make the case's inputs, on the host and on the device."""
     close_case(session)
-    opened = hold(session, case, make_inputs(case, seed), tensorflow=tensorflow)
+    opened = hold(session, case, make_inputs(case, seed))
     session.open.seed, session.open.brings_inputs = seed, False
     return opened
 
 
-def hold(
-    session: Session, case: Case, host: tuple[Array, ...], *, tensorflow: bool = True
-) -> Opened:
+def hold(session: Session, case: Case, host: tuple[Array, ...]) -> Opened:
     """Open a case on given inputs, such as those of a model's step.
 
     Raises:
         NotRunError: this machine has no such device.
     """
     start = time.perf_counter()
-    backend = BACKENDS["tensorflow" if tensorflow else "numpy"]
+    backend = session.backend
     devices = backend.devices()
     if case.device not in devices:
         raise NotRunError(f"there is no {case.device} here; there is {', '.join(devices)}")
@@ -206,12 +211,15 @@ def allocate(session: Session) -> float:
     return time.perf_counter() - start
 
 
-def bind(candidate: Candidate, case: Case) -> Call:
+def bind(candidate: Candidate, case: Case, backend: Backend = BACKENDS["tensorflow"]) -> Call:
     """Return the candidate as the case calls it: (inputs) -> y, or (inputs, dy) -> (y, gradients), in its mode.
+
+    A NumPy candidate is called as it is, with any backend.
 
     Functions are defined by `def` so that their names can be found in a trace.
     """
-    backend = BACKENDS[candidate.framework]
+    if candidate.backends == ("numpy",):
+        backend = BACKENDS["numpy"]
     build = candidate.build(case)
 
     def forward(*inputs: Any) -> Any:
@@ -229,9 +237,9 @@ def differentiable_places(case: Case) -> list[int]:
     return [place for place, spec in enumerate(specs) if spec.differentiable] if op else [0]
 
 
-def list_devices(session: Session) -> dict[str, str]:  # noqa: ARG001 (a task)
+def list_devices(session: Session) -> dict[str, str]:
     """Return the devices of the backend: {'cpu:0': 'CPU', 'gpu:0': 'NVIDIA H100 ...'}."""
-    return BACKENDS["tensorflow"].devices()
+    return session.backend.devices()
 
 
 def end_process(session: Session) -> None:  # noqa: ARG001

@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from poolbench.core.errors import Status, reason_of, status_of
-from poolbench.core.plan import PROBES
+from poolbench.core.plan import PROBE_NAMES
 from poolbench.machine import smt
 from poolbench.machine.idle import idle_states_disabled
 from poolbench.worker import again, isolation
@@ -63,6 +63,7 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
         smt_sibling_busy: share of the looks, before and after, at which a processor's sibling was at work for another
             guest of the host (poolbench.machine.smt); None where that is not to be seen.
         dirty: whether a candidate changed what others share: they need a fresh process.
+        recheck_seconds: the check at a random moment.
     """
 
     blocks: tuple[Block, ...]
@@ -70,6 +71,7 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     switches: int
     smt_sibling_busy: float | None = None
     dirty: bool = False
+    recheck_seconds: float = 0.0
 
 
 def time_batch(session: Session, requests: Sequence[BlockRequest]) -> Batch:
@@ -83,6 +85,7 @@ def time_batch(session: Session, requests: Sequence[BlockRequest]) -> Batch:
     seen = [look for look in looks if look is not None]
     end = resource.getrusage(resource.RUSAGE_SELF)
     session.open.timed_seconds += clock() - begin
+    checked = session.open.recheck_seconds
     for name, reason in _recheck(session, requests).items():
         blocks = [
             Block(status="wrong", reason=reason) if request.name == name else block
@@ -94,6 +97,7 @@ def time_batch(session: Session, requests: Sequence[BlockRequest]) -> Batch:
         switches=end.ru_nivcsw - start.ru_nivcsw,
         smt_sibling_busy=statistics.fmean(seen) if seen else None,
         dirty=bool(session.suspects),
+        recheck_seconds=session.open.recheck_seconds - checked,
     )
 
 
@@ -105,16 +109,19 @@ def run_blocks(
     Args:
         session: whose case is open.
         requests: the blocks.
-        kept: is given what one more call of each returns, which is not timed.
+        kept: is given what one call of each returns, which is not timed.
     """
     blocks = []
-    watch = isolation.Watch()
+    opened = session.open
+    watch = isolation.Watch(session.settings)
     for request in requests:
         try:
             blocks.append(time_block(session, request.name, request.warmup, request.calls, kept))
         except Exception as error:  # noqa: BLE001 (what a candidate raises is a result)
             blocks.append(Block(status=status_of(error), reason=reason_of(error)))
-        if (changed := watch.changed()) and request.name not in PROBES:
+        if request.name in PROBE_NAMES:
+            continue
+        if changed := watch.changed(all_shared=opened.is_users(request.name)):
             session.suspects.setdefault(request.name, changed)
             blocks[-1] = Block(status="error", reason=changed)
     return blocks
@@ -126,7 +133,7 @@ def _recheck(session: Session, requests: Sequence[BlockRequest]) -> dict[str, st
     The calls come from where timed calls come from, so that a candidate cannot tell them apart.
     """
     opened = session.open
-    names = sorted({request.name for request in requests} - set(PROBES))
+    names = sorted({request.name for request in requests} - set(PROBE_NAMES))
     if not names or not again.is_affordable(opened):
         return {}
     begin = clock()
@@ -148,17 +155,18 @@ def time_block(
 ) -> Block:
     """Return seconds per call over `calls` consecutive calls, after `warmup` untimed ones.
 
-    This is the one timing loop of the project.
+    This is the one timing loop of the project. With `kept`, make one call that is not timed and keep its result.
     """
     opened = session.open
     call, arguments = opened.bound(name)
     synchronize, device = opened.backend.synchronize, opened.device
     with opened.backend.on(device):
+        if kept is not None:
+            kept.append(call(*arguments))
+            synchronize(device)
+            return Block()
         if opened.evict is not None:
-            block = _time_cold_block(opened, opened.evict, call, arguments, calls)
-            if kept is not None:
-                kept.append(call(*arguments))
-            return block
+            return _time_cold_block(opened, opened.evict, call, arguments, calls)
         start = clock()
         for _ in repeat(None, warmup):
             call(*arguments)
@@ -174,9 +182,6 @@ def time_block(
             used = processor_clock() - used
         finally:
             gc.enable()
-        if kept is not None:
-            kept.append(call(*arguments))
-            synchronize(device)
     return Block(
         seconds=(end - begin) / calls, warmup_seconds=begin - start, processor_seconds=used / calls
     )

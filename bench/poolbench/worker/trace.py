@@ -18,7 +18,6 @@ from typing import Any
 from poolbench.core.case import Case
 from poolbench.core.errors import own_folders
 from poolbench.core.records import TraceSummary
-from poolbench.core.registry import REGISTRY
 from poolbench.worker.contender import open_contender
 from poolbench.worker.session import Session, open_case
 
@@ -81,8 +80,7 @@ def trace_candidate(
     session: Session, case: Case, name: str, folder: str, seed: int = 0
 ) -> TraceSummary:
     """Warm up a candidate, record it, and summarise its time and memory."""
-    candidate = REGISTRY.candidates[case.op, name]
-    open_case(session, case, seed, tensorflow=candidate.framework != "numpy")
+    open_case(session, case, seed)
     contender = open_contender(session, name, check=False)
     if contender.status != "ok":
         return TraceSummary(
@@ -189,7 +187,7 @@ def _compiler_nbytes(call: Any, arguments: Sequence[Any], case: Case) -> int | N
     from poolbench.worker.program import buffer_nbytes
 
     show = call.experimental_get_compiler_ir(*arguments)
-    return buffer_nbytes(show(stage="optimized_hlo_proto_serialized"))
+    return buffer_nbytes(show(stage="optimized_hlo_proto_serialized"))[0]
 
 
 def time_on_device(session: Session, names: Sequence[str], calls: int) -> list[float | None]:

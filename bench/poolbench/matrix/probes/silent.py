@@ -13,13 +13,10 @@ from poolbench.matrix import trial as trials
 from poolbench.matrix.finding import Finding
 from poolbench.matrix.probe import Step, SupportProbe, error_words
 from poolbench.matrix.trial import Trial
-from poolbench.worker.check import differences, largest_errors
+from poolbench.worker.check import compare
 
 if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
-
-
-EXACT = Tolerance(relative=0.0, absolute=0.0)
 
 
 def silent(trial: Trial) -> Finding:
@@ -79,19 +76,16 @@ def answer(trial: Trial, case: Case, mode: str) -> Array | str:
 
 def alike(trial: Trial, case: Case, first: Array, second: Array) -> bool:
     """Return whether two answers agree within twice the tolerance."""
-    if first.shape != second.shape:
-        return False
     one = trials.tolerance_of(trial, case)
     twice = Tolerance(relative=2 * one.relative, absolute=2 * one.absolute)
-    return largest_errors(differences(first, second), np.abs(second), twice)[2] <= 1
+    return compare(first, second, twice).agrees
 
 
 def difference(eager: Array, xla: Array) -> str:
     """Describe how two answers differ."""
     if eager.shape != xla.shape:
         return f"eager gives shape {eager.shape}, XLA {xla.shape}"
-    worst = largest_errors(differences(eager, xla), np.abs(xla), EXACT)[1]
-    return f"eager and XLA differ by up to {100 * worst:.3g}%"
+    return f"eager and XLA differ by up to {100 * compare(eager, xla).relative:.3g}%"
 
 
 def describe_variant(trial: Trial, variant: Variant) -> str:

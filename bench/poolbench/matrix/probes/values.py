@@ -9,16 +9,19 @@ import msgspec
 import numpy as np
 
 from poolbench.core.case import Case
+from poolbench.core.op import Tolerance
 from poolbench.matrix import trial as trials
 from poolbench.matrix.finding import Finding
 from poolbench.matrix.probe import Step, SupportProbe, in_modes
 from poolbench.matrix.trial import Trial
+from poolbench.worker.check import compare
 
 if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
 NAN = float("nan")
 NAN_GROUPS = ((1, NAN, 3), (NAN, NAN, NAN), (NAN, 1, 2), (1, 2, NAN))
+SHARES = Tolerance(relative=0.0, absolute=1e-3)
 TIED_GROUPS = ((5, 5, 5), (5, 5, 1), (1, 5, 5), (5, 1, 5))
 NAN_ISSUE = "tensorflow#125965"
 
@@ -129,7 +132,7 @@ def tie_rule(share: Array) -> str:
         "all of it to every tied value": tied,
     }
     for name, expected in rules.items():
-        if np.allclose(share, expected, atol=1e-3):
+        if compare(share, expected.astype(np.float64), SHARES).agrees:
             return name
     return "one of them" if ((share > 0.999) & tied).sum() == len(tied) else "some other rule"
 

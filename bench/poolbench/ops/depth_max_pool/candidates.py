@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from poolbench import Case, KnownFailure, candidate
+from poolbench import KERAS, Case, KnownFailure, candidate
 from poolbench.ops.depth_max_pool import snippets, variants
 from poolbench.ops.depth_max_pool.op import windows
 from poolbench.ops.depth_max_pool.sweeps import OP
@@ -102,7 +102,6 @@ def _pooled_shape(x: Any, case: Case) -> list[Any]:
     op=OP,
     name="recipe-verbatim",
     form="layer",
-    framework="keras",
     failures=(VERBATIM_FAILURE,),
     variants=variants.VERBATIM,
     snippet=snippets.recipe_verbatim,
@@ -118,7 +117,6 @@ def recipe_verbatim(case: Case) -> Any:
     op=OP,
     name="lambda-max_pool",
     form="layer",
-    framework="keras",
     failures=NATIVE_FAILURES,
     variants=variants.NATIVE,
     snippet=snippets.lambda_max_pool,
@@ -136,7 +134,6 @@ def lambda_max_pool(case: Case) -> Any:
     op=OP,
     name="layer-max_pool",
     form="layer",
-    framework="keras",
     failures=NATIVE_FAILURES,
     variants=variants.NATIVE,
     snippet=snippets.layer_max_pool,
@@ -182,7 +179,6 @@ def reshape_reduce_max(case: Case) -> Any:
     op=OP,
     name="layer-reshape-reduce_max",
     form="layer",
-    framework="keras",
     snippet=snippets.layer_reshape_reduce_max,
 )
 def layer_reshape_reduce_max(case: Case) -> Any:
@@ -268,16 +264,24 @@ def transpose_reduce_max(case: Case) -> Any:
     return transpose_max
 
 
-@candidate(op=OP, name="keras-ops", framework="keras", snippet=snippets.keras_ops)
+@candidate(op=OP, name="keras-ops", backends=KERAS, snippet=snippets.keras_ops)
 def keras_ops(case: Case) -> Any:
     """keras.ops.reshape and keras.ops.max: any Keras backend."""
     import keras
 
+    count, before, after = windows(case)
+    axis, k = channel_axis(case), case.pool_size
+    kept = tuple(slice(count * k) if i == axis else slice(None) for i in range(4))
+    missing = [(before, after) if i == axis else (0, 0) for i in range(4)]
+
     def ops_max(x: Any) -> Any:
-        x = _fitted(x, case)
-        return keras.ops.max(
-            keras.ops.reshape(x, _grouped_shape(x, case)), axis=channel_axis(case) + 1
-        )
+        if after < 0:
+            x = x[kept]
+        elif before or after:
+            x = keras.ops.pad(x, missing, constant_values=-float("inf"))
+        shape = list(keras.ops.shape(x))
+        shape[axis : axis + 1] = [count, k]
+        return keras.ops.max(keras.ops.reshape(x, shape), axis=axis + 1)
 
     return ops_max
 
@@ -286,7 +290,7 @@ def keras_ops(case: Case) -> Any:
     op=OP,
     name="keras-stock",
     form="layer",
-    framework="keras",
+    backends=KERAS,
     variants=variants.STOCK,
     snippet=snippets.keras_stock,
 )
@@ -354,8 +358,8 @@ def cpu_pinned_max_pool(case: Case) -> Any:
 @candidate(
     op=OP,
     name="layer-depth_max_pool",
+    backends=KERAS,
     form="layer",
-    framework="keras",
     variants=variants.LAYER,
     snippet=snippets.layer_depth_max_pool,
 )

@@ -116,4 +116,22 @@ GPU = Sweep(
 # short enough for a hundred comparisons in a minute or two.
 SELFTEST = Sweep(base=BASE | {"shape": (2, 28, 28, 96)})
 
-SWEEPS = {"default": DEFAULT, "quick": QUICK, "full": FULL, "gpu": GPU, "selftest": SELFTEST}
+# Keras beside the bare function, on each framework: --axis backend=tensorflow,jax,torch.
+BACKENDS = Sweep(
+    base=BASE,
+    parts=product(
+        candidates=[BASELINE, "keras-ops", LAYER, "keras-stock"],
+        mode=["eager", "graph", "xla"],
+        direction=["forward", "training"],
+        shape=[SMALL, (8, 56, 56, 96)],
+    ),
+)  # fmt: skip
+
+SWEEPS = {
+    "backends": BACKENDS,
+    "default": DEFAULT,
+    "quick": QUICK,
+    "full": FULL,
+    "gpu": GPU,
+    "selftest": SELFTEST,
+}

@@ -99,4 +99,15 @@ GPU = Sweep(
     ),
 )  # fmt: skip
 
-SWEEPS = {"default": DEFAULT, "quick": QUICK, "full": FULL, "gpu": GPU}
+# Keras beside the bare function, on each framework: --axis backend=tensorflow,jax,torch.
+BACKENDS = Sweep(
+    base=BASE,
+    parts=product(
+        candidates=["reduce_mean", "keras-ops", BASELINE, "keras-stock"],
+        mode=["eager", "graph", "xla"],
+        direction=["forward", "training"],
+        shape=[SMALL, (8, 56, 56, 96)],
+    ),
+)  # fmt: skip
+
+SWEEPS = {"backends": BACKENDS, "default": DEFAULT, "quick": QUICK, "full": FULL, "gpu": GPU}

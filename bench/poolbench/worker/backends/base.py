@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from poolbench.core.plan import WorkerSpec
+from poolbench.core.program import Program
 
 Array = np.ndarray[Any, Any]
 Call = Callable[..., Any]
-FRAMEWORKS = ("tensorflow", "keras", "torch")
+FRAMEWORKS = ("tensorflow", "keras")
 
 
 class Backend(Protocol):
     """A framework: how it starts, holds inputs, compiles, waits, and gives results back.
 
     Attributes:
-        name: 'numpy', 'tensorflow'.
-        modes: the modes in which it can call a function.
+        name: 'numpy', 'tensorflow', 'jax', 'torch'; `core.candidate.BACKENDS` has its modes.
     """
 
     name: str
-    modes: tuple[str, ...]
 
     def start(self, spec: WorkerSpec) -> None:
         """Import the framework with the settings of this process, which hold until it ends."""
@@ -73,6 +75,15 @@ class Backend(Protocol):
         Reading and copying calls take the case's first input; a writing one writes `count` float32.
         """
 
+    def settings(self, mode: str, device: str) -> dict[str, str]:
+        """Return the settings that affect times, read from the framework: threads, precision, oneDNN, ..."""
+
+    def program(self, call: Call, arguments: Sequence[Any], mode: str) -> Program | None:
+        """Return what the framework's compiler or executor made of a call; None: it does not tell."""
+
+    def identity(self, mode: str) -> Call:
+        """Return the framework's cheapest call in a mode: it returns its argument, or a part of it."""
+
     def clear(self) -> None:
         """Release everything cached for called functions."""
 
@@ -86,10 +97,45 @@ def to_numpy(value: Any) -> Array:
     if value is None:
         raise TypeError("it returned None (a gradient that does not exist?)")
     framework = type(value).__module__.partition(".")[0]  # reject objects that are not arrays
+    if framework == "torch" and hasattr(value, "detach"):
+        return _torch_to_numpy(value.detach().cpu())
+    if framework in ("jax", "jaxlib") and hasattr(value, "block_until_ready"):
+        value = np.asarray(value)
     array = value.numpy() if framework in FRAMEWORKS and hasattr(value, "numpy") else value
     if not isinstance(array, np.ndarray) and not np.isscalar(array):
         raise TypeError(f"it returned a {type(value).__name__}, not an array")
     return np.asarray(array)
+
+
+def _torch_to_numpy(tensor: Any) -> Array:
+    if str(tensor.dtype) != "torch.bfloat16":
+        return np.asarray(tensor.numpy())
+    import ml_dtypes
+    import torch
+
+    return np.asarray(tensor.view(torch.int16).numpy()).view(ml_dtypes.bfloat16)
+
+
+def freeze() -> None:
+    """Import Keras, which takes seconds, and exclude all that is loaded from garbage collection."""
+    import keras  # noqa: F401 (the first candidate should not pay for it)
+
+    gc.collect()
+    gc.freeze()
+
+
+def on_off(value: object) -> str:
+    """Return a switch as text."""
+    return "on" if value else "off"
+
+
+def count_threads(name: str) -> int:
+    """Return the number of this process' threads of a name; 0 where the system does not list them."""
+    count = 0
+    for path in Path("/proc/self/task").glob("*/comm"):
+        with contextlib.suppress(OSError):
+            count += path.read_text().strip() == name
+    return count
 
 
 def host_probes(

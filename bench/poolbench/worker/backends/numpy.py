@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from poolbench.core.plan import WorkerSpec
+from poolbench.core.program import Program
 from poolbench.worker.backends.base import Array, Call
 
 
@@ -16,7 +17,6 @@ class NumpyBackend:
     """Backend of candidates that are NumPy functions, called directly."""
 
     name = "numpy"
-    modes: tuple[str, ...] = ("eager",)
 
     def start(self, spec: WorkerSpec) -> None:
         """Do nothing: NumPy is already imported."""
@@ -75,6 +75,18 @@ class NumpyBackend:
     def bandwidth_probes(self, kind: str, device: str, count: int) -> dict[str, Call]:  # noqa: ARG002
         """Return no calls besides those of the host."""
         return {}
+
+    def settings(self, mode: str, device: str) -> dict[str, str]:  # noqa: ARG002
+        """Return none: NumPy has none that affect these calls."""
+        return {}
+
+    def program(self, call: Call, arguments: Sequence[Any], mode: str) -> Program | None:  # noqa: ARG002
+        """Return None: nothing is compiled."""
+        return None
+
+    def identity(self, mode: str) -> Call:  # noqa: ARG002
+        """Return a function that makes a view."""
+        return lambda value: value[...]
 
     def clear(self) -> None:
         """Do nothing: nothing is cached."""

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import ctypes
-import gc
+import functools
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from poolbench.core.plan import WorkerSpec
-from poolbench.worker.backends.base import Array, Call
+from poolbench.core.program import Program
+from poolbench.machine.info import usable_threads
+from poolbench.worker.backends.base import Array, Call, freeze, on_off
 
 
 class TensorFlowBackend:
     """Backend of candidates that are functions of TensorFlow tensors."""
 
     name = "tensorflow"
-    modes: tuple[str, ...] = ("eager", "graph", "xla")
 
     def start(self, spec: WorkerSpec) -> None:
         """Import TensorFlow with a process' settings; they hold until the process ends."""
+        os.environ["KERAS_BACKEND"] = "tensorflow"
         import tensorflow as tf
 
         if spec.threads:
@@ -34,11 +37,7 @@ class TensorFlowBackend:
         if spec.deterministic:
             tf.config.experimental.enable_op_determinism()
         tf.config.list_logical_devices()
-        import keras  # noqa: F401 (takes seconds, which the first candidate should not pay)
-
-        # Loaded modules stay in memory: freeze them so that garbage collection between races skips them.
-        gc.collect()
-        gc.freeze()
+        freeze()
 
     def devices(self) -> dict[str, str]:
         """Return the devices of TensorFlow: {'cpu:0': 'CPU', 'gpu:0': 'NVIDIA H100 ...'}."""
@@ -77,7 +76,7 @@ class TensorFlowBackend:
         import tensorflow as tf
 
         with tf.device(device):
-            copies = tuple(value + 0 for value in values)
+            copies = tuple(value & True if value.dtype.is_bool else value + 0 for value in values)
         tf.test.experimental.sync_devices()
         return copies
 
@@ -189,11 +188,56 @@ class TensorFlowBackend:
         }
         return found | {"xla": compiled[kind]}
 
+    def settings(self, mode: str, device: str) -> dict[str, str]:
+        """Return the settings that affect times, as TensorFlow has them; XLA does not use oneDNN here."""
+        import tensorflow as tf
+        from tensorflow.python.framework import config  # there is no public way to ask
+
+        experimental = tf.config.experimental
+        narrow = experimental.tensor_float_32_execution_enabled() and not device.startswith("cpu")
+        threads = tf.config.threading.get_intra_op_parallelism_threads()
+        onednn = {} if mode == "xla" else {"oneDNN": on_off(_uses_onednn())}
+        return onednn | {
+            "threads": str(threads or usable_threads()),
+            "float64": "on",
+            "float32": "TF32" if narrow else "full",
+            "determinism": on_off(config.is_op_determinism_enabled()),
+            "compiler": "XLA" if mode == "xla" else "none",
+        }
+
+    def program(self, call: Call, arguments: Sequence[Any], mode: str) -> Program | None:
+        """Return what XLA made of a call, or the operations of its graph after grappler, or of its eager call."""
+        from poolbench.worker import program
+
+        if mode == "xla":
+            return program.tensorflow_program(call, *arguments)
+        return program.tensorflow_operations(call, *arguments)
+
+    def identity(self, mode: str) -> Call:
+        """Return an op that copies nothing; XLA copies what a program returns: there, one element."""
+        import tensorflow as tf
+
+        if mode == "xla":
+            return lambda value: tf.reshape(value, [-1])[:1]
+        return lambda value: tf.raw_ops.Identity(input=value)
+
     def clear(self) -> None:
         """Clear Keras' global state, which holds graphs."""
         import keras
 
         keras.backend.clear_session()
+
+
+@functools.cache
+def _uses_onednn() -> bool:
+    """Tell whether oneDNN replaces operations: a matrix product's, in a graph."""
+    import tensorflow as tf
+
+    from poolbench.worker.program import tensorflow_operations
+
+    square = tf.ones([64, 64])
+    found = tensorflow_operations(tf.function(lambda x: tf.matmul(x, x)), square)
+    return any("Mkl" in name for name in found.operations)
 
 
 def _words(value: Any) -> Any:

@@ -1,0 +1,98 @@
+"""Depthwise max pooling in JAX's and PyTorch's own functions: what Keras is compared with there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from poolbench import Case, candidate
+from poolbench.ops.depth_max_pool.op import windows
+from poolbench.ops.depth_max_pool.sweeps import OP
+from poolbench.ops.shared import channel_axis
+
+
+def _grouped(case: Case) -> tuple[list[int], int]:
+    """Return the shape of x with its channels as (windows, k), and the axis of k."""
+    n, h, w, _ = case.shape
+    count, axis = windows(case)[0], channel_axis(case)
+    shape = [n, h, w]
+    shape[axis:axis] = [count, case.pool_size]
+    return shape, axis + 1
+
+
+def _kept(case: Case) -> tuple[slice, ...]:
+    """Return the part of x whose channels fill the windows."""
+    places = [slice(None)] * 4
+    places[channel_axis(case)] = slice(windows(case)[0] * case.pool_size)
+    return tuple(places)
+
+
+def _missing(case: Case) -> list[tuple[int, int]]:
+    """Return the padding of each axis: of the channels alone."""
+    _, before, after = windows(case)
+    axis = channel_axis(case)
+    return [(before, max(after, 0)) if i == axis else (0, 0) for i in range(4)]
+
+
+@candidate(op=OP, name="jnp-max", backends=("jax",))
+def jnp_max(case: Case) -> Any:
+    """jnp.reshape to (..., C/k, k), jnp.max over the last axis."""
+    import jax.numpy as jnp
+
+    shape, axis = _grouped(case)
+
+    def reshape_max(x: Any) -> Any:
+        if case.padding == "same":
+            x = jnp.pad(x, _missing(case), constant_values=-jnp.inf)
+        return jnp.max(x[_kept(case)].reshape(shape), axis=axis)
+
+    return reshape_max
+
+
+@candidate(op=OP, name="lax-reduce_window", backends=("jax",))
+def lax_reduce_window(case: Case) -> Any:
+    """jax.lax.reduce_window over the depth."""
+    from jax import lax
+
+    window = tuple(case.pool_size if i == channel_axis(case) else 1 for i in range(4))
+
+    def pool(x: Any) -> Any:
+        lowest = np.array(-np.inf, x.dtype)  # a constant: JAX differentiates no other
+        return lax.reduce_window(x, lowest, lax.max, window, window, _missing(case))
+
+    return pool
+
+
+@candidate(op=OP, name="torch-amax", backends=("torch",))
+def torch_amax(case: Case) -> Any:
+    """torch.reshape to (..., C/k, k), torch.amax over the last axis."""
+    import torch
+
+    shape, axis = _grouped(case)
+    padding = [size for pair in reversed(_missing(case)) for size in pair]
+
+    def reshape_amax(x: Any) -> Any:
+        if case.padding == "same":
+            x = torch.nn.functional.pad(x, padding, value=-float("inf"))
+        return x[_kept(case)].reshape(shape).amax(axis)
+
+    return reshape_amax
+
+
+@candidate(op=OP, name="torch-max_pool1d", backends=("torch",))
+def torch_max_pool1d(case: Case) -> Any:
+    """F.max_pool1d over the channels of the view (N*H*W, 1, C)."""
+    import torch
+
+    pool = torch.nn.functional.max_pool1d
+    padding = [size for pair in reversed(_missing(case)) for size in pair]
+
+    def pool_channels(x: Any) -> Any:
+        if case.padding == "same":
+            x = torch.nn.functional.pad(x, padding, value=-float("inf"))
+        rows = x.movedim(channel_axis(case), -1)
+        y = pool(rows.reshape(-1, 1, rows.shape[-1]), case.pool_size)
+        return y.reshape(*rows.shape[:-1], -1).movedim(-1, channel_axis(case))
+
+    return pool_channels

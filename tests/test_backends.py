@@ -1,0 +1,230 @@
+"""TensorFlow, JAX and PyTorch: names of contenders, settings, programs, and every candidate in a real worker."""
+
+import importlib.util
+
+import msgspec
+import pytest
+import synthetic
+from click.testing import CliRunner
+from poolbench.cli import main
+from poolbench.core.candidate import BACKENDS, KERAS, contender_name, split_contender
+from poolbench.core.case import make_case
+from poolbench.core.errors import UsageError
+from poolbench.core.plan import WorkerSpec
+from poolbench.core.program import Program
+from poolbench.core.records import TimeBreakdown
+from poolbench.core.registry import (
+    baseline_of,
+    candidate,
+    contender_names,
+    load_builtin,
+    parse_axis,
+)
+from poolbench.engine.contenders import contenders_of
+from poolbench.engine.process import Worker
+from poolbench.report.frame import lay_out
+from poolbench.report.programs import compare_programs, same_program, unlike
+from poolbench.report.tables import measurement_table
+from poolbench.store.journal import JOURNAL, encode_line, read_run
+from poolbench.worker import contender, session
+
+REGISTRY = load_builtin()
+OPS = ("depth_max_pool", "global_avg_pool")
+SMALL = {"depth_max_pool": (2, 4, 5, 48), "global_avg_pool": (2, 4, 5, 48)}
+
+
+def case_of(op, **values):
+    return REGISTRY.ops[op].make_case(shape=SMALL[op], **values)
+
+
+# Names
+
+
+def test_parse_axis_backend_is_read_and_jit_is_xla():
+    assert parse_axis("backend=tensorflow,JAX") == ("backend", ("tensorflow", "jax"))
+    assert parse_axis("mode=jit,compile") == ("mode", ("xla", "compile"))
+    with pytest.raises(UsageError, match="one of 'tensorflow', 'jax', 'torch'; got 'mxnet'"):
+        parse_axis("backend=mxnet")
+
+
+@pytest.mark.parametrize(
+    ("mode", "expected"),
+    [
+        ("eager", ["keras-ops", "keras-ops@torch"]),
+        ("graph", ["keras-ops"]),
+        ("xla", ["keras-ops", "keras-ops@jax"]),
+        ("compile", ["keras-ops@torch"]),
+    ],
+)
+def test_contender_names_leave_out_what_a_backend_lacks(mode, expected):
+    assert contender_names(case_of("depth_max_pool", mode=mode), "keras-ops", KERAS) == expected
+
+
+def test_contender_names_native_candidate_runs_on_its_backend_only():
+    case = case_of("depth_max_pool", mode="eager")
+    assert contender_names(case, "torch-amax", KERAS) == ["torch-amax@torch"]
+    assert contender_names(case, "torch-amax", ["tensorflow"]) == []
+    assert contender_names(case, "max_pool", KERAS) == ["max_pool"]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_split_contender_reads_what_contender_name_writes(backend):
+    name, label = split_contender(contender_name("keras-ops", backend))
+    assert (name, label) == ("keras-ops", backend if backend in ("jax", "torch") else "")
+
+
+def test_baseline_of_a_backend_alone_is_its_own_function():
+    case = case_of("global_avg_pool", mode="eager")
+    both = ["keras-ops", "keras-ops@torch", "torch-mean@torch"]
+    assert baseline_of(case, both) == REGISTRY.ops["global_avg_pool"].baseline
+    assert baseline_of(case, both[1:]) == "torch-mean@torch"
+    assert baseline_of(case, both[1:2]) == "keras-ops@torch"
+
+
+def test_contenders_of_several_backends_have_a_worker_each_with_onednn_alike():
+    case = case_of("global_avg_pool", mode="xla", threads=1)
+    found = contenders_of(case, ["keras-ops", "reduce_mean", "keras-ops@jax"])
+    kinds = [one.worker for one in found]
+    assert [kind.backend for kind in kinds] == ["tensorflow", "tensorflow", "jax"]
+    assert kinds[0] == kinds[1] and {kind.threads for kind in kinds} == {1}
+    assert {kind.environment for kind in kinds} == {(("TF_ENABLE_ONEDNN_OPTS", "1"),)}
+    (alone,) = contenders_of(case, ["keras-ops"])
+    assert alone.worker == WorkerSpec(threads=1), "without another backend nothing is set"
+
+
+def test_candidate_unknown_backend_is_refused():
+    with pytest.raises(UsageError, match="backends must be of tensorflow, jax, torch, numpy"):
+        candidate(op="depth_max_pool", name="x", backends=("mxnet",))
+
+
+# Settings and programs of a run
+
+ONE = Program(hash="0" * 16, key="tensorflow 2.21.0, threads=2", kernels=2, bytes_accessed=1 << 20)
+OTHER = msgspec.structs.replace(ONE, hash="1" * 16, kernels=3, bytes_accessed=3 << 20)
+CASE = synthetic.op_case("depth_max_pool", mode="xla")
+VICTIM = "transpose-reduce_max"
+
+
+def run_of(folder, programs, settings=None):
+    """A stored run in which the candidates have these programs and settings, the others ONE's."""
+    settings = settings or {}
+    plan = synthetic.Plan(processes=6, allocations=2, rounds=2)
+    found = [
+        msgspec.structs.replace(
+            m,
+            program=programs.get(m.candidate, ONE) if m.kind == "candidate" else None,
+            settings={"threads": "2", **settings.get(m.candidate, {})},
+        )
+        for m in synthetic.records(1, cases=[CASE], plan=plan, with_extras=False)
+    ]
+    folder.mkdir()
+    end = TimeBreakdown(seconds={"samples": 1.0}, wall_seconds=1.0)
+    lines = map(encode_line, [synthetic.header(folder.name), *found, end])
+    (folder / JOURNAL).write_bytes(b"".join(lines))
+    return read_run(folder)
+
+
+def test_compare_programs_changed_candidate_is_the_only_one_named(tmp_path):
+    before, after = run_of(tmp_path / "a", {}), run_of(tmp_path / "b", {VICTIM: OTHER})
+    assert compare_programs(before, before).changed == ()
+    found = compare_programs(before, after)
+    (line,) = found.changed
+    assert line.startswith(f"depth_max_pool {VICTIM} (")
+    assert line.endswith("kernels 2 -> 3, bytes_accessed 1.00 MiB -> 3.00 MiB")
+    assert found.summary == f"Programs: {found.common - 1} of {found.common} are equal."
+
+
+@pytest.mark.parametrize(("key", "code"), [(ONE.key, 1), ("tensorflow 2.22.0, threads=2", 0)])
+def test_compare_programs_only_fails_on_a_change_of_one_compiler(tmp_path, key, code):
+    changed = msgspec.structs.replace(OTHER, key=key)
+    run_of(tmp_path / "a", {}), run_of(tmp_path / "b", {VICTIM: changed})
+    words = ["compare", str(tmp_path / "a"), str(tmp_path / "b")]
+    done = CliRunner().invoke(main, [*words, "--programs-only"])
+    assert done.exit_code == code
+    assert VICTIM in done.stdout and "are equal" in done.stdout
+    assert ("'measure again', not 'worse'" in done.stdout) == (code == 0)
+    assert VICTIM in CliRunner().invoke(main, words).stdout, "beside the times too"
+
+
+def test_lay_out_unlike_settings_get_no_verdict(tmp_path):
+    run = run_of(tmp_path / "a", {}, {VICTIM: {"threads": "1"}})
+    loaded = lay_out(run, registry=REGISTRY)
+    table = loaded.table.set_index("candidate")
+    assert table.loc[VICTIM, "unlike"] == "unlike: threads 1 | 2"
+    assert table.loc[VICTIM, "verdict"] == ""
+    assert {*table["verdict"].drop(VICTIM)} - {""}
+    shown = measurement_table(loaded.table).set_index("candidate")
+    assert shown.loc[VICTIM, "verdict"] == "unlike: threads 1 | 2"
+
+
+def test_unlike_setting_that_one_backend_lacks_is_not_compared(tmp_path):
+    one, other, *_ = run_of(tmp_path / "a", {VICTIM: OTHER}).measurements
+    other = msgspec.structs.replace(other, settings={"threads": "2", "oneDNN": "on"})
+    assert unlike(one, other) == ""
+
+
+def test_same_program_needs_equal_hash_and_key(tmp_path):
+    found = {m.candidate: m for m in run_of(tmp_path / "a", {VICTIM: OTHER}).measurements}
+    one, two = found["reshape-reduce_max"], found["slices-maximum"]
+    elsewhere = msgspec.structs.replace(ONE, key="jax 0.10.2, threads=2")
+    assert same_program(one, two)
+    assert not same_program(one, found[VICTIM])
+    assert not same_program(one, msgspec.structs.replace(two, program=elsewhere))
+
+
+# Real workers
+
+# On JAX and PyTorch keras.ops.mean computes float64 in float32.
+DEMOTED = {("global_avg_pool", name, "float64") for name in ("keras-ops", "layer-global_avg_pool")}
+
+
+@pytest.fixture(scope="module", params=["jax", "torch"])
+def worker(request):
+    if importlib.util.find_spec(request.param) is None:
+        pytest.skip(f"{request.param} is not installed")
+    made = Worker(WorkerSpec(backend=request.param, threads=1))
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_every_candidate_of_a_backend_agrees_with_the_reference(worker, op):
+    backend = worker.spec.backend
+    mode = {"jax": "xla", "torch": "eager"}[backend]
+    names = [name for name, entry in REGISTRY.of(op).items() if entry.runs(backend, mode)]
+    assert len(names) >= 4
+    changes = [{}, {"direction": "training"}, {"dtype": "float64"}, {"dtype": "bfloat16"}]
+    changes += [{"padding": "same", "pool_size": 5}] if op == "depth_max_pool" else []
+    for change in changes:
+        if change.get("dtype") == "bfloat16":  # a sum in 16 bits is another question
+            some = [name for name in names if op == "depth_max_pool" or name == "keras-ops"]
+        else:
+            some = names
+        case = case_of(op, mode=mode, **change)
+        worker.call(session.open_case, case, 0, timeout=60)
+        for name in some:
+            opened = worker.call(contender.open_contender, name, True, timeout=100)
+            if (op, name, change.get("dtype")) in DEMOTED:
+                assert opened.status == "wrong" and "relative 1" in opened.reason
+                continue
+            assert opened.status == "ok", (name, change, opened.reason)
+            assert opened.settings["threads"] == "1"
+            assert opened.settings["determinism"] == "off"
+
+
+def test_read_program_of_a_backend_groups_equal_candidates(worker):
+    backend = worker.spec.backend
+    mode = {"jax": "xla", "torch": "eager"}[backend]
+    worker.call(session.open_case, case_of("global_avg_pool", mode=mode), 0, timeout=60)
+    native = {"jax": "jnp-mean", "torch": "torch-mean"}[backend]
+    found = {}
+    for name in ("layer-global_avg_pool", "keras-ops", native, "keras-stock"):
+        worker.call(contender.open_contender, name, False, timeout=100)
+        found[name] = worker.call(contender.read_program, name, timeout=100)
+    assert found[native].key.startswith(backend)
+    assert found[native] == found["keras-ops"] == found["layer-global_avg_pool"]
+    assert found["keras-stock"].hash != found[native].hash
+
+
+def test_sweep_planned_cases_have_no_backend_axis():
+    assert "backend" not in make_case(op="depth_max_pool", shape=(1, 8, 8, 96), pool_size=3).axes
