@@ -122,16 +122,18 @@ def conclude(raced: Stepped) -> tuple[list[str], dict[str, str]]:
         if not equals or name.startswith(ISOLATED) or not raced.seconds(name):
             continue
         pools = [pool for pool in found.pools if pool.op == op]
-        code = any(needs_code(pool, found) for pool in pools)
+        code = [pool for pool in pools if needs_code(pool, found)]
         speed = raced.ratio(ORIGINAL, name)
-        if not (code or built.status != "ok" or (speed and speed[0] >= SMALLEST_GAIN)):
+        faster = speed is not None and speed[0] >= SMALLEST_GAIN
+        if not (code or faster or built.status != "ok"):
             continue
         gains = [f"{times(speed)} the step"] if speed else []
         gains += [f"the {STEPS[raced.entry.direction]} runs here"] if built.status != "ok" else []
         gains += ["safe mode loads it"] if code else []
         text = found.pastable[op][candidate]
         kind = text.removeprefix("keras.layers.").partition("(")[0]
-        lines += [f"Replace {layer_names(pools)} by {kind}: {', and '.join(gains)}.", snippet(text)]
+        named = layer_names(pools if faster or not code else code)
+        lines += [f"Replace {named} by {kind}: {', and '.join(gains)}.", snippet(text)]
         chosen[op] = candidate
     head = describe_share(raced)
     if lines:

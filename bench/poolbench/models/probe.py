@@ -55,6 +55,11 @@ class Form(msgspec.Struct, frozen=True, kw_only=True):
     data_format: str = "channels_last"
     parameters: dict[str, str | int] = {}
 
+    @property
+    def sizes(self) -> list[int]:
+        """Return the parameters that are sizes."""
+        return [value for value in self.parameters.values() if isinstance(value, int)]
+
     def layout(self, shape: Sequence[int]) -> Shape:
         """Return the four sizes that a tensor of this shape is seen as, in memory order."""
         batch, rest = shape[: self.merged + 1], shape[self.merged + 1 :]
