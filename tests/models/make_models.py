@@ -10,6 +10,7 @@ import keras
 import tensorflow as tf
 from answers import ANSWERS
 from poolbench.layers import DepthMaxPool2D
+from poolbench.models.zoo import as_legacy
 
 L, ops = keras.layers, keras.ops
 
@@ -180,17 +181,19 @@ def of_keras_2(folder):
     x = L.GlobalAveragePooling2D(name="pool")(L.MaxPooling2D(name="max")(x))
     model = keras.Model(given, L.Dense(4, name="classes")(x))
     model.save(folder / "of_keras_3.keras")
-    config = json.dumps(keras_2_config())
+    config = keras_2_config()
     with (
         zipfile.ZipFile(folder / "of_keras_3.keras") as old,
         zipfile.ZipFile(folder / "of_keras_2.keras", "w") as new,
     ):
-        new.writestr("config.json", config)
+        new.writestr("config.json", json.dumps(config))
         new.writestr("metadata.json", '{"keras_version": "2.15.0"}')
         new.writestr("model.weights.h5", old.read("model.weights.h5"))
     model.save(folder / "of_keras_2.h5")
     with h5py.File(folder / "of_keras_2.h5", "r+") as file:
-        file.attrs["model_config"], file.attrs["keras_version"] = config, "2.15.0"
+        # HDF5 files of Keras 2 name classes only.
+        file.attrs["model_config"] = json.dumps(as_legacy(config))
+        file.attrs["keras_version"] = "2.15.0"
 
 
 def main(folder: Path) -> None:
