@@ -10,7 +10,7 @@ from poolbench.cli import main
 from poolbench.core.candidate import BACKENDS, KERAS, contender_name, split_contender
 from poolbench.core.case import make_case
 from poolbench.core.errors import UsageError
-from poolbench.core.plan import WorkerSpec
+from poolbench.core.plan import IDENTITY, WorkerSpec
 from poolbench.core.program import Program
 from poolbench.core.records import TimeBreakdown
 from poolbench.core.registry import (
@@ -22,6 +22,7 @@ from poolbench.core.registry import (
 )
 from poolbench.engine.contenders import contenders_of
 from poolbench.engine.process import Worker
+from poolbench.engine.recorder import ContenderRecord, flag_implausible
 from poolbench.report.frame import lay_out
 from poolbench.report.programs import compare_programs, same_program, unlike
 from poolbench.report.tables import measurement_table
@@ -170,6 +171,20 @@ def test_same_program_needs_equal_hash_and_key(tmp_path):
     assert same_program(one, two)
     assert not same_program(one, found[VICTIM])
     assert not same_program(one, msgspec.structs.replace(two, program=elsewhere))
+
+
+def test_flag_implausible_small_input_another_framework_may_call_faster():
+    case = case_of("depth_max_pool", mode="xla")
+    records = {}
+    for name, backend, seconds in (
+        (IDENTITY, "tensorflow", 4e-4), ("keras-ops", "tensorflow", 1e-4), ("keras-ops@jax", "jax", 1e-4),
+    ):  # fmt: skip
+        entry = None if name == IDENTITY else REGISTRY.candidates["depth_max_pool", "keras-ops"]
+        records[name] = ContenderRecord(name, entry, WorkerSpec(backend=backend))
+        records[name].columns = [(0, 0, n, 1, seconds, 0) for n in range(3)]
+    flag_implausible(records, case, 0.5)
+    assert records["keras-ops"].status == "implausible"
+    assert records["keras-ops@jax"].status == "ok"
 
 
 # Real workers
