@@ -23,6 +23,8 @@ from poolbench.core.registry import (
 from poolbench.engine.contenders import contenders_of
 from poolbench.engine.process import Worker
 from poolbench.engine.recorder import ContenderRecord, flag_implausible
+from poolbench.matrix import PROBES
+from poolbench.matrix.runner import PendingCell, reason_to_skip, run_step
 from poolbench.report.frame import lay_out
 from poolbench.report.programs import compare_programs, same_program, unlike
 from poolbench.report.tables import measurement_table
@@ -225,6 +227,26 @@ def test_every_candidate_of_a_backend_agrees_with_the_reference(worker, op):
             assert opened.status == "ok", (name, change, opened.reason)
             assert opened.settings["threads"] == "1"
             assert opened.settings["determinism"] == "off"
+
+
+@pytest.mark.parametrize("key", ["forward", "gradient"])
+def test_matrix_check_of_a_backend_passes_or_says_what_is_wrong(worker, key, tmp_path):
+    probe = f"{key}-{worker.spec.backend}"
+    found = worker.call(
+        run_step, "depth_max_pool", "layer-depth_max_pool", probe, 0, "cpu:0", str(tmp_path), timeout=60
+    )  # fmt: skip
+    assert (found.state, "exact" in found.evidence) == ("pass", True), found
+
+
+def test_matrix_check_of_a_backend_that_a_candidate_lacks_is_not_run():
+    cells = [
+        PendingCell(
+            op="depth_max_pool", candidate=name, probe=PROBES["forward-jax"], device="cpu:0"
+        )
+        for name in ("max_pool", "layer-depth_max_pool")
+    ]
+    assert reason_to_skip(cells[0], exports=False) == "it calls TensorFlow"
+    assert "TensorFlow" not in reason_to_skip(cells[1], exports=False)
 
 
 def test_read_program_of_a_backend_groups_equal_candidates(worker):
