@@ -167,11 +167,18 @@ def aa_block(_: RunFrame, root: Path) -> str:
 
 def cases_block(_: RunFrame, root: Path) -> str:
     """Return the known cases, each reproduced or refuted, with intervals."""
-    main, layout, half = (stored_run(root, more) for more in ("", "-23649", "-57057"))
-    if main is None or layout is None or half is None:
-        return NOTHING
-    lines = [f"- {_overhead(main)}", f"- {_layout(layout)}", f"- {_half(half)}"]
-    return "\n".join(lines)
+    cases = (
+        ("keras#22561", "", _overhead),
+        ("keras#23649", "-23649", _layout),
+        ("tensorflow#57057", "-57057", _half),
+    )
+    runs = {more: stored_run(root, more) for _, more, _ in cases}
+    return "\n".join(
+        f"- {describe(run)}"
+        if (run := runs[more]) is not None
+        else f"- **{issue}** is not measured yet."
+        for issue, more, describe in cases
+    )
 
 
 def _overhead(run: StoredRun) -> str:
