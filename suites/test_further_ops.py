@@ -10,6 +10,24 @@ def test_masked_global_pool(poolbench: Benchmark) -> None:
     poolbench.replay()
 
 
+@pytest.mark.poolbench(op="spatial_max_pool")
+def test_spatial_max_pool(poolbench: Benchmark) -> None:
+    """Spatial max pooling."""
+    poolbench.replay()
+
+
+@pytest.mark.poolbench(op="global_max_pool")
+def test_global_max_pool(poolbench: Benchmark) -> None:
+    """Global max pooling."""
+    poolbench.replay()
+
+
+@pytest.mark.poolbench(op="gem_pool")
+def test_gem_pool(poolbench: Benchmark) -> None:
+    """Generalised mean pooling."""
+    poolbench.replay()
+
+
 @pytest.mark.poolbench(op="adaptive_pool")
 def test_adaptive_pool(poolbench: Benchmark) -> None:
     """Adaptive pooling."""

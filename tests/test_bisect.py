@@ -51,7 +51,7 @@ def bisect(points=17, *, slow_from=5, factor=1.1, broken=(), program=lambda poin
 
         answers = {
             timing.time_batch: time_batch, outputs.read_outputs: ANSWER,
-            outputs.read_program: lambda name: program(point),
+            contender.read_program: lambda name: program(point),
         }  # fmt: skip
         if point in broken:
             answers[contender.open_contender] = WorkerFailure("error", "KeyError: no candidate")

@@ -17,7 +17,7 @@ from poolbench.matrix.finding import Finding
 from poolbench.matrix.probe import combine, error_words, explain_error
 from poolbench.matrix.probes import repeat, threads, values
 from poolbench.matrix.trial import Trial
-from poolbench.worker.check import differences, largest_errors
+from poolbench.worker.check import Answers, Difference, compare
 
 
 def test_combine_keeps_worst_state_and_merges_equal_evidence():
@@ -91,34 +91,41 @@ def test_error_words_message_is_kept(text, words):
     assert error_words(ValueError(text)) == f"ValueError: {words}"
 
 
-def test_largest_errors_equal_infinities_and_nan_are_zero():
+def test_compare_equal_infinities_and_nan_are_zero():
     array = np.array([np.inf, -np.inf, np.nan, 1.0])
-    assert errors(array, array.copy(), 0.0) == (0.0, 0.0, 0.0)
+    assert compare(array, array.copy()) == Difference(worst=0.0, relative=0.0, absolute=0.0)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 0.0])
-def test_largest_errors_nonfinite_in_one_array_is_infinite(value):
-    assert errors(np.array([value]), np.array([-np.inf]), 1e-3)[2] == np.inf
-
-
-def errors(actual, expected, allowed):
-    bound = Tolerance(relative=allowed, absolute=allowed)
-    return largest_errors(differences(actual, expected), np.abs(expected), bound)
+def test_compare_nonfinite_in_one_array_is_infinite(value):
+    bound = Tolerance(relative=1e-3, absolute=1e-3)
+    assert compare(np.array([value]), np.array([-np.inf]), bound).worst == np.inf
 
 
 @pytest.mark.parametrize(
-    ("share", "rule"),
+    ("share", "words"),
     [
-        ([[1, 0, 0], [1, 0, 0], [0, 1, 0], [1, 0, 0]], "first"),
-        ([[0, 0, 1], [0, 1, 0], [0, 0, 1], [0, 0, 1]], "last"),
-        ([[1 / 3] * 3, [0.5, 0.5, 0], [0, 0.5, 0.5], [0.5, 0, 0.5]], "split equally"),
-        ([[1, 1, 1], [1, 1, 0], [0, 1, 1], [1, 0, 1]], "all of it to every tied value"),
-        ([[0, 1, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]], "one of them"),
-        ([[0, 0, 0], [1, 0, 0], [0, 1, 0], [1, 0, 0]], "some other rule"),
+        ([[1, 0, 0], [1, 0, 0], [0, 1, 0], [1, 0, 0]], "first, sums to one"),
+        ([[0, 0, 1], [0, 1, 0], [0, 0, 1], [0, 0, 1]], "last, sums to one"),
+        ([[1 / 3] * 3, [0.5, 0.5, 0], [0, 0.5, 0.5], [0.5, 0, 0.5]], "split equally, sums to one"),
+        (
+            [[1, 1, 1], [1, 1, 0], [0, 1, 1], [1, 0, 1]],
+            "all of it to every tied value; it sums to 3",
+        ),
+        ([[0, 1, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]], "one of them, sums to one"),
+        ([[0, 0, 0], [1, 0, 0], [0, 1, 0], [1, 0, 0]], "it sums to 0 of what came in"),
+        ([[1, 0, 0], [0, 0, 1], [0, 1, 0], [1, 0, 0]], "goes to values below the maximum"),
     ],
 )
-def test_tie_rule_shares_are_distinguished(share, rule):
-    assert values.tie_rule(np.array(share, float)) == rule
+def test_judge_ties_shares_are_distinguished(share, words):
+    case = make_case(op=OP, shape=(1, 1, 1, 12), pool_size=3, direction="training")
+    x = np.array([[5, 5, 5], [5, 5, 1], [1, 5, 5], [5, 1, 5]], np.float32).reshape(1, 1, 1, 12)
+    dy = np.array([1, 2, 3, 4], np.float32).reshape(1, 1, 1, 4)
+    answers = Answers(op=REGISTRY.ops[OP], case=case, inputs=(x, dy))
+    dx = (np.array(share, float) * dy.reshape(4, 1)).reshape(x.shape)
+    found = values.judge_ties(answers, dx)
+    assert words in found.evidence
+    assert found.state == ("pass" if words.endswith("sums to one") else "wrong")
 
 
 def test_distinct_input_has_no_ties_and_is_exact_in_bfloat16():

@@ -14,6 +14,7 @@ from poolbench.worker.session import bind
 tf = pytest.importorskip("tensorflow")
 REGISTRY = load_builtin()
 MASKED, ADAPTIVE = "masked_global_pool", "adaptive_pool"
+SPATIAL, GLOBAL, GEM = "spatial_max_pool", "global_max_pool", "gem_pool"
 
 
 def reason_of(entry, case):
@@ -34,6 +35,11 @@ MEAN = {"shape": (4, 24, 6), "distribution": "relu"}
 MAX = {"shape": (4, 24, 6), "reduction": "max", "distribution": "negative"}
 NOT_MAX = {"matmul-weights", "resize-area", "cumsum"}
 UNEQUAL = {"pool2d-strides", "pool2d-same", "reshape-reduce"}
+IMAGES, SEQUENCES = {"shape": (2, 6, 8, 5)}, {"shape": (2, 9, 5)}
+RELU, TRAINING = {"distribution": "relu"}, {"direction": "training"}
+OVERLAPPING, FIRST = {"shape": (2, 7, 8, 5), "window": 3}, {"data_format": "channels_first"}
+LEARNED, HALF = {"exponent": "learned"}, {"dtype": "float16"}
+NEGATIVE = {"shape": (2, 5, 5, 300), "distribution": "normal"}
 ODD, EVEN = {"shape": (2, 24, 17, 3), "output": 7}, {"shape": (2, 12, 12, 3), "output": 4}
 CASES = [
     (MASKED, MEAN, OTHER),
@@ -74,8 +80,24 @@ CASES = [
         {"shape": (2, 112, 112, 3), "output": 1, "dtype": "float16", "distribution": "relu"},
         {"pool2d-strides", "pool2d-same", "reshape-reduce", "slices-by_window"},
     ),
+    (SPATIAL, IMAGES | TRAINING, set()),
+    (SPATIAL, {"shape": (2, 7, 9, 5)} | HALF | TRAINING, set()),
+    (SPATIAL, OVERLAPPING | TRAINING, {"reshape-reduce_max"}),
+    (SPATIAL, OVERLAPPING | TRAINING | {"padding": "same"}, {"reshape-reduce_max"}),
+    (SPATIAL, IMAGES | RELU | TRAINING | FIRST, {"max_pool2d", "patches"}),
+    (GLOBAL, IMAGES | TRAINING, set()),
+    (GLOBAL, SEQUENCES | {"dtype": "bfloat16"}, set()),
+    (GLOBAL, SEQUENCES | RELU | TRAINING | FIRST, {"max_pool2d"}),
+    (GEM, IMAGES | RELU | TRAINING, set()),
+    (GEM, IMAGES | RELU | TRAINING | LEARNED, {"cube-float32"}),
+    (GEM, {"shape": (2, 40, 40, 5)} | RELU | HALF, {"pow", "no-clip", "avg_pool2d", "scaled"}),
+    (GEM, NEGATIVE | LEARNED | HALF, {"no-clip", "cube-float32"}),
+    (GEM, NEGATIVE, {"no-clip"}),
+    (GEM, IMAGES | RELU | FIRST | {"mode": "graph"}, {"avg_pool2d"}),
 ]
 BY_XLA = [
+    (SPATIAL, IMAGES | TRAINING, set()),
+    (GEM, IMAGES | RELU | LEARNED | TRAINING, {"cube-float32"}),
     (MASKED, MEAN, OTHER | {"ragged-boolean_mask"}),
     (ADAPTIVE, EVEN, {"resize-area"}),
 ]

@@ -29,6 +29,16 @@ CASES = {
         for reduction in ("average", "max")
         for fields in (*MEAN, {"mask_dtype": "int32"})
     ],
+    "spatial_max_pool": [
+        {"shape": (2, 7, 8, 5), "window": window, "padding": padding, **fields}
+        for window in (2, 3)
+        for padding in ("valid", "same")
+        for fields in MEAN
+    ],
+    "global_max_pool": [{"shape": shape, **f} for shape in (SHAPE, SHAPE[1:]) for f in MEAN],
+    "gem_pool": [
+        {"shape": SHAPE, "exponent": p, **f} for p in ("constant", "learned") for f in MEAN
+    ],
 }
 # Other test modules register candidates of their own.
 PAIRS = sorted(

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +19,12 @@ import keras  # noqa: E402
 X = tf.constant(np.random.default_rng(0).standard_normal((2, 4, 4, 6)), tf.float32)
 WINDOW = (1, 1, 1, 3)
 REFUSALS = (ValueError, TypeError, NotImplementedError, NameError, LookupError, tf.errors.OpError)
+
+
+def cpu_flags():
+    """Return the features of the processor, as Linux lists them."""
+    file = Path("/proc/cpuinfo")
+    return file.read_text().split() if file.exists() else []
 
 
 def refused(call, match, issue=""):
@@ -297,6 +304,102 @@ def test_max_pool3d_gives_every_tied_element_the_whole_gradient():
         y = tf.nn.max_pool3d(x[..., None], (1, 1, 3), (1, 1, 3), "VALID")
     total = float(tf.reduce_sum(tape.gradient(y, x)))
     assert total == 3, "mended upstream (tensorflow#51682): a tie's gradient adds up to dy"
+
+
+def gradient_of(function, x, mode):
+    def gradient(x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = function(x)
+        return tape.gradient(y, x)
+
+    wraps = {"eager": lambda f: f, "graph": tf.function}
+    return wraps.get(mode, lambda f: tf.function(f, jit_compile=True))(gradient)(x)
+
+
+def one_winner(window, dtype):
+    """Return images of two windows whose largest element is 3, and the right gradient."""
+    rng = np.random.default_rng(0)
+    x = rng.uniform(-2, 2, (1, 2 * window[0], window[1], 3))
+    winner = np.zeros(x.shape)
+    for channel in range(3):
+        for first in (0, window[0]):
+            winner[0, first + rng.integers(window[0]), rng.integers(window[1]), channel] = 1
+    return tf.constant(np.where(winner, 3, x), dtype), winner
+
+
+class TestMaxPool2d:
+    @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+    def test_half_precision_gradient_of_256_elements_is_right_but_in_graph_mode(self, dtype):
+        x, winner = one_winner((16, 16), dtype)
+        for mode in ("eager", "xla"):
+            found = gradient_of(lambda x: tf.nn.max_pool2d(x, 16, 16, "VALID"), x, mode)
+            np.testing.assert_array_equal(tf.cast(found, "float64"), winner)
+
+    @pytest.mark.skipif(
+        "avx512f" not in cpu_flags(), reason="oneDNN takes no bfloat16 on this processor"
+    )
+    def test_half_precision_gradient_of_256_elements_is_wrong_in_graph_mode(self):
+        x, winner = one_winner((16, 16), "bfloat16")
+        found = gradient_of(lambda x: tf.nn.max_pool2d(x, 16, 16, "VALID"), x, "graph")
+        assert not np.array_equal(tf.cast(found, "float64"), winner), (
+            "mended upstream: oneDNN's gradient of a window of 256 elements is right in bfloat16"
+        )
+
+    @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+    def test_half_precision_gradient_of_255_elements_is_right(self, dtype):
+        x, winner = one_winner((15, 17), dtype)
+        found = gradient_of(lambda x: tf.nn.max_pool2d(x, (15, 17), (15, 17), "VALID"), x, "graph")
+        np.testing.assert_array_equal(tf.cast(found, "float64"), winner)
+
+    def test_nan_is_lost_and_a_window_of_nan_gives_the_lowest_number(self):
+        x = np.ones((1, 2, 4, 1), np.float32)
+        x[0, 0, 0], x[:, :, 2:] = np.nan, np.nan
+
+        def pooled(x):
+            return tf.nn.max_pool2d(x, 2, 2, "VALID")
+
+        lowest = np.finfo(np.float32).min
+        assert pooled(x).numpy().ravel().tolist() == [1, lowest], (
+            "mended upstream (tensorflow#125965)?"
+        )
+        found = compiled(pooled, tf.constant(x)).numpy().ravel().tolist()
+        assert found == [1, -np.inf], "mended upstream (tensorflow#125965)?"
+
+
+@pytest.mark.parametrize(("mode", "count"), [("eager", 16), ("graph", 16), ("xla", 0)])
+def test_one_nan_makes_the_whole_gradient_of_the_global_max_nan_but_with_xla(mode, count):
+    x = np.random.default_rng(0).standard_normal((1, 4, 4, 1)).astype("float32")
+    x[0, 1, 1] = np.nan
+    found = gradient_of(keras.layers.GlobalMaxPooling2D(), tf.constant(x), mode)
+    assert np.isnan(found).sum() == count, "mended upstream: the gradient of a NaN goes elsewhere"
+
+
+class TestGeneralisedMean:
+    """The mean of powers in half precision overflows and underflows; its root of a negative mean is NaN."""
+
+    @staticmethod
+    def pooled(value, dtype):
+        x = tf.fill((1, 7, 7, 1), tf.constant(value, dtype))
+        return float(tf.reduce_mean(tf.maximum(x, 1e-6) ** 3.0, (1, 2))[0, 0] ** (1 / 3))
+
+    @pytest.mark.parametrize(("value", "found"), [(50, np.inf), (0.003, 0)])
+    def test_float16_overflows_at_50_and_underflows_at_0_003(self, value, found):
+        assert self.pooled(value, "float16") == found
+        assert self.pooled(value, "float32") == pytest.approx(value)
+
+    def test_a_learned_exponent_of_negative_values_is_nan_and_so_is_its_gradient(self):
+        exponent = tf.Variable(3.0)
+        with tf.GradientTape() as tape:
+            y = tf.reduce_mean(tf.fill((1, 3, 3, 1), -2.0) ** exponent, (1, 2)) ** (1 / exponent)
+        assert np.isnan(y).all()
+        assert np.isnan(tape.gradient(y, exponent))
+
+
+def test_the_mean_over_channels_overflows_in_float16_but_for_keras_ops():
+    x = tf.fill((1, 2, 2, 96), tf.constant(1000, tf.float16))
+    assert np.isinf(tf.reduce_mean(x, -1)).all(), "mended upstream: no overflow in half"
+    assert (keras.ops.mean(x, -1).numpy() == 1000).all()
 
 
 class TestMaskedPooling:

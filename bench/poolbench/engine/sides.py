@@ -22,7 +22,7 @@ from poolbench.core.plan import WorkerSpec
 from poolbench.engine.process import SOURCE
 
 # What a worker imports besides the framework.
-WORKER_PACKAGES = ("msgspec", "numpy", "psutil", "scipy")
+WORKER_PACKAGES = ("msgspec", "numpy", "psutil")
 # Files that decide what an installer installs.
 DEPENDENCY_FILES = (
     "pyproject.toml", "setup.cfg", "setup.py", "requirements.txt", "constraints.txt",

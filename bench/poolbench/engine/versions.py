@@ -24,7 +24,7 @@ from poolbench.engine.recorder import ContenderRecord
 from poolbench.engine.recovery import Tasks, Workers
 from poolbench.stats.side_by_side import Rule, SideBySide, compare_legs
 from poolbench.worker import contender, session
-from poolbench.worker.outputs import Outputs, difference, read_outputs, read_program
+from poolbench.worker.outputs import Outputs, difference, read_outputs
 
 BASE, HEAD, AGAIN = "base", "head", "base-again"
 # Legs of each worker in one visit to its process, each on inputs of its own.
@@ -166,7 +166,7 @@ class VersionsRace:
             def call(function: Any, *args: Any) -> Any:
                 return worker.call(function, *args, timeout=plan.timeout_seconds)
 
-            call(session.open_case, self.case, plan.seed, record.worker.backend == "tensorflow")
+            call(session.open_case, self.case, plan.seed)
             opened: contender.OpenedContender = call(contender.open_contender, self.candidate, True)
             if opened.tainted:
                 with contextlib.suppress(WorkerFailure):  # the process ends without an answer
@@ -176,7 +176,7 @@ class VersionsRace:
                 return None
             outputs: Outputs = call(read_outputs, self.candidate)
             if self._reads_programs:
-                self.programs[label] = call(read_program, self.candidate)
+                self.programs[label] = call(contender.read_program, self.candidate)
             call(session.close_case)
         except WorkerFailure as failure:
             record.fail(self.case, failure)

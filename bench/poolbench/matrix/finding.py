@@ -20,13 +20,16 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def features(op: Op) -> frozenset[str]:
-    """Return what checks may require of an op: the names of its axes, 'one-input' and 'image'.
+    """Return what checks may require of an op: the names of its axes, 'one-input', 'image' and 'ties'.
 
     'image': its one input has four dimensions, those of the axis `shape` (N, H, W, C).
+    'ties': elements of a window may tie, as for a maximum, which is exact in every dtype.
     """
     case = op.make_case()
     specs = list(op.inputs(case).values())
     found = set(op.axis_names)
+    if op.check_gradient.window_sum is not None:
+        found.add("ties")
     if len(specs) == 1:
         found.add("one-input")
         shape = case.get("shape")

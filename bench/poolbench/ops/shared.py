@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import ast
+import builtins
 import inspect
+import math
 import textwrap
 from collections.abc import Callable
 from functools import partial, wraps
 from typing import Any
 
-from poolbench import Case, KnownFailure, TensorSpec, candidate, choice_axis, shape_axis
+from poolbench import Case, KnownFailure, TensorSpec, Tolerance, candidate, choice_axis, shape_axis
 
 Builder = Callable[[Case], Any]
 Call = Callable[..., Any]
@@ -24,19 +26,30 @@ IMAGE_AXES = (
 
 def image_spec(case: Case) -> TensorSpec:
     """Return the images of a case as its data format lays them out."""
-    n, h, w, c = case.shape
-    shape = (n, h, w, c) if case.data_format == "channels_last" else (n, c, h, w)
+    n, *space, c = case.shape
+    shape = (n, *space, c) if channels_last(case) else (n, c, *space)
     return TensorSpec(shape, case.dtype, fill=case.distribution)
+
+
+def channels_last(case: Case) -> bool:
+    """Tell whether the channels are the last dimension."""
+    return bool(case.data_format == "channels_last")
+
+
+def kernel_layout(case: Case) -> str:
+    """Return the data format as TensorFlow's kernels name it."""
+    return "NHWC" if channels_last(case) else "NCHW"
 
 
 def channel_axis(case: Case) -> int:
     """Return the position of the channels: last, or second."""
-    return 3 if case.data_format == "channels_last" else 1
+    return len(case.shape) - 1 if channels_last(case) else 1
 
 
-def spatial_axes(case: Case) -> tuple[int, int]:
-    """Return the positions of height and width."""
-    return (1, 2) if case.data_format == "channels_last" else (2, 3)
+def spatial_axes(case: Case) -> tuple[int, ...]:
+    """Return the positions of height and width, or those of as many dimensions as there are."""
+    first = 1 if channels_last(case) else 2
+    return tuple(range(first, first + len(case.shape) - 2))
 
 
 def sizes(x: Any) -> list[Any]:
@@ -47,14 +60,46 @@ def sizes(x: Any) -> list[Any]:
     return [dynamic[i] if size is None else size for i, size in enumerate(x.shape)]
 
 
-def accumulator(case: Case) -> str:
-    """Return the dtype of sums: float32, or float64."""
-    return "float64" if case.dtype == "float64" else "float32"
-
-
 def known(reason: str, matches: str, when: Callable[[Case], bool], issue: str = "") -> KnownFailure:
     """Return a documented failure; the arguments are those of KnownFailure."""
     return KnownFailure(when=when, matches=matches, reason=reason, issue=issue)
+
+
+# A sum in half precision stops growing when its terms fall below its last digit.
+NARROW_SUM = known(
+    "It accumulates in the input's own 16 bits, and large sums lose their small terms.",
+    "beyond the bound|not finite",
+    lambda case: case.dtype in ("float16", "bfloat16"),
+)
+CHANNELS_LAST_ONLY = known(
+    "The CPU kernel takes channels_last only.",
+    "only supports NHWC|NHWC tensor format|NCHW",
+    lambda case: case.device.startswith("cpu") and not channels_last(case),
+)
+
+
+def narrow_window(window: Callable[[Case], tuple[int, ...]]) -> KnownFailure:
+    """Return the known failure of tf.nn.max_pool2d's gradient, given the window of a case."""
+    return known(
+        "oneDNN's half-precision gradient is wrong for windows of 256 elements and more.",
+        "beyond the bound",
+        lambda case: (
+            (case.device, case.mode, case.direction) == ("cpu:0", "graph", "training")
+            and case.dtype in ("float16", "bfloat16")
+            and math.prod(window(case)) >= 256
+        ),
+    )
+
+
+def no_error(case: Case) -> Tolerance:
+    """Allow no error: a maximum is one of its elements."""
+    del case
+    return Tolerance(relative=0.0, absolute=0.0, reason="a maximum is one of its elements")
+
+
+def accumulator(case: Case) -> str:
+    """Return the dtype of sums: float32, or float64."""
+    return "float64" if case.dtype == "float64" else "float32"
 
 
 def implementation(*, op: str, name: str, **options: Any) -> Callable[[Builder], Builder]:
@@ -90,7 +135,7 @@ def paste(code: Call, case: Case) -> str:
     arguments = node.args.args
     node.body = node.body[1:]  # without the docstring
     node = _Folded(inspect.unwrap(code).__globals__, case).visit(node)
-    ends = [i for i, line in enumerate(node.body) if isinstance(line, ast.Return)]
+    ends = [i for i, line in enumerate(node.body) if isinstance(line, (ast.Return, ast.Raise))]
     node.body = node.body[: ends[0] + 1]
     if len(arguments) > 1:
         node.name, node.decorator_list, node.args.args = "pool", [], arguments[2:]
@@ -105,10 +150,11 @@ class _Folded(ast.NodeTransformer):
 
     def __init__(self, names: dict[str, Any], case: Case) -> None:
         self._names, self._case = names, case
+        self._known = {"case", *names, *dir(builtins)}
 
     def visit(self, node: ast.AST) -> Any:
         names = {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}
-        if isinstance(node, ast.expr) and "case" in names and names <= {"case", *self._names}:
+        if isinstance(node, ast.expr) and "case" in names and names <= self._known:
             value = eval(ast.unparse(node), dict(self._names), {"case": self._case})  # noqa: S307 (our own code)
             if isinstance(value, (bool, int, float, str)):
                 return ast.parse(repr(value), mode="eval").body

@@ -17,7 +17,7 @@ from poolbench.report.template import fill_template
 ROWS_SHOWN = (
     100  # rows of a Markdown table: a comment on a pull request has at most 65,536 characters
 )
-FINER = "For finer ones, measure both sides again one after the other."
+FINER = "For finer ones, race both sides in one job: poolbench compare --base REF."
 
 
 def changed_statuses(table: pd.DataFrame) -> pd.DataFrame:

@@ -296,14 +296,14 @@ def _judge_tied_gradient(answers: Answers, actual: Array) -> tuple[Difference, s
     if not np.isfinite(given).all():
         return Difference(reason=f"{name} has values that are not finite"), None
     unique = _explain(name, np.where(answers.tied, shared, given), shared, bound)
-    summed = _explain(
-        f"the sum of {name} over a window", window_sum(given, case), answers.dy, bound
-    )
+    # Not dy: a window without valid elements gets none of it.
+    sums = window_sum(given, case), window_sum(shared, case)
+    summed = _explain(f"the sum of {name} over a window", *sums, bound)
     worst = max(unique, summed, key=lambda found: found.worst)
-    return worst, _tie_rule(answers, given) if answers.names_ties else None
+    return worst, tie_rule(answers, given) if answers.names_ties else None
 
 
-def _tie_rule(answers: Answers, given: Array) -> str:
+def tie_rule(answers: Answers, given: Array) -> str:
     """Return how tied elements share their gradient: 'split', 'first', 'last', 'one' or 'other'."""
     tied = answers.tied
     for name, expected in answers.tie_rules.items():

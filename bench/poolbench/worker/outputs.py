@@ -9,12 +9,10 @@ import msgspec
 import numpy as np
 
 from poolbench.core.case import Case
-from poolbench.core.program import Program
 from poolbench.core.registry import REGISTRY
 from poolbench.worker import check
 from poolbench.worker.backends import Array, to_numpy
 from poolbench.worker.inputs import numpy_dtype
-from poolbench.worker.program import tensorflow_program
 from poolbench.worker.session import Session
 
 
@@ -54,16 +52,6 @@ def read_outputs(session: Session, name: str) -> Outputs:
         dtypes=tuple(str(array.dtype) for array in outputs),
         data=tuple(array.tobytes() for array in outputs),
     )
-
-
-def read_program(session: Session, name: str) -> Program | None:
-    """Return the program that XLA compiles from a contender of the open case; None outside mode 'xla'."""
-    opened = session.open
-    if opened.case.mode != "xla" or opened.backend.name != "tensorflow":
-        return None
-    call, arguments = opened.bound(name)
-    with opened.backend.on(opened.device):
-        return tensorflow_program(call, *arguments)
 
 
 def difference(case: Case, base: Outputs, head: Outputs) -> str:

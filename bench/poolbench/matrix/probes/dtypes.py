@@ -77,7 +77,7 @@ PROBES = (
             group="numbers",
             question=f"Are {name} values exact, in eager, graph and XLA?",
             steps=(Step(run=dtype(name)),),
-            requires=("pool_size", "image"),
+            requires=("ties", "image"),
         )
         for name in INTEGERS
     ),

@@ -14,7 +14,7 @@ from poolbench.matrix import trial as trials
 from poolbench.matrix.finding import Finding
 from poolbench.matrix.probe import Step, SupportProbe, in_modes
 from poolbench.matrix.trial import Trial
-from poolbench.worker.check import compare
+from poolbench.worker.check import Answers, compare, tie_rule
 
 if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
@@ -22,23 +22,19 @@ if TYPE_CHECKING:
 NAN = float("nan")
 NAN_GROUPS = ((1, NAN, 3), (NAN, NAN, NAN), (NAN, 1, 2), (1, 2, NAN))
 SHARES = Tolerance(relative=0.0, absolute=1e-3)
-TIED_GROUPS = ((5, 5, 5), (5, 5, 1), (1, 5, 5), (5, 1, 5))
+TIE_RULES = {
+    "split": "split equally", "first": "first", "last": "last", "one": "one of them", "other": "some other rule"
+}  # fmt: skip
 NAN_ISSUE = "tensorflow#125965"
-
-
-def with_groups(trial: Trial, case: Case, groups: tuple[tuple[float, ...], ...]) -> Array:
-    """Return images whose first pixel holds these groups along the depth; the rest is distinct and lower."""
-    (x,) = trials.negative_inputs(trial, case)
-    x[0, 0, 0, :] = np.concatenate([np.asarray(group, x.dtype) for group in groups])
-    return x
 
 
 def nan_inputs(trial: Trial, case: Case) -> tuple[Array, ...]:
     """Return inputs with NaN in the first pixel of images, or in the first value of other inputs."""
-    if "image" in trial.features:
-        return (with_groups(trial, case, NAN_GROUPS),)
     first, *rest = trials.negative_inputs(trial, case)
-    first.reshape(-1)[:1] = NAN
+    if "image" in trial.features:
+        first[0, 0, 0, :] = np.concatenate([np.asarray(group, first.dtype) for group in NAN_GROUPS])
+    else:
+        first.reshape(-1)[:1] = NAN
     return first, *rest
 
 
@@ -96,45 +92,35 @@ def tie(trial: Trial) -> Finding:
 
 
 def tie_in_mode(trial: Trial, mode: str) -> Finding:
-    """Check the gradient of ties in one mode."""
-    if trial.op.check_gradient.window_sum is None:
-        return Finding(state="not_run", evidence="the op's gradient is unique: nothing ties")
-    case = trial.case(mode=mode, shape=(2, 4, 5, 12), direction="training")
-    x = with_groups(trial, case, TIED_GROUPS)
-    dy = trials.output_gradient(trial, case, (x,))
-    _, dx = trials.call(trial, case, x, dy)
-    total = trial.op.check_gradient.window_sum(dx.astype(np.float64), case)
-    largest = trials.reference(trial, case, (x,))
-    share = dx[0, 0, 0].reshape(len(TIED_GROUPS), -1) / dy[0, 0, 0][:, None].astype(np.float64)
-    rule = tie_rule(share)
+    """Check the gradient of ties in one mode: the first input has three values, which tie in most windows."""
+    case = trial.case(mode=mode, direction="training")
+    first, *rest = trials.distinct_inputs(trial, case)
+    few = np.random.default_rng(0).integers(1, 4, first.shape).astype(first.dtype)
+    inputs = (few, *rest)
+    inputs = (*inputs, trials.output_gradient(trial, case, inputs))
+    _, dx, *_ = trials.call(trial, case, *inputs)
+    answers = Answers(op=trial.op, case=case, inputs=inputs)
+    return judge_ties(answers, dx.astype(np.float64))
+
+
+def judge_ties(answers: Answers, dx: Array) -> Finding:
+    """Compare the gradient of the first input, whose elements tie, with the right ones."""
+    window_sum = answers.op.check_gradient.window_sum
+    assert window_sum is not None
+    split, weight = (answers.spread(dy)[0] for dy in (answers.dy, np.ones_like(answers.dy)))
+    whole = np.divide(split, weight, out=np.zeros_like(split), where=weight > 0)
+    each = compare(dx, whole, SHARES).agrees
+    rule = "all of it to every tied value" if each else TIE_RULES[tie_rule(answers, dx)]
     figures: dict[str, float | int | str | None] = {"rule": rule}
-    outside = (dx.reshape(*largest.shape, -1) != 0) & (
-        x.reshape(*largest.shape, -1) < largest[..., None]
-    )
-    if outside.any():
+    if (dx[weight == 0] != 0).any():
         words = f"{rule}; some of the gradient goes to values below the maximum"
         return Finding(state="wrong", evidence=words, figures=figures)
-    error = float(np.abs(total / dy - 1).max())
-    if error > 1e-5:
-        words = f"{rule}; it sums to {float((total / dy).max()):.3g} of what came in"
+    sums, right = window_sum(dx, answers.case), window_sum(split, answers.case)
+    shares = np.divide(sums, right, out=np.ones_like(sums), where=right != 0)
+    if np.abs(shares - 1).max() > 1e-5:
+        words = f"{rule}; it sums to {shares.flat[np.abs(shares - 1).argmax()]:.3g} of what came in"
         return Finding(state="wrong", evidence=words, figures=figures)
     return Finding(state="pass", evidence=f"{rule}, sums to one", figures=figures)
-
-
-def tie_rule(share: Array) -> str:
-    """Describe how the gradient of TIED_GROUPS was shared; `share` has shape (groups, window)."""
-    tied = np.asarray(TIED_GROUPS) == 5
-    index = np.arange(tied.shape[1])
-    rules = {
-        "first": index == tied.argmax(1)[:, None],
-        "last": index == tied.shape[1] - 1 - tied[:, ::-1].argmax(1)[:, None],
-        "split equally": tied / tied.sum(1, keepdims=True),
-        "all of it to every tied value": tied,
-    }
-    for name, expected in rules.items():
-        if compare(share, expected.astype(np.float64), SHARES).agrees:
-            return name
-    return "one of them" if ((share > 0.999) & tied).sum() == len(tied) else "some other rule"
 
 
 def probe_of(
@@ -161,5 +147,5 @@ PROBES = (
     probe_of("minus-inf", "-inf", "Does a window of -inf alone give -inf", minus_infinity),
     probe_of("negative", "all negative", "Do windows below zero come out right", all_negative),
     probe_of("tie", "ties", "Does the gradient at a tie go to the tied values and sum to one", tie,
-             requires=("pool_size", "image")),
+             requires=("ties",)),
 )  # fmt: skip

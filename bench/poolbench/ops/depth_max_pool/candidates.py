@@ -11,7 +11,7 @@ from poolbench import KERAS, Case, KnownFailure, candidate
 from poolbench.ops.depth_max_pool import snippets, variants
 from poolbench.ops.depth_max_pool.op import windows
 from poolbench.ops.depth_max_pool.sweeps import OP
-from poolbench.ops.shared import channel_axis, sizes
+from poolbench.ops.shared import channel_axis, kernel_layout, narrow_window, sizes
 
 
 def divides(case: Case) -> bool:
@@ -60,7 +60,7 @@ def _native(case: Case, padding: str | None = None) -> Callable[[Any], Any]:
 
     k = case.pool_size
     window = (1, 1, 1, k) if case.data_format == "channels_last" else (1, k, 1, 1)
-    layout = "NHWC" if case.data_format == "channels_last" else "NCHW"
+    layout = kernel_layout(case)
     padding = padding or str(case.padding).upper()
 
     def max_pool(x: Any) -> Any:
@@ -215,7 +215,11 @@ def slices_maximum(case: Case) -> Any:
 
 
 @candidate(
-    op=OP, name="max_pool2d-view", variants=variants.POOL2D, snippet=snippets.max_pool2d_view
+    op=OP,
+    name="max_pool2d-view",
+    failures=(narrow_window(lambda case: (case.pool_size,)),),
+    variants=variants.POOL2D,
+    snippet=snippets.max_pool2d_view,
 )
 def max_pool2d_view(case: Case) -> Any:
     """tf.nn.max_pool2d with window (1, k) over the view (N, H*W, C, 1)."""

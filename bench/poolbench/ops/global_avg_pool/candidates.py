@@ -7,23 +7,14 @@ from typing import Any
 from poolbench import KERAS, Case, KnownFailure, candidate
 from poolbench.ops.global_avg_pool import snippets
 from poolbench.ops.global_avg_pool.sweeps import OP
-from poolbench.ops.shared import channel_axis, sizes, spatial_axes
-
-
-def narrow(case: Case) -> bool:
-    """Tell whether a sum in the case's own dtype loses digits."""
-    return bool(case.dtype in ("float16", "bfloat16"))
-
-
-# A sum in half precision stops growing when its terms fall below its last digit.
-NARROW_SUM = (
-    KnownFailure(
-        when=narrow,
-        matches="beyond the bound|not finite",
-        reason="It accumulates in the input's own 16 bits, and large sums lose their small terms.",
-    ),
+from poolbench.ops.shared import (
+    CHANNELS_LAST_ONLY,
+    NARROW_SUM,
+    channel_axis,
+    kernel_layout,
+    sizes,
+    spatial_axes,
 )
-
 
 # keras.ops.mean computes in the type that Keras promotes to, which on these backends is at most float32.
 DEMOTED = KnownFailure(
@@ -60,7 +51,7 @@ def layer_global_avg_pool(case: Case) -> Any:
     op=OP,
     name="lambda-reduce_mean",
     form="layer",
-    failures=NARROW_SUM,
+    failures=(NARROW_SUM,),
     snippet=snippets.lambda_reduce_mean,
 )
 def lambda_reduce_mean(case: Case) -> Any:
@@ -72,7 +63,7 @@ def lambda_reduce_mean(case: Case) -> Any:
     return keras.layers.Lambda(lambda x: tf.reduce_mean(x, axis=axes), dtype=case.dtype)
 
 
-@candidate(op=OP, name="reduce_mean", failures=NARROW_SUM, snippet=snippets.reduce_mean)
+@candidate(op=OP, name="reduce_mean", failures=(NARROW_SUM,), snippet=snippets.reduce_mean)
 def reduce_mean(case: Case) -> Any:
     """tf.reduce_mean over height and width, without a layer."""
     import tensorflow as tf
@@ -99,28 +90,17 @@ def reduce_mean_float32(case: Case) -> Any:
     return mean_in_float32
 
 
-# A window over the whole image, in the input's own dtype.
-FULL_WINDOW = (
-    *NARROW_SUM,
-    KnownFailure(
-        when=lambda case: case.device.startswith("cpu") and case.data_format == "channels_first",
-        matches="only supports NHWC|NHWC tensor format|NCHW",
-        reason="The CPU kernel takes channels_last only.",
-    ),
-)
-
-
 @candidate(
     op=OP,
     name="avg_pool2d",
-    failures=FULL_WINDOW,
+    failures=(NARROW_SUM, CHANNELS_LAST_ONLY),
     snippet=snippets.avg_pool2d,
 )
 def avg_pool2d(case: Case) -> Any:
     """tf.nn.avg_pool2d with the full window."""
     import tensorflow as tf
 
-    layout = "NHWC" if case.data_format == "channels_last" else "NCHW"
+    layout = kernel_layout(case)
     axes = list(spatial_axes(case))
 
     def pool_all(x: Any) -> Any:
@@ -135,7 +115,7 @@ def avg_pool2d(case: Case) -> Any:
     name="keras-stock",
     backends=KERAS,
     form="layer",
-    failures=FULL_WINDOW,
+    failures=(NARROW_SUM, CHANNELS_LAST_ONLY),
     snippet=snippets.keras_stock,
 )
 def keras_stock(case: Case) -> Any:
@@ -150,7 +130,7 @@ def keras_stock(case: Case) -> Any:
     return keras.Sequential([keras.Input(given, dtype=computed), pool, reshape])
 
 
-@candidate(op=OP, name="mean-of-means", failures=NARROW_SUM, snippet=snippets.mean_of_means)
+@candidate(op=OP, name="mean-of-means", failures=(NARROW_SUM,), snippet=snippets.mean_of_means)
 def mean_of_means(case: Case) -> Any:
     """The mean over the width, then over the height."""
     import tensorflow as tf
@@ -163,7 +143,7 @@ def mean_of_means(case: Case) -> Any:
     return two_means
 
 
-@candidate(op=OP, name="einsum", failures=NARROW_SUM, snippet=snippets.einsum)
+@candidate(op=OP, name="einsum", failures=(NARROW_SUM,), snippet=snippets.einsum)
 def einsum(case: Case) -> Any:
     """tf.einsum('nhwc->nc') over the number of pixels."""
     import tensorflow as tf
@@ -179,7 +159,7 @@ def einsum(case: Case) -> Any:
 
 
 @candidate(
-    op=OP, name="matmul-ones", failures=(*NARROW_SUM, NARROW_PRODUCT), snippet=snippets.matmul_ones
+    op=OP, name="matmul-ones", failures=(NARROW_SUM, NARROW_PRODUCT), snippet=snippets.matmul_ones
 )
 def matmul_ones(case: Case) -> Any:
     """A row of 1/(H*W) times the (H*W, C) matrix of each instance."""
