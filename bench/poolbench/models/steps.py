@@ -164,7 +164,7 @@ def open_case(session: Session, case: Case, seed: int, *, source: Source) -> Ope
 
 
 def parse_contender(name: str) -> dict[str, str]:
-    """Return {'depth_max_pool': 'layer-depth_max_pool'} from a contender's name; {} for original."""
+    """Return {'row_max': 'reduce_max'} from a contender's name; {} for original."""
     op, equals, candidate = name.removeprefix(ISOLATED).partition("=")
     return {op: candidate} if equals else {}
 

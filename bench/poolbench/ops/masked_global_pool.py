@@ -17,7 +17,8 @@ MAX = {"reduction": ["max"], "distribution": ["negative"]}
 MAIN = (BASELINE, STOCK, LAYER, "matmul-weights", "multiply-reduce")
 ALL = (*MAIN, "einsum", "multiply-mean", "ragged-boolean_mask")
 OF_MAX = (BASELINE, STOCK, LAYER, "add-lowest", "multiply-reduce")
-SMALL, LONG, PRECISE = (32, 16, 128), (4, 8192, 256), (16, 3000, 128)
+# Below 32 MiB: the C library returns a larger gradient to the system after each call, and every page of it faults.
+SMALL, LONG, PRECISE = (32, 16, 128), (2, 8192, 256), (16, 3000, 128)
 BOTH: dict[str, Any] = {"mode": ["graph", "xla"], "direction": ["forward", "training"]}
 DEFAULT = Sweep(
     (
