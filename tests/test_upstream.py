@@ -4,9 +4,9 @@ A test that finds the behaviour gone fails with "mended upstream": take the limi
 table of failures and of docs/recipes.md, and make the support matrix anew.
 """
 
+import functools
 import os
 import signal
-import functools
 import subprocess
 import sys
 import timeit
