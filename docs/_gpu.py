@@ -12,7 +12,7 @@ from poolbench.core.text import format_bandwidth, format_seconds, one_line
 from poolbench.machine.nvml import is_gpu
 from poolbench.report.formats import as_markdown
 from poolbench.report.frame import RunFrame, load
-from poolbench.report.medians import middle_of, process_medians
+from poolbench.report.medians import median, process_medians
 from poolbench.report.ratios import paired
 from poolbench.report.recommend import answer
 from poolbench.report.tables import headline_table
@@ -100,7 +100,7 @@ def _lead(loaded: RunFrame) -> str:
         if PINNED in race and is_right(race[PINNED]) and case.mode == "graph"
     ]
     beside = "".join(
-        f" Pinned to the CPU it takes {format_seconds(float(middle_of(process_medians(m.samples))))}."
+        f" Pinned to the CPU it takes {format_seconds(median(process_medians(m.samples)))}."
         for m in pinned[:1]
     )
     return (

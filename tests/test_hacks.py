@@ -4,10 +4,12 @@ import re
 from pathlib import Path
 
 import pytest
-from poolbench.core.errors import WorkerFailure
-from poolbench.core.plan import WorkerSpec
-from poolbench.core.registry import REGISTRY, import_file
+from fakes import fake_candidate
+from poolbench.core.errors import UsageError, WorkerFailure
+from poolbench.core.plan import PROBE_NAMES, WorkerSpec
+from poolbench.core.registry import REGISTRY, Registry, import_file
 from poolbench.engine.process import Worker
+from poolbench.worker import again
 from poolbench.worker.backends import BACKENDS
 from poolbench.worker.contender import open_contender
 from poolbench.worker.session import Session, open_case
@@ -64,6 +66,7 @@ def race(session: Session, name: str, mode: str = "") -> dict[str, tuple[str, st
     case = REGISTRY.ops[TENSORFLOW_OP if mode else OP].make_case(mode=mode or "eager")
     session.backend = BACKENDS["tensorflow" if mode else "numpy"]
     open_case(session, case, 0)
+    again.SHARE = 1e9  # a random moment is after each batch
     found = {}
     for one in ("honest", name):
         opened = open_contender(session, one, check=True)
@@ -132,6 +135,13 @@ def test_all_hacks_have_a_test():
     import_file(TENSORFLOW_FILE)
     assert set(REGISTRY.of(OP)) == {"honest", *CAUGHT}
     assert set(REGISTRY.of(TENSORFLOW_OP)) == {"honest", *TENSORFLOW_CAUGHT}
+
+
+@pytest.mark.fault("a candidate with the name of a probe", "refused in one line")
+@pytest.mark.parametrize("name", PROBE_NAMES)
+def test_candidate_with_the_name_of_a_probe_is_refused(name):
+    with pytest.raises(UsageError, match=f"'{name}' is the name of a probe"):
+        Registry().add_candidate(fake_candidate(name))
 
 
 @pytest.mark.fault(

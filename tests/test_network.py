@@ -1,7 +1,9 @@
 """Races of a model's step: plan, records, and (slow) one real race."""
 
 import math
+from types import SimpleNamespace
 
+import msgspec
 import numpy as np
 import poolbench.ops  # noqa: F401 (registers the ops)
 import pytest
@@ -20,7 +22,7 @@ from poolbench.models.results import (
     scaled,
 )
 from poolbench.models.steps import ISOLATED, ORIGINAL, isolated_copies, parse_contender
-from poolbench.models.study import contenders
+from poolbench.models.study import contenders, run_entry
 from poolbench.models.suite import ENTRIES, entries_of
 from poolbench.models.zoo import Source
 
@@ -170,6 +172,19 @@ def test_model_records_original_is_last_and_its_own_baseline():
     assert [(r.op, r.candidate) for r in found] == [(DEPTH, "keras-stock"), (ALL_POOLING, ORIGINAL)]
     assert found[-1].baseline == ORIGINAL
     assert found[0].figures["throughput_images_per_second"] == pytest.approx(8 / 1.01, rel=1e-3)
+
+
+@pytest.mark.fault("a resumed run of models", "models that are there are not measured again")
+def test_run_entry_of_a_resumed_run_returns_its_records():
+    entry = entries_of("quick")[0]
+    (record,) = model_records(stepped({ORIGINAL: 2.0, ISOLATED + ORIGINAL: 1.0}))
+    axes = {name: getattr(entry, name) for name in ("direction", "mode", "batch")}
+    record = msgspec.structs.replace(record, model=entry.name, **axes)
+    resumed = SimpleNamespace(
+        options=SimpleNamespace(plan=None), networks=[record], worker=lambda *_: None,
+        journal=lambda: None,
+    )  # fmt: skip
+    assert run_entry(entry, resumed) == [record]
 
 
 def test_percentiles_of_latencies():

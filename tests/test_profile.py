@@ -6,6 +6,7 @@ import re
 import sys
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import traced
@@ -214,6 +215,26 @@ def test_select_by_axes_replaces_values_of_the_cases(ops):
     selection = Selection(words=("graph",), axes=(("pool_size", (2, 4)),))
     cases = select(selection, ops.ops, ops.candidates.values())
     assert [case.get("pool_size") for case in cases] == [2, 4, None]
+
+
+@pytest.mark.fault(
+    "`trace` after a run of another op", "the newest run that holds the op gets the traces"
+)
+def test_run_folder_of_traces_holds_their_op(tmp_path, monkeypatch):
+    ops = {"means": "global_avg_pool", "pools": "depth_max_pool"}
+    for name in ops:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "journal.jsonl").write_text("{}\n")
+
+    def read_run(folder):
+        case = make_case(op=ops[folder.name])
+        return SimpleNamespace(measurements=[SimpleNamespace(case=case)])
+
+    monkeypatch.setattr(tracing, "differs_from", lambda folder: [])
+    monkeypatch.setattr(tracing, "read_run", read_run)
+    for name, op in ops.items():
+        assert tracing.run_folder(tmp_path, "", {op}).name == name
+    assert tracing.run_folder(tmp_path, "", {"other"}).name.endswith("-trace")
 
 
 # The command tensorboard

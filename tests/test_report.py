@@ -29,7 +29,7 @@ from poolbench.report.frame import (
 )
 from poolbench.report.select import select
 from poolbench.report.snippets import snippet
-from poolbench.stats import estimate
+from poolbench.stats import batch, estimate
 from poolbench.stats.runs import widen
 from poolbench.store.journal import StoredRun
 from poolbench.store.runs import find_run
@@ -85,7 +85,7 @@ def test_estimate_all_equals_estimate_one_by_one():
     )
     samples = [m.samples for m in race] + [torn, short]
     pairs = [(one, other) for one in samples for other in samples]
-    for found, (one, other) in zip(estimate.estimate_all(pairs), pairs, strict=True):
+    for found, (one, other) in zip(batch.estimate_all(pairs), pairs, strict=True):
         expected = estimate.estimate(one, other)
         assert found.log_ratio == pytest.approx(expected.log_ratio, abs=1e-12)
         assert found.standard_error == pytest.approx(expected.standard_error, abs=1e-12)

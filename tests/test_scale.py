@@ -188,9 +188,9 @@ def test_pytest_time_grows_in_proportion(tmp_path):
 
 @pytest.mark.slow
 def test_report_time_grows_in_proportion(tmp_path):
-    """A page, and reading a run alone, of 5,000, 10,000 and 20,000 measurements of 200 samples each."""
+    """A page, and reading a run alone, of 5,000 and 20,000 measurements of 200 samples each."""
     seconds, peak = {}, 0
-    for count in (5_000, 10_000, 20_000):
+    for count in (5_000, 20_000):
         folder = synthetic.write_large(tmp_path / str(count), count)
         commands = {
             "page": ["report", str(folder)],
@@ -206,9 +206,7 @@ def test_report_time_grows_in_proportion(tmp_path):
             _, status, used = os.wait4(process.pid, 0)  # what this one took, and no other child
             process.returncode = os.waitstatus_to_exitcode(status)
             assert process.returncode == 0
-            seconds[name, count] = (
-                time.perf_counter() - start
-            )  # a large page is drawn by two processes
+            seconds[name, count] = time.perf_counter() - start
             peak = max(peak, used.ru_maxrss * 1024)
     keep(
         **{f"{name}_{count}_seconds": value for (name, count), value in seconds.items()},
@@ -217,4 +215,4 @@ def test_report_time_grows_in_proportion(tmp_path):
     # Four times as many: in proportion it is four times the time or less, by the square sixteen.
     for name in ("page", "table"):
         assert seconds[name, 20_000] < 8 * seconds[name, 5_000]
-    assert peak < 2e9
+    assert peak < 1e9

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shlex
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +29,7 @@ from poolbench.engine.process import Worker
 from poolbench.engine.run import Run, RunOptions
 from poolbench.machine.info import collect_environment
 from poolbench.machine.limits import total_memory_nbytes
-from poolbench.store.journal import Journal, read_header
+from poolbench.store.journal import Journal, read_header, read_run
 from poolbench.store.runs import (
     PROFILES,
     check_run_name,
@@ -247,7 +248,7 @@ def record_selection(
     selection = Selection(words=tuple(words), axes=tuple(parse_axis(text) for text in axes))
     chosen = select(selection, REGISTRY.ops, REGISTRY.candidates.values())
     files = user_files([Path(file).resolve() for file in candidates])
-    folder = run_folder(results, run)
+    folder = run_folder(results, run, {case.op for case in chosen})
     count = sum(map(len, chosen.values()))
     recorder = Recorder(
         logdir=folder / "traces",
@@ -265,24 +266,33 @@ def record_selection(
             emit(describe_account(trace_summary))
         for case in chosen:
             recorder.compare(case, REGISTRY.of(case.op))
-    emit(f"{kept} of {count} recorded; open them with: poolbench tensorboard {folder.name}")
+    where = "" if results == Path("results") else f" --results {shlex.quote(str(results))}"
+    emit(f"{kept} of {count} recorded; open them with: poolbench tensorboard {folder.name}{where}")
     return 0 if kept else 1
 
 
-def run_folder(results: Path, name: str) -> Path:
-    """Return the run of this name, or the newest one of this machine, or a new one.
+def run_folder(results: Path, name: str, ops: set[str]) -> Path:
+    """Return the run of this name, or the newest one of this machine that holds one of the ops, or a new one.
 
     Raises:
         UsageError: the name is no run's name, or the run is another machine's.
     """
     if not name:
-        fitting = newest_run(results, lambda folder: not differs_from(folder), reference=True)
+        fitting = newest_run(
+            results, lambda folder: not differs_from(folder) and _holds(folder, ops), reference=True
+        )
         return fitting or new_run_folder(results, "trace")
     if different := differs_from(results / check_run_name(name)):
         raise UsageError(
             f"{name} was run elsewhere: {', '.join(different)} differ; pick another --run NAME"
         )
     return results / name
+
+
+def _holds(folder: Path, ops: set[str]) -> bool:
+    """Tell whether a run holds one of the ops, or nothing but traces."""
+    measured = {m.case.op for m in read_run(folder).measurements}
+    return not measured or not measured.isdisjoint(ops)
 
 
 def differs_from(folder: Path) -> list[str]:

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from poolbench.core.case import case_label
 from poolbench.core.errors import StoreError, UsageError
 from poolbench.core.records import (
     FASTER_THAN_LIMIT,
@@ -38,8 +37,9 @@ from poolbench.report.changes import (
     races_of,
 )
 from poolbench.report.environments import timing_facts
-from poolbench.report.frame import MARGIN, axis_cell, axis_names, with_axes
-from poolbench.report.medians import middle_of, process_medians
+from poolbench.report.formats import as_table
+from poolbench.report.frame import MARGIN, axis_names, case_cells, with_axes
+from poolbench.report.medians import median, process_medians
 from poolbench.report.programs import compare_programs
 from poolbench.stats import estimate
 from poolbench.stats import verdict as verdicts
@@ -220,11 +220,14 @@ def _table(
     stopped = {row for row in right if any(m.stopped_early for m in measured[row])}
     judged = _verdicts(found_in, stopped, margin)
     axes = axis_names(old.case for old, _ in measured)
+    cells = {
+        case: case_cells(case, axes) for case in dict.fromkeys(old.case for old, _ in measured)
+    }
     rows = [
-        _row(old, new, *_decisive(found_in, judged, row), row in stopped, axes)
+        cells[old.case] + _row(old, new, *_decisive(found_in, judged, row), row in stopped)
         for row, (old, new) in enumerate(measured)
     ]
-    return pd.DataFrame(rows, columns=with_axes(COLUMNS, axes))
+    return as_table(rows, with_axes(COLUMNS, axes))
 
 
 def _verdicts(
@@ -262,20 +265,16 @@ def _row(
     change: Change | None,
     found: verdicts.Comparison | None,
     stopped_early: bool,
-    axes: Sequence[str],
 ) -> tuple[Any, ...]:
-    case = old.case
+    """Return a row's columns behind those of its case."""
     estimate = found.estimate if found else None
     return (
-        case.op,
-        *(axis_cell(case, name) for name in axes),
-        case_label(case),
         old.candidate,
         old.node,
         _state(old),
         _state(new),
-        _seconds(old),
-        _seconds(new),
+        median(process_medians(old.samples)),
+        median(process_medians(new.samples)),
         change.normalizer if change else "",
         estimate.ratio if estimate else math.nan,
         estimate.ratio_low if estimate else math.nan,
@@ -291,10 +290,6 @@ def _state(m: Measurement) -> str:
     """Return its status; 'wrong' also for an ok measurement with an error beyond its tolerance."""
     wrong = m.status == "ok" and m.accuracy is not None and not m.accuracy.worst <= 1
     return "wrong" if wrong else m.status
-
-
-def _seconds(m: Measurement) -> float:
-    return float(middle_of(process_medians(m.samples))) if len(m.samples) else math.nan
 
 
 def _note(

@@ -22,8 +22,9 @@ from poolbench.core.records import Measurement, Samples, is_right
 from poolbench.core.registry import Registry, input_nbytes, load_builtin
 from poolbench.report import programs, ratios
 from poolbench.report.environments import check_poolable
+from poolbench.report.formats import as_table
 from poolbench.report.history import prior_for
-from poolbench.report.medians import middle_of, process_medians
+from poolbench.report.medians import median, process_medians
 from poolbench.report.roofline import limits_of, probe_table
 from poolbench.stats.prior import SHIPPED, Prior
 from poolbench.store.journal import StoredRun, read_run
@@ -192,8 +193,14 @@ def lay_out(
     limits = tuple(limits_of(some, _probes(run)) for some, run in zip(there, runs, strict=True))
     by_row = [[m for m in some if m is not None] for some in zip(*there, strict=True)]
     axes = axis_names(key[0] for key in keys)
-    table = pd.DataFrame([_row(some, axes) for some in by_row], columns=_row_columns(axes))
     races: dict[tuple[Case, str], int] = {}
+    cases = dict.fromkeys(key[0] for key in keys)
+    shared = {case: (case_cells(case, axes), input_nbytes(case)) for case in cases}
+    rows = []
+    for (case, *_), some in zip(keys, by_row, strict=True):
+        cells, nbytes = shared[case]
+        rows.append(cells + _row(some, nbytes))
+    table = as_table(rows, _row_columns(axes))
     table.insert(0, "race", [races.setdefault(key[:2], len(races)) for key in keys])
     # A candidate that did not run moved no bytes; the size of the input comes from others of its race.
     table["nbytes"] = table.groupby("race")["nbytes"].transform("max")
@@ -204,13 +211,15 @@ def lay_out(
         confidence, prior[0],
     )  # fmt: skip
     columns = ratios.columns_of(table, estimates, margin)
-    columns["verdict"] = ratios.withhold(columns, noise_floor(runs[-1]), margin)
     partners = [None if at is None else by_row[at][-1] for at in estimates.baselines]
-    columns["unlike"] = [
+    unlike = [
         programs.unlike(some[-1], other) if other else ""
         for some, other in zip(by_row, partners, strict=True)
     ]
-    columns.loc[columns["unlike"] != "", "verdict"] = ""
+    verdicts = ratios.withhold(columns, noise_floor(runs[-1]), margin)
+    verdicts = ["" if words else one for one, words in zip(verdicts, unlike, strict=True)]
+    columns["verdict"] = pd.Series(verdicts, dtype=object)
+    columns["unlike"] = pd.Series(unlike, dtype=object)
     table = pd.concat([table, columns], axis=1)
     return RunFrame(
         runs=runs,
@@ -275,10 +284,18 @@ def _nan(value: float | None) -> float:
     return math.nan if value is None else value
 
 
-def _row(some: Sequence[Measurement], axes: Sequence[str]) -> tuple[Any, ...]:
+def case_cells(case: Case, axes: Sequence[str]) -> tuple[Any, ...]:
+    """Return the columns that the rows of a case share."""
+    return (
+        case.op,
+        *(axis_cell(case, name) for name in axes),
+        case_label(case),
+    )
+
+
+def _row(some: Sequence[Measurement], nbytes: int) -> tuple[Any, ...]:
     """Return a row's own columns from its measurements by run, the newest last."""
     m = next((one for one in some if not is_right(one)), some[-1])
-    case = m.case
     by_run = [(process_medians(one.samples), one) for one in some]
     medians = np.concatenate([one for one, _ in by_run])
     wall = np.concatenate(
@@ -286,10 +303,7 @@ def _row(some: Sequence[Measurement], axes: Sequence[str]) -> tuple[Any, ...]:
     )
     accuracy, contention = m.accuracy, m.contention
     return (
-        case.op,
-        *(axis_cell(case, name) for name in axes),
-        case_label(case),
-        input_nbytes(case) or m.read_nbytes,
+        nbytes or m.read_nbytes,
         m.read_nbytes + m.written_nbytes,
         m.candidate,
         m.form,
@@ -300,13 +314,13 @@ def _row(some: Sequence[Measurement], axes: Sequence[str]) -> tuple[Any, ...]:
         m.baseline,
         m.program.hash if m.program else "",
         m.clock,
-        float(middle_of(medians)) if len(medians) else math.nan,
-        float(medians.min()) if len(medians) else math.nan,
-        float(medians.max()) if len(medians) else math.nan,
-        float(middle_of(wall)) if len(wall) else math.nan,
+        median(medians),
+        min(medians.tolist(), default=math.nan),
+        max(medians.tolist(), default=math.nan),
+        median(wall),
         sum(len(one.samples) for one in some),
         len(medians),
-        float(middle_of(np.array(m.first_call_seconds))) if m.first_call_seconds else math.nan,
+        median(np.array(m.first_call_seconds)),
         accuracy.worst if accuracy else math.nan,
         accuracy.max_relative if accuracy else math.nan,
         (accuracy.tie or "") if accuracy else "",

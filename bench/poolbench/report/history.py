@@ -19,7 +19,7 @@ from poolbench.core.records import is_right
 from poolbench.core.text import format_share, one_line
 from poolbench.report import ratios
 from poolbench.report.environments import code_of, timing_facts
-from poolbench.stats import estimate
+from poolbench.stats import batch, estimate
 from poolbench.stats.estimate import Estimate
 from poolbench.stats.prior import SHIPPED, Prior, RunTable, fit_prior, tabulate
 from poolbench.stats.runs import Coverage, RunsEstimate, combine, coverage
@@ -94,7 +94,7 @@ def summarise(run: StoredRun) -> RunSummary:
         if m.candidate != m.baseline and (m.case, m.node, m.baseline) in right
         if not m.stopped_early
     ]
-    found = estimate.estimate_all([ratios.paired(*pair) for pair in pairs])
+    found = batch.estimate_all([ratios.paired(*pair) for pair in pairs])
     comparisons = []
     for (m, _), one in zip(pairs, found, strict=True):
         if one.low is None:

@@ -19,7 +19,7 @@ from poolbench.core.text import (
 )
 from poolbench.machine.nvml import is_gpu
 from poolbench.report.frame import RunFrame
-from poolbench.report.medians import middle_of, process_medians
+from poolbench.report.medians import median, process_medians
 
 
 def selftest_table(selftests: Sequence[Selftest]) -> pd.DataFrame:
@@ -113,7 +113,6 @@ def device_table(loaded: RunFrame) -> pd.DataFrame:
     for m in loaded.run.measurements:
         if m.kind != "candidate" or m.status != "ok" or not is_gpu(m.case.device):
             continue
-        called = process_medians(samples_by(m, "wall"))
         seen = m.contention
         if seen is None:
             continue
@@ -126,7 +125,7 @@ def device_table(loaded: RunFrame) -> pd.DataFrame:
                 "on the device": format_seconds(
                     math.nan if m.device_seconds is None else m.device_seconds
                 ),
-                "called": format_seconds(float(middle_of(called))) if len(called) else "",
+                "called": format_seconds(median(process_medians(samples_by(m, "wall")))),
                 "energy a call": ""
                 if m.energy_joules is None
                 else f"{significant(1e3 * m.energy_joules)} mJ",

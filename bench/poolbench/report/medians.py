@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import math
+import statistics
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,11 @@ def middle_of(values: np.ndarray[Any, Any]) -> Floats:
     """Return medians along the last axis; np.median takes ten times as long for a few values."""
     ordered, count = np.sort(values, axis=-1), values.shape[-1]
     return np.asarray((ordered[..., (count - 1) // 2] + ordered[..., count // 2]) / 2)
+
+
+def median(values: np.ndarray[Any, Any]) -> float:
+    """Return the median of a few values; nan of none."""
+    return statistics.median(values.tolist()) if len(values) else math.nan
 
 
 def process_medians(samples: Samples) -> Floats:

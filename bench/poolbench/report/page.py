@@ -37,6 +37,7 @@ from poolbench.report.template import embed_json, fill_template
 from poolbench.report.terminal import headline_text, interval_line
 
 TOP_PARTS = 12
+MOST_MARKDOWN = 2000  # rows of a table that is written as Markdown too: more are read by a program
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +101,7 @@ def render(loaded: RunFrame, out: Path) -> RenderedReport:
         "options": one_line(json.dumps(run.header.options, sort_keys=True, default=str), 2000),
         "disagreeing": _disagreeing(loaded),
         "count": len(loaded.table),
+        "in_markdown": len(loaded.table) <= MOST_MARKDOWN,
         "statuses": _status_counts(loaded.table),
         "data": embed_json(page_data(loaded, answers, matrices)),
     }
@@ -115,12 +117,14 @@ def _for_page(summary: pd.DataFrame) -> pd.DataFrame:
 
 
 def _write_tables(folder: Path, frames: Mapping[str, pd.DataFrame]) -> None:
-    """Write each table as CSV and as Markdown, the measurements in fewer columns."""
+    """Write each table as CSV and, unless it is large, as Markdown; the measurements in fewer columns."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, frame in frames.items():
         (folder / f"{name}.csv").write_text(as_csv(frame), encoding="utf-8")
-        shown = tables.measurement_table(frame) if name == "all" else frame
-        (folder / f"{name}.md").write_text(as_markdown(shown), encoding="utf-8")
+        (folder / f"{name}.md").unlink(missing_ok=True)
+        if len(frame) <= MOST_MARKDOWN:
+            shown = tables.measurement_table(frame) if name == "all" else frame
+            (folder / f"{name}.md").write_text(as_markdown(shown), encoding="utf-8")
 
 
 def _matrix(support: Support) -> dict[str, Any]:

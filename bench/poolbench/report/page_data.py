@@ -102,15 +102,14 @@ def _rows(table: pd.DataFrame) -> dict[str, Any]:
         else ("stopped early" if stopped_early and not v else v)
         for v, n, stopped_early in zip(table["verdict"], table["processes_needed"], table["stopped_early"], strict=True)
     ]  # fmt: skip
+    columns = "op label candidate seconds ratio textbook_ratio efficiency worst samples".split()
     rows = [
         [
             index(op), index(label), index(name), index(status), rounded(seconds), _invert(ratio), index(interval),
             index(verdict), _invert(textbook), rounded(efficiency), rounded(worst), int(count),
         ]
-        for op, label, name, status, seconds, ratio, interval, verdict, textbook, efficiency, worst, count in zip(
-            table["op"], table["label"], table["candidate"], statuses, table["seconds"], table["ratio"],
-            intervals, verdicts, table["textbook_ratio"], table["efficiency"], table["worst"], table["samples"],
-            strict=True,
+        for op, label, name, seconds, ratio, textbook, efficiency, worst, count, status, interval, verdict in zip(
+            *(table[name].tolist() for name in columns), statuses, intervals, verdicts, strict=True
         )
     ]  # fmt: skip
     return {"words": list(words), "rows": rows}

@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+
+import msgspec
 
 from poolbench.report import ratios
 from poolbench.report.frame import RunFrame
@@ -55,7 +57,7 @@ def estimate_pairs(loaded: RunFrame, races: Iterable[Sequence[int]]) -> Pairs:
 
 def mirrored(found: Estimate) -> Estimate:
     """Return the estimate of the inverse ratio."""
-    return replace(
+    return msgspec.structs.replace(
         found,
         log_ratio=-found.log_ratio,
         low=None if found.high is None else -found.high,

@@ -11,8 +11,9 @@ import numpy as np
 import pandas as pd
 
 from poolbench.core.records import Measurement, Samples, common_clock, samples_by
+from poolbench.report.formats import as_table
 from poolbench.report.roofline import limit_seconds
-from poolbench.stats import estimate
+from poolbench.stats import batch, estimate
 from poolbench.stats import verdict as judging
 from poolbench.stats.estimate import Estimate
 from poolbench.stats.prior import SHIPPED, Prior, tabulate
@@ -81,7 +82,7 @@ def pool(
     rows: list[list[Estimate | None]] = [[None] * len(by_run) for _ in cases]
     for number, pairs in enumerate(by_run):
         there = [(row, pair) for row, pair in enumerate(pairs) if pair is not None]
-        found = estimate.estimate_all([pair for _, pair in there], confidence=confidence)
+        found = batch.estimate_all([pair for _, pair in there], confidence=confidence)
         for (row, _), one in zip(there, found, strict=True):
             rows[row][number] = one
     if not rows:
@@ -191,7 +192,7 @@ def columns_of(table: pd.DataFrame, found: RowEstimates, margin: float) -> pd.Da
                 row in disagree,
             )
         )
-    return pd.DataFrame(rows, columns=COLUMNS)
+    return as_table(rows, COLUMNS)
 
 
 def _three(

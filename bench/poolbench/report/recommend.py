@@ -12,13 +12,14 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
 from poolbench.core.candidate import split_contender
 from poolbench.core.registry import REGISTRY, Registry
 from poolbench.report.cases import GROUP, base_values, plain
-from poolbench.report.frame import RunFrame, axes_in
+from poolbench.report.frame import RunFrame
 from poolbench.report.pairs import Interval, Pairs, estimate_pairs, mean_over_cases
 from poolbench.report.support import failed_checks, supports
 from poolbench.stats import estimate
@@ -109,12 +110,14 @@ class Answers:
     Attributes:
         choices: one per race with a right candidate.
         recommendations: by (op, device).
+        headline: one choice per op, device, mode and direction: nearest to the base case, then the largest.
         profiles: by (op, device), for each candidate its time over the best one's in each case that
             it was raced in; inf where it failed.
     """
 
     choices: tuple[Choice, ...]
     recommendations: Mapping[tuple[str, str], Recommendation]
+    headline: tuple[Choice, ...]
     profiles: Mapping[tuple[str, str], Mapping[str, tuple[float, ...]]]
 
 
@@ -160,7 +163,10 @@ def answer(loaded: RunFrame, registry: Registry | None = None) -> Answers:
             )
         )  # fmt: skip
     profiles = {place: _profile(table, some, pairs) for place, some in by_place.items()}
-    return Answers(choices=tuple(choices), recommendations=recommendations, profiles=profiles)
+    return Answers(
+        choices=tuple(choices), recommendations=recommendations, profiles=profiles,
+        headline=_headline(loaded, choices),
+    )  # fmt: skip
 
 
 def _by_one_clock(table: pd.DataFrame, rows: Sequence[int]) -> list[int]:
@@ -344,12 +350,12 @@ def _compared(
 def _nearest(loaded: RunFrame, op: str, rows: Sequence[int]) -> int:
     """Return the row nearest to the op's base case, the largest input first."""
     base = base_values(loaded.table, op)
+    return min(rows, key=lambda row: _distance(loaded.row(row), base))
 
-    def distance(row: int) -> tuple[int, float]:
-        at = loaded.row(row)
-        return sum(plain(at[name]) != base[name] for name in base), -at["nbytes"]
 
-    return min(rows, key=distance)
+def _distance(at: Mapping[str, Any], base: Mapping[str, object]) -> tuple[int, float]:
+    """Return in how many axes a row differs from the base case, then the size, the largest first."""
+    return sum(plain(at[name]) != value for name, value in base.items()), -at["nbytes"]
 
 
 def _profile(
@@ -377,23 +383,16 @@ def _profile(
     }
 
 
-def headline(loaded: RunFrame, choices: Sequence[Choice]) -> list[Choice]:
-    """Return one choice per op, device, mode and direction: nearest to the base case, then the largest."""
-    table = loaded.table
-    by_race = {choice.race: choice for choice in choices}
-    picked = []
-    for key, rows in table.groupby(list(GROUP), sort=False):
-        base = base_values(table, str(key[0]))
-        cases = rows[rows["race"].isin(by_race)].drop_duplicates("race")
-        if cases.empty:
-            continue
-        distance = sum(
-            (cases[name].map(plain) != base[name]).astype(int)
-            for name in axes_in(table)
-            if name not in GROUP
-        )
-        order = cases.assign(distance=distance).sort_values(
-            ["distance", "nbytes"], ascending=[True, False]
-        )
-        picked.append(by_race[int(order.iloc[0]["race"])])
-    return picked
+def _headline(loaded: RunFrame, choices: Sequence[Choice]) -> tuple[Choice, ...]:
+    bases: dict[str, dict[str, object]] = {}
+    found: dict[tuple[str, ...], tuple[tuple[int, float], Choice]] = {}
+    for choice in choices:
+        at = loaded.row(choice.row)
+        if at["op"] not in bases:
+            values = base_values(loaded.table, at["op"]).items()
+            bases[at["op"]] = {name: value for name, value in values if name not in GROUP}
+        place = tuple(at[name] for name in GROUP)
+        distance = _distance(at, bases[at["op"]])
+        if place not in found or distance < found[place][0]:
+            found[place] = distance, choice
+    return tuple(choice for _, choice in found.values())

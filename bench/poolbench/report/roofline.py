@@ -12,7 +12,7 @@ import pandas as pd
 from poolbench.core.case import Case, case_label
 from poolbench.core.records import Clock, Measurement, Samples, samples_by
 from poolbench.machine.nvml import is_gpu
-from poolbench.report.medians import middle_of, process_medians
+from poolbench.report.medians import median, middle_of, process_medians
 
 EFFICIENCY_FROM_NBYTES = 1 << 20  # below it the cost of the call itself decides, not the memory
 
@@ -123,12 +123,13 @@ def _common_places(one: Columns, other: Columns) -> tuple[Sequence[int], Sequenc
 
 def limit_seconds(limit: Samples | None) -> float:
     """Return the median of the processes' medians; nan without a limit."""
-    return float(middle_of(process_medians(limit))) if limit is not None else math.nan
+    return median(process_medians(limit)) if limit is not None else math.nan
 
 
 def probe_table(probes: Iterable[Measurement]) -> pd.DataFrame:
     """Return one row per probe: its case, and bytes per second by its processes' medians."""
     rows = []
+    labels: dict[Case, str] = {}
     for probe in probes:
         medians = process_medians(probe.samples)
         if probe.status != "ok" or not len(medians):
@@ -137,7 +138,7 @@ def probe_table(probes: Iterable[Measurement]) -> pd.DataFrame:
         rows.append(
             {
                 "op": case.op,
-                "label": case_label(case),
+                "label": labels.get(case) or labels.setdefault(case, case_label(case)),
                 "device": case.device,
                 "dtype": case.dtype,
                 "threads": case.threads,
@@ -145,7 +146,7 @@ def probe_table(probes: Iterable[Measurement]) -> pd.DataFrame:
                 "node": probe.node,
                 "probe": probe.candidate,
                 "nbytes": moved,
-                "bandwidth": moved / float(middle_of(medians)),
+                "bandwidth": moved / median(medians),
             }
         )
     names = "op label device dtype threads cache node probe nbytes bandwidth".split()

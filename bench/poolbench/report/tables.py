@@ -24,7 +24,7 @@ from poolbench.report.cases import MODE_WORDS
 from poolbench.report.frame import RunFrame, axes_in
 from poolbench.report.pairs import NOTHING, Interval
 from poolbench.report.programs import same_program
-from poolbench.report.recommend import Answers, Choice, headline
+from poolbench.report.recommend import Answers, Choice
 
 SMALL_SHARE = 0.02  # of a step: less is lost in the noise of a step
 BASELINE = ("ratio", "ratio_low", "ratio_high")
@@ -64,7 +64,7 @@ def headline_rows(loaded: RunFrame, answers: Answers) -> list[HeadlineRow]:
         if right
     }
     found = []
-    for choice in headline(loaded, answers.choices):
+    for choice in answers.headline:
         at = loaded.row(choice.row)
         advice = answers.recommendations.get((at["op"], at["device"]))
         row = rows_of.get((choice.race, advice.candidate)) if advice else None
@@ -132,7 +132,7 @@ def rank_note(loaded: RunFrame, answers: Answers) -> str:
     names = loaded.table["candidate"].tolist()
     races = loaded.table["race"].tolist()
     rows = {(race, name): row for row, (race, name) in enumerate(zip(races, names, strict=True))}
-    for choice in headline(loaded, answers.choices):
+    for choice in answers.headline:
         if any(seconds[rows[choice.race, n]] < seconds[choice.fastest_row] for n in choice.best):
             return (
                 "Ranks use ratios paired within rounds. Medians of separate candidates can differ from "
@@ -221,7 +221,9 @@ def measurement_table(table: pd.DataFrame) -> pd.DataFrame:
             "candidate": table["candidate"].tolist(),
             "status": [
                 f"{status}: {one_line(reason)}" if reason else status
-                for status, reason in zip(table["status"], table["reason"], strict=True)
+                for status, reason in zip(
+                    table["status"].tolist(), table["reason"].tolist(), strict=True
+                )
             ],
             "time per call": [
                 format_seconds(v) + (" (stopped early)" if s else "")

@@ -15,15 +15,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import numpy as np
 from scipy import special, stats
 
-from poolbench.stats.estimate import Estimate, difference, from_error
+from poolbench.stats.estimate import Estimate, difference, from_errors
 from poolbench.stats.prior import SHIPPED, Prior, RunTable, fit_prior, moderate, tabulate
 
 
-@dataclass(frozen=True, kw_only=True)
-class RunsEstimate:
+class RunsEstimate(msgspec.Struct, frozen=True, kw_only=True):
     """The estimate of a comparison from k runs of one machine.
 
     Attributes:
@@ -107,18 +107,16 @@ def combine(
         mean = _add_variances(between, within, *known)
         new = _add_variances(between + tau2, within + usual, *known)
     center = (weights * table.value).sum(axis=1)
-    columns = [column.tolist() for column in (center, *mean, *new, np.sqrt(tau2))]
     processes = (table.there * (table.degrees + 1)).sum(axis=1).astype(int).tolist()
+    means, next_runs = (
+        from_errors(center, error, degrees, processes, confidence) for error, degrees in (mean, new)
+    )
+    counts, taus = table.there.sum(axis=1).tolist(), np.sqrt(tau2).tolist()
+    source = f"this machine: {runs} runs" if runs > 1 else "prior"
     return [
-        RunsEstimate(
-            mean=from_error(at, error, degrees, units, confidence),
-            next_run=from_error(at, wide, wide_degrees, units, confidence),
-            tau=tau, runs=k, source=f"this machine: {runs} runs" if runs > 1 else "prior",
-        )
-        for at, error, degrees, wide, wide_degrees, tau, units, k in zip(
-            *columns, processes, table.there.sum(axis=1).tolist(), strict=True
-        )
-    ]  # fmt: skip
+        RunsEstimate(mean=one, next_run=next_run, tau=tau, runs=k, source=source)
+        for one, next_run, tau, k in zip(means, next_runs, taus, counts, strict=True)
+    ]
 
 
 def widen(

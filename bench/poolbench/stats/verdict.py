@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import Literal, TypeVar
 import numpy as np
 
 from poolbench.core.records import Samples
-from poolbench.stats.estimate import Estimate, estimate, log_margin, quantile
+from poolbench.stats.estimate import Array, Estimate, estimate, log_margin, quantile
 
 Verdict = Literal["FASTER", "SLOWER", "SAME", "UNDECIDED"]
 Key = TypeVar("Key", bound=Hashable)
@@ -102,10 +103,15 @@ def processes_needed(found: Estimate, margin: float) -> int | None:
     distance = abs(abs(found.log_ratio) - log_margin(margin))
     if not (found.degrees > 0 and distance > 0):
         return None
-    totals = np.arange(found.processes + 1, MOST_PROCESSES + 1)
-    reach = quantile(found.confidence, totals - 1) * found.spread / np.sqrt(totals)
-    fits = totals[reach <= distance]
-    return int(fits[0]) - found.processes if len(fits) else None
+    fits = np.flatnonzero(_reach(found.confidence)[found.processes :] * found.spread <= distance)
+    return int(fits[0]) + 1 if len(fits) else None
+
+
+@functools.cache
+def _reach(confidence: float) -> Array:
+    """Return half an interval's width over the spread, for 1 to MOST_PROCESSES processes."""
+    totals = np.arange(1, MOST_PROCESSES + 1)
+    return np.asarray(quantile(confidence, np.maximum(totals - 1, 1)) / np.sqrt(totals))
 
 
 def best_set(

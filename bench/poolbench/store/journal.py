@@ -10,6 +10,7 @@ A journal may come from anybody. One damaged line costs its own race: the others
 
 from __future__ import annotations
 
+import functools
 import io
 import math
 import os
@@ -78,7 +79,7 @@ class StoredRun:
         """Return the records of one kind, in order."""
         return [record for record in self.records if isinstance(record, kind)]
 
-    @property
+    @functools.cached_property
     def measurements(self) -> list[Measurement]:
         """The last measurement of each candidate, case and node: a repeated race replaces itself."""
         return list({(m.case, m.candidate, m.node): m for m in self.of(Measurement)}.values())
@@ -307,7 +308,7 @@ def _read_lines(path: Path, lines: Iterable[bytes]) -> tuple[list[AnyRecord], li
     records: list[AnyRecord] = []
     race: list[AnyRecord] = []  # of schema 1, in which a race spans several lines
     damaged: list[str] = []
-    known: dict[tuple[int, ...], tuple[int, ...]] = {}
+    known: dict[Any, Any] = {}
     for number, line in enumerate(lines, 2):
         try:
             found, more = _decode(line)
@@ -319,7 +320,7 @@ def _read_lines(path: Path, lines: Iterable[bytes]) -> tuple[list[AnyRecord], li
             continue
         if any(isinstance(record, Header) for record in found):
             raise StoreError(f"{path} has a second header line; two runs were put into one")
-        race += [_share_columns(record, known) for record in found]
+        race += [_share_values(record, known) for record in found]
         if more <= 0:
             records += race
             race = []
@@ -354,9 +355,10 @@ def _read_header(path: Path, line: bytes) -> Header:
     return records[0]
 
 
-def _share_columns(record: AnyRecord, known: dict[tuple[int, ...], tuple[int, ...]]) -> AnyRecord:
-    """Return the record with columns shared between equal records: most of a large run is such columns."""
+def _share_values(record: AnyRecord, known: dict[Any, Any]) -> AnyRecord:
+    """Return the record with the case and columns of an equal one before it: most of a large run is such columns."""
     if isinstance(record, Measurement):
+        msgspec.structs.force_setattr(record, "case", known.setdefault(record.case, record.case))
         for name in SHARED_COLUMNS:
             column = getattr(record.samples, name)
             msgspec.structs.force_setattr(record.samples, name, known.setdefault(column, column))

@@ -7,6 +7,7 @@ calls gives an old answer now. Half of the values stay: reading only some of the
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,10 +21,12 @@ from poolbench.worker.backends import Array, to_numpy
 from poolbench.worker.inputs import make_inputs
 from poolbench.worker.session import OpenCase
 
-# Random checks may take at most this share of the timed work.
+# Random checks take this share of the timed work.
 SHARE = 0.01
 # Approximate cost of new inputs, the reference and one comparison on a processor of 2024.
 SECONDS_PER_NBYTE = 10e-9
+MIN_SECONDS = 0.001
+CHANCE = random.Random()  # its own: a candidate may seed the module's
 FRESH = "on inputs that it had not seen"
 OLD = "on the inputs that were timed"
 
@@ -55,7 +58,7 @@ class Recheck:
         values = result if isinstance(result, tuple) else (result,)
         outputs = tuple(to_numpy(value) for value in values)
         for value, array in zip(opened.inputs, self.host, strict=True):
-            if not same_bits(np.asarray(value), array):
+            if not same_bits(_view(value), array):
                 write(opened, self.host)
                 return f"it changed its inputs in place, {self.words}"
         if any(lies_in(value, given) for value in values for given in opened.inputs):
@@ -109,7 +112,13 @@ def write(opened: OpenCase, host: tuple[Array, ...]) -> None:
 def changed_inputs(opened: OpenCase) -> bool:
     """Return whether an input differs from the host's copy of it."""
     pairs = zip(opened.inputs, opened.host, strict=True)
-    return not all(same_bits(np.asarray(value), array) for value, array in pairs)
+    return not all(same_bits(_view(value), array) for value, array in pairs)
+
+
+def _view(value: Any) -> Array:
+    """Return an input on the host, without the copy that TensorFlow makes of a tensor in host memory."""
+    tensor = type(value).__module__.partition(".")[0] == "tensorflow"
+    return np.asarray(value) if tensor else to_numpy(value)
 
 
 def same_bits(one: Array, other: Array) -> bool:
@@ -127,8 +136,9 @@ def lies_in(value: Any, given: Any) -> bool:
     return both and np.may_share_memory(value, given)
 
 
-def is_affordable(opened: OpenCase) -> bool:
-    """Return whether a check now stays within its share of the time."""
+def is_due(opened: OpenCase, seconds: float) -> bool:
+    """Return by chance whether to check now, after so many timed seconds: on average within the share."""
     nbytes = sum(array.nbytes for array in opened.host)
-    cost = opened.recheck_seconds + SECONDS_PER_NBYTE * nbytes
-    return not opened.brings_inputs and cost <= SHARE * opened.timed_seconds
+    usual = opened.recheck_seconds / max(1, opened.rechecked)
+    cost = max(usual, SECONDS_PER_NBYTE * nbytes, MIN_SECONDS)
+    return not opened.brings_inputs and CHANCE.random() * cost <= SHARE * seconds

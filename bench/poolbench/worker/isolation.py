@@ -56,7 +56,8 @@ def child_processes(tasks: Path = TASKS) -> set[int]:
 # Modules whose functions candidates share, and those that time and check them.
 SHARED = (
     "time", "gc", "numpy", "numpy.linalg", "tensorflow", "tensorflow.math", "tensorflow.nn", "keras.ops",
-    "keras.layers", "poolbench.worker.timing", "poolbench.worker.check", "poolbench.worker.again",
+    "keras.layers", "jax.numpy", "jax.lax", "jax.nn", "torch", "torch.nn.functional",
+    "poolbench.worker.timing", "poolbench.worker.check", "poolbench.worker.again",
 )  # fmt: skip
 
 

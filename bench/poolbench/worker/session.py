@@ -47,7 +47,7 @@ class OpenCase:
         seed: of the inputs.
         brings_inputs: whether they are no op's, so that others cannot be made for a check.
         rechecked: how often other inputs were made for a check after timing.
-        recheck_seconds, timed_seconds: what such checks took at random moments, and what was timed.
+        recheck_seconds: what such checks took at random moments.
     """
 
     case: Case
@@ -62,7 +62,6 @@ class OpenCase:
     brings_inputs: bool = False
     rechecked: int = 0
     recheck_seconds: float = 0.0
-    timed_seconds: float = 0.0
 
     @property
     def device(self) -> str:

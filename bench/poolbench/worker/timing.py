@@ -84,9 +84,9 @@ def time_batch(session: Session, requests: Sequence[BlockRequest]) -> Batch:
         looks.append(smt.busy_share())
     seen = [look for look in looks if look is not None]
     end = resource.getrusage(resource.RUSAGE_SELF)
-    session.open.timed_seconds += clock() - begin
+    timed = clock() - begin
     checked = session.open.recheck_seconds
-    for name, reason in _recheck(session, requests).items():
+    for name, reason in _recheck(session, requests, timed).items():
         blocks = [
             Block(status="wrong", reason=reason) if request.name == name else block
             for request, block in zip(requests, blocks, strict=True)
@@ -127,14 +127,16 @@ def run_blocks(
     return blocks
 
 
-def _recheck(session: Session, requests: Sequence[BlockRequest]) -> dict[str, str]:
+def _recheck(
+    session: Session, requests: Sequence[BlockRequest], timed_seconds: float
+) -> dict[str, str]:
     """Check one candidate at a random moment between blocks; return the error by its name.
 
     The calls come from where timed calls come from, so that a candidate cannot tell them apart.
     """
     opened = session.open
     names = sorted({request.name for request in requests} - set(PROBE_NAMES))
-    if not names or not again.is_affordable(opened):
+    if not names or not again.is_due(opened, timed_seconds):
         return {}
     begin = clock()
     name = names[int(begin * 1e6) % len(names)]
