@@ -137,6 +137,22 @@ def test_distinct_input_has_no_ties_and_is_exact_in_bfloat16():
     assert np.array_equal(x.astype(np.float64), wide)
 
 
+def test_distinct_input_of_few_values_has_no_ties_at_all():
+    trial = Trial(op=REGISTRY.ops[OP], candidate=None)
+    (x,) = trials.distinct_inputs(trial, make_case(op=OP, shape=(2, 4, 5, 6)))
+    assert len(np.unique(x)) == x.size
+
+
+def test_inputs_with_a_fill_of_their_own_keep_it_in_every_check():
+    op = REGISTRY.ops["masked_global_pool"]
+    trial = Trial(op=op, candidate=REGISTRY.candidates[op.name, "add-lowest"])
+    case = trial.case()
+    assert case.reduction == "max", "the case is one in which the candidate competes"
+    for make in (trials.distinct_inputs, trials.uniform_inputs, trials.negative_inputs):
+        mask = make(trial, case)[1]
+        assert mask.dtype == bool and (np.diff(mask.astype(int), axis=1) <= 0).all()
+
+
 def test_same_digests_different_bits_name_the_mode():
     first = Finding(state="pass", figures={"digest (eager)": "a", "digest (xla)": "b"})
     second = Finding(state="pass", figures={"digest (eager)": "a", "digest (xla)": "c"})

@@ -144,11 +144,12 @@ def test_known_failure_with_another_text_stays_an_error():
     assert found["native"].status == "error"
 
 
-def test_known_failure_wrong_answer_stays_wrong_and_is_flagged():
+@pytest.mark.parametrize("status", ["wrong", "crashed"])
+def test_known_failure_wrong_answer_or_crash_stays_and_is_flagged(status):
     known = KnownFailure(when=lambda case: True, matches="beyond", reason="Half sums.")
-    wrong = contender.OpenedContender(status="wrong", reason="error beyond the bound")
+    wrong = contender.OpenedContender(status=status, reason="error beyond the bound")
     found, _, _ = run({"base": MS, "half": wrong}, failures=(known,))
-    assert found["half"].status == "wrong"
+    assert found["half"].status == status
     assert "documented" in found["half"].flags
     assert not len(found["half"].samples)
 

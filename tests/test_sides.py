@@ -249,6 +249,10 @@ def test_released_versions_include_patches_of_the_last(monkeypatch):
     ("words", "says"),
     [
         (["compare", "--base", "no-such-commit"], "no commit of this repository"),
+        (
+            ["compare", "--base", "no-such-commit", "--budget", "3min"],
+            "no commit of this repository",
+        ),
         (["compare", "--base-env", "A"], "--base-env: expected a variable"),
         (["compare", "--base", "HEAD", "--op", "nothing"], "no op 'nothing'"),
         (["compare", "--base", "HEAD", "--candidate", "nothing"], "no case has such a candidate"),
@@ -311,13 +315,14 @@ def test_action_comments_and_exits_as_the_command(repository, tmp_path, code, su
     python += f'echo "poolbench: the reason" >&2; exit {code}'
     clone = tmp_path / "clone"
     git(tmp_path, "clone", "-q", repository.as_uri(), str(clone))
-    codes, said = run_action(clone, tmp_path, python, "--budget 3min")
+    arguments = re.search(r"arguments: (.*)", (ROOT / "docs" / "ci.md").read_text())[1]
+    codes, said = run_action(clone, tmp_path, python, arguments)
     assert codes == [0, 0, code]
     assert said == summary
     assert "pr comment 7 --body-file" in (tmp_path / "gh").read_text()
     words = (tmp_path / "words").read_text()
     assert words.startswith("-m poolbench compare --base ")
-    assert words.endswith("--budget 3min\n")
+    assert words.endswith(f" {arguments}\n")
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """`poolbench which` on saved models of common kinds: each gets the correct answer."""
 
 import contextlib
+import json
 import subprocess
 import sys
 import time
@@ -68,6 +69,30 @@ def test_describe_trusted_code_is_identified_by_values(name, saved, worker):
 def test_describe_hdf5_file_is_read(name, saved, worker):
     found = ask(worker, saved / name)
     assert {pool.layer: pool.title for pool in found.pools} == ANSWERS[name[:-3]]["pools"]
+
+
+@pytest.mark.parametrize("name", ["of_keras_2.keras", "of_keras_2.h5"])
+def test_describe_file_of_keras_2_is_read(name, saved, worker):
+    found = ask(worker, saved / name)
+    expected = {"max": "max pooling of 2x2", "pool": "global average pooling"}
+    assert {pool.layer: pool.title for pool in found.pools} == expected
+    assert found.trains
+
+
+def test_describe_file_of_keras_2_with_an_operation_says_how_to_convert(saved, tmp_path, worker):
+    path = tmp_path / "operation.keras"
+    with zipfile.ZipFile(saved / "of_keras_2.keras") as old, zipfile.ZipFile(path, "w") as new:
+        config = json.loads(old.read("config.json"))
+        operation = {
+            "class_name": "TFOpLambda",
+            "inbound_nodes": [["norm", 0, 0, {"axis": [1, 2]}]],
+        }
+        config["config"]["layers"][3].update(operation)
+        new.writestr("config.json", json.dumps(config))
+        new.writestr("metadata.json", old.read("metadata.json"))
+    with pytest.raises(WorkerFailure, match=r"was written by Keras 2\.15\.0, and Keras 3") as error:
+        ask(worker, path)
+    assert "TF_USE_LEGACY_KERAS=1" in error.value.reason
 
 
 @pytest.mark.parametrize("name", ["two_inputs", "video"])

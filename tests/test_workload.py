@@ -34,6 +34,13 @@ def bound(monkeypatch):
     return names
 
 
+def test_open_case_boolean_input_is_copied(session):
+    case = make_case(op="masked_global_pool", mode="eager", shape=(2, 8, 4))
+    opened = open_case(session, case, 0) or session.open
+    mask = opened.inputs[1].numpy()
+    assert mask.dtype == bool and (mask == session.open.host[1]).all()
+
+
 def test_open_contender_new_candidate_is_timed_after_autograph_has_seen_it(session, bound):
     case = make_case(op="depth_max_pool", mode="graph", **SHAPE)
     name = load_builtin().ops[case.op].baseline

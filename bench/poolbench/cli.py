@@ -168,8 +168,8 @@ def run_options(*left_out: str) -> Callable[[Command], Command]:
 def run(suites: Sequence[str], repeat: int, **options: Any) -> int:
     """Benchmark the candidates of two ops, or of the given suites, and render the report.
 
-    A SUITE is a file, a folder, or the name of one that ships: depth_max_pool, global_avg_pool,
-    further_ops, network, capabilities. --op NAME runs any op; --sweep full runs all ops.
+    A SUITE is a file, a folder, or the name of one that ships: further_ops, network, capabilities.
+    --op NAME runs any op; --sweep full runs all ops.
     """
     if repeat == 1:
         return _run_suites(suites, options)

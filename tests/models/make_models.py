@@ -1,12 +1,16 @@
 """Write small Keras models of common kinds: `python make_models.py FOLDER`; answers.py says what is in each."""
 
+import json
 import sys
+import zipfile
 from pathlib import Path
 
+import h5py
 import keras
 import tensorflow as tf
 from answers import ANSWERS
 from poolbench.layers import DepthMaxPool2D
+from poolbench.models.zoo import as_legacy
 
 L, ops = keras.layers, keras.ops
 
@@ -144,6 +148,54 @@ def counting():
     return keras.Model(given, ops.argmax(scores, axis=-1))
 
 
+def keras_2_layer(kind, name, after, **fields):
+    return {
+        "module": "keras.layers", "class_name": kind, "registered_name": None, "name": name,
+        "config": {"name": name, "dtype": "float32", **fields},
+        "inbound_nodes": [[[after, 0, 0, {}]]] if after else [],
+    }  # fmt: skip
+
+
+def keras_2_config():
+    """Return the config of `of_keras_2` as Keras 2.15 wrote it."""
+    zeros = {"module": "keras.initializers", "class_name": "Zeros", "config": {}}
+    layers = [
+        keras_2_layer("InputLayer", "image", "", batch_input_shape=[None, 24, 24, 3], ragged=False, sparse=False),
+        keras_2_layer("Conv2D", "conv", "image", filters=8, kernel_size=[3, 3], bias_initializer=zeros),
+        keras_2_layer("BatchNormalization", "norm", "conv", axis=[3]),
+        keras_2_layer("MaxPooling2D", "max", "norm", pool_size=[2, 2], padding="valid", strides=[2, 2]),
+        keras_2_layer("GlobalAveragePooling2D", "pool", "max", data_format="channels_last", keepdims=False),
+        keras_2_layer("Dense", "classes", "pool", units=4),
+    ]  # fmt: skip
+    ends = {"input_layers": [["image", 0, 0]], "output_layers": [["classes", 0, 0]]}
+    return {
+        "module": "keras.src.engine.functional", "class_name": "Functional", "registered_name": "Functional",
+        "config": {"name": "model", "layers": layers, **ends},
+    }  # fmt: skip
+
+
+def of_keras_2(folder):
+    """Write a .keras and an .h5 file whose config is that of Keras 2; the weights lie as in Keras 3."""
+    given = keras.Input((24, 24, 3), name="image")
+    x = L.BatchNormalization(name="norm")(L.Conv2D(8, 3, name="conv")(given))
+    x = L.GlobalAveragePooling2D(name="pool")(L.MaxPooling2D(name="max")(x))
+    model = keras.Model(given, L.Dense(4, name="classes")(x))
+    model.save(folder / "of_keras_3.keras")
+    config = keras_2_config()
+    with (
+        zipfile.ZipFile(folder / "of_keras_3.keras") as old,
+        zipfile.ZipFile(folder / "of_keras_2.keras", "w") as new,
+    ):
+        new.writestr("config.json", json.dumps(config))
+        new.writestr("metadata.json", '{"keras_version": "2.15.0"}')
+        new.writestr("model.weights.h5", old.read("model.weights.h5"))
+    model.save(folder / "of_keras_2.h5")
+    with h5py.File(folder / "of_keras_2.h5", "r+") as file:
+        # HDF5 files of Keras 2 name classes only.
+        file.attrs["model_config"] = json.dumps(as_legacy(config))
+        file.attrs["keras_version"] = "2.15.0"
+
+
 def main(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name in ANSWERS:
@@ -152,6 +204,7 @@ def main(folder: Path) -> None:
         globals()[name]().save(folder / f"{name}.keras")
     textbook().save(folder / "textbook.h5")
     kept().save(folder / "kept.h5")
+    of_keras_2(folder)
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ class Candidate:
 
     Attributes:
         op: the op that it implements.
-        name: 'lambda-max_pool'; unique within the op.
+        name: 'reduce_max'; unique within the op.
         form: 'function' or 'layer' (the cost of a Keras layer's call is then part of it).
         backends: the frameworks that run it: ('tensorflow',), ('numpy',), or KERAS for one that calls Keras alone.
         about: a description in one line.
@@ -100,7 +100,7 @@ class Candidate:
 
 
 def contender_name(candidate: str, backend: str) -> str:
-    """Return the name in a race: 'keras-ops' on TensorFlow, 'keras-ops@jax' on JAX."""
+    """Return the name in a race: 'mean' on TensorFlow, 'mean@jax' on JAX."""
     return f"{candidate}@{backend}" if backend in ("jax", "torch") else candidate
 
 

@@ -89,7 +89,7 @@ class Op:
     of the output, last, and return (y, the gradient of each differentiable input).
 
     Attributes:
-        name: 'depth_max_pool'.
+        name: 'row_max'.
         title: for headings: 'Depthwise max pooling'.
         axes: its own axes; the standard ones come with the harness.
         inputs: case -> TensorSpec by name, any number of any rank.

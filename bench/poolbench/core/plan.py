@@ -105,7 +105,7 @@ class Contender:
 
     @property
     def name(self) -> str:
-        """The name within the race: 'slices-maximum', or 'slices-maximum@head'."""
+        """The name within the race: 'reduce_max', or 'reduce_max@head'."""
         return f"{self.candidate}@{self.label}" if self.label else self.candidate
 
 

@@ -182,7 +182,7 @@ def own_terminal() -> IO[str] | None:
 
 
 def describe_fastest(measurements: Mapping[str, Any], baseline: str) -> str:
-    """Return 'fastest keras-stock, 0.71 of reshape-reduce_max', over the correct candidates."""
+    """Return 'fastest sort, 0.71 of reduce_max', over the correct candidates."""
     from poolbench.engine.recorder import middle
 
     times = {

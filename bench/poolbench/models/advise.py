@@ -7,6 +7,7 @@ replacement. The answer is a sentence and a snippet.
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -146,7 +147,7 @@ class _Answer:
         if found.unknown:
             lines, chosen = conclude_isolated(self._isolated(found, look)), dict[str, str]()
         else:
-            lines, chosen = conclude(self._replaced(found, look, writes=target is not None))
+            lines, chosen = conclude(self._replaced(found, look))
         for line in lines:
             self.say(line)
         if target is not None:
@@ -165,11 +166,15 @@ class _Answer:
             self.entry, candidates=candidates, processes=processes, replaced=replaced, isolated=not replaced,
             budget_seconds=self.entry.budget_seconds * processes / PARTS,
         )  # fmt: skip
-        return race_model(
-            entry, self.workers, self.plan, found,
-            extra=EXTRA if replaced and processes > 1 else 0,
-            enough=lambda stepped: not is_wide(stepped.share()),
-        )  # fmt: skip
+
+        def enough(stepped: Stepped) -> bool:
+            if is_wide(stepped.share()):
+                self.workers.prepare((WorkerSpec(),), processes + EXTRA)
+                return False
+            return True
+
+        extra = EXTRA if replaced and processes > 1 else 0
+        return race_model(entry, self.workers, self.plan, found, extra=extra, enough=enough)
 
     def _isolated(self, found: Described, look: Stepped) -> Stepped:
         """Return a race of what may be faster than the layers of a model that cannot run; else the first look."""
@@ -179,15 +184,15 @@ class _Answer:
         self.workers.prepare((WorkerSpec(),), self.entry.processes)
         return self._race(found, rivals, processes=self.entry.processes)
 
-    def _replaced(self, found: Described, look: Stepped, *, writes: bool) -> Stepped:
+    def _replaced(self, found: Described, look: Stepped) -> Stepped:
         """Return a race of the replacements that may win something; the first look if that says enough."""
         placed = {op: (best,) if (best := worth_racing(look, op)) else () for op in found.pastable}
         sure = look.measurements[ORIGINAL].status != "ok" or is_negligible(look)
         if sure and not any(placed.values()):
             return look
         processes = 1 if sure else self.entry.processes
-        # Start all at once, because a process takes seconds to start. The last one loads the written model.
-        self.workers.prepare((WorkerSpec(),), processes + writes)
+        # Start all at once, because a process takes seconds to start.
+        self.workers.prepare((WorkerSpec(),), processes)
         return self._race(found, placed, processes=processes, replaced=True)
 
     def _describe(self) -> Described:
@@ -244,10 +249,10 @@ class _Answer:
                 left = ", ".join(f"`{clean(layer)}`" for layer in written.code)
                 self.say(f"It still needs code for {left}: safe mode does not load it.")
                 return
-            fresh = self.workers.worker(WorkerSpec(), self.entry.processes)
-            difference = fresh.call(
-                check_written, str(target.resolve()), predictions, timeout=TASK_SECONDS
-            )
+            with contextlib.closing(WorkerPool()) as fresh:
+                difference = fresh.worker(WorkerSpec()).call(
+                    check_written, str(target.resolve()), predictions, timeout=TASK_SECONDS
+                )
         self.say(
             "Loaded in safe mode in a fresh process, its predictions differ from the original's by at most "
             f"{difference:.1g} of the largest."

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 from poolbench.core.axes import format_value
 from poolbench.models.config import OWN_LAYERS, brief, clean
@@ -15,7 +14,7 @@ from poolbench.models.steps import ISOLATED, ORIGINAL
 SMALL_SHARE = 0.02
 SMALLEST_GAIN = 1.02
 # A share counts as unknown if the interval's upper end is more than this many times its lower end.
-WIDE = 1.5
+WIDE = 1.8
 # One process says that a share is small if this many times the share is; it is seldom off by a third.
 SURE = 4
 # In isolation, one process shows that a candidate is faster if it is so by this factor.
@@ -113,43 +112,29 @@ def worth_racing(look: Stepped, op: str) -> str:
     return best if 2 * gain > SMALL_SHARE else ""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Promise:
-    """The effect of a replacement on the step: speed over the original step; None if that does not run."""
-
-    op: str
-    candidate: str
-    speed: Interval | None
-
-
-def promises(stepped: Stepped) -> list[Promise]:
-    """Return the speed of each replacement over the original step."""
-    found = []
-    for name in stepped.measurements:
-        if name != ORIGINAL and not name.startswith(ISOLATED) and stepped.seconds(name):
-            op, _, candidate = name.partition("=")
-            found.append(Promise(op=op, candidate=candidate, speed=stepped.ratio(ORIGINAL, name)))
-    return found
-
-
 def conclude(raced: Stepped) -> tuple[list[str], dict[str, str]]:
     """Return the lines of the answer, and the replacements: op to candidate."""
     found, built = raced.described, raced.measurements[ORIGINAL]
     lines: list[str] = []
     chosen: dict[str, str] = {}
-    for promise in promises(raced):
-        pools = [pool for pool in found.pools if pool.op == promise.op]
-        code = any(needs_code(pool, found) for pool in pools)
-        faster = promise.speed is not None and promise.speed[0] >= SMALLEST_GAIN
+    for name in raced.measurements:
+        op, equals, candidate = name.partition("=")
+        if not equals or name.startswith(ISOLATED) or not raced.seconds(name):
+            continue
+        pools = [pool for pool in found.pools if pool.op == op]
+        code = [pool for pool in pools if needs_code(pool, found)]
+        speed = raced.ratio(ORIGINAL, name)
+        faster = speed is not None and speed[0] >= SMALLEST_GAIN
         if not (code or faster or built.status != "ok"):
             continue
-        gains = [f"{times(promise.speed)} the step"] if promise.speed else []
+        gains = [f"{times(speed)} the step"] if speed else []
         gains += [f"the {STEPS[raced.entry.direction]} runs here"] if built.status != "ok" else []
         gains += ["safe mode loads it"] if code else []
-        text = found.pastable[promise.op][promise.candidate]
+        text = found.pastable[op][candidate]
         kind = text.removeprefix("keras.layers.").partition("(")[0]
-        lines += [f"Replace {layer_names(pools)} by {kind}: {', and '.join(gains)}.", snippet(text)]
-        chosen[promise.op] = promise.candidate
+        named = layer_names(pools if faster or not code else code)
+        lines += [f"Replace {named} by {kind}: {', and '.join(gains)}.", snippet(text)]
+        chosen[op] = candidate
     head = describe_share(raced)
     if lines:
         return [f"{head}.", *lines], chosen

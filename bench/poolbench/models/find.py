@@ -305,7 +305,14 @@ class _Findings:
         # oneDNN kills the process on an eager maximum over more than the image (tensorflow#125509).
         eager = not any("Max" in type(part.operation).__name__ for part in parts)
         function = partial(run_parts, [part.operation for part in parts])
-        return identify(function, given, first.dtype, eager=eager)
+        own = not self._code.isdisjoint(names)
+        found = identify(function, given, first.dtype, eager=eager, explains=own)
+        if found.form is None or given[-1] != parts[-1].made[-1] or not found.form.sizes:
+            return found
+        # A window that divides this image makes as many outputs as an adaptive one; of another image it does not.
+        other = (given[0], *(size + 1 + i for i, size in enumerate(given[1:-1])), given[-1])
+        elsewhere = identify(function, other, first.dtype, eager=eager, explains=False)
+        return found if elsewhere.form == found.form or not elsewhere.inputs else Finding()
 
 
 def _is_stand_in(operation: Any) -> bool:

@@ -97,8 +97,7 @@ def title_of(form: Form, given: Shape, made: Shape) -> str:
     op = REGISTRY.ops[form.op]
     usual = {axis.name: axis.default for axis in op.axes if axis.choices}
     parameters = {name: v for name, v in form.parameters.items() if usual.get(name) != v}
-    sizes = [value for value in parameters.values() if isinstance(value, int)]
-    text = (op.title.lower() or form.op) + (f" of {sizes[0]}" if sizes else "")
+    text = (op.title.lower() or form.op) + (f" of {form.sizes[0]}" if form.sizes else "")
     pooled = [
         i for i in range(1, len(given)) if len(given) == len(made) and made[i] == 1 < given[i]
     ]
@@ -106,7 +105,7 @@ def title_of(form: Form, given: Shape, made: Shape) -> str:
         text += " over all channels"
     elif _lost(given, made) == [1] and len(given) == 3:
         text += " over time"
-    notes = [value for value in parameters.values() if value not in sizes]
+    notes = [value for value in parameters.values() if value not in form.sizes]
     if form.data_format == "channels_first" and not form.is_view(given):
         notes.append("channels_first")
     if pooled:

@@ -55,6 +55,11 @@ class Form(msgspec.Struct, frozen=True, kw_only=True):
     data_format: str = "channels_last"
     parameters: dict[str, str | int] = {}
 
+    @property
+    def sizes(self) -> list[int]:
+        """Return the parameters that are sizes."""
+        return [value for value in self.parameters.values() if isinstance(value, int)]
+
     def layout(self, shape: Sequence[int]) -> Shape:
         """Return the four sizes that a tensor of this shape is seen as, in memory order."""
         batch, rest = shape[: self.merged + 1], shape[self.merged + 1 :]
@@ -229,7 +234,9 @@ class Runner:
         return None if dx is None else (y.numpy(), tf.convert_to_tensor(dx).numpy())
 
 
-def identify(function: Function, shape: Shape, dtype: str, *, eager: bool = True) -> Finding:
+def identify(
+    function: Function, shape: Shape, dtype: str, *, eager: bool = True, explains: bool = True
+) -> Finding:
     """Run a function on inputs of this shape and say which op it equals, if any.
 
     Args:
@@ -237,6 +244,7 @@ def identify(function: Function, shape: Shape, dtype: str, *, eager: bool = True
         shape: of its input, with N.
         dtype: of its input.
         eager: whether it may run outside a graph where it does not run in one.
+        explains: whether to say what another function is, which takes a call per channel.
     """
     if dtype not in BOUNDS or len(shape) < 3 or math.prod(shape) < 2:
         return Finding()
@@ -251,7 +259,7 @@ def identify(function: Function, shape: Shape, dtype: str, *, eager: bool = True
     for form in forms(shape, outputs[0].size):
         if all(equals(form, x, y) for x, y in zip(inputs, outputs, strict=True)):
             return _with_gradients(runner, form, inputs)
-    return Finding(inputs=len(inputs), note=explain(runner, shape, dtype))
+    return Finding(inputs=len(inputs), note=explain(runner, shape, dtype) if explains else "")
 
 
 def equals(form: Form, x: Array, y: Array) -> bool:

@@ -123,7 +123,7 @@ class Stepped:
 
     @property
     def copies(self) -> int:
-        """How often one call of pooling alone runs each pool."""
+        """How often one call of isolated pooling runs each pool."""
         return isolated_copies(self.described.pools)
 
     def seconds(self, name: str) -> float | None:
@@ -234,7 +234,7 @@ def percentiles(seconds: Sequence[float]) -> dict[str, float | int | str | None]
 
 
 def fastest_isolated(stepped: Stepped) -> str | None:
-    """Return the op and implementation with the fastest pooling alone, if every pool is of one op."""
+    """Return the op and implementation with the fastest isolated pooling, if every pool is of one op."""
     times = {
         name.removeprefix(ISOLATED): seconds
         for name in stepped.measurements

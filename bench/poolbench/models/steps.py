@@ -1,4 +1,4 @@
-"""Steps of a model, and its pooling alone, as a worker opens and checks them.
+"""Steps of a model, and its isolated pooling, as a worker opens and checks them.
 
 A training step is forward, backward and an SGD update at a learning rate of zero: all of the work is done and the
 weights stay, so that a thousand steps are alike. The loss is the outputs' mean square, because a file does not tell the
@@ -38,7 +38,7 @@ Array = np.ndarray[Any, Any]
 Call = Callable[..., Any]
 ORIGINAL = "original"
 ISOLATED = "isolated:"
-# Calls of pools that one call of pooling alone runs at least, so that entering TensorFlow costs little of it.
+# Calls of pools that one call of isolated pooling runs at least, so that entering TensorFlow costs little of it.
 ISOLATED_CALLS = 16
 ISOLATED_NBYTES = 96 << 20
 # Rounding differences of a pool grow through the layers that follow it and through the whole backward pass.
@@ -88,55 +88,14 @@ def make_inputs(model: Model, seed: int) -> tuple[Array, ...]:
     return tuple(found)
 
 
-def pool_inputs(model: Model, inputs: Sequence[Array]) -> tuple[Array, ...]:
-    """Return what each pool gets when the model is run on these inputs.
-
-    Where a stand-in is before the pool, or the pool is called within a loop, so that its input cannot be read: random
-    values, half of them zeros.
-    """
-    import tensorflow as tf
-
-    if model.loaded.unknown:
-        return tuple(_random_input(pool, i) for i, pool in enumerate(model.pools))
-    found: list[tuple[int, Any]] = []
-
-    def watch(operation: Any, call: Call, x: Any, *args: Any, **kwargs: Any) -> Any:
-        found.append((id(operation), x))
-        return call(x, *args, **kwargs)
-
-    def run(*given: Any) -> list[Any]:
-        found.clear()
-        call_model(model.model, *given, training=False)
-        return [x for _, x in found]
-
-    firsts = {id(parts[0]): parts[0] for parts in model.parts}
-    watchers = {key: (first, partial(watch, first, first.call)) for key, first in firsts.items()}
-    try:
-        with replaced(watchers):
-            arrays = [x.numpy() for x in tf.function(run)(*map(tf.constant, inputs))]
-    except (ValueError, TypeError, tf.errors.OpError):
-        arrays = []
-    left = [(key, array) for (key, _), array in zip(found, arrays, strict=False)]
-    return tuple(
-        _take(left, id(parts[0]), pool, i)
-        for i, (pool, parts) in enumerate(zip(model.pools, model.parts, strict=True))
-    )
-
-
-def _take(left: list[tuple[int, Array]], key: int, pool: Pool, seed: int) -> Array:
-    for i, (other, array) in enumerate(left):
-        if other == key and array.shape == pool.given:
-            return left.pop(i)[1]
-    return _random_input(pool, seed)
-
-
-def _random_input(pool: Pool, seed: int) -> Array:
+def pool_input(pool: Pool, seed: int) -> Array:
+    """Return an input of a pool: random values, half of them zeros, as after a ReLU."""
     block = np.maximum(np.random.default_rng(seed).standard_normal(BLOCK_LENGTH), 0.0)
     return np.resize(block, pool.given).astype(numpy_dtype(pool.dtype))
 
 
 def isolated_copies(pools: Sequence[Pool]) -> int:
-    """Return how often pooling alone runs each pool: enough to outweigh one call into TensorFlow."""
+    """Return how often isolated pooling runs each pool: enough to outweigh one call into TensorFlow."""
     if not pools:
         return 0
     nbytes = sum(4 * math.prod(pool.given) for pool in pools)
@@ -144,12 +103,12 @@ def isolated_copies(pools: Sequence[Pool]) -> int:
 
 
 def open_case(session: Session, case: Case, seed: int, *, source: Source) -> Opened:
-    """Load the model and store its inputs, and those of its pools for pooling alone."""
+    """Load the model and store its inputs, and those of its isolated pools."""
     close_case(session)
     model = load(source, case.batch)
     inputs = make_inputs(model, seed)
     copies = isolated_copies(model.pools)
-    given = pool_inputs(model, inputs) if model.pools else ()
+    given = [pool_input(pool, i) for i, pool in enumerate(model.pools)]
     xs = [x.copy() for x in given for _ in range(copies)]
     dys: list[Array] = []
     if case.direction == "training":
@@ -164,7 +123,7 @@ def open_case(session: Session, case: Case, seed: int, *, source: Source) -> Ope
 
 
 def parse_contender(name: str) -> dict[str, str]:
-    """Return {'depth_max_pool': 'layer-depth_max_pool'} from a contender's name; {} for original."""
+    """Return {'row_max': 'reduce_max'} from a contender's name; {} for original."""
     op, equals, candidate = name.removeprefix(ISOLATED).partition("=")
     return {op: candidate} if equals else {}
 
@@ -243,13 +202,13 @@ def _open_isolated(session: Session, name: str, *, check: bool) -> OpenedContend
     base, total = opened.inputs, len(model.pools) * opened.copies
     xs = [base + i * opened.copies + copy for i in chosen for copy in range(opened.copies)]
     dys = [place + total for place in xs] if case.direction == "training" else []
-    alone = make_isolated(
+    isolated = make_isolated(
         [model.pools[i].layer for i in chosen], calls, opened.copies, case.direction
     )
     return open_call(
         session,
         name,
-        lambda: _in_mode(alone, case.mode),
+        lambda: _in_mode(isolated, case.mode),
         places=(*xs, *dys),
         # Values only: correct gradients may differ at ties, and `find` has compared them.
         judge=partial(_judge, opened, ",".join(map(str, chosen)), len(xs)) if check else None,
@@ -286,7 +245,7 @@ def _judge(opened: _Opened, key: str, values: int | None, outputs: tuple[Array, 
     )
     if accuracy.worst <= 1:
         return Verdict(accuracy=accuracy, status="ok", reason="")
-    reason = f"it differs from the step as built by {accuracy.worst:.3g} times the bound ({accuracy.bound})"
+    reason = f"it differs from the original step by {accuracy.worst:.3g} times the bound ({accuracy.bound})"
     return Verdict(accuracy=accuracy, status="wrong", reason=reason)
 
 
@@ -361,7 +320,7 @@ STEPS: dict[str, Callable[[Model], Call]] = {"forward": make_inference, "trainin
 
 
 def make_isolated(names: Sequence[str], calls: Sequence[Call], copies: int, direction: str) -> Call:
-    """Return a function of pools alone, one after another, each `copies` times on inputs of its own.
+    """Return a function of isolated pools, one after another, each `copies` times on inputs of its own.
 
     It takes the inputs of pool 0, copy 0, 1, ..., of pool 1, ..., then, in training, as many dy in the
     same order; it returns every y, then every dx.
@@ -370,7 +329,7 @@ def make_isolated(names: Sequence[str], calls: Sequence[Call], copies: int, dire
 
     count = len(names) * copies
 
-    def alone(*arguments: Any) -> tuple[Any, ...]:
+    def isolated(*arguments: Any) -> tuple[Any, ...]:
         outputs: list[Any] = []
         gradients: list[Any] = []
         last: list[Any] = []
@@ -391,4 +350,4 @@ def make_isolated(names: Sequence[str], calls: Sequence[Call], copies: int, dire
                 last = [dx]
         return (*outputs, *gradients)
 
-    return alone
+    return isolated

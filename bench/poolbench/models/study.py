@@ -8,7 +8,7 @@ differs is what a worker opens (`poolbench.models.steps`), and the contenders' n
 - `isolated:original`, `isolated:OP=CANDIDATE`: the isolated pooling.
 
 The share. Isolated pooling runs, in the same rounds as the step, every pooling call of the model at its own
-shapes, on the activations that the model itself makes, in the step's mode and direction, one after another.
+shapes, on random values of which half are zeros, in the step's mode and direction, one after another.
 Its time over the step's is the share, paired by round. Two other ways were rejected. A cheap stand-in (a
 slice) in the pool's place has a backward pass that writes as much as the pool's own, so that the difference
 hides a part of the cost, and a share of 1% would be the difference of two times that are each known to 1%. A

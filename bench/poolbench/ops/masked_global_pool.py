@@ -17,19 +17,20 @@ MAX = {"reduction": ["max"], "distribution": ["negative"]}
 MAIN = (BASELINE, STOCK, LAYER, "matmul-weights", "multiply-reduce")
 ALL = (*MAIN, "einsum", "multiply-mean", "ragged-boolean_mask")
 OF_MAX = (BASELINE, STOCK, LAYER, "add-lowest", "multiply-reduce")
-SMALL, LONG, PRECISE = (32, 16, 128), (4, 8192, 256), (16, 3000, 128)
+# Below 32 MiB: the C library returns a larger gradient to the system after each call, and every page of it faults.
+SMALL, LONG, PRECISE = (32, 16, 128), (2, 8192, 256), (16, 3000, 128)
 BOTH: dict[str, Any] = {"mode": ["graph", "xla"], "direction": ["forward", "training"]}
 DEFAULT = Sweep(
     (
         product(candidates=ALL, mode=["graph"], **MEAN),
-        product(candidates=MAIN, mode=["eager"], shape=[SMALL], **MEAN),
-        product(candidates=MAIN[:4], **BOTH, shape=[(32, 256, 256), LONG], **MEAN),
+        product(candidates=MAIN[:4], **BOTH, **MEAN),
+        product(candidates=MAIN[:4], mode=["graph", "xla"], direction=["training"], shape=[LONG], **MEAN),
+        product(candidates=MAIN, mode=["eager"], shape=[SMALL], empty_row=["yes"], **MEAN),
         product(candidates=(*MAIN, ALL[7]), dtype=["float16"], shape=[PRECISE], **MEAN),
-        product(candidates=MAIN[:4], empty_row=["yes"], data_format=["channels_first"], **MEAN),
         product(candidates=OF_MAX, mode=["graph"], **MAX),
-        product(candidates=OF_MAX[:4], **BOTH, **MAX),
-        product(candidates=(*OF_MAX[:4], ALL[7]), dtype=["float16"], shape=[PRECISE],
-                empty_row=["yes"], mask_dtype=["float32"], padded_end=["pre"], **MAX),
+        product(candidates=OF_MAX[:4], direction=["training"], mode=["graph", "xla"], **MAX),
+        product(candidates=(*OF_MAX[:4], ALL[7]), dtype=["float16"], shape=[PRECISE], empty_row=["yes"],
+                mask_dtype=["float32"], padded_end=["pre"], data_format=["channels_first"], **MAX),
     )
 )  # fmt: skip
 MATRIX = Sweep(
