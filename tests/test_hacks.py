@@ -52,7 +52,7 @@ TENSORFLOW_CAUGHT = {
     "late-burning-thread": ("watch", "error", "it left 1 threads that stay"),
     "late-slow-clock": ("watch", "error", "it replaced time.perf_counter"),
 }
-BATCHES = 40
+BATCHES = 20
 
 
 def race(session: Session, name: str, mode: str = "") -> dict[str, tuple[str, str, str]]:

@@ -127,14 +127,14 @@ def limit_seconds(limit: Samples | None) -> float:
 
 
 def probe_table(probes: Iterable[Measurement]) -> pd.DataFrame:
-    """Return one row per probe: its case, and bytes per second by its processes' medians."""
+    """Return one row per bandwidth probe: its case, and bytes per second by its processes' medians."""
     rows = []
     labels: dict[Case, str] = {}
     for probe in probes:
         medians = process_medians(probe.samples)
-        if probe.status != "ok" or not len(medians):
-            continue
         case, moved = probe.case, probe.read_nbytes + probe.written_nbytes
+        if probe.status != "ok" or not len(medians) or not moved:
+            continue
         rows.append(
             {
                 "op": case.op,
