@@ -94,6 +94,16 @@ def bench_full(session: nox.Session) -> None:
     _poolbench(session, "run", "--sweep", "full")
 
 
+@nox.session(name="bench-backends", venv_backend="none")
+def bench_backends(session: nox.Session) -> None:
+    """Compare Keras with the bare functions of TensorFlow, JAX and PyTorch on the CPU: about 5 minutes."""
+    axis = "backend=tensorflow,jax,torch"
+    _poolbench(
+        session, "run", "--sweep", "backends", "--op", "depth_max_pool", "--op", "global_avg_pool",
+        "--axis", axis, extras=("cpu", "backends"), env="backends",
+    )  # fmt: skip
+
+
 @nox.session(name="bench-gpu", venv_backend="none")
 def bench_gpu(session: nox.Session) -> None:
     """Benchmark on every GPU that TensorFlow sees, with the CPU beside it."""

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
+from _backends import BLOCKS as BACKEND_BLOCKS
 from _blocks import (
     OP,
     headline_block,
@@ -122,6 +123,7 @@ BLOCKS: dict[str, Callable[[RunFrame, Path], str]] = {
     "gpu": gpu_block,
     "gpu-bandwidth": gpu_bandwidth_block,
     "gpu-means": gpu_means_block,
+    **BACKEND_BLOCKS,
     "hacks": hacks_block,
     "faults": faults_block,
 }

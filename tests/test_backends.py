@@ -10,7 +10,7 @@ from poolbench.cli import main
 from poolbench.core.candidate import BACKENDS, KERAS, contender_name, split_contender
 from poolbench.core.case import make_case
 from poolbench.core.errors import UsageError
-from poolbench.core.plan import WorkerSpec
+from poolbench.core.plan import IDENTITY, WorkerSpec
 from poolbench.core.program import Program
 from poolbench.core.records import TimeBreakdown
 from poolbench.core.registry import (
@@ -22,6 +22,9 @@ from poolbench.core.registry import (
 )
 from poolbench.engine.contenders import contenders_of
 from poolbench.engine.process import Worker
+from poolbench.engine.recorder import ContenderRecord, flag_implausible
+from poolbench.matrix import PROBES
+from poolbench.matrix.runner import PendingCell, reason_to_skip, run_step
 from poolbench.report.frame import lay_out
 from poolbench.report.programs import compare_programs, same_program, unlike
 from poolbench.report.tables import measurement_table
@@ -172,6 +175,20 @@ def test_same_program_needs_equal_hash_and_key(tmp_path):
     assert not same_program(one, msgspec.structs.replace(two, program=elsewhere))
 
 
+def test_flag_implausible_small_input_another_framework_may_call_faster():
+    case = case_of("depth_max_pool", mode="xla")
+    records = {}
+    for name, backend, seconds in (
+        (IDENTITY, "tensorflow", 4e-4), ("keras-ops", "tensorflow", 1e-4), ("keras-ops@jax", "jax", 1e-4),
+    ):  # fmt: skip
+        entry = None if name == IDENTITY else REGISTRY.candidates["depth_max_pool", "keras-ops"]
+        records[name] = ContenderRecord(name, entry, WorkerSpec(backend=backend))
+        records[name].columns = [(0, 0, n, 1, seconds, 0) for n in range(3)]
+    flag_implausible(records, case, 0.5)
+    assert records["keras-ops"].status == "implausible"
+    assert records["keras-ops@jax"].status == "ok"
+
+
 # Real workers
 
 # On JAX and PyTorch keras.ops.mean computes float64 in float32.
@@ -210,6 +227,26 @@ def test_every_candidate_of_a_backend_agrees_with_the_reference(worker, op):
             assert opened.status == "ok", (name, change, opened.reason)
             assert opened.settings["threads"] == "1"
             assert opened.settings["determinism"] == "off"
+
+
+@pytest.mark.parametrize("key", ["forward", "gradient"])
+def test_matrix_check_of_a_backend_passes_or_says_what_is_wrong(worker, key, tmp_path):
+    probe = f"{key}-{worker.spec.backend}"
+    found = worker.call(
+        run_step, "depth_max_pool", "layer-depth_max_pool", probe, 0, "cpu:0", str(tmp_path), timeout=60
+    )  # fmt: skip
+    assert (found.state, "exact" in found.evidence) == ("pass", True), found
+
+
+def test_matrix_check_of_a_backend_that_a_candidate_lacks_is_not_run():
+    cells = [
+        PendingCell(
+            op="depth_max_pool", candidate=name, probe=PROBES["forward-jax"], device="cpu:0"
+        )
+        for name in ("max_pool", "layer-depth_max_pool")
+    ]
+    assert reason_to_skip(cells[0], exports=False) == "it calls TensorFlow"
+    assert "TensorFlow" not in reason_to_skip(cells[1], exports=False)
 
 
 def test_read_program_of_a_backend_groups_equal_candidates(worker):

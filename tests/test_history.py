@@ -10,8 +10,9 @@ from click.testing import CliRunner
 from poolbench.cli import main
 from poolbench.core.plan import Plan
 from poolbench.launch import launch_repeated
-from poolbench.report import history
+from poolbench.report import history, tables
 from poolbench.report.frame import lay_out, load
+from poolbench.report.recommend import answer
 from poolbench.stats.prior import SHIPPED
 from poolbench.store.journal import read_run
 
@@ -151,3 +152,19 @@ def test_run_repeat_with_an_option_of_one_run_is_refused(option, tmp_path):
     words = ["--resume", "r"] if option == "resume" else [f"--{option.replace('_', '-')}"]
     done = CliRunner().invoke(main, ["run", "--repeat", "2", *words, "--results", str(tmp_path)])
     assert done.exit_code == 2 and "--repeat measures anew" in done.output
+
+
+def test_history_table_has_a_column_per_run_and_agrees_with_the_page(results):
+    loaded = load(results / "run-2")
+    table = tables.history_table(loaded, answer(loaded))
+    assert [name.partition(",")[0] for name in table.columns[3:]] == ["run-0", "run-1", "run-2"]
+    speeds = dict(zip(loaded.table["label"] + loaded.table["candidate"], 1 / loaded.table["ratio"]))
+    for row in table.itertuples(index=False):
+        assert float(row[-1].partition("x")[0]) == pytest.approx(
+            speeds[row.case + row.candidate], rel=0.01
+        )
+
+
+def test_history_table_of_one_run_is_empty(tmp_path):
+    loaded = load(make_run(tmp_path, "alone", 0))
+    assert tables.history_table(loaded, answer(loaded)).empty

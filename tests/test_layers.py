@@ -113,6 +113,38 @@ def test_the_compiled_layer_is_the_definition(pool_size, strides, padding, data_
     np.testing.assert_array_equal(slope if last else slope.transpose(0, 2, 3, 1), expected)
 
 
+def test_eager_calls_after_the_first_are_the_definition():
+    """A built layer takes eager tensors of its own dtype past the checks of Keras."""
+    layer = DepthMaxPool2D(3)
+    for shape in ((2, 3, 2, 10), (1, 2, 2, 7), (2, 3, 2, 10)):
+        x = np.random.default_rng(0).integers(-3, 4, shape).astype("float32")
+        y, windows = brute_force(x, 3, 3, "valid")
+        tensor = tf.constant(x)
+        with tf.GradientTape() as tape:
+            tape.watch(tensor)
+            got = layer(tensor)
+        np.testing.assert_array_equal(got, y)
+        expected = first_winner_gradient(x, np.ones_like(y), windows)
+        np.testing.assert_array_equal(tape.gradient(got, tensor), expected)
+
+
+@pytest.mark.parametrize("given", ["float64", "float16", "numpy"])
+def test_eager_call_of_a_built_layer_with_another_input_is_cast_by_keras(given):
+    layer = DepthMaxPool2D(3)
+    x = np.random.default_rng(0).integers(-3, 4, (1, 2, 2, 6)).astype("float32")
+    layer(x)
+    y = layer(x if given == "numpy" else tf.constant(x, given))
+    assert y.dtype == tf.float32
+    np.testing.assert_array_equal(y, brute_force(x, 3, 3, "valid")[0])
+
+
+def test_eager_call_of_a_built_layer_with_a_wrong_rank_raises_value_error():
+    layer = DepthMaxPool2D(3)
+    layer(tf.zeros((1, 2, 2, 6)))
+    with pytest.raises(ValueError, match="ndim"):
+        layer(tf.zeros((2, 2, 6)))
+
+
 def test_nan_in_a_window_gives_nan_in_every_mode():
     nan, inf = np.nan, -np.inf
     x = tf.constant(
@@ -120,7 +152,7 @@ def test_nan_in_a_window_gives_nan_in_every_mode():
     )
     layer = DepthMaxPool2D(3)
     expected = [nan, nan, nan, nan, inf]
-    for call in (layer, tf.function(layer), tf.function(layer, jit_compile=True)):
+    for call in (layer, layer, tf.function(layer), tf.function(layer, jit_compile=True)):
         np.testing.assert_array_equal(call(x).numpy().ravel(), expected)
 
 

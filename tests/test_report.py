@@ -1,6 +1,8 @@
 """The report: table, ranking, written files and command."""
 
+import html
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -304,13 +306,27 @@ def test_report_command_renders_a_page_without_tensorflow(tmp_path):
         "assert main(['report', %r, '--out', %r], standalone_mode=False) == 0\n"
         "assert not {'tensorflow.python', 'keras.src'} & set(sys.modules)\n"
     )
-    folder = synthetic.write(tmp_path / "one", synthetic.records(cases=[CASE]))
+    cases = [CASE.replace(mode=mode) for mode in ("eager", "graph")]
+    folder = synthetic.write(tmp_path / "one", synthetic.records(cases=cases))
     script = code % (str(folder), str(tmp_path / "out"))
     found = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=False
     )
     assert found.returncode == 0, found.stderr
-    assert (tmp_path / "out" / "index.html").exists()
+    own = own_text((tmp_path / "out" / "index.html").read_text(encoding="utf-8"))
+    assert not [part for part in own if "`" in part]
+    assert [one for part in own for one in SENTENCE.split(part) if len(one.split()) > 25] == []
+
+
+def own_text(page):
+    """Return the parts of a page's text between two tags, without tables, figures, code and navigation."""
+    left_out = r"<(style|script|svg|pre|code|table|datalist|small|nav)\b.*?</\1>"
+    text = re.sub(left_out, " ", page, flags=re.DOTALL)
+    text = re.sub(r"</?(?:strong|a|em)\b[^>]*>", "", text)
+    return [html.unescape(" ".join(part.split())) for part in re.split(r"<[^>]*>", text)]
+
+
+SENTENCE = re.compile(r"(?<=[.!?:;])\s")
 
 
 def test_report_without_libraries_prints_the_command(tmp_path):

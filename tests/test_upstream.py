@@ -4,10 +4,12 @@ A test that finds the behaviour gone fails with "mended upstream": take the limi
 table of failures and of docs/recipes.md, and make the support matrix anew.
 """
 
+import functools
 import os
 import signal
 import subprocess
 import sys
+import timeit
 from pathlib import Path
 
 import numpy as np
@@ -351,6 +353,25 @@ class TestMaxPool2d:
         x, winner = one_winner((15, 17), dtype)
         found = gradient_of(lambda x: tf.nn.max_pool2d(x, (15, 17), (15, 17), "VALID"), x, "graph")
         np.testing.assert_array_equal(tf.cast(found, "float64"), winner)
+
+    @pytest.mark.slow
+    def test_gradient_with_xla_takes_twice_the_time_of_that_of_slices(self):
+        def slices(x):
+            parts = [x[:, i::2, j::2] for i in (0, 1) for j in (0, 1)]
+            return functools.reduce(tf.maximum, parts)
+
+        def least_seconds(function):
+            def gradient(x):
+                with tf.GradientTape() as tape:
+                    tape.watch(x)
+                    y = function(x)
+                return tape.gradient(y, x)
+
+            run, x = tf.function(gradient, jit_compile=True), tf.random.normal((8, 56, 56, 96))
+            return min(timeit.repeat(lambda: run(x), number=1, repeat=20))
+
+        native = least_seconds(lambda x: tf.nn.max_pool2d(x, 2, 2, "VALID"))
+        assert native > 2 * least_seconds(slices), "mended upstream: use MaxPooling2D with XLA too"
 
     def test_nan_is_lost_and_a_window_of_nan_gives_the_lowest_number(self):
         x = np.ones((1, 2, 4, 1), np.float32)

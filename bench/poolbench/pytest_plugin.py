@@ -153,9 +153,10 @@ def _pairs(asked: Asked, op: str) -> list[tuple[Case, str]]:
     planned = planned_cases(found, asked.options["sweep"], axes)
     backends = asked.axes([BACKEND.name]).get(BACKEND.name, ("tensorflow",))
     pairs = []
+    entries = REGISTRY.of(op)
     for item in planned:
         names = set(racing(found, item))
-        for name, entry in REGISTRY.of(op).items():
+        for name, entry in entries.items():
             # A sweep names TensorFlow's candidates; the other backends' own race too.
             if name in names or "tensorflow" not in entry.backends:
                 pairs += [(item.case, one) for one in contender_names(item.case, name, backends)]

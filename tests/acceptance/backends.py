@@ -85,13 +85,16 @@ def main(arguments: list[str]) -> int:
                 names = [n for n, e in REGISTRY.of(case.op).items() if e.runs(backend, case.mode)]
                 chosen = [n for n in names if "keras" in n or n.startswith("layer-d")][:3]
                 found += race_twins(case, chosen, backend, pool)
+                store(found)
         finally:
             pool.close()
     false = [one for one in found if one["verdict"] in ("FASTER", "SLOWER")]
+    middle = statistics.median(one["half_width"] for one in found)
+    print(f"{len(false)} false verdicts in {len(found)}; median half-width {middle:.1%}")
+    return int(bool(false))
+
+
+def store(found: list[dict[str, Any]]) -> None:
+    """Write the comparisons so far."""
     STORED.parent.mkdir(parents=True, exist_ok=True)
     STORED.write_text(json.dumps({"margin": MARGIN, "comparisons": found}, indent=1) + "\n")
-    widths = sorted(one["half_width"] for one in found)
-    print(
-        f"{len(false)} false verdicts in {len(found)}; median half-width {statistics.median(widths):.1%}"
-    )
-    return int(bool(false))

@@ -17,8 +17,8 @@ IMAGES = Path("docs") / "images"
 REFERENCE = Path("results") / "reference"
 # (name, width, height, colours) of the page's pictures.
 PAGES = (
-    ("page", 1280, 900, "light"),
-    ("page-dark", 1280, 900, "dark"),
+    ("page", 1400, 900, "light"),
+    ("page-dark", 1400, 900, "dark"),
     ("page-narrow", 400, 900, "light"),
 )
 TRACE = "compare-depth_max_pool"  # how the name of the trace begins that docs/profiling.md tells of

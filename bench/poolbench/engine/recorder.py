@@ -188,6 +188,8 @@ def flag_implausible(records: Mapping[str, ContenderRecord], case: Case, slack: 
         # Wall time on a GPU is launch time, and no evidence against a candidate.
         if not record.candidate or (record.clock == "wall" and is_gpu(case.device)):
             continue
+        if small and record.worker.backend != probes[0].worker.backend:
+            continue  # a call of another framework may be cheaper
         columns = record.rows(record.clock)
         rows = [probe.rows(record.clock) for probe in probes]
         if not record.columns or not all(rows):

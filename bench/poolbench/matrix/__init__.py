@@ -5,6 +5,7 @@ Importing this loads neither TensorFlow nor Keras. `poolbench.matrix.runner` run
 
 from poolbench.matrix.probe import SupportProbe
 from poolbench.matrix.probes import (
+    backends,
     depth,
     dtypes,
     export,
@@ -17,10 +18,20 @@ from poolbench.matrix.probes import (
     values,
 )
 
-_BY_THEME = (run, silent, repeat, threads, depth, shapes, dtypes, values, save, export)
+_BY_THEME = (run, silent, repeat, threads, depth, shapes, dtypes, values, save, export, backends)
 
 # In the order of the matrix: groups stay together.
-GROUPS = ("runs", "trains", "depth", "shapes", "numbers", "values", "repeats", "exports")
+GROUPS = (
+    "runs",
+    "trains",
+    "depth",
+    "shapes",
+    "numbers",
+    "values",
+    "repeats",
+    "exports",
+    "backends",
+)
 PROBES: dict[str, SupportProbe] = {
     probe.key: probe
     for probe in sorted(

@@ -32,6 +32,8 @@ PROCESSES: Mapping[str, WorkerSpec] = {
     "fresh": WorkerSpec(backend="numpy"),
     "other": WorkerSpec(),
     "one-thread": WorkerSpec(threads=1),
+    "jax": WorkerSpec(backend="jax"),
+    "torch": WorkerSpec(backend="torch"),
 }
 
 

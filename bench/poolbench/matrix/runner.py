@@ -9,6 +9,7 @@ candidates.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import queue
 import re
 import tempfile
@@ -19,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from poolbench.core.candidate import KERAS
 from poolbench.core.errors import WorkerFailure
 from poolbench.core.records import CellState, MatrixCell, Status
 from poolbench.core.registry import REGISTRY
@@ -35,6 +37,7 @@ Key = tuple[str, str, str]
 STAGES: tuple[tuple[tuple[str, ...], ...], ...] = (
     (("shared",), ("shared",)),
     (("deterministic",), ("fresh",)),
+    (("jax",), ("torch",)),
     (("one-thread", "other"),),
 )
 NUMPY_PROBE = "forward-eager"
@@ -123,6 +126,11 @@ def reason_to_skip(cell: PendingCell, *, exports: bool) -> str:
     entry = REGISTRY.candidates[cell.op, cell.candidate]
     if entry.backends == ("numpy",) and cell.probe.key != NUMPY_PROBE:
         return "a NumPy candidate has no graph, no gradient and no model"
+    backend = cell.probe.steps[0].process
+    if backend in KERAS and backend not in entry.backends:
+        return "it calls TensorFlow"
+    if backend in KERAS and importlib.util.find_spec(backend) is None:
+        return f"{backend} is not installed: the extra 'backends' has it"
     return ""
 
 

@@ -32,12 +32,14 @@ class Trial:
     """A candidate on a device, as a check sees it in a worker.
 
     Attributes:
+        backend: of the worker; '' is the candidate's first.
         folder: scratch for what is saved and loaded; the same for all steps of a check.
     """
 
     op: Op
     candidate: Candidate
     device: str = "cpu:0"
+    backend: str = ""
     folder: Path = Path()
 
     @property
@@ -160,7 +162,7 @@ def call(trial: Trial, case: Case, *host: Array) -> Arrays:
     from poolbench.worker.session import bind
 
     with on_device(trial):
-        bound = bind(trial.candidate, case)
+        bound = bind(trial.candidate, case, _backend(trial))
         result = bound(*(tensor(trial, array) for array in host))
     results = result if isinstance(result, tuple) else (result,)
     return tuple(to_numpy(value) for value in results)
@@ -179,7 +181,7 @@ def on_device(trial: Trial) -> Any:
 def _backend(trial: Trial) -> Any:
     from poolbench.worker.backends import BACKENDS
 
-    return BACKENDS[trial.candidate.backends[0]]
+    return BACKENDS[trial.backend or trial.candidate.backends[0]]
 
 
 def try_forward(trial: Trial, case: Case, make: MakeInputs = distinct_inputs) -> Finding:

@@ -119,8 +119,10 @@ def _facts(loaded: RunFrame, advice: Recommendation, base: Mapping[str, object])
 def _lines(advice: Recommendation) -> list[str]:
     """Return what a reader must know of the choice, in sentences of at most 25 words."""
     if advice.complete:
+        count = "all" if advice.cases == advice.all_cases else f"{advice.cases} of"
         found = [
-            f"It is right in all {advice.cases} cases of this run, with the least regret or level with it."
+            f"It is right wherever it was raced, in {count} {advice.all_cases} cases, "
+            "with the least regret or level with it."
         ]
     else:
         found = [
@@ -129,11 +131,6 @@ def _lines(advice: Recommendation) -> list[str]:
     if advice.over and advice.over_cases < advice.cases:
         left = advice.cases - advice.over_cases
         found.append(f"In {left} of them {advice.over} fails or was not raced.")
-    if advice.near is not None:
-        name, cases, loss = advice.near
-        found.append(
-            f"{name} loses at most {format_times(loss)}, but was raced in {cases} cases only."
-        )
     if advice.tied:
         found.append(
             f"Its largest loss cannot be distinguished from that of {', '.join(advice.tied[:3])}."

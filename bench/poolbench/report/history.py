@@ -208,6 +208,17 @@ def estimates_of(summary: RunSummary, prior: Prior = SHIPPED) -> dict[Key, RunsE
     return dict(zip(keys, combine(table_of([summary]), prior), strict=True))
 
 
+def runs_of_machine(run: StoredRun) -> list[tuple[RunSummary, dict[Key, RunsEstimate]]]:
+    """Return the runs of a run's machine beside it, of any code, the oldest first, with what each alone prints."""
+    machine = timing_facts(run.header.environment)
+    found = {one.run: one for one in read_summaries(run.path.absolute().parent)}
+    found |= {} if run.header.run in found else {run.header.run: summarise(run)}
+    like = sorted(
+        (one for one in found.values() if one.machine == machine), key=lambda s: s.created
+    )
+    return [(one, estimates_of(one)) for one in like if one.comparisons]
+
+
 def agree(first: RunSummary, second: RunSummary, prior: Prior = SHIPPED) -> Agreement:
     """Compare two runs as a reader of their reports would.
 

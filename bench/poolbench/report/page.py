@@ -70,6 +70,7 @@ def render(loaded: RunFrame, out: Path) -> RenderedReport:
         "environment": machine_tables.environment_table(run.header.environment),
         "bandwidth_limits": machine_tables.bandwidth_limit_table(loaded.probes),
         "devices": machine_tables.device_table(loaded),
+        "history": tables.history_table(loaded, answers),
     }
     _write_tables(out / "tables", written)
     groups = write_figures(loaded, answers, matrices, out / "figures")
@@ -93,6 +94,7 @@ def render(loaded: RunFrame, out: Path) -> RenderedReport:
         "contention_table": machine_tables.contention_table(loaded),
         "bandwidth_limit_table": written["bandwidth_limits"],
         "device_table": written["devices"],
+        "history_table": written["history"],
         "shares_table": machine_tables.shares_table(loaded),
         "environment_tables": [("local", written["environment"])]
         + [

@@ -1,8 +1,8 @@
 """Recommend implementations: the best set of each race, and one recommendation per op and device.
 
 The recommendation has the least regret (Savage 1951, JASA 46:55): of the implementations that are
-right in every case of the run, the one whose largest loss against the best of each case is least,
-then the one whose mean loss is.
+right in every case that they were raced in, the one whose largest loss against the best of each case
+is least, then the one whose mean loss is.
 """
 
 from __future__ import annotations
@@ -71,13 +71,11 @@ class Recommendation:
     Attributes:
         op, device, candidate: the answer; `base_row` is its row nearest to the op's base case.
         cases, all_cases: in which it was raced and right, and in which anything was.
-        complete: it is right in every case; else it is the one right in the most.
+        complete: it is right in every case it was raced in, half of all or more; else it is right in the most.
         largest, mean: its loss against the best of each case, 1.0 for none, with intervals corrected
             for the choice among the implementations that are right in every case.
         losses: by race, the largest first; `exceptions` are those shown to exceed the margin.
         tied: other implementations whose largest loss is not shown to be larger.
-        near: name, cases and largest loss of one that never failed and loses less, but was raced in
-            fewer cases; None without one.
         over: the textbook implementation, else the baseline; '' where the op has neither.
         speed_up: geometric mean of `over`'s time over its own, in the `over_cases` where both are right.
         least, most: the speed-up's range over these cases.
@@ -95,7 +93,6 @@ class Recommendation:
     losses: tuple[Loss, ...]
     exceptions: tuple[Loss, ...]
     tied: tuple[str, ...]
-    near: tuple[str, int, float] | None
     over: str
     over_cases: int
     speed_up: Interval
@@ -212,6 +209,9 @@ def _recommendation(
 ) -> Recommendation | None:
     """Return the candidate of least regret over the races of an op on a device.
 
+    Every candidate counts that is right wherever it was raced, in half of the cases or more; where there is
+    none, those that are right in the most cases.
+
     Of candidates that are not shown to lose more than the one of least regret, the one with the
     fewest failed checks, then known failures: a tie in time is no reason to take what does not save or
     is wrong elsewhere.
@@ -221,8 +221,13 @@ def _recommendation(
     for rows in races.values():
         for row in rows:
             rows_of[names[row]].append(row)
+    here = (loaded.table["op"] == place[0]) & (loaded.table["device"] == place[1])
+    broken = set(loaded.table.loc[here & ~loaded.table["right"], "candidate"])
+    sound = [
+        n for n, rows in rows_of.items() if n not in broken and len(rows) >= LEAST * len(races)
+    ]
     most = max(map(len, rows_of.values()))
-    eligible = [name for name, rows in rows_of.items() if len(rows) == most]
+    eligible = sound or [name for name, rows in rows_of.items() if len(rows) == most]
     race_of = {row: rows for rows in races.values() for row in rows}
     found = {
         name: _regret(rows_of[name], race_of, pairs, choices=len(eligible)) for name in eligible
@@ -236,6 +241,7 @@ def _recommendation(
         key=lambda name: (
             failed.get((place[0], name), 0),
             len(entry.failures) if (entry := known[name]) else 0,
+            -len(rows_of[name]),
             regret[name],
         ),
     )
@@ -247,37 +253,13 @@ def _recommendation(
     ]
     return Recommendation(
         op=place[0], device=place[1], candidate=chosen, cases=len(rows_of[chosen]), all_cases=len(races),
-        base_row=_nearest(loaded, place[0], rows_of[chosen]), complete=most == len(races),
+        base_row=_nearest(loaded, place[0], rows_of[chosen]), complete=bool(sound),
         largest=largest, mean=mean, losses=tuple(losses), exceptions=tuple(beyond),
         tied=tuple(n for n in eligible if n != chosen and not found[n][0][1] > largest[2]),
-        near=_near(loaded, rows_of, race_of, pairs, eligible, largest[0]),
         over=over, over_cases=len(speeds), speed_up=mean_over_cases(speeds, loaded.confidence),
         least=min((e.ratio for e in speeds), default=math.nan),
         most=max((e.ratio for e in speeds), default=math.nan),
     )  # fmt: skip
-
-
-def _near(
-    loaded: RunFrame,
-    rows_of: Mapping[str, Sequence[int]],
-    race_of: Mapping[int, Sequence[int]],
-    pairs: Pairs,
-    eligible: Sequence[str],
-    largest: float,
-) -> tuple[str, int, float] | None:
-    """Return a candidate that never failed and loses less, but was raced in only part of the cases (half or more)."""
-    most = max(map(len, rows_of.values()))
-    table = loaded.table
-    place = loaded.row(next(iter(race_of)))
-    here = (table["op"] == place["op"]) & (table["device"] == place["device"])
-    failed = set(table.loc[here & ~table["right"], "candidate"])
-    found = [
-        (name, len(rows), _regret(rows, race_of, pairs, choices=1)[0][0])
-        for name, rows in rows_of.items()
-        if name not in eligible and name not in failed and len(rows) >= LEAST * most
-    ]
-    best = min(found, key=lambda one: one[2], default=None)
-    return best if best is not None and best[2] < largest else None
 
 
 def _regret(

@@ -22,10 +22,12 @@ from poolbench.core.text import (
 from poolbench.machine.nvml import is_gpu
 from poolbench.report.cases import MODE_WORDS
 from poolbench.report.frame import RunFrame, axes_in
+from poolbench.report.history import runs_of_machine
 from poolbench.report.pairs import NOTHING, Interval
 from poolbench.report.programs import same_program
 from poolbench.report.recommend import Answers, Choice
 
+MOST_RUNS = 8  # columns of the history: more do not fit a page
 SMALL_SHARE = 0.02  # of a step: less is lost in the noise of a step
 BASELINE = ("ratio", "ratio_low", "ratio_high")
 TEXTBOOK = ("textbook_ratio", "textbook_low", "textbook_high")
@@ -33,6 +35,7 @@ MISSING = {
     "matrix_cell": "This run holds no support matrix. To record one, type: poolbench matrix",
     "trace_summary": "This run holds no traces. To record them, type: poolbench trace",
     "selftest": "This run holds no self-test. To make one, type: poolbench selftest",
+    "history": "One run of this machine is here. Each further run in the same folder adds a column.",
     "model": "This run measured no model. For your own, type: poolbench which model.keras",
     "shares": "The run did not end by itself, or is an import. Where its wall time went is not recorded.",
 }
@@ -124,6 +127,27 @@ def _same_program(loaded: RunFrame, row: int, names: Sequence[str]) -> list[str]
         for at, name in enumerate(there)
         if races[at] == races[row] and name in names and same_program(own, loaded.measurement(at))
     ]
+
+
+def history_table(loaded: RunFrame, answers: Answers) -> pd.DataFrame:
+    """Return the headline's speeds over the baseline in the latest runs of this machine, a column per run.
+
+    Each has the interval of the next run by the shipped prior; empty where there is one run only.
+    """
+    runs = runs_of_machine(loaded.run)[-MOST_RUNS:]
+    rows = []
+    for one in headline_rows(loaded, answers) if len(runs) > 1 else ():
+        at = loaded.row(one.row)
+        key = (at["op"], at["label"], at["node"], at["candidate"])
+        seen = [estimates[key].next_run if key in estimates else None for _, estimates in runs]
+        texts = [
+            with_interval(*inverse(e.ratio, e.ratio_low, e.ratio_high)) if e else "" for e in seen
+        ]
+        if any(texts):
+            names = [f"{summary.run}, {summary.created[:10]}" for summary, _ in runs]
+            place = {"op": at["op"], "case": at["label"], "candidate": at["candidate"]}
+            rows.append(place | dict(zip(names, texts, strict=True)))
+    return pd.DataFrame(rows)
 
 
 def rank_note(loaded: RunFrame, answers: Answers) -> str:

@@ -35,7 +35,8 @@ from poolbench.core.records import (
     Selftest,
     TraceSummary,
 )
-from poolbench.store.validate import decode_records, one_line_of
+from poolbench.core.text import one_line
+from poolbench.store.validate import decode_records
 
 JOURNAL = "journal.jsonl"
 # A night's run of everything writes some tens of MiB. Small values take up to 24 times as much memory as text,
@@ -170,7 +171,7 @@ def _decode(line: bytes) -> tuple[tuple[AnyRecord, ...], int]:
     try:
         outer = _line_decoder.decode(line)
     except (msgspec.MsgspecError, RecursionError, ValueError) as error:
-        raise StoreError(one_line_of(error)) from None
+        raise StoreError(one_line(str(error))) from None
     body = bytes(outer.record if outer.schema == 1 else outer.records)
     if f"{zlib.crc32(body):08x}" != outer.crc32:
         raise StoreError("its checksum does not match")

@@ -21,8 +21,8 @@ from poolbench.core.case import make_case
 from poolbench.core.errors import StoreError
 from poolbench.core.records import Environment, Header, Measurement, Samples
 from poolbench.core.registry import load_builtin
+from poolbench.core.text import one_line
 from poolbench.store.journal import JOURNAL, Journal, encode_line
-from poolbench.store.validate import one_line_of
 
 MAX_NBYTES = 64 << 20
 # The most samples that fit a line of the journal; of more samples, evenly spaced ones are taken.
@@ -113,7 +113,7 @@ def _parse(path: Path, data: bytes) -> _File:
         file = _decode(data)
     except (msgspec.MsgspecError, RecursionError, ValueError) as error:
         raise StoreError(
-            f"{path} is no pytest-benchmark file ({one_line_of(error, 200)}); "
+            f"{path} is no pytest-benchmark file ({one_line(str(error), 200)}); "
             "expected what --benchmark-json writes"
         ) from None
     if not file.benchmarks:

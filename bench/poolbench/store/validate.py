@@ -24,7 +24,7 @@ from poolbench.core.records import (
     Selftest,
     TraceSummary,
 )
-from poolbench.core.text import escape_controls
+from poolbench.core.text import one_line
 from poolbench.store.schema1 import lift
 
 # Where the schema allows any scalar, a non-finite number is read back as text.
@@ -56,13 +56,7 @@ def decode_records(body: bytes, schema: int) -> tuple[AnyRecord, ...]:
         return tuple(check_record(record) for record in records)
     # msgspec raises a plain ValueError if the text of a number is out of range.
     except (msgspec.MsgspecError, RecursionError, ValueError) as error:
-        raise StoreError(one_line_of(error)) from None
-
-
-def one_line_of(error: Exception, limit: int = 300) -> str:
-    """Return an error's first line in printable characters."""
-    text = (str(error) or type(error).__name__).split("\n")[0][:limit]
-    return escape_controls(text)
+        raise StoreError(one_line(str(error) or type(error).__name__)) from None
 
 
 def check_record(record: AnyRecord) -> AnyRecord:
@@ -102,7 +96,7 @@ def _declare_axes(header: Header) -> None:
         for op, infos in header.axes.items():
             declare_infos(op, infos)
     except UsageError as error:
-        raise StoreError(one_line_of(error)) from None
+        raise StoreError(one_line(str(error) or type(error).__name__)) from None
 
 
 @functools.lru_cache(maxsize=4096)
@@ -116,7 +110,7 @@ def _check_case(case: Case) -> None:
             if name in known and axis.read(value) != value:
                 raise StoreError(f"{name} is not as a case is written: {value!r:.80}")
     except (UsageError, TypeError, ValueError) as error:
-        raise StoreError(one_line_of(error)) from None
+        raise StoreError(one_line(str(error) or type(error).__name__)) from None
 
 
 def _check_samples(samples: Samples) -> None:

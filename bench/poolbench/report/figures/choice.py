@@ -174,8 +174,8 @@ def plot_heatmap(loaded: RunFrame, op: str, device: str) -> Plot | None:
     return Plot(
         name="speed-up",
         title=title,
-        caption="2.0: twice as fast. A letter: no ratio, for its status is u unsupported, w wrong, e error, c crashed, "
-        "m out of memory, t timeout, i faster than the memory allows; empty: not raced there. "
+        caption="2.0: twice as fast. A letter is a status without a ratio: u unsupported, w wrong, e error, "
+        "c crashed, m out of memory, t timeout, i faster than the memory allows. Empty: not raced there. "
         + settings(loaded, op, device, ("shape", "mode", "direction")),
         figure=fig,
     )
