@@ -209,8 +209,8 @@ def _recommendation(
 ) -> Recommendation | None:
     """Return the candidate of least regret over the races of an op on a device.
 
-    Every candidate counts that is right wherever it was raced, in half of the cases or more; where there is
-    none, those that are right in the most cases.
+    Every candidate counts that is right in all cases. Where there is none, those count that are right wherever
+    they were raced, in half of the cases or more, and else those that are right in the most cases.
 
     Of candidates that are not shown to lose more than the one of least regret, the one with the
     fewest failed checks, then known failures: a tie in time is no reason to take what does not save or
@@ -227,7 +227,8 @@ def _recommendation(
         n for n, rows in rows_of.items() if n not in broken and len(rows) >= LEAST * len(races)
     ]
     most = max(map(len, rows_of.values()))
-    eligible = sound or [name for name, rows in rows_of.items() if len(rows) == most]
+    whole = [name for name in sound if len(rows_of[name]) == len(races)]
+    eligible = whole or sound or [name for name, rows in rows_of.items() if len(rows) == most]
     race_of = {row: rows for rows in races.values() for row in rows}
     found = {
         name: _regret(rows_of[name], race_of, pairs, choices=len(eligible)) for name in eligible
