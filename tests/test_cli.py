@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -85,7 +86,8 @@ def test_cli_bad_option_is_one_line_and_exit_2(words, says):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["--axis", "stride=2"], "no op has an axis 'stride'"),
+        (["--axis", "strid=2"], "no op has an axis 'strid'"),
+        (["--axis", "stride=2"], "no op of this run has an axis 'stride': --op spatial_max_pool"),
         (["--axis", "padding=full"], "padding must be one of 'valid', 'same'; got 'full'"),
         (["--op", "nothing"], "no op 'nothing' is registered; there are"),
         (["--run", "a", "--resume", "b"], "names a new run"),
@@ -219,3 +221,10 @@ def test_option_type_refuses_a_bad_value(kind, text):
 @pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.name)
 def test_option_default_is_valid(option):
     option.parse(() if option.multiple else option.default)
+
+
+def test_run_that_ends_at_once_leaves_the_handlers_of_signals(tmp_path):
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    words = ("run", "--dry-run", "--sweep", "quick", "--op", "global_avg_pool")
+    assert invoke(*words, "--results", tmp_path / "results").exit_code == 0
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before

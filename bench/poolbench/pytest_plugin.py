@@ -176,7 +176,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Order the benchmarks by case, and give each the clock that its samples will drive."""
     if not any("poolbench" in getattr(item, "fixturenames", ()) for item in items):
         return
-    _refuse(config)
+    _refuse(config, {pair[0].op for item in items if (pair := pair_of(item))})
     if hasattr(config, "workerinput"):
         config.workeroutput["poolbench"] = True  # type: ignore[attr-defined]  # xdist's
         items[:] = []
@@ -204,15 +204,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items.sort(key=place)
 
 
-def _refuse(config: pytest.Config) -> None:
-    """Refuse what collection found wrong, and pytest-timeout: it would end a race in its middle."""
+def _refuse(config: pytest.Config, ops: set[str]) -> None:
+    """Refuse what collection found wrong, an axis of no collected op, and pytest-timeout."""
     if reason := config.stash.get(_REFUSED, ""):
         raise pytest.UsageError(reason)
-    try:
-        for text in asked(config).options["axis"]:
-            parse_axis(text)  # refuses an axis that no collected op has
-    except UsageError as error:
-        raise pytest.UsageError(str(error)) from None
+    for text in asked(config).options["axis"]:
+        if reason := _axis_error(text, ops):
+            raise pytest.UsageError(reason)
     if not config.pluginmanager.hasplugin("timeout"):
         return
     seconds = config.getoption("timeout", default=None) or config.getini("timeout")
@@ -221,6 +219,18 @@ def _refuse(config: pytest.Config) -> None:
             "pytest-timeout would end a race in its middle: leave --timeout out "
             "(--poolbench-task-timeout limits each task of a worker)"
         )
+
+
+def _axis_error(text: str, ops: set[str]) -> str:
+    """Return why an axis cannot be asked of these ops; '' if it can."""
+    try:
+        name, _ = parse_axis(text)
+    except UsageError as error:
+        return str(error)
+    owners = [op.name for op in REGISTRY.ops.values() if name in {axis.name for axis in op.axes}]
+    if not ops or not owners or ops & set(owners):
+        return ""
+    return f"no op of this run has an axis {name!r}: --op {' or --op '.join(owners)}"
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

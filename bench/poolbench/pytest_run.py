@@ -249,14 +249,14 @@ class RunSession:
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """End the run: workers, journal, and its last line."""
-        _handle_stops(signal.SIG_IGN)  # a second Ctrl-C would leave workers behind
+        before = _handle_stops(signal.SIG_IGN)  # a second Ctrl-C would leave workers behind
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
         if self._run is not None:
             self._finish(session, self._run)
             self._run = None
-        for number, handler in self._handlers.items():
+        for number, handler in {**before, **self._handlers}.items():
             signal.signal(number, handler)
 
     def _finish(self, session: pytest.Session, run: Run) -> None:
