@@ -207,13 +207,15 @@ def test_worker_of_a_side_imports_the_sides_code(tmp_path):
 @pytest.mark.parametrize(
     ("main_py", "says"),
     [
-        (None, "No module named 'poolbench'"),
+        (None, "No module named poolbench.worker"),
         ("raise ModuleNotFoundError(\"No module named 'msgspec'\")", "No module named 'msgspec'"),
     ],
 )
 def test_worker_that_lacks_a_package_is_one_line(tmp_path, main_py, says):
+    (tmp_path / "poolbench").mkdir()
+    (tmp_path / "poolbench" / "__init__.py").touch()
     if main_py:
-        (tmp_path / "poolbench" / "worker").mkdir(parents=True)
+        (tmp_path / "poolbench" / "worker").mkdir()
         (tmp_path / "poolbench" / "worker" / "__main__.py").write_text(main_py)
     worker = Worker(WorkerSpec(backend="numpy", environment=(("PYTHONPATH", str(tmp_path)),)))
     try:

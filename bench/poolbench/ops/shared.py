@@ -145,6 +145,13 @@ def paste(code: Call, case: Case) -> str:
     return "\n".join(ast.unparse(line) for line in node.body) + "\n"
 
 
+def _is_literal(value: Any) -> bool:
+    """Tell whether a value reads as itself in Python: a number or text, or a tuple or list of them."""
+    if isinstance(value, (tuple, list)):
+        return all(map(_is_literal, value))
+    return isinstance(value, (bool, int, float, str))
+
+
 class _Folded(ast.NodeTransformer):
     """Replace what depends on the case alone by its value, branches too; drop annotations."""
 
@@ -156,7 +163,7 @@ class _Folded(ast.NodeTransformer):
         names = {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}
         if isinstance(node, ast.expr) and "case" in names and names <= self._known:
             value = eval(ast.unparse(node), dict(self._names), {"case": self._case})  # noqa: S307 (our own code)
-            if isinstance(value, (bool, int, float, str)):
+            if _is_literal(value):
                 return ast.parse(repr(value), mode="eval").body
         node = super().visit(node)
         if isinstance(node, (ast.If, ast.IfExp)) and isinstance(node.test, ast.Constant):
