@@ -180,6 +180,7 @@ class RunSession:
         """Print the races and stop, with --dry-run; otherwise show what is to come, and how it goes."""
         if session.config.option.collectonly:
             return None
+        self._handlers = _handle_stops(_stop)  # before anything that takes time
         if not self._cases:
             self._count_tests(session)
             return None
@@ -193,7 +194,6 @@ class RunSession:
                 self.say(f"{case.op} {case_label(case)}: {', '.join(names)}")
             self.say(f"{predicted}; nothing was run (--dry-run)")
             return True
-        self._handlers = _handle_stops(_stop)
         if not self.asked.options["check_only"]:
             self.say(predicted)
             self.say(planning.resolution_text(self.results(), plan))

@@ -289,7 +289,7 @@ def test_twenty_kills_lose_at_most_the_races_under_way(results):
 
     generator = random.Random(6)
     delays = [generator.uniform(0.0, 0.8) for _ in range(20)]
-    kill_and_go_on(results, "killed20", delays=delays, sizes=24)
+    kill_and_go_on(results, "killed20", delays=delays, sizes=21)
 
 
 def kill_and_go_on(results, name, *, delays, sizes):

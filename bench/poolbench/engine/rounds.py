@@ -68,6 +68,7 @@ class Rounds:
         self, records: Sequence[ContenderRecord], *, baseline: str, plan: Plan, case: Case
     ) -> None:
         self.seconds = 0.0
+        self._costs: dict[str, float] = {}  # seconds of a block, by contender, as planned
         self._records = {record.name: record for record in records}
         self._baseline = baseline
         self._block_seconds = max(plan.block_seconds, GPU_BLOCK_SECONDS * is_gpu(case.device))
@@ -108,7 +109,7 @@ class Rounds:
             seen = [row[4] for row in record.columns]
             record.call_seconds = min([record.call_seconds, *seen])
             record.usual_seconds = middle(seen or [record.call_seconds])
-        costs = {record.name: self._block_cost(record) for record in contenders}
+        self._costs = costs = {record.name: self._block_cost(record) for record in contenders}
         usual = middle(costs[record.name] for record in contenders if record.candidate)
         for record in contenders:
             turn = 1 if record.name == self._baseline else math.floor(costs[record.name] / usual)
@@ -140,7 +141,7 @@ class Rounds:
 
     def expected_seconds(self, blocks: Iterable[PlannedBlock]) -> float:
         """Predict the duration of these blocks."""
-        return sum(self._block_cost(block.record) for block in blocks)
+        return sum(self._costs[block.record.name] for block in blocks)
 
     def shuffled(self, records: Sequence[ContenderRecord]) -> list[ContenderRecord]:
         """Return the contenders in a new random order."""
