@@ -207,7 +207,7 @@ def test_worker_of_a_side_imports_the_sides_code(tmp_path):
 @pytest.mark.parametrize(
     ("main_py", "says"),
     [
-        (None, "No module named poolbench.worker"),
+        (None, "cannot start a worker: "),
         ("raise ModuleNotFoundError(\"No module named 'msgspec'\")", "No module named 'msgspec'"),
     ],
 )
