@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -153,7 +153,13 @@ def _read(path: Path) -> RunSummary | str:
 
 def alike(summaries: Iterable[RunSummary], one: RunSummary) -> list[RunSummary]:
     """Return those of the machine and the code of one."""
-    return [s for s in summaries if s.code == one.code and s.machine == one.machine]
+    return _alike(summaries, one.code, one.machine)
+
+
+def _alike(
+    summaries: Iterable[RunSummary], code: str, machine: Mapping[str, object]
+) -> list[RunSummary]:
+    return [s for s in summaries if s.code == code and s.machine == machine]
 
 
 def prior_for(run: StoredRun, results: Path, *, without: str = "") -> tuple[Prior, int]:
@@ -162,10 +168,8 @@ def prior_for(run: StoredRun, results: Path, *, without: str = "") -> tuple[Prio
     The shipped prior, with 0, where there are fewer than two. `without` names a run to leave out.
     """
     head = run.header.environment
-    like = RunSummary(
-        run="", created="", code=code_of(head), machine=timing_facts(head), comparisons=()
-    )
-    known = [one for one in alike(read_summaries(results), like) if one.run != without]
+    known = _alike(read_summaries(results), code_of(head), timing_facts(head))
+    known = [one for one in known if one.run != without]
     if len(known) < 2:
         return SHIPPED, 0
     return fit_prior([table_of(known)]), len(known)
@@ -202,10 +206,10 @@ class Agreement:
     reversed: int
 
 
-def estimates_of(summary: RunSummary, prior: Prior = SHIPPED) -> dict[Key, RunsEstimate]:
+def estimates_of(summary: RunSummary) -> dict[Key, RunsEstimate]:
     """Return what a run alone prints."""
     keys = [one.key for one in summary.comparisons]
-    return dict(zip(keys, combine(table_of([summary]), prior), strict=True))
+    return dict(zip(keys, combine(table_of([summary])), strict=True))
 
 
 def runs_of_machine(run: StoredRun) -> list[tuple[RunSummary, dict[Key, RunsEstimate]]]:
@@ -219,13 +223,13 @@ def runs_of_machine(run: StoredRun) -> list[tuple[RunSummary, dict[Key, RunsEsti
     return [(one, estimates_of(one)) for one in like if one.comparisons]
 
 
-def agree(first: RunSummary, second: RunSummary, prior: Prior = SHIPPED) -> Agreement:
+def agree(first: RunSummary, second: RunSummary) -> Agreement:
     """Compare two runs as a reader of their reports would.
 
     Raises:
         UsageError: they have no comparison in common.
     """
-    one, other = estimates_of(first, prior), estimates_of(second, prior)
+    one, other = estimates_of(first), estimates_of(second)
     both = [key for key in one if key in other]
     if not both:
         raise UsageError(f"{first.run} and {second.run} have no comparison in common")
@@ -244,9 +248,9 @@ def agree(first: RunSummary, second: RunSummary, prior: Prior = SHIPPED) -> Agre
     )
 
 
-def agreements(summaries: Sequence[RunSummary], prior: Prior = SHIPPED) -> list[Agreement]:
+def agreements(summaries: Sequence[RunSummary]) -> list[Agreement]:
     """Return the agreement of each run with the next."""
-    return [agree(one, other, prior) for one, other in itertools.pairwise(summaries)]
+    return [agree(one, other) for one, other in itertools.pairwise(summaries)]
 
 
 def describe_history(results: Path, say: Callable[[str], object]) -> str:
