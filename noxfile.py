@@ -18,6 +18,14 @@ CONSTRAINTS = ROOT / "constraints.txt"
 ENVIRONMENTS = Path(os.environ.get("NOXENVDIR", ROOT / ".nox"))
 # The oldest and the newest Python that TensorFlow has packages for.
 OLDEST, NEWEST = (3, 10), (3, 13)
+# Each has a default run of its own in results/.
+FURTHER_OPS = (
+    "masked_global_pool",
+    "adaptive_pool",
+    "spatial_max_pool",
+    "gem_pool",
+    "global_max_pool",
+)
 NO_GPU = (
     "bench-gpu needs a GPU that TensorFlow can use: {seen}; on a machine with an NVIDIA GPU install its "
     "driver (nvidia-smi must work) and run this again, on any other run bench-cpu"
@@ -179,10 +187,16 @@ def selftest(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def reference(session: nox.Session) -> None:
-    """Measure everything into results/reference, the run that is committed: about 25 minutes."""
+    """Measure everything into results/reference and reference-OP, which are committed: about an hour."""
     folder = _install(session, "cpu", "cpu", "profile", "export")
+    again = ["--allow-different", "commit", "--allow-different", "dirty", "--resume"]
+    for op in FURTHER_OPS:
+        run = f"reference-{op}"
+        shutil.rmtree(ROOT / "results" / run, ignore_errors=True)
+        for words in (["run", "--op", op, "--run", run], ["matrix", "-k", op, *again, run]):
+            _run(session, folder, "poolbench", *words, codes=(0, 1))
     shutil.rmtree(ROOT / "results" / "reference", ignore_errors=True)
-    again = ["--resume", "reference", "--allow-different", "commit", "--allow-different", "dirty"]
+    again += ["reference"]
     for words in (
         ["poolbench", "run", "--run", "reference"],
         ["poolbench", "selftest", "--run", "reference"],
