@@ -254,7 +254,10 @@ def _pytest(session: nox.Session, folder: Path, marked: str) -> None:
 def backends(session: nox.Session) -> None:
     """Test the reusable layer on Keras's JAX and PyTorch backends."""
     folder = _install(session, "cpu", "cpu", "test", "backends")
-    files = [f"tests/test_{name}.py" for name in ("layers", "masked_pooling", "adaptive_pooling")]
+    files = [
+        f"tests/test_{name}.py"
+        for name in ("layers", "masked_pooling", "adaptive_pooling", "gem_pooling")
+    ]
     words = [*files, "-k", "another_backend or on_jax", *session.posargs]
     _run(session, folder, "pytest", "-q", *words)
 

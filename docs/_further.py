@@ -105,18 +105,15 @@ def _layer_rows(loaded: RunFrame) -> Iterator[dict[str, str]]:
         ):
             if some:
                 pairs.setdefault((*where, over), []).append((min(some, key=_seconds), own))
-    for where, some in sorted(pairs.items()):
-        estimates = [estimate.estimate(other.samples, own.samples) for other, own in some]
-        mean, worst = (
-            estimate.geometric_mean(estimates),
-            min(range(len(some)), key=lambda i: estimates[i].ratio),
-        )
-        bounds = [_seconds(other) / limits[case_label(own.case)] for other, own in some]
+    for about, both in sorted(pairs.items()):
+        found = [estimate.estimate(other.samples, own.samples) for other, own in both]
+        mean = estimate.geometric_mean(found)
+        bounds = [_seconds(other) / limits[case_label(own.case)] for other, own in both]
         yield {
-            **dict(zip(("layer", "reduction", "mode", "pass", "over"), where, strict=True)),
-            "cells": str(len(some)),
+            **dict(zip(("layer", "reduction", "mode", "pass", "over"), about, strict=True)),
+            "cells": str(len(both)),
             "speed": f"{mean.ratio:.2f}x [{mean.ratio_low:.2f}, {mean.ratio_high:.2f}]",
-            "worst": f"{estimates[worst].ratio:.2f}x",
+            "worst": f"{min(one.ratio for one in found):.2f}x",
             "limit": f"{math.exp(statistics.fmean(map(math.log, bounds))):.2f}x" if all(b > 0 for b in bounds) else "",
         }  # fmt: skip
 

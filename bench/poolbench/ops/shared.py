@@ -70,6 +70,7 @@ NARROW_SUM = known(
     "It accumulates in the input's own 16 bits, and large sums lose their small terms.",
     "beyond the bound|not finite",
     lambda case: case.dtype in ("float16", "bfloat16"),
+    "tensorflow#57057",
 )
 CHANNELS_LAST_ONLY = known(
     "The CPU kernel takes channels_last only.",
@@ -88,6 +89,7 @@ def narrow_window(window: Callable[[Case], tuple[int, ...]]) -> KnownFailure:
             and case.dtype in ("float16", "bfloat16")
             and math.prod(window(case)) >= 256
         ),
+        "oneDNN#2386",
     )
 
 
