@@ -18,15 +18,22 @@ from poolbench.report.frame import RunFrame, load
 from poolbench.report.recommend import answer
 from poolbench.report.tables import headline_table
 from poolbench.stats import estimate
-from poolbench.store.journal import JOURNAL
+from poolbench.store.journal import JOURNAL, StoredRun, read_run
 
 OPS = ("masked_global_pool", "adaptive_pool", "spatial_max_pool", "gem_pool", "global_max_pool")
+OF_STOCK = ("layer-stock", "the stock layer, 8 MB and more")
+# By op: the layer, its candidate, and what it replaces.
 LAYERS = {
-    "masked_global_pool": ("MaskedGlobalPooling1D", "layer-masked_global_pool"),
-    "adaptive_pool": ("AdaptivePooling2D", "layer-adaptive_pool"),
+    "masked_global_pool": ("MaskedGlobalPooling1D", "layer-masked_global_pool", *OF_STOCK),
+    "adaptive_pool": ("AdaptivePooling2D", "layer-adaptive_pool", *OF_STOCK),
+    "gem_pool": (
+        "GeMPooling2D",
+        "layer-gem_pool",
+        "pow",
+        "`pow` in the input's own dtype, 4 MB and more",
+    ),
 }
-STOCK = "layer-stock"
-LARGE_NBYTES = 8_000_000
+LARGE_NBYTES = {"gem_pool": 4_000_000}
 NOTHING = "`nox -s reference` has not run the further ops."
 
 
@@ -35,6 +42,12 @@ def further_runs(root: Path) -> tuple[RunFrame, ...]:
     """Return the committed default runs of the further ops."""
     folders = [root / "results" / f"reference-{op}" for op in OPS]
     return tuple(load(folder) for folder in folders if (folder / JOURNAL).exists())
+
+
+def further_matrix(root: Path) -> list[StoredRun]:
+    """Return the committed support matrix of the further ops, if there is one."""
+    folder = root / "results" / "reference-matrix"
+    return [read_run(folder)] if (folder / JOURNAL).exists() else []
 
 
 def _block(write: Callable[[tuple[RunFrame, ...]], str]) -> Callable[[RunFrame, Path], str]:
@@ -91,13 +104,17 @@ def _layer_rows(loaded: RunFrame) -> Iterator[dict[str, str]]:
     limits = dict(zip(loaded.table["label"], loaded.table["bandwidth_limit_seconds"], strict=True))
     pairs: dict[tuple[str, ...], list[tuple[Measurement, Measurement]]] = {}
     for case, race in _races(loaded).items():
-        layer, name = LAYERS.get(case.op, ("", ""))
-        own, stock = race.get(name), race.get(STOCK)
+        if case.op not in LAYERS:
+            continue
+        layer, name, replaced, words = LAYERS[case.op]
+        own, stock = race.get(name), race.get(replaced)
         if own is None or not is_right(own):
             continue
-        where = (layer, str(case.reduction), str(case.mode), str(case.direction))
-        if stock is not None and is_right(stock) and input_nbytes(case) >= LARGE_NBYTES:
-            pairs.setdefault((*where, "the stock layer, 8 MB and more"), []).append((stock, own))
+        kind = f"{case.get('reduction') or case.get('exponent')} {case.dtype}"
+        where = (layer, kind, str(case.mode), str(case.direction))
+        large = input_nbytes(case) >= LARGE_NBYTES.get(case.op, 8_000_000)
+        if stock is not None and is_right(stock) and large:
+            pairs.setdefault((*where, words), []).append((stock, own))
         others = [m for m in race.values() if m is not own and is_right(m) and len(m.samples)]
         for over, some in (
             ("the fastest other right layer", [m for m in others if m.form == "layer"]),
@@ -110,7 +127,7 @@ def _layer_rows(loaded: RunFrame) -> Iterator[dict[str, str]]:
         mean = estimate.geometric_mean(found)
         bounds = [_seconds(other) / limits[case_label(own.case)] for other, own in both]
         yield {
-            **dict(zip(("layer", "reduction", "mode", "pass", "over"), about, strict=True)),
+            **dict(zip(("layer", "of", "mode", "pass", "over"), about, strict=True)),
             "cells": str(len(both)),
             "speed": f"{mean.ratio:.2f}x [{mean.ratio_low:.2f}, {mean.ratio_high:.2f}]",
             "worst": f"{min(one.ratio for one in found):.2f}x",
