@@ -86,6 +86,10 @@ def test_contender_that_stops_its_process_again_is_to_blame():
     assert tasks.count((contender.open_contender, "other")) == 2
 
 
+@pytest.mark.fault(
+    "a worker alone is stopped (SIGSTOP)",
+    "it is replaced without blame, and the blocks in progress are timed again",
+)
 def test_batch_in_which_the_run_slept_is_done_again(monkeypatch):
     undisturbed, before = run({})
     slept = property(lambda worker: [t for t, _ in worker.tasks].count(timing.time_batch) == 1)
