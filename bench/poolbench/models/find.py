@@ -223,20 +223,16 @@ def sequences(parts: Sequence[Part], covered: set[int]) -> Iterator[tuple[int, .
     for place, part in enumerate(parts):
         chain = [place]
         while len(chain) < MAX_STRETCH and part.given and place not in covered:
-            following = next(
-                (
-                    i
-                    for i in range(parts[chain[-1]].last + 1, len(parts))
-                    if parts[i].parent == part.parent
-                ),
-                None,
+            last = parts[chain[-1]]
+            siblings = (
+                i for i in range(last.last + 1, len(parts)) if parts[i].parent == part.parent
             )
-            if following is None or following in covered or not parts[following].given:
-                break
-            if parts[following].source != parts[chain[-1]].result:
+            following = next(siblings, -1)
+            after = parts[following]
+            if following in (-1, *covered) or not after.given or after.source != last.result:
                 break
             chain.append(following)
-            if len(part.given) >= 3 and math.prod(parts[following].made) < math.prod(part.given):
+            if len(part.given) >= 3 and math.prod(after.made) < math.prod(part.given):
                 chains.append(tuple(chain))
     yield from sorted(chains, key=lambda chain: -len(chain))[:MAX_STRETCHES]
 

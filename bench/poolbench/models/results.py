@@ -97,13 +97,8 @@ class Entry:
     @property
     def case(self) -> Case:
         """The case that the step is."""
-        return make_case(
-            op=OP,
-            model=self.name,
-            batch=self.batch,
-            direction=self.direction,
-            mode=self.mode,
-        )
+        axes = {"batch": self.batch, "direction": self.direction, "mode": self.mode}
+        return make_case(op=OP, model=self.name, **axes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,19 +179,11 @@ def model_records(stepped: Stepped) -> list[ModelResult]:
 def _record(stepped: Stepped, name: str, *, op: str, candidate: str) -> ModelResult:
     entry, step = stepped.entry, stepped.measurements[name]
     return ModelResult(
-        model=entry.name,
-        op=op,
-        candidate=candidate,
-        direction=entry.direction,
-        mode=entry.mode,
-        batch=entry.batch,
-        status=step.status,
-        reason=step.reason,
+        model=entry.name, op=op, candidate=candidate, direction=entry.direction, mode=entry.mode,
+        batch=entry.batch, status=step.status, reason=step.reason, samples=step.samples,
         baseline=ORIGINAL if op == ALL_POOLING else REGISTRY.ops[op].baseline,
-        samples=step.samples,
-        share=stepped.share(name),
-        figures=figures(stepped, name),
-    )
+        share=stepped.share(name), figures=figures(stepped, name),
+    )  # fmt: skip
 
 
 def figures(stepped: Stepped, name: str) -> dict[str, float | int | str | None]:

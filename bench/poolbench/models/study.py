@@ -63,14 +63,9 @@ def contenders(entry: Entry, described: Described) -> list[Candidate]:
     """
     case, pools = entry.case, described.pools
     built = Candidate(
-        op=case.op,
-        name=ORIGINAL,
-        form="layer",
-        about="the model as it is",
-        build=_opened_whole,
-        file=__file__,
-        builtin=True,
-    )
+        op=case.op, name=ORIGINAL, form="layer", about="the model as it is", build=_opened_whole,
+        file=__file__, builtin=True,
+    )  # fmt: skip
     found = [] if described.unknown else [built]
     found += [replace(built, name=ISOLATED + ORIGINAL)] if pools else []
     for op in dict.fromkeys(pool.op for pool in pools if pool.op):
@@ -132,16 +127,9 @@ def describe(session: Session, source: Source, batch: int | None) -> Described:
     elif outputs and not any("float" in str(y.dtype) for y in outputs):
         untrained = "its outputs are integers"
     return Described(
-        pools=model.pools,
-        shapes=model.shapes,
-        macs=model.macs / size,
-        pastable=by_op,
-        unknown=loaded.unknown,
-        notes=dict(model.notes),
-        untrained=untrained,
-        code=loaded.code,
-        batch=fixed,
-    )
+        pools=model.pools, shapes=model.shapes, macs=model.macs / size, pastable=by_op, batch=fixed,
+        unknown=loaded.unknown, notes=dict(model.notes), untrained=untrained, code=loaded.code,
+    )  # fmt: skip
 
 
 def write_model(
@@ -308,13 +296,6 @@ def _is_of(record: ModelResult, entry: Entry) -> bool:
 
 def _unloaded(entry: Entry, failure: WorkerFailure) -> ModelResult:
     return ModelResult(
-        model=entry.name,
-        op=ALL_POOLING,
-        candidate=ORIGINAL,
-        direction=entry.direction,
-        mode=entry.mode,
-        batch=entry.batch,
-        status=failure.status,
-        reason=failure.reason,
-        baseline=ORIGINAL,
-    )
+        model=entry.name, op=ALL_POOLING, candidate=ORIGINAL, direction=entry.direction, mode=entry.mode,
+        batch=entry.batch, status=failure.status, reason=failure.reason, baseline=ORIGINAL,
+    )  # fmt: skip
