@@ -13,6 +13,7 @@ from poolbench.core.candidate import split_contender
 from poolbench.core.case import format_value
 from poolbench.core.records import Measurement
 from poolbench.core.text import format_share
+from poolbench.matrix import PROBES
 from poolbench.report.backends import (
     BACKENDS,
     Races,
@@ -27,6 +28,7 @@ from poolbench.report.frame import RunFrame
 from poolbench.store.journal import StoredRun, read_run
 
 STORED = Path("results") / "reference-backends"
+RACED = ("",)  # the runs of the tables
 
 
 @functools.cache
@@ -41,7 +43,7 @@ def _races(root: Path, *more: str) -> Races:
 
 def cost_block(_: RunFrame, root: Path) -> str:
     """Return a table per op: what calls Keras over the framework's own function, by backend and mode."""
-    tables = cost_tables(_races(root, "", "-layers"))
+    tables = cost_tables(_races(root, *RACED))
     return "\n\n".join(f"**{op}**\n\n{as_markdown(table).strip()}" for op, table in tables.items())
 
 
@@ -51,7 +53,7 @@ def across_block(_: RunFrame, root: Path) -> str:
         {"op": case.op, "input": format_value(case.shape), "pass": case.direction,
          "mode": case.mode, "candidate": candidate,
          "backends": f"{BACKENDS[label]} over TensorFlow", "time": ratio_text(m, found[candidate])}
-        for case, found in _races(root, "", "-layers").items()
+        for case, found in _races(root, *RACED).items()
         for name, m in found.items()
         for candidate, label in (split_contender(name),)
         if label and candidate in found
@@ -68,6 +70,15 @@ def settings_block(_: RunFrame, root: Path) -> str:
     ]
     table = as_markdown(settings_table(_races(root, ""))).strip()
     return f"{', '.join(versions)}; {environment.machine.get('processor')}.\n\n{table}"
+
+
+def support_block(_: RunFrame, root: Path) -> str:
+    """Return the support matrix' checks on JAX and PyTorch."""
+    rows: dict[str, dict[str, str]] = {}
+    for cell in stored_run(root, "-matrix").capabilities:
+        row = rows.setdefault(cell.candidate, {"op": cell.op, "candidate": cell.candidate})
+        row[PROBES[cell.probe].title] = f"{cell.state}: {cell.evidence}"
+    return as_markdown(pd.DataFrame(rows.values())).strip()
 
 
 def aa_block(_: RunFrame, root: Path) -> str:
@@ -156,5 +167,6 @@ BLOCKS = {
     "backends-cost": cost_block,
     "backends-across": across_block,
     "backends-settings": settings_block,
+    "backends-support": support_block,
     "backends-aa": aa_block,
 }

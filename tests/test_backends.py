@@ -283,7 +283,7 @@ def test_race_worker_with_another_setting_has_no_verdict(tmp_path):
         for label, worker in (("torch", usual), ("other", other))
     )
     spec = RaceSpec(
-        case=case_of("global_avg_pool"), contenders=contenders, baseline=contenders[0].name,
+        case=case_of("global_avg_pool", mode="eager"), contenders=contenders, baseline=contenders[0].name,
         plan=Plan(processes=2, budget_seconds=0.3),
     )  # fmt: skip
     race = Race(
