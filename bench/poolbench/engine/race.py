@@ -224,9 +224,11 @@ class Race:
             self.seconds["energy"] += self._noise.now() - start
         start = self._noise.now()
         self._workers.verify()
+        verified = self._noise.now()
+        self.seconds["rechecks"] += verified - start
         if process == 0:
             self._workers.read_programs()
-        self.seconds["rechecks"] += self._noise.now() - start
+            self.seconds["programs"] += self._noise.now() - verified
         self._workers.close()
 
     def _run_allocation(
