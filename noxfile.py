@@ -104,12 +104,13 @@ def bench_full(session: nox.Session) -> None:
 
 @nox.session(name="bench-backends", venv_backend="none")
 def bench_backends(session: nox.Session) -> None:
-    """Compare Keras with the bare functions of TensorFlow, JAX and PyTorch on the CPU: about 5 minutes."""
-    axis = "backend=tensorflow,jax,torch"
+    """Compare Keras with TensorFlow's, JAX's and PyTorch's own functions on the CPU: about 5 minutes."""
+    ops = ("depth_max_pool", "global_avg_pool", "masked_global_pool", "adaptive_pool")
+    words = [word for op in ops for word in ("--op", op)]
+    words += ["--axis", "backend=tensorflow,jax,torch"]
     _poolbench(
-        session, "run", "--sweep", "backends", "--op", "depth_max_pool", "--op", "global_avg_pool",
-        "--axis", axis, extras=("cpu", "backends"), env="backends",
-    )  # fmt: skip
+        session, "run", "--sweep", "backends", *words, extras=("cpu", "backends"), env="backends"
+    )
 
 
 @nox.session(name="bench-gpu", venv_backend="none")

@@ -53,7 +53,7 @@ def run_and_list_frameworks(*words, limit_seconds):
     """
     code = (
         "import atexit, sys\n"
-        "atexit.register(lambda: print('LOADED', [n for n in ('tensorflow.python', 'keras.src')"
+        "atexit.register(lambda: print('LOADED', [n for n in ('tensorflow.python', 'keras.src', 'jax', 'torch')"
         " if n in sys.modules], file=sys.stderr))\n"
         "import runpy\n"
         f"sys.argv = {list(words)!r}\n"

@@ -9,6 +9,7 @@ import math
 import textwrap
 from collections.abc import Callable
 from functools import partial, wraps
+from importlib import import_module
 from typing import Any
 
 from poolbench import Case, KnownFailure, TensorSpec, Tolerance, candidate, choice_axis, shape_axis
@@ -113,23 +114,28 @@ def implementation(*, op: str, name: str, **options: Any) -> Callable[[Builder],
     return enter
 
 
-def function(*, op: str, name: str, **options: Any) -> Callable[[Call], Call]:
-    """Register a function of (case, tf, *inputs), with `tf` the TensorFlow module, as an implementation."""
+MODULES = {"tensorflow": "tensorflow", "jax": "jax.numpy", "torch": "torch"}
+
+
+def function(
+    *, op: str, name: str, backend: str = "tensorflow", **options: Any
+) -> Callable[[Call], Call]:
+    """Register a function of (case, module, *inputs), with the backend's module of MODULES, as an implementation."""
+    module = MODULES[backend]
 
     def enter(call: Call) -> Call:
         @wraps(call)
         def build(case: Case) -> Call:
-            import tensorflow as tf
+            return partial(call, case, import_module(module))
 
-            return partial(call, case, tf)
-
-        candidate(op=op, name=name, snippet=partial(paste, call), **options)(build)
+        snippet = partial(paste, call, module=module)
+        candidate(op=op, name=name, backends=(backend,), snippet=snippet, **options)(build)
         return call
 
     return enter
 
 
-def paste(code: Call, case: Case) -> str:
+def paste(code: Call, case: Case, module: str = "tensorflow") -> str:
     """Return the code of a builder, or of a `function`, with the case's values in place of what it reads of it."""
     tree = ast.parse(textwrap.dedent(inspect.getsource(code)))
     (node,) = tree.body
@@ -141,7 +147,7 @@ def paste(code: Call, case: Case) -> str:
     node.body = node.body[: ends[0] + 1]
     if len(arguments) > 1:
         node.name, node.decorator_list, node.args.args = "pool", [], arguments[2:]
-        return f"import tensorflow as tf\n\n{ast.unparse(node)}\n"
+        return f"import {module} as {arguments[1].arg}\n\n{ast.unparse(node)}\n"
     last = node.body[-1]
     node.body[-1] = ast.parse(f"pool = {ast.unparse(last.value)}").body[0]
     return "\n".join(ast.unparse(line) for line in node.body) + "\n"

@@ -27,6 +27,7 @@ from poolbench.report.figures.style import (
     legend_below,
     looks,
     nbytes_axis,
+    one_per_program,
     right_rows,
     settings,
     short,
@@ -53,8 +54,10 @@ def plot_time_by_size(direction: str) -> Maker:
         width = 3.1 * len(modes) + 0.6
         fig, axes = figure(1, len(modes), width, 4.3, sharex=True, sharey=True)
         handles: dict[str, Any] = {}
+        same = ""
         for axis, mode in zip(axes[0], modes, strict=True):
-            panel = rows[rows["mode"] == mode].sort_values("nbytes")
+            panel, words = one_per_program(rows[rows["mode"] == mode].sort_values("nbytes"))
+            same += words
             for name, line in panel.groupby("candidate", sort=False):
                 handles[short(name)] = curve(axis, line, "nbytes", look[name])
             bandwidth_limit = (
@@ -81,7 +84,8 @@ def plot_time_by_size(direction: str) -> Maker:
             name=f"time-by-size-{direction}",
             title=title,
             caption="Median time per call; bars span the processes' medians. "
-            + settings(loaded, op, device, ("shape", "mode", "direction")),
+            + settings(loaded, op, device, ("shape", "mode", "direction"))
+            + same.replace("One program", "With XLA one program"),
             figure=fig,
         )
 
@@ -107,7 +111,7 @@ def plot_by_axis(name: str) -> Maker:
 
     def make(loaded: RunFrame, op: str, device: str) -> Plot | None:
         rows = right_rows(at_base(loaded.table, op, (name,), {"device": device}))
-        rows = varied(rows[rows[name].notna()], name)
+        rows, same = one_per_program(varied(rows[rows[name].notna()], name))
         if rows.empty:
             return None
         spread = rows.groupby("candidate")["seconds"].agg(lambda s: s.max() / s.min())
@@ -122,7 +126,7 @@ def plot_by_axis(name: str) -> Maker:
         return Plot(
             name=f"by-{slug(name)}",
             title=title,
-            caption=caption + settings(loaded, op, device, (name,)),
+            caption=f"{caption}{settings(loaded, op, device, (name,))}{same}",
             figure=draw(rows, name, title, looks(loaded, op)),
         )
 
