@@ -72,10 +72,11 @@ def test_modules_are_within_the_limit():
     assert {n for n, lines in counts.items() if lines > MODULE_LINES} == set()
 
 
-def test_ops_of_one_file_are_within_200_lines():
+def test_ops_of_one_file_are_within_the_limit():
+    """200 lines, and 30 for the functions of JAX and PyTorch."""
     files = [path for path in FILES.values() if path.parent == PACKAGE / "ops"]
     counts = {path.name: len(path.read_text().splitlines()) for path in files}
-    assert {name for name, lines in counts.items() if lines > 200} == set()
+    assert {name for name, lines in counts.items() if lines > 230} == set()
 
 
 def test_classes_are_within_the_limit():
