@@ -126,7 +126,7 @@ def scale_block(found: Found) -> str:
     return as_markdown(pd.DataFrame(rows, columns=["what", "figure"])).strip()
 
 
-@_stored(SIDES, "Base against head was not measured yet: `python tests/acceptance sides`.")
+@_from_file(SIDES, "Not measured on the reference machine.")
 def sides_block(found: Found) -> str:
     """Return the verdicts on sides whose difference is known, and the time until them."""
     rows = [
