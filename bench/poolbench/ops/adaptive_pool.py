@@ -95,10 +95,11 @@ WRONG, REFUSED = "beyond the bound|not finite", "(?i)compil|unsupported|not impl
 CRASH = known("oneDNN's max pooling divides by zero where the window is wider than the map.", "SIGFPE",
               lambda c: c.reduction == "max" and c.output == 1, "tensorflow#125509")
 NEGATIVE = known("The stock layer pools with a window wider than the map.", "Negative dimension|wider|output",
-                 lambda c: c.output == 1 and c.mode != "eager")
+                 lambda c: c.output == 1 and c.mode != "eager", "keras#21820")
 STRIDES = known("Computed strides give other windows where the size does not divide.", f"{WRONG}|shape|stride|> 0",
                 lambda c: not divides(c))
-HALF = known("It sums in the input's own 16 bits.", WRONG, lambda c: c.dtype in ("float16", "bfloat16"))
+HALF = known("It sums in the input's own 16 bits.", WRONG, lambda c: c.dtype in ("float16", "bfloat16"),
+             "tensorflow#57057")
 UNEQUAL = known("Only windows of one size are a view.", "(?i)reshape|dimension|size", lambda c: not divides(c))
 AREA = known("Windows of an area count their edges in part.", WRONG, lambda c: not divides(c))
 UNTRAINED = known("It has no gradient.", "(?i)gradient|None", lambda c: c.direction == "training")

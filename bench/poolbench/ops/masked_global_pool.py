@@ -116,7 +116,7 @@ MEANS = known("It computes the average alone.", WRONG, lambda c: c.reduction == 
 MAXIMA = known("It computes the maximum alone.", WRONG, lambda c: c.reduction == "average")
 INFINITE = known("-1e9 is -inf in float16, and 0 * -inf is NaN in every valid step.", WRONG,
                  lambda c: c.dtype == "float16")
-SIZES = known("XLA needs sizes that are known before the call.", REFUSED, lambda c: c.mode == "xla")
+SIZES = known("XLA needs sizes that are known before the call.", REFUSED, lambda c: c.mode == "xla", "tensorflow#44904")
 # fmt: on
 
 
