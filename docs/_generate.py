@@ -33,7 +33,7 @@ from _blocks import (
 from _further import BLOCKS as FURTHER_BLOCKS
 from _further import further_matrix
 from _gpu import gpu_bandwidth_block, gpu_block, gpu_means_block, gpu_runs
-from _stored import acceptance_block, scale_block, tool_comparison_block
+from _stored import acceptance_block, scale_block, sides_block, tool_comparison_block
 from _tests import faults_block, hacks_block
 from poolbench.core.records import MatrixCell
 from poolbench.core.registry import load_builtin
@@ -120,6 +120,7 @@ BLOCKS: dict[str, Callable[[RunFrame, Path], str]] = {
     "short-answer": short_answer_block,
     "versus": tool_comparison_block,
     "scale": scale_block,
+    "sides": sides_block,
     "predicted": predicted_block,
     "acceptance": acceptance_block,
     "gpu": gpu_block,
