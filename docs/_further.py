@@ -85,7 +85,7 @@ def use_block(found: tuple[RunFrame, ...]) -> str:
 def layers_block(found: tuple[RunFrame, ...]) -> str:
     """Return the speed of each layer over the stock layer and over the fastest other right one, by mode."""
     rows = [row for loaded in found for row in _layer_rows(loaded)]
-    return _table(rows)
+    return _table(rows) if rows else "No run of an op with a layer is committed."
 
 
 def _races(loaded: RunFrame) -> dict[Case, dict[str, Measurement]]:
@@ -140,7 +140,7 @@ def wrong_block(found: tuple[RunFrame, ...]) -> str:
     rows: dict[tuple[str, str, str], dict[str, str]] = {}
     for loaded in found:
         for m in loaded.run.measurements:
-            if m.kind == "candidate" and not is_right(m):
+            if m.kind == "candidate" and m.status not in ("ok", "implausible"):
                 why, _, error = m.reason.partition(" [")
                 key = (m.case.op, m.candidate, why)
                 rows.setdefault(
