@@ -152,12 +152,11 @@ def history_table(loaded: RunFrame, answers: Answers) -> pd.DataFrame:
 
 def rank_note(loaded: RunFrame, answers: Answers) -> str:
     """Explain in one line a fastest candidate whose median beside it is not the least; '' without one."""
-    seconds = loaded.table["seconds"].tolist()
-    names = loaded.table["candidate"].tolist()
-    races = loaded.table["race"].tolist()
-    rows = {(race, name): row for row, (race, name) in enumerate(zip(races, names, strict=True))}
+    table = loaded.table
+    least = table[table["right"]].groupby(["race", "clock"])["seconds"].min()
     for choice in answers.headline:
-        if any(seconds[rows[choice.race, n]] < seconds[choice.fastest_row] for n in choice.best):
+        at = loaded.row(choice.fastest_row)
+        if least[choice.race, at["clock"]] < at["seconds"]:
             return (
                 "Ranks use ratios paired within rounds. Medians of separate candidates can differ from "
                 "that order by less than the noise."
