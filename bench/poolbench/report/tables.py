@@ -153,6 +153,8 @@ def history_table(loaded: RunFrame, answers: Answers) -> pd.DataFrame:
 def rank_note(loaded: RunFrame, answers: Answers) -> str:
     """Explain in one line a fastest candidate whose median beside it is not the least; '' without one."""
     table = loaded.table
+    if not answers.headline:
+        return ""
     least = table[table["right"]].groupby(["race", "clock"])["seconds"].min()
     for choice in answers.headline:
         at = loaded.row(choice.fastest_row)

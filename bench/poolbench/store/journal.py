@@ -292,7 +292,8 @@ def read_run(folder: Path) -> StoredRun:
         _check_size(path, path.stat().st_size)
         with path.open("rb") as file:
             line = file.readline(MAX_LINE_NBYTES + 1)
-            header = _read_header(path, line if line.endswith(b"\n") else b"")
+            torn = len(line) <= MAX_LINE_NBYTES and not line.endswith(b"\n")
+            header = _read_header(path, b"" if torn else line)
             records, dropped = _read_lines(path, file)
     except OSError as error:
         raise StoreError(f"cannot read {path}: {error.strerror}; expected a run's folder") from None
