@@ -137,7 +137,7 @@ def _curves(axis: Axes, rows: pd.DataFrame, x: str, look: Mapping[str, Look]) ->
         ends.append((float(line["seconds"].iloc[-1]), str(name), look[str(name)][0]))
     limit = rows.dropna(subset="bandwidth_limit_seconds")
     limit = limit.groupby(x)["bandwidth_limit_seconds"].median()
-    if len(limit):
+    if len(limit) > 1:
         axis.plot(limit.index, limit.values, "--", color=INK, lw=1.4)
         ends.append((float(limit.iloc[-1]), "memory-bandwidth limit", INK))
     return ends
