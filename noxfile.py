@@ -18,6 +18,14 @@ CONSTRAINTS = ROOT / "constraints.txt"
 ENVIRONMENTS = Path(os.environ.get("NOXENVDIR", ROOT / ".nox"))
 # The oldest and the newest Python that TensorFlow has packages for.
 OLDEST, NEWEST = (3, 10), (3, 13)
+# Each has a default run of its own in results/.
+FURTHER_OPS = (
+    "masked_global_pool",
+    "adaptive_pool",
+    "spatial_max_pool",
+    "gem_pool",
+    "global_max_pool",
+)
 NO_GPU = (
     "bench-gpu needs a GPU that TensorFlow can use: {seen}; on a machine with an NVIDIA GPU install its "
     "driver (nvidia-smi must work) and run this again, on any other run bench-cpu"
@@ -96,12 +104,13 @@ def bench_full(session: nox.Session) -> None:
 
 @nox.session(name="bench-backends", venv_backend="none")
 def bench_backends(session: nox.Session) -> None:
-    """Compare Keras with the bare functions of TensorFlow, JAX and PyTorch on the CPU: about 5 minutes."""
-    axis = "backend=tensorflow,jax,torch"
+    """Compare Keras with TensorFlow's, JAX's and PyTorch's own functions on the CPU: about 5 minutes."""
+    ops = ("depth_max_pool", "global_avg_pool", "masked_global_pool", "adaptive_pool")
+    words = [word for op in ops for word in ("--op", op)]
+    words += ["--axis", "backend=tensorflow,jax,torch"]
     _poolbench(
-        session, "run", "--sweep", "backends", "--op", "depth_max_pool", "--op", "global_avg_pool",
-        "--axis", axis, extras=("cpu", "backends"), env="backends",
-    )  # fmt: skip
+        session, "run", "--sweep", "backends", *words, extras=("cpu", "backends"), env="backends"
+    )
 
 
 @nox.session(name="bench-gpu", venv_backend="none")
@@ -179,8 +188,15 @@ def selftest(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def reference(session: nox.Session) -> None:
-    """Measure everything into results/reference, the run that is committed: about 25 minutes."""
+    """Measure everything into results/reference and reference-OP, which are committed: about an hour."""
     folder = _install(session, "cpu", "cpu", "profile", "export")
+    for op in FURTHER_OPS:
+        run = f"reference-{op}"
+        shutil.rmtree(ROOT / "results" / run, ignore_errors=True)
+        _run(session, folder, "poolbench", "run", "--op", op, "--run", run, codes=(0, 1))
+    shutil.rmtree(ROOT / "results" / "reference-matrix", ignore_errors=True)
+    words = ["matrix", "-k", " or ".join(FURTHER_OPS), "--run", "reference-matrix"]
+    _run(session, folder, "poolbench", *words, codes=(0, 1))
     shutil.rmtree(ROOT / "results" / "reference", ignore_errors=True)
     again = ["--resume", "reference", "--allow-different", "commit", "--allow-different", "dirty"]
     for words in (
@@ -240,7 +256,10 @@ def _pytest(session: nox.Session, folder: Path, marked: str) -> None:
 def backends(session: nox.Session) -> None:
     """Test the reusable layer on Keras's JAX and PyTorch backends."""
     folder = _install(session, "cpu", "cpu", "test", "backends")
-    files = [f"tests/test_{name}.py" for name in ("layers", "masked_pooling", "adaptive_pooling")]
+    files = [
+        f"tests/test_{name}.py"
+        for name in ("layers", "masked_pooling", "adaptive_pooling", "gem_pooling")
+    ]
     words = [*files, "-k", "another_backend or on_jax", *session.posargs]
     _run(session, folder, "pytest", "-q", *words)
 

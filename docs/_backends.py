@@ -10,143 +10,80 @@ from typing import Any
 
 import pandas as pd
 from poolbench.core.candidate import split_contender
-from poolbench.core.case import Case, format_value
-from poolbench.core.records import Measurement, is_right
-from poolbench.core.text import format_seconds, format_share, with_interval
+from poolbench.core.case import format_value
+from poolbench.core.records import Measurement
+from poolbench.core.text import format_share
+from poolbench.matrix import PROBES
+from poolbench.report.backends import (
+    BACKENDS,
+    Races,
+    backend_and_mode,
+    cost_tables,
+    races_of,
+    ratio_text,
+    settings_table,
+)
 from poolbench.report.formats import as_markdown
 from poolbench.report.frame import RunFrame
-from poolbench.report.programs import same_program, unlike
-from poolbench.report.ratios import class_of, paired, pool
 from poolbench.store.journal import StoredRun, read_run
 
 STORED = Path("results") / "reference-backends"
-NOTHING = "`nox -s bench-backends` has not been run on the reference machine."
-# By op: the bare function of each framework, keras.ops, the layer, and the layer above a pooling kernel.
-ROLES = {
-    "depth_max_pool": (
-        {"": "reshape-reduce_max", "jax": "jnp-max", "torch": "torch-amax"},
-        ("keras-ops", "layer-depth_max_pool", "keras-stock"),
-    ),
-    "global_avg_pool": (
-        {"": "reduce_mean", "jax": "jnp-mean", "torch": "torch-mean"},
-        ("keras-ops", "layer-global_avg_pool", "keras-stock"),
-    ),
-}
-BACKENDS = {"": "TensorFlow", "jax": "JAX", "torch": "PyTorch"}
-MODES = {("jax", "xla"): "jit"}
+RACED = ("",)  # the runs of the tables
 
 
 @functools.cache
-def stored_run(root: Path, more: str = "") -> StoredRun | None:
-    """Return the committed run, or that of a known case; None where there is none."""
-    folder = root / f"{STORED}{more}"
-    return read_run(folder) if (folder / "journal.jsonl").exists() else None
+def stored_run(root: Path, more: str = "") -> StoredRun:
+    """Return the committed run, that of the further layers, or that of a known case."""
+    return read_run(root / f"{STORED}{more}")
 
 
-def _races(run: StoredRun) -> dict[Case, dict[str, Measurement]]:
-    races: dict[Case, dict[str, Measurement]] = {}
-    for m in run.measurements:
-        if m.kind == "candidate":
-            races.setdefault(m.case, {})[m.candidate] = m
-    return races
-
-
-def _named(name: str, label: str) -> str:
-    return f"{name}@{label}" if label else name
-
-
-def _time_text(m: Measurement) -> str:
-    return format_seconds(statistics.median(m.samples.seconds)) if is_right(m) else m.status
-
-
-def ratio_text(one: Measurement | None, other: Measurement | None) -> str:
-    """Return the time over another's with the interval of the next run, or why there is none."""
-    if one is None or other is None:
-        return ""
-    for m in (one, other):
-        if not is_right(m):
-            return m.status
-    if words := unlike(one, other):
-        return words
-    (over,), (own,) = pool([[paired(one, other)]], [class_of(one)])
-    if one.stopped_early or over.next_run.low is None:
-        return f"{own.ratio:.3g}x, stopped early"
-    text = with_interval(over.mean.ratio, over.next_run.ratio_low, over.next_run.ratio_high)
-    return f"same program, {text}" if same_program(one, other) else text
+def _races(root: Path, *more: str) -> Races:
+    return races_of(m for one in more for m in stored_run(root, one).measurements)
 
 
 def cost_block(_: RunFrame, root: Path) -> str:
-    """Return a table per op: keras.ops and Keras layers over the bare function, by backend and mode."""
-    run = stored_run(root)
-    if run is None:
-        return NOTHING
-    races = _races(run)
-    parts = []
-    for op, (bare, roles) in ROLES.items():
-        rows = []
-        for label, backend in BACKENDS.items():
-            for case, found in races.items():
-                base = found.get(_named(bare[label], label))
-                if case.op != op or base is None:
-                    continue
-                mode = MODES.get((label, case.mode), str(case.mode))
-                rows.append(
-                    {"input": format_value(case.shape), "pass": case.direction, "backend": f"{backend}, {mode}",
-                     "bare function": _time_text(base)}
-                    | {name: ratio_text(found.get(_named(name, label)), base) for name in roles}
-                )  # fmt: skip
-        rows.sort(key=lambda row: (row["input"], row["pass"]))
-        names = ", ".join(f"{BACKENDS[label]} `{name}`" for label, name in bare.items())
-        parts.append(
-            f"**{op}**; bare function: {names}.\n\n{as_markdown(pd.DataFrame(rows)).strip()}"
-        )
-    return "\n\n".join(parts)
+    """Return a table per op: what calls Keras over the framework's own function, by backend and mode."""
+    tables = cost_tables(_races(root, *RACED))
+    return "\n\n".join(f"**{op}**\n\n{as_markdown(table).strip()}" for op, table in tables.items())
 
 
 def across_block(_: RunFrame, root: Path) -> str:
     """Return the times of other backends over TensorFlow's, of one candidate in the same rounds."""
-    run = stored_run(root)
-    if run is None:
-        return NOTHING
-    rows = []
-    for case, found in _races(run).items():
-        for name, m in found.items():
-            candidate, label = split_contender(name)
-            other = found.get(candidate)
-            if label and other is not None:
-                rows.append(
-                    {"op": case.op, "input": format_value(case.shape), "pass": case.direction,
-                     "mode": case.mode, "candidate": candidate,
-                     "backends": f"{BACKENDS[label]} over TensorFlow", "time": ratio_text(m, other)}
-                )  # fmt: skip
+    rows = [
+        {"op": case.op, "input": format_value(case.shape), "pass": case.direction,
+         "mode": case.mode, "candidate": candidate,
+         "backends": f"{BACKENDS[label]} over TensorFlow", "time": ratio_text(m, found[candidate])}
+        for case, found in _races(root, *RACED).items()
+        for name, m in found.items()
+        for candidate, label in (split_contender(name),)
+        if label and candidate in found
+    ]  # fmt: skip
     return as_markdown(pd.DataFrame(rows)).strip()
 
 
 def settings_block(_: RunFrame, root: Path) -> str:
     """Return the settings that each worker's framework reported."""
-    run = stored_run(root)
-    if run is None:
-        return NOTHING
-    rows: dict[str, dict[str, str]] = {}
-    for case, found in _races(run).items():
-        for name, m in found.items():
-            label = split_contender(name)[1]
-            if m.settings:
-                key = f"{BACKENDS[label]}, {MODES.get((label, case.mode), case.mode)}"
-                rows.setdefault(key, {"backend": key} | dict(sorted(m.settings.items())))
-    versions = run.header.environment.versions
+    environment = stored_run(root).header.environment
     known = ("tensorflow-cpu", "tensorflow", "jax", "torch", "keras")
-    words = ", ".join(f"{name} {versions[name]}" for name in known if name in versions)
-    table = pd.DataFrame([rows[key] for key in sorted(rows)]).fillna("")
-    return f"{words}; {run.header.environment.machine.get('processor')}.\n\n{as_markdown(table).strip()}"
+    versions = [
+        f"{name} {environment.versions[name]}" for name in known if name in environment.versions
+    ]
+    table = as_markdown(settings_table(_races(root, ""))).strip()
+    return f"{', '.join(versions)}; {environment.machine.get('processor')}.\n\n{table}"
+
+
+def support_block(_: RunFrame, root: Path) -> str:
+    """Return the support matrix' checks on JAX and PyTorch."""
+    rows: dict[str, dict[str, str]] = {}
+    for cell in stored_run(root, "-matrix").capabilities:
+        row = rows.setdefault(cell.candidate, {"op": cell.op, "candidate": cell.candidate})
+        row[PROBES[cell.probe].title] = f"{cell.state}: {cell.evidence}"
+    return as_markdown(pd.DataFrame(rows.values())).strip()
 
 
 def aa_block(_: RunFrame, root: Path) -> str:
     """Return how often two equal workers of one backend got a false verdict, and the resolution."""
-    path = root / STORED / "aa.json"
-    if not path.exists():
-        return "`python tests/acceptance backends` has not been run on the reference machine."
-    stored = json.loads(path.read_bytes())
+    stored = json.loads((root / STORED / "aa.json").read_bytes())
     rows: list[dict[str, Any]] = []
     for label, backend in BACKENDS.items():
         some = [o for o in stored["comparisons"] if o["backend"] == (label or "tensorflow")]
@@ -167,42 +104,36 @@ def aa_block(_: RunFrame, root: Path) -> str:
 
 def cases_block(_: RunFrame, root: Path) -> str:
     """Return the known cases, each reproduced or refuted, with intervals."""
-    cases = (
-        ("keras#22561", "", _overhead),
-        ("keras#23649", "-23649", _layout),
-        ("tensorflow#57057", "-57057", _half),
+    found = (
+        _overhead(_races(root, "")),
+        _layout(_races(root, "-23649")),
+        _half(_races(root, "-57057")),
     )
-    runs = {more: stored_run(root, more) for _, more, _ in cases}
-    return "\n".join(
-        f"- {describe(run)}"
-        if (run := runs[more]) is not None
-        else f"- **{issue}** is not measured yet."
-        for issue, more, describe in cases
-    )
+    return "\n".join(f"- {words}" for words in found)
 
 
-def _overhead(run: StoredRun) -> str:
+def _overhead(races: Races) -> str:
     """Return the time of Keras over PyTorch's own function, smallest and base input."""
-    words = []
-    for case, found in _races(run).items():
-        layer, bare = found.get("layer-global_avg_pool@torch"), found.get("torch-mean@torch")
-        if layer is None or bare is None or case.direction != "forward":
-            continue
-        added = 1e6 * (
-            statistics.median(layer.samples.seconds) - statistics.median(bare.samples.seconds)
-        )
-        words.append(
-            f"{ratio_text(layer, bare)} at {format_value(case.shape)} ({added:+.0f} us per call)"
-        )
+    words = [
+        f"{ratio_text(layer, own)} at {format_value(case.shape)} "
+        f"({1e6 * (_median(layer) - _median(own)):+.0f} us per call)"
+        for case, found in races.items()
+        if case.direction == "forward" and "torch-mean@torch" in found
+        for layer, own in ((found["layer-global_avg_pool@torch"], found["torch-mean@torch"]),)
+    ]
     return (
         "**keras#22561, Keras is slower than plain PyTorch**: time of `GlobalAveragePooling2D` over that of "
         f"`x.mean((1, 2))`, eager and forward: {'; '.join(words)}."
     )
 
 
-def _layout(run: StoredRun) -> str:
+def _median(m: Measurement) -> float:
+    return statistics.median(m.samples.seconds)
+
+
+def _layout(races: Races) -> str:
     words = []
-    for case, found in _races(run).items():
+    for case, found in races.items():
         layer, view = found["layer-MaxPooling2D@torch"], found["torch-max_pool2d@torch"]
         copies = layer.program.operations.count("aten.clone") if layer.program else 0
         one = ratio_text(found["torch-one-copy@torch"], view)
@@ -216,19 +147,18 @@ def _layout(run: StoredRun) -> str:
     )
 
 
-def _half(run: StoredRun) -> str:
-    words = []
-    for case, found in _races(run).items():
-        for name, m in found.items():
-            candidate, label = split_contender(name)
-            if candidate not in ("layer-global_avg_pool", "reduce_mean") or m.accuracy is None:
-                continue
-            mode = MODES.get((label, case.mode), case.mode)
-            words.append(f"{BACKENDS[label]} {mode} `{candidate}` {m.status}")
-    shape = format_value(next(iter(_races(run))).shape)
+def _half(races: Races) -> str:
+    words = [
+        f"{backend_and_mode(case, label)} `{candidate}` {m.status}"
+        for case, found in races.items()
+        for name, m in found.items()
+        for candidate, label in (split_contender(name),)
+        if candidate in ("layer-global_avg_pool", "reduce_mean") and m.accuracy is not None
+    ]
+    shape = format_value(next(iter(races)).shape)
     return (
         f"**tensorflow#57057, the average in mixed precision on a CPU**, float16 at {shape}, against the reference: "
-        f"{', '.join(words)}."
+        f"{'; '.join(words)}."
     )
 
 
@@ -237,5 +167,6 @@ BLOCKS = {
     "backends-cost": cost_block,
     "backends-across": across_block,
     "backends-settings": settings_block,
+    "backends-support": support_block,
     "backends-aa": aa_block,
 }

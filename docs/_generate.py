@@ -30,8 +30,10 @@ from _blocks import (
     short_answer_block,
     trace_summary_block,
 )
+from _further import BLOCKS as FURTHER_BLOCKS
+from _further import further_matrix
 from _gpu import gpu_bandwidth_block, gpu_block, gpu_means_block, gpu_runs
-from _stored import acceptance_block, scale_block, tool_comparison_block
+from _stored import acceptance_block, scale_block, sides_block, tool_comparison_block
 from _tests import faults_block, hacks_block
 from poolbench.core.records import MatrixCell
 from poolbench.core.registry import load_builtin
@@ -62,7 +64,7 @@ def fill(root: Path, *, check: bool = False, run: Path | None = None) -> list[st
         path: _BLOCK.sub(lambda m: f"{m[1]}{block(m[2])}\n{m[4]}", path.read_text(encoding="utf-8"))
         for path in pages
     }
-    runs = [loaded.run, *(found.run for found in gpu_runs(root))]
+    runs = [loaded.run, *further_matrix(root), *(found.run for found in gpu_runs(root))]
     texts[root / "docs" / "support.md"] = support_page(runs)
     stale = [
         path
@@ -118,12 +120,14 @@ BLOCKS: dict[str, Callable[[RunFrame, Path], str]] = {
     "short-answer": short_answer_block,
     "versus": tool_comparison_block,
     "scale": scale_block,
+    "sides": sides_block,
     "predicted": predicted_block,
     "acceptance": acceptance_block,
     "gpu": gpu_block,
     "gpu-bandwidth": gpu_bandwidth_block,
     "gpu-means": gpu_means_block,
     **BACKEND_BLOCKS,
+    **FURTHER_BLOCKS,
     "hacks": hacks_block,
     "faults": faults_block,
 }

@@ -17,7 +17,7 @@ from poolbench.report.ratios import paired
 from poolbench.report.recommend import answer
 from poolbench.report.tables import headline_table
 from poolbench.stats import estimate
-from poolbench.store.journal import JOURNAL
+from poolbench.store.journal import JOURNAL, read_run
 
 DEPTH, MEAN = "depth_max_pool", "global_avg_pool"
 LAYER, PINNED = "layer-depth_max_pool", "cpu-pinned-max_pool"
@@ -30,14 +30,14 @@ BORDER = ("12x112x112x64", "13x112x112x64")
 
 
 @functools.cache
+@functools.cache
 def gpu_runs(root: Path) -> tuple[RunFrame, ...]:
     """Return the committed runs whose machine had a GPU."""
-    runs = [
-        load(journal.parent)
-        for journal in sorted((root / "results").glob(f"reference-*/{JOURNAL}"))
-    ]
+    folders = [path.parent for path in sorted((root / "results").glob(f"reference-*/{JOURNAL}"))]
     return tuple(
-        loaded for loaded in runs if any(map(is_gpu, loaded.run.header.environment.devices))
+        load(folder)
+        for folder in folders
+        if any(map(is_gpu, read_run(folder).header.environment.devices))
     )
 
 

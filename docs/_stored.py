@@ -16,6 +16,7 @@ from poolbench.report.frame import RunFrame
 VERSUS = Path("results") / "reference-versus" / "versus.json"
 VERSUS_PICTURE = Path("docs") / "images" / "versus.png"
 ACCEPTANCE = Path("results") / "reference-acceptance" / "acceptance.json"
+SIDES = Path("results") / "reference-sides" / "sides.json"
 SCALE = Path("results") / "reference-scale" / "scale.json"
 SCALE_ROWS = (
     (
@@ -123,6 +124,24 @@ def scale_block(found: Found) -> str:
         for what, text in SCALE_ROWS
     ]
     return as_markdown(pd.DataFrame(rows, columns=["what", "figure"])).strip()
+
+
+@_from_file(SIDES, "Not measured on the reference machine.")
+def sides_block(found: Found) -> str:
+    """Return the verdicts on sides whose difference is known, and the time until them."""
+    rows = [
+        {
+            "head": name,
+            "comparisons": one["comparisons"],
+            **{word.lower(): one["verdicts"].get(word, 0) for word in ("SLOWER", "FASTER", "SAME", "UNDECIDED")},
+            "seconds, median": f"{one['median_seconds']:.0f}" if "limit" in one else "",
+            "at most": f"{one['limit']:.0f}" if "limit" in one else "",
+        }
+        for name, one in found.items()
+        if name != "machine"
+    ]  # fmt: skip
+    where = machine_text(found["machine"])
+    return f"On {where}:\n\n{as_markdown(pd.DataFrame(rows)).strip()}"
 
 
 def _plain(name: str, value: float) -> str:

@@ -15,7 +15,10 @@ Matrix = dict[Key, list[MatrixCell]]
 
 # The reusable layers and a user's own candidate must pass every check on the CPU. A failed check of another
 # shipped implementation is a result.
-PROMISED = {(op, f"layer-{op}") for op in ("depth_max_pool", "masked_global_pool", "adaptive_pool")}
+PROMISED = {
+    (op, f"layer-{op}")
+    for op in ("depth_max_pool", "masked_global_pool", "adaptive_pool", "gem_pool")
+}
 OUTCOMES: dict[str, Callable[..., object]] = {"unsupported": pytest.skip, "not_run": pytest.skip}
 
 

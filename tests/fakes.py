@@ -52,6 +52,7 @@ class FakeWorker:
     """
 
     node = "local"
+    slept = False
 
     def __init__(self, answers=(), tail=""):
         self.tail = tail

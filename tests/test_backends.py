@@ -1,6 +1,8 @@
 """TensorFlow, JAX and PyTorch: names of contenders, settings, programs, and every candidate in a real worker."""
 
 import importlib.util
+import os
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -10,7 +12,7 @@ from poolbench.cli import main
 from poolbench.core.candidate import BACKENDS, KERAS, contender_name, split_contender
 from poolbench.core.case import make_case
 from poolbench.core.errors import UsageError
-from poolbench.core.plan import IDENTITY, WorkerSpec
+from poolbench.core.plan import IDENTITY, Contender, Plan, RaceSpec, WorkerSpec
 from poolbench.core.program import Program
 from poolbench.core.records import TimeBreakdown
 from poolbench.core.registry import (
@@ -21,19 +23,31 @@ from poolbench.core.registry import (
     parse_axis,
 )
 from poolbench.engine.contenders import contenders_of
+from poolbench.engine.pool import WorkerPool
 from poolbench.engine.process import Worker
+from poolbench.engine.race import Race
 from poolbench.engine.recorder import ContenderRecord, flag_implausible
+from poolbench.engine.recovery import Tasks
 from poolbench.matrix import PROBES
 from poolbench.matrix.runner import PendingCell, reason_to_skip, run_step
-from poolbench.report.frame import lay_out
+from poolbench.report.backends import cost_tables, races_of
+from poolbench.report.figures.choice import plot_heatmap
+from poolbench.report.frame import lay_out, load
+from poolbench.report.page import programs_sentence
 from poolbench.report.programs import compare_programs, same_program, unlike
-from poolbench.report.tables import measurement_table
+from poolbench.report.recommend import answer
+from poolbench.report.tables import measurement_table, sentences
 from poolbench.store.journal import JOURNAL, encode_line, read_run
 from poolbench.worker import contender, session
 
+ROOT = Path(__file__).parent.parent
 REGISTRY = load_builtin()
-OPS = ("depth_max_pool", "global_avg_pool")
-SMALL = {"depth_max_pool": (2, 4, 5, 48), "global_avg_pool": (2, 4, 5, 48)}
+SMALL = {
+    "depth_max_pool": (2, 4, 5, 48),
+    "global_avg_pool": (2, 4, 5, 48),
+    "masked_global_pool": (4, 9, 8),
+    "adaptive_pool": (2, 14, 16, 8),
+}
 
 
 def case_of(op, **values):
@@ -120,9 +134,14 @@ def run_of(folder, programs, settings=None):
         )
         for m in synthetic.records(1, cases=[CASE], plan=plan, with_extras=False)
     ]
+    return store(folder, found)
+
+
+def store(folder, measurements):
+    """A stored run of these measurements."""
     folder.mkdir()
     end = TimeBreakdown(seconds={"samples": 1.0}, wall_seconds=1.0)
-    lines = map(encode_line, [synthetic.header(folder.name), *found, end])
+    lines = map(encode_line, [synthetic.header(folder.name), *measurements, end])
     (folder / JOURNAL).write_bytes(b"".join(lines))
     return read_run(folder)
 
@@ -175,6 +194,50 @@ def test_same_program_needs_equal_hash_and_key(tmp_path):
     assert not same_program(one, msgspec.structs.replace(two, program=elsewhere))
 
 
+def test_page_one_program_pairs_are_a_comparison_with_itself(tmp_path):
+    run = run_of(tmp_path / "a", {VICTIM: OTHER, "slices-maximum": OTHER})
+    loaded = lay_out(run, registry=REGISTRY)
+    table = loaded.table.set_index("candidate")
+    ranked = table.index[table["right"] & ~table["stopped_early"]]
+    count = len(ranked.difference([VICTIM, "slices-maximum"]))
+    assert {VICTIM, "slices-maximum"} < {*ranked}
+    text = programs_sentence(loaded)
+    assert text.startswith(f"{count * (count - 1) // 2 + 1} pairs of candidates are one program")
+    assert "called different" in text
+    for choice in answer(loaded).choices:
+        words = " ".join(sentences(loaded, choice))
+        assert ("the same program as" in words) == (len(choice.best) > 1)
+
+
+def test_plot_heatmap_with_xla_one_program_has_one_row(tmp_path):
+    records = synthetic.records(1, with_extras=False, cases=[
+        synthetic.op_case("depth_max_pool", mode="xla", shape=(size, 8, 8, 96)) for size in (1, 2)
+    ])  # fmt: skip
+    found = [
+        msgspec.structs.replace(m, program=OTHER if m.candidate == VICTIM else ONE)
+        for m in records
+        if m.kind == "candidate"
+    ]
+    loaded = lay_out(store(tmp_path / "a", found), registry=REGISTRY)
+    assert plot_heatmap(xla=False)(loaded, "depth_max_pool", "cpu:0") is None
+    plot = plot_heatmap(xla=True)(loaded, "depth_max_pool", "cpu:0")
+    rows = [label.get_text() for label in plot.figure.axes[0].get_yticklabels()]
+    right = {*loaded.table.loc[loaded.table["right"], "candidate"]}
+    assert VICTIM in rows and len(right.intersection(rows)) == 2
+    assert "One program, shown once: " in plot.caption
+
+
+def test_cost_tables_committed_run_has_a_row_per_case_and_backend():
+    loaded = load(ROOT / "results" / "reference-backends")
+    tables = cost_tables(races_of(loaded.run.measurements))
+    assert {*tables} == {"depth_max_pool", "global_avg_pool"}
+    for table in tables.values():
+        assert len(table) == 20, "two shapes and directions, five backends with a mode"
+        assert table["own function"].str.contains(r", [\d.]+ [mµ]s$").all()
+        assert (table[["keras-ops", "keras-stock"]] != "").all(axis=None)
+    assert cost_tables(races_of(load(ROOT / "results" / "reference").run.measurements)) == {}
+
+
 def test_flag_implausible_small_input_another_framework_may_call_faster():
     case = case_of("depth_max_pool", mode="xla")
     records = {}
@@ -191,6 +254,54 @@ def test_flag_implausible_small_input_another_framework_may_call_faster():
 
 # Real workers
 
+
+def test_worker_without_another_backend_imports_neither_jax_nor_torch(tmp_path, monkeypatch):
+    for name in ("jax", "torch"):
+        code = f"open({str(tmp_path / 'imported')!r}, 'a').write(__name__)\nraise ImportError\n"
+        (tmp_path / f"{name}.py").write_text(code)
+    path = [str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path))
+    worker = Worker(WorkerSpec(threads=1))
+    try:
+        for mode in ("eager", "xla"):
+            worker.call(session.open_case, case_of("global_avg_pool", mode=mode), 0, timeout=60)
+            for name in ("keras-ops", "layer-global_avg_pool", "keras-stock"):
+                opened = worker.call(contender.open_contender, name, True, timeout=100)
+                assert opened.status == "ok", opened.reason
+                worker.call(contender.read_program, name, timeout=100)
+    finally:
+        worker.close()
+    assert not (tmp_path / "imported").exists()
+
+
+def test_race_worker_with_another_setting_has_no_verdict(tmp_path):
+    pytest.importorskip("torch")
+    usual = WorkerSpec(backend="torch", threads=1)
+    other = msgspec.structs.replace(usual, environment=(("TF_ENABLE_ONEDNN_OPTS", "0"),))
+    contenders = tuple(
+        Contender(candidate="torch-mean", worker=worker, label=label)
+        for label, worker in (("torch", usual), ("other", other))
+    )
+    spec = RaceSpec(
+        case=case_of("global_avg_pool", mode="eager"), contenders=contenders, baseline=contenders[0].name,
+        plan=Plan(processes=2, budget_seconds=0.3),
+    )  # fmt: skip
+    race = Race(
+        spec, [REGISTRY.candidates["global_avg_pool", "torch-mean"]], tasks=Tasks(probes=())
+    )
+    pool = WorkerPool()
+    try:
+        run = store(tmp_path / "a", race.run(pool).measurements)
+    finally:
+        pool.close()
+    table = lay_out(run, registry=REGISTRY).table.set_index("candidate")
+    assert table["right"].all()
+    assert table.loc["torch-mean@other", ["unlike", "verdict"]].tolist() == [
+        "unlike: oneDNN off | on",
+        "",
+    ]
+
+
 # On JAX and PyTorch keras.ops.mean computes float64 in float32.
 DEMOTED = {("global_avg_pool", name, "float64") for name in ("keras-ops", "layer-global_avg_pool")}
 
@@ -204,14 +315,17 @@ def worker(request):
     made.close()
 
 
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("op", SMALL)
 def test_every_candidate_of_a_backend_agrees_with_the_reference(worker, op):
     backend = worker.spec.backend
     mode = {"jax": "xla", "torch": "eager"}[backend]
     names = [name for name, entry in REGISTRY.of(op).items() if entry.runs(backend, mode)]
-    assert len(names) >= 4
+    assert f"layer-{op}" in names
+    assert len(names) >= (4 if op in ("depth_max_pool", "global_avg_pool") else 2)
     changes = [{}, {"direction": "training"}, {"dtype": "float64"}, {"dtype": "bfloat16"}]
     changes += [{"padding": "same", "pool_size": 5}] if op == "depth_max_pool" else []
+    axes = REGISTRY.ops[op].axis_names
+    changes += [{"reduction": "max", "direction": "training"}] if "reduction" in axes else []
     for change in changes:
         if change.get("dtype") == "bfloat16":  # a sum in 16 bits is another question
             some = [name for name in names if op == "depth_max_pool" or name == "keras-ops"]
@@ -219,7 +333,8 @@ def test_every_candidate_of_a_backend_agrees_with_the_reference(worker, op):
             some = names
         case = case_of(op, mode=mode, **change)
         worker.call(session.open_case, case, 0, timeout=60)
-        for name in some:
+        known = REGISTRY.of(op)
+        for name in (n for n in some if not any(f.when(case) for f in known[n].failures)):
             opened = worker.call(contender.open_contender, name, True, timeout=100)
             if (op, name, change.get("dtype")) in DEMOTED:
                 assert opened.status == "wrong" and "relative 1" in opened.reason

@@ -2,6 +2,7 @@
 
 import os
 import re
+import runpy
 import signal
 import subprocess
 import sys
@@ -158,6 +159,26 @@ def test_run_without_tensorflow_is_one_line(monkeypatch, version, says):
     with pytest.raises(UsageError, match=says):
         require_tensorflow(find_suites([]))
     require_tensorflow(["a_suite_of_the_user.py"])
+
+
+@pytest.mark.fault(
+    "nox under a Python that TensorFlow has no package for",
+    "another one on the PATH is used; without one, one line before anything is installed",
+)
+@pytest.mark.parametrize("version", [(3, 14, 0), (3, 9, 6)])
+def test_nox_under_an_unsupported_python_is_one_line(monkeypatch, version):
+    decorate = lambda **_: lambda function: function  # noqa: E731
+    nox = SimpleNamespace(needs_version="", options=SimpleNamespace(), session=decorate)
+    monkeypatch.setitem(sys.modules, "nox", nox)
+    noxfile = runpy.run_path(str(Path(__file__).parent.parent / "noxfile.py"))
+    find_python = noxfile["_find_python"]
+    session = SimpleNamespace(error=lambda line: line)
+    monkeypatch.setitem(find_python.__globals__, "sys", SimpleNamespace(version_info=version))
+    monkeypatch.setenv("PATH", "")
+    here = f"{version[0]}.{version[1]}"
+    assert find_python(session) == f"this is Python {here}; poolbench needs Python 3.10 to 3.13"
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
+    assert find_python(session) == "/usr/bin/python3.13"
 
 
 @pytest.mark.parametrize(

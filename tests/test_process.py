@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -155,6 +156,7 @@ def test_task_that_ends_badly_is_one_typed_failure(
     assert failure.status == status
     assert failure.lost == lost
     assert not failure.blameless
+    assert failure.stopped == (arguments == (signal.SIGSTOP,))
     assert tail in failure.tail
     assert "\n" not in failure.reason
     assert re.search(reason, failure.reason), failure.reason
@@ -277,6 +279,16 @@ def test_time_asleep_does_not_count_for_a_limit(worker, monkeypatch):
     clock = time.monotonic
     monkeypatch.setattr(process.time, "monotonic", lambda: clock() + next(asleep))
     assert worker.call(wait, 0.2, timeout=5) == "done"
+
+
+def test_worker_that_was_stopped_for_a_while_slept(worker):
+    assert worker.call(wait, 0.0, timeout=30) == "done"
+    assert not worker.slept
+    pid = worker.call(say, "", timeout=30)
+    threading.Timer(0.1, os.kill, (pid, signal.SIGSTOP)).start()
+    threading.Timer(0.5, os.kill, (pid, signal.SIGCONT)).start()
+    assert worker.call(wait, 0.3, timeout=30) == "done"
+    assert worker.slept
 
 
 def test_call_whose_clock_was_changed_is_refused(worker):

@@ -1,7 +1,15 @@
 """The compiled program, from the compilers themselves: TensorFlow with XLA, and JAX."""
 
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
-import poolbench.ops  # noqa: F401 (registers the ops)
+import poolbench.ops  # registers the ops
 import pytest
 from poolbench.core.registry import REGISTRY
 from poolbench.worker.hlo import count_cost
@@ -56,6 +64,53 @@ def test_tensorflow_program_of_each_candidate_groups_them(op, direction):
         assert (native.kernels, native.bytes_accessed) == (10, 192_675_872)
         assert slices.peak_buffer_nbytes == results
         assert native.peak_buffer_nbytes - results == pytest.approx(57.8e6, rel=1e-2)
+
+
+HASHES = """
+import json
+import tensorflow as tf
+from poolbench.core.registry import load_builtin
+from poolbench.worker.program import tensorflow_program
+from poolbench.worker.session import bind
+
+registry, found = load_builtin(), {}
+for op in ("depth_max_pool", "global_avg_pool"):
+    case = registry.ops[op].make_case(mode="xla")
+    for name, candidate in registry.of(op).items():
+        if name != "recipe-verbatim" and "tensorflow" in candidate.backends:
+            program = tensorflow_program(bind(candidate, case), tf.zeros(case.shape))
+            found[name + " of " + op] = [program.hash, program.key]
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.slow
+def test_tensorflow_program_hash_is_the_same_in_every_process_and_checkout(tmp_path):
+    pytest.importorskip("tensorflow")
+    bench = Path(poolbench.__file__).parents[1]
+    file = Path("poolbench", "ops", "global_avg_pool", "candidates.py")
+    text = (bench / file).read_text()
+    swapped = text.replace("(x, axis=width), axis=height)", "(x, axis=height), axis=width)")
+    renamed = re.sub(r"\bx\b", "values", text)
+    assert len({text, swapped, renamed}) == 3
+    folders = {"here": bench}
+    for name, changed in (("copy", text), ("swapped", swapped), ("renamed", renamed)):
+        folders[name] = tmp_path / name
+        shutil.copytree(bench / "poolbench", tmp_path / name / "poolbench")
+        (tmp_path / name / file).write_text(changed)
+    started = {
+        name: subprocess.Popen(
+            [sys.executable, "-c", HASHES], stdout=subprocess.PIPE, cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(folder), "TF_CPP_MIN_LOG_LEVEL": "3"},
+        )
+        for name, folder in folders.items()
+    }  # fmt: skip
+    found = {name: json.loads(one.communicate()[0]) for name, one in started.items()}
+    assert found["here"] == found["copy"] == found["renamed"]
+    assert len(found["here"]) > 20
+    assert len({key for _, key in found["here"].values()}) == 1
+    other = {name for name, program in found["swapped"].items() if program != found["here"][name]}
+    assert other == {"mean-of-means of global_avg_pool"}
 
 
 def test_tensorflow_program_renamed_is_equal_and_changed_differs():

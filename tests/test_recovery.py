@@ -2,7 +2,7 @@
 
 import msgspec
 import pytest
-from fakes import ANSWERS, BLOCK, OPENED, FakePool, fake_candidate, make_batch
+from fakes import ANSWERS, BLOCK, OPENED, FakePool, FakeWorker, fake_candidate, make_batch
 from poolbench.core.case import make_case
 from poolbench.core.errors import WorkerFailure
 from poolbench.core.plan import Plan
@@ -14,6 +14,7 @@ from poolbench.worker import contender, session, timing
 CASE = make_case(op="pool", shape=(8, 28, 28, 96), pool_size=3)
 CRASH = WorkerFailure("crashed", "killed by SIGABRT", lost=True)
 IDLE = WorkerFailure("crashed", "the worker died between two tasks", lost=True, blameless=True)
+STOPPED = WorkerFailure("timeout", "no answer within 60 s", lost=True, stopped=True)
 QUIET = Usage(clock=0.0, busy_seconds=0.0, steal_seconds=0.0, own_seconds=0.0)
 
 
@@ -64,6 +65,39 @@ def test_worker_dead_between_two_batches_is_replaced_without_blame():
     found, _ = run({(timing.time_batch, "all"): [IDLE, IDLE]})
     assert {m.status for m in found.values()} == {"ok"}
     assert len(found["other"].samples)
+
+
+@pytest.mark.parametrize(
+    "place",
+    [(session.open_case, ""), (contender.open_contender, "other"), (timing.time_batch, "all")],
+    ids=lambda place: place[0].__name__,
+)
+def test_worker_stopped_from_outside_is_replaced_without_blame(place):
+    found, _ = run({place: [STOPPED]})
+    assert {m.status for m in found.values()} == {"ok"}
+    assert len({len(m.samples) for m in found.values() if m.kind == "candidate"}) == 1
+    undisturbed, _ = run({})
+    assert len(found["other"].samples) == len(undisturbed["other"].samples)
+
+
+def test_contender_that_stops_its_process_again_is_to_blame():
+    found, tasks = run({(contender.open_contender, "other"): [STOPPED] * 9})
+    assert (found["other"].status, found["base"].status) == ("timeout", "ok")
+    assert tasks.count((contender.open_contender, "other")) == 2
+
+
+@pytest.mark.fault(
+    "a worker alone is stopped (SIGSTOP)",
+    "it is replaced without blame, and the blocks in progress are timed again",
+)
+def test_batch_in_which_the_run_slept_is_done_again(monkeypatch):
+    undisturbed, before = run({})
+    slept = property(lambda worker: [t for t, _ in worker.tasks].count(timing.time_batch) == 1)
+    monkeypatch.setattr(FakeWorker, "slept", slept)
+    found, after = run({})
+    batch = (timing.time_batch, "all")
+    assert after.count(batch) == before.count(batch) + 2  # the first of each process
+    assert len(found["other"].samples) == len(undisturbed["other"].samples)
 
 
 def test_crash_in_a_batch_is_traced_to_its_contender_block_by_block():

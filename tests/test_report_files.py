@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from poolbench.core.errors import StoreError
 from poolbench.report.frame import load
+from poolbench.report.terminal import headline_text
 from poolbench.store.journal import read_run
 from poolbench.store.pytest_benchmark import import_file
 
@@ -51,6 +52,14 @@ def test_every_timing_is_a_sample(tmp_path):
     found = {m.candidate: m for m in read_run(folder).measurements}
     assert set(found) == {"tests/test_x.py::test_sort", "tests/test_x.py::test_b"}
     assert found["tests/test_x.py::test_sort"].samples.seconds == tuple(TIMES)
+
+
+def test_headline_of_an_import_says_nothing_of_a_textbook(tmp_path):
+    folder = import_file(write(tmp_path, plain(), plain("test_b")), tmp_path / "results")
+    said = headline_text(load(folder))
+    assert "tests/test_x.py::test_" in said
+    assert "does not run" not in said
+    assert "not raced" not in said
 
 
 def test_the_name_of_the_run_is_safe_in_a_path(tmp_path):

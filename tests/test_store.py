@@ -21,7 +21,7 @@ from poolbench.core.records import (
     TraceSummary,
 )
 from poolbench.core.registry import load_builtin
-from poolbench.store import journal
+from poolbench.store import journal, runs
 from poolbench.store.journal import JOURNAL, Journal, decode_line, encode_line, read_run
 from poolbench.store.schema1 import lift
 
@@ -369,3 +369,16 @@ def test_lift_renames_what_the_machine_says_of_idle_states():
     lifted = lift({"type": "node", "name": "n", "environment": environment})
     assert lifted["environment"]["machine"] == {"cores": 2, "idle_states_disabled": True}
     assert environment["machine"] == {"cores": 2, "kept_awake": True}
+
+
+def test_source_digests_changed_report_is_the_same_code(tmp_path, monkeypatch):
+    package = tmp_path / "poolbench"
+    for name in ("store/runs.py", "engine/race.py", "report/page.py"):
+        (package / name).parent.mkdir(parents=True, exist_ok=True)
+        (package / name).write_text("1")
+    monkeypatch.setattr(runs, "__file__", str(package / "store/runs.py"))
+    before = runs.source_digests(())
+    (package / "report/page.py").write_text("2")
+    assert runs.source_digests(()) == before
+    (package / "engine/race.py").write_text("2")
+    assert runs.source_digests(()) != before

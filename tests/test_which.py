@@ -19,9 +19,6 @@ from poolbench.models.answer import (
     describe_pools,
     is_negligible,
     is_wide,
-    isolated_rivals,
-    percent,
-    times,
     worth_racing,
 )
 from poolbench.models.config import (
@@ -304,7 +301,7 @@ def look(pastable=STOCK, code=(), **seconds):
 def test_conclude_small_share_says_that_nothing_is_to_be_won():
     lines, chosen = conclude(stepped(**{ORIGINAL: 1.0, ISOLATED + ORIGINAL: 0.016 * 10}))
     assert lines == [
-        "Pooling is 1% [0.94, 1.1] of your training step at batch 8: no implementation of it can win more than "
+        "Pooling is 1.0% [0.94, 1.1] of your training step at batch 8: no implementation of it can win more than "
         "1.1%, so nothing is to be won."
     ]
     assert not chosen
@@ -392,8 +389,19 @@ def test_worth_racing_only_what_may_win(share, own, best, code, races):
     described = msgspec.structs.replace(first.described, pastable=found)
     first = dataclasses.replace(first, described=described)
     assert worth_racing(first, DEPTH) == ("keras-stock" if races else "")
-    fast = ("layer", "keras-stock") if best < own / 1.05 and best != 0.95 else ("layer",)
-    assert isolated_rivals(first, DEPTH) == fast
+
+
+@pytest.mark.parametrize(("best", "races"), [(0.8, True), (0.95, False), (1.1, False)])
+def test_worth_racing_step_that_does_not_run_asks_for_a_clear_gain_in_isolation(best, races):
+    layer = "DepthMaxPool2D(pool_size=3, name='dp')"
+    first = look(**{ISOLATED + ORIGINAL: 1.0, POOLING: best, f"{ISOLATED}{DEPTH}=layer": 1.0})
+    described = msgspec.structs.replace(
+        first.described,
+        pastable={DEPTH: {"layer": layer, "keras-stock": STOCK}},
+        unknown=(Unknown(name="code", kind="Lambda"),),
+    )
+    first = dataclasses.replace(first, described=described)
+    assert worth_racing(first, DEPTH) == ("keras-stock" if races else "")
 
 
 def test_describe_layers_names_the_option_that_runs_the_code():
@@ -423,8 +431,3 @@ def test_title_of_says_what_is_kept_and_pooled():
     assert title_of(mean, (2, 16, 4), (2, 4)) == "global average pooling over time"
     same = Form(op=DEPTH, parameters={"pool_size": 3, "padding": "same"})
     assert title_of(same, (2, 8, 8, 8), (2, 8, 8, 3)) == "depthwise max pooling of 3, same"
-
-
-def test_figures_are_written_with_their_intervals():
-    assert percent((0.011, 0.013, 0.015)) == "1.3% [1.1, 1.5]"
-    assert times((1.3, 1.4, 1.5)) == "1.40x [1.30, 1.50]"

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -76,7 +77,7 @@ def test_describe_file_of_keras_2_is_read(name, saved, worker):
     found = ask(worker, saved / name)
     expected = {"max": "max pooling of 2x2", "pool": "global average pooling"}
     assert {pool.layer: pool.title for pool in found.pools} == expected
-    assert found.trains
+    assert not found.untrained
 
 
 def test_describe_file_of_keras_2_with_an_operation_says_how_to_convert(saved, tmp_path, worker):
@@ -93,6 +94,38 @@ def test_describe_file_of_keras_2_with_an_operation_says_how_to_convert(saved, t
     with pytest.raises(WorkerFailure, match=r"was written by Keras 2\.15\.0, and Keras 3") as error:
         ask(worker, path)
     assert "TF_USE_LEGACY_KERAS=1" in error.value.reason
+
+
+SAVE_APPLICATION = """
+import sys, keras
+keras.utils.set_random_seed(0)
+model = getattr(keras.applications, sys.argv[1])(weights=None)
+for path in sys.argv[2:]:
+    model.save(path)
+"""
+MEAN, KEPT = "global average pooling", "global average pooling, dimensions kept"
+APPLICATIONS = {
+    "ResNet50": {MEAN: 1, "max pooling of 3x3": 1},
+    "MobileNetV3Small": {KEPT: 10},  # of nine squeeze-and-excite blocks, and the last
+    "EfficientNetB0": {MEAN: 17},
+    "DenseNet121": {MEAN: 1, "max pooling of 3x3": 1, "average pooling of 2x2": 3},
+    "ConvNeXtTiny": {MEAN: 1},
+}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", APPLICATIONS)
+def test_describe_application_finds_its_pooling_in_both_formats(name, tmp_path, worker):
+    paths = [tmp_path / f"{name}.{kind}" for kind in ("keras", "h5")]
+    command = [sys.executable, "-c", SAVE_APPLICATION, name, *map(str, paths)]
+    subprocess.run(command, check=True, capture_output=True)
+    for path in paths:
+        found = ask(worker, path)
+        assert Counter(pool.title for pool in found.pools) == APPLICATIONS[name]
+        assert all(pool.inputs >= 8 and pool.gradients >= 4 for pool in found.pools if pool.op)
+        assert not found.unknown
+        assert not found.notes
+        assert not found.untrained
 
 
 @pytest.mark.parametrize("name", ["two_inputs", "video"])

@@ -70,7 +70,7 @@ class MaskedGlobalPooling1D(keras.layers.Layer):  # type: ignore[misc]  # Keras 
         steps = ops.shape(inputs)[self._axis]
         if mask is None:
             mask = ops.ones((ops.shape(inputs)[0], steps), "bool")
-        elif len(mask.shape) != 2 or not _may_equal(mask.shape[1], inputs.shape[self._axis]):
+        elif len(mask.shape) != 2 or len({mask.shape[1], inputs.shape[self._axis]} - {None}) > 1:
             raise ValueError(
                 f"mask must have the shape (N, T) of inputs {tuple(inputs.shape)}; got {tuple(mask.shape)}"
             )
@@ -102,10 +102,6 @@ class MaskedGlobalPooling1D(keras.layers.Layer):  # type: ignore[misc]  # Keras 
     @property
     def _axis(self) -> int:
         return 1 if self.data_format == "channels_last" else 2
-
-
-def _may_equal(size: int | None, other: int | None) -> bool:
-    return None in (size, other) or size == other
 
 
 def _add(parts: list[Any]) -> Any:

@@ -1,4 +1,4 @@
-"""Run `python tests/acceptance checks`, `tools` or `backends`; nox calls them."""
+"""Run `python tests/acceptance checks`, `tools`, `backends` or `sides`; nox calls them."""
 
 import os
 import sys
@@ -12,9 +12,14 @@ os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [TESTS, os.environ.get("
 
 def main(arguments: list[str]) -> int:
     """Run one of the commands; return its exit code."""
-    from acceptance import backends, checks, tool_comparison
+    from acceptance import backends, checks, sides, tool_comparison
 
-    commands = {"checks": checks.main, "tools": tool_comparison.main, "backends": backends.main}
+    commands = {
+        "checks": checks.main,
+        "tools": tool_comparison.main,
+        "backends": backends.main,
+        "sides": sides.main,
+    }
     if not arguments or arguments[0] not in commands:
         print(f"usage: python tests/acceptance {{{','.join(commands)}}} ...", file=sys.stderr)
         return 2

@@ -209,6 +209,27 @@ def import_mutated_files(folder, count, seed):
     return results, slowest
 
 
+def load_mutated_summaries(results, lines, count, seed):
+    """Load so many times a run beside a mutated summary of another one."""
+    from poolbench.report.history import SUMMARY, runs_of_machine, write_summary
+    from poolbench.store.journal import read_run
+
+    one, other = results / "one", results / "other"
+    for folder in (one, other):
+        folder.mkdir(parents=True)
+        (folder / JOURNAL).write_bytes(b"".join(lines))
+        write_summary(read_run(folder))
+    whole = json.loads((one / SUMMARY).read_bytes()) | {"run": "other"}
+    generator = random.Random(seed)
+    read = 0
+    for number in range(count):
+        mutated = mutate_json(json.dumps(whole).encode(), generator)
+        (other / SUMMARY).write_bytes(mutated)
+        attempt(lambda: (load(one), runs_of_machine(read_run(one))), f"{seed}/{number}", 0, 0.0)
+        read += len(runs_of_machine(read_run(one))) > 1
+    return read
+
+
 STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -243,6 +264,15 @@ def test_some_mutated_journals(tmp_path, journal):
 @pytest.mark.skipif(not HAS_IMPORT, reason="no import of pytest-benchmark files here")
 def test_some_mutated_benchmark_files(tmp_path):
     import_mutated_files(tmp_path, 60, seed=2)
+
+
+def test_some_mutated_summaries_of_other_runs(tmp_path, journal):
+    assert load_mutated_summaries(tmp_path, journal, 60, seed=3)
+
+
+@pytest.mark.slow
+def test_many_mutated_summaries_of_other_runs(tmp_path, journal):
+    assert load_mutated_summaries(tmp_path, journal, 1500, seed="many")
 
 
 @pytest.mark.slow

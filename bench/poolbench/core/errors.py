@@ -45,6 +45,7 @@ class WorkerFailure(Exception):  # noqa: N818 (a result, not a programming error
         tail: the end of the worker's output.
         lost: whether the worker's state is lost.
         blameless: whether it was lost before the task began, so that the task is not the cause.
+        stopped: whether its process was stopped (SIGSTOP) at the limit, by the task or from outside.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class WorkerFailure(Exception):  # noqa: N818 (a result, not a programming error
         tail: str = "",
         lost: bool = False,
         blameless: bool = False,
+        stopped: bool = False,
     ) -> None:
         super().__init__(reason)
         self.status: Status = status
@@ -62,6 +64,7 @@ class WorkerFailure(Exception):  # noqa: N818 (a result, not a programming error
         self.tail = tail
         self.lost = lost
         self.blameless = blameless
+        self.stopped = stopped
 
 
 _HOST_ALLOCATOR = re.compile(r"device:CPU|allocator.{0,3}cpu|host memory", re.IGNORECASE)

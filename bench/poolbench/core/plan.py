@@ -63,11 +63,11 @@ class Plan:
         seed: of inputs and orders.
     """
 
-    processes: int = 10
+    processes: int = 8
     allocations: int = 2
     rounds: int = 72
     block_seconds: float = 0.0005
-    budget_seconds: float = 10.8
+    budget_seconds: float = 8.4
     precision: float = 0.03
     margin: float = 0.05
     timeout_seconds: float = 60.0

@@ -359,8 +359,9 @@ class TimeBreakdown(Record, frozen=True, kw_only=True, tag="time"):
     """The wall time of a run by kind, in seconds; the last line of a run that was not interrupted.
 
     Attributes:
-        seconds: 'start' (workers), 'samples', 'warmup', 'first_calls', 'allocation', 'checks',
-            'rechecks' (after timing), 'waiting', 'other'; on a GPU also 'device_clock' and 'energy'.
+        seconds: 'start' (workers), 'samples', 'warmup', 'first_calls', 'allocation', 'checks', 'rechecks'
+            (after timing), 'programs' (what was compiled), 'waiting', 'other'; on a GPU also 'device_clock'
+            and 'energy'.
         wall_seconds: from the first worker's start to the end.
     """
 

@@ -35,6 +35,8 @@ from poolbench.worker.messages import Hello, MessageError, Reply, Start
 START_TIMEOUT_SECONDS = 180.0
 # After a wait longer than this, this process was stopped or the machine was suspended.
 LONGEST_WAIT_SECONDS = 5 * PERIOD_SECONDS
+# Of such waits, load explains shorter ones than this.
+SLEPT_SECONDS = 2.0
 END_SECONDS = 2.0
 # Readings of one clock in two processes, of which one was made before the other.
 CLOCK_SLACK_SECONDS = 0.001
@@ -47,6 +49,10 @@ class WorkerLike(Protocol):
 
     node: str
     tail: str  # the end of the last task's output
+
+    @property
+    def slept(self) -> bool:
+        """Whether this process or the worker was suspended during the last task."""
 
     def call(self, function: Callable[..., Any], *args: Any, timeout: float) -> Any:
         """Return the function's result, run in the worker; raises WorkerFailure."""
@@ -104,6 +110,7 @@ class _Process:
         self.watch = Watchdog(self.pid, memory_nbytes, folder / "log")
         self._folder = folder
         self._buffer = bytearray()
+        self.slept = False
 
     def send(self, data: bytes, seconds: float) -> None:
         """Write a message.
@@ -154,7 +161,9 @@ class _Process:
             ready = bool(poll.poll(0))
             if not ready:
                 raise _Ended
-        return ready, seconds - min(time.monotonic() - start, LONGEST_WAIT_SECONDS)
+        waited = time.monotonic() - start
+        self.slept |= waited > SLEPT_SECONDS or (not ready and self.watch.is_stopped())
+        return ready, seconds - min(waited, LONGEST_WAIT_SECONDS)
 
     def kill(self) -> None:
         """Kill the process and all that it started."""
@@ -265,6 +274,7 @@ class Worker:
         self._number += 1
         request, function = messages.make_request(self._number, function, args)
         begin = time.perf_counter()
+        self._process.slept = False
         try:
             self._process.send(messages.pack(request), timeout)
         except _Ended:  # it did not read the request: the task is not the cause
@@ -289,6 +299,11 @@ class Worker:
             return messages.result_of(function, reply)
         except MessageError as error:
             raise WorkerFailure("error", str(error), tail=self.tail) from None
+
+    @property
+    def slept(self) -> bool:
+        """Whether this process or the worker was suspended during the last task."""
+        return self._process is not None and self._process.slept
 
     def kill(self) -> None:
         """Kill the process and everything that it started, without waiting; only `close` may follow."""
@@ -318,13 +333,14 @@ class Worker:
         assert self._process is not None
         process = self._process
         timed_out = isinstance(error, _TooLong)
+        stopped = timed_out and process.watch.is_stopped()
         if timed_out:
             process.kill()
         code = process.end()
         status, reason = self._why_lost(process.watch, code, timeout if timed_out else None)
         tail = process.watch.take_tail(printed)
         self._discard()
-        return WorkerFailure(status, reason, tail=tail, lost=True)
+        return WorkerFailure(status, reason, tail=tail, lost=True, stopped=stopped)
 
     def _discard(self) -> None:
         """Remove the remains of the process; the next call starts a fresh one."""

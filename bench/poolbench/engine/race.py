@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from poolbench.core.candidate import Candidate
 from poolbench.core.case import Case
@@ -224,9 +224,11 @@ class Race:
             self.seconds["energy"] += self._noise.now() - start
         start = self._noise.now()
         self._workers.verify()
+        verified = self._noise.now()
+        self.seconds["rechecks"] += verified - start
         if process == 0:
             self._workers.read_programs()
-        self.seconds["rechecks"] += self._noise.now() - start
+            self.seconds["programs"] += self._noise.now() - verified
         self._workers.close()
 
     def _run_allocation(
@@ -247,6 +249,8 @@ class Race:
             ]
             was_one_by_one = self._workers.one_by_one
             seen = yield from self._run_batch(process, allocation, tasks)
+            if seen == "again":
+                continue
             if seen is not None:
                 again = budget.enter(len(numbers), seen.wall_seconds, noisy=seen.contended())
                 blocks = sum(len(task.blocks) for task in tasks)
@@ -257,10 +261,16 @@ class Race:
 
     def _run_batch(
         self, process: int, allocation: int, tasks: Sequence[Task]
-    ) -> Generator[None, None, Seen | None]:
-        """Time the blocks, a task per step; return the interference, or None if a worker was lost."""
+    ) -> Generator[None, None, Seen | Literal["again"] | None]:
+        """Time the blocks, a task per step.
+
+        Returns:
+            The interference; None if a contender ended a worker; 'again' if the batch is to be repeated, because the
+            run was suspended or a worker was lost without a contender's doing.
+        """
         parts: list[Seen] = []
         timed: list[_Timed] = []
+        slept = False
         for task in one_by_one(tasks) if self._workers.one_by_one else tasks:
             blocks = [planned for planned in task.blocks if planned.record.runs]
             if not blocks:
@@ -277,22 +287,27 @@ class Race:
                 )  # fmt: skip
             except WorkerFailure as failure:
                 contenders = [planned.record for planned in blocks]
-                self._workers.handle_loss(task.worker, contenders, failure)
-                return None
+                retry = self._workers.handle_loss(task.worker, contenders, failure)
+                return "again" if retry else None
+            slept |= worker.slept
             noise = self._noise.after(done)
             self._noise_log.enter_task(noise)
             parts.append(noise.seen)
             self.seconds["rechecks"] += done.recheck_seconds
             for planned, block in zip(blocks, done.blocks, strict=True):
-                if block.status == "ok":
-                    if done.dirty:  # timed with what a candidate left behind
-                        continue
-                    timed.append(_Timed(planned, block, noise.cores_distant))
-                elif planned.record.runs:
+                if block.status != "ok" and planned.record.runs:
                     raised = WorkerFailure(block.status, block.reason, tail=worker.tail)
                     planned.record.fail(self.spec.case, raised)
-            if done.dirty:
+            if done.dirty:  # timed with what a candidate left behind
                 self._workers.renew(task.worker)
+                continue
+            timed += [
+                _Timed(planned, block, noise.cores_distant)
+                for planned, block in zip(blocks, done.blocks, strict=True)
+                if block.status == "ok"
+            ]
+        if slept:
+            return "again"
         seen = seen_together(parts)
         self._enter(process, allocation, timed, seen)
         return seen

@@ -80,6 +80,7 @@ class RaceWorkers:
         self._process = 0
         self._workers: dict[WorkerSpec, WorkerLike] = {}
         self._deaths = 0
+        self._stopped_in: set[int] = set()
 
     def __getitem__(self, spec: WorkerSpec) -> WorkerLike:
         return self._workers[spec]
@@ -189,21 +190,31 @@ class RaceWorkers:
 
     def handle_loss(
         self, spec: WorkerSpec, contenders: Sequence[ContenderRecord], failure: WorkerFailure
-    ) -> None:
-        """Record a failed task of these contenders; open a fresh worker if the task killed it."""
-        if not self._should_retry(failure):
+    ) -> bool:
+        """Record a failed task of these contenders; open a fresh worker if the task killed it.
+
+        Returns:
+            Whether no contender is to blame, and the task is to be done again.
+        """
+        retry = self._should_retry(failure)
+        if not retry:
             if len({record.name for record in contenders}) > 1:
                 self.one_by_one = True
             else:
                 contenders[0].fail(self._case, failure)
         if failure.lost:
             self.reopen(spec)
+        return retry
 
     def _running(self, spec: WorkerSpec | None = None) -> list[ContenderRecord]:
         return [r for r in self._records.values() if r.runs and spec in (None, r.worker)]
 
     def _should_retry(self, failure: WorkerFailure) -> bool:
         """Tell whether no task caused the worker's death and such deaths are below the limit."""
+        if failure.stopped and self._process not in self._stopped_in:
+            # From outside, it seems. A candidate that stops its process does so again.
+            self._stopped_in.add(self._process)
+            return True
         self._deaths += failure.blameless
         return failure.blameless and self._deaths <= MAX_DEATHS
 

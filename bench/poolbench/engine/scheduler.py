@@ -30,7 +30,7 @@ from poolbench.worker import contender
 
 # Inputs, a second allocation, the reference's output, outputs and a framework's temporaries.
 COPIES_HELD = 10
-# Slots, of a second or so each, from one process of a race to its next. With ten processes twenty races are
+# Slots, of a second or so each, from one process of a race to its next. With eight processes twenty races are
 # under way at a time, each for four minutes: a longer span would lose more of a run that is killed.
 PROCESS_SPACING = 24
 # Races of which a process is being run at a time, each in workers of its own.

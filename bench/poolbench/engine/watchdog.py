@@ -65,6 +65,12 @@ class Watchdog:
         except psutil.Error:
             return True
 
+    def is_stopped(self) -> bool:
+        """Return whether a signal has stopped the process (SIGSTOP)."""
+        with contextlib.suppress(psutil.Error):
+            return self._process is not None and self._process.status() == psutil.STATUS_STOPPED
+        return False
+
     def log_nbytes(self) -> int:
         """Return the log's length, from which the next task's output is counted."""
         self._flooded = b""

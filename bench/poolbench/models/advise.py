@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,14 +28,13 @@ from poolbench.models.answer import (
     describe_pools,
     is_negligible,
     is_wide,
-    isolated_rivals,
     worth_racing,
 )
 from poolbench.models.config import brief, clean
 from poolbench.models.replace import check_written
 from poolbench.models.results import Described, Entry, Stepped
-from poolbench.models.steps import ORIGINAL
-from poolbench.models.study import describe, race_model, write_model
+from poolbench.models.steps import ISOLATED, ORIGINAL
+from poolbench.models.study import StepRace, describe, write_model
 from poolbench.models.zoo import Source
 
 Say = Callable[[str], object]
@@ -44,8 +44,9 @@ DEFAULT_BATCH = 32
 MACS_PER_SECOND = 1e10
 STEP_SECONDS = 1.0
 TRAINING_COST = 3.0  # forward, and twice as much backward
-# A share with a wide interval is measured in so many processes more.
-EXTRA = 2
+# A share with a wide interval is measured in so many processes more, each begun within this time: an answer then takes
+# less than a minute on two cores.
+EXTRA, EXTRA_UNTIL_SECONDS = 2, 35.0
 # A process takes this part of the budget: one looks, three race, two may be added.
 PARTS = 6
 TASK_SECONDS = 180.0
@@ -104,7 +105,7 @@ def advise(
     )
     entry = Entry(
         name=path.stem, source=source, direction=direction, batch=batch or 0, mode=mode,
-        processes=processes, budget_seconds=budget,
+        processes=processes, budget_seconds=budget * processes / PARTS,
     )  # fmt: skip
     pool = workers or WorkerPool((), total_memory_nbytes() * 3 // 4)
     try:
@@ -129,6 +130,7 @@ class _Answer:
         self.workers = workers
         self.say = say
         self.plan = Plan(timeout_seconds=TASK_SECONDS)
+        self.start = time.monotonic()
 
     def run(self, target: Path | None) -> None:
         """Describe, race, conclude and write."""
@@ -142,58 +144,57 @@ class _Answer:
         self._settle(found)
         for line in describe_pools(found, self.entry.batch):
             self.say(line)
-        ops = tuple(found.pastable)
-        look = self._race(found, {op: tuple(found.pastable[op]) for op in ops}, processes=1)
+        raced = self._measure(found)
         if found.unknown:
-            lines, chosen = conclude_isolated(self._isolated(found, look)), dict[str, str]()
+            lines, chosen = conclude_isolated(raced), dict[str, str]()
         else:
-            lines, chosen = conclude(self._replaced(found, look))
+            lines, chosen = conclude(raced)
         for line in lines:
             self.say(line)
         if target is not None:
             self._write(target, chosen, found)
 
+    def _measure(self, found: Described) -> Stepped:
+        """Look in one process; measure in more what may be won, or the share where it matters."""
+        look = self._race(found, {op: tuple(found.pastable[op]) for op in found.pastable})
+        seen = look.run(1)
+        placed = {op: (best,) for op in found.pastable if (best := worth_racing(seen, op))}
+        if found.unknown:
+            return self._until_known(look) if placed else seen
+        sure = seen.measurements[ORIGINAL].status != "ok" or is_negligible(seen)
+        if placed:
+            race = self._race(found, placed, replaced=True)
+            return race.run(1) if sure else self._until_known(race)
+        if sure:
+            return seen
+        look.keep((ORIGINAL, ISOLATED + ORIGINAL))
+        return self._until_known(look)
+
     def _race(
-        self,
-        found: Described,
-        candidates: Mapping[str, tuple[str, ...]],
-        *,
-        processes: int,
-        replaced: bool = False,
-    ) -> Stepped:
-        """Race in so many processes, and in a few more while the share is not known well."""
+        self, found: Described, candidates: Mapping[str, tuple[str, ...]], *, replaced: bool = False
+    ) -> StepRace:
         entry = replace(
-            self.entry, candidates=candidates, processes=processes, replaced=replaced, isolated=not replaced,
-            budget_seconds=self.entry.budget_seconds * processes / PARTS,
+            self.entry, candidates={op: candidates.get(op, ()) for op in found.pastable},
+            replaced=replaced, isolated=not replaced,
         )  # fmt: skip
+        most = entry.processes + EXTRA
+        return StepRace(entry, self.workers, self.plan, found, most=most)
 
-        def enough(stepped: Stepped) -> bool:
-            if is_wide(stepped.share()):
-                self.workers.prepare((WorkerSpec(),), processes + EXTRA)
-                return False
-            return True
-
-        extra = EXTRA if replaced and processes > 1 else 0
-        return race_model(entry, self.workers, self.plan, found, extra=extra, enough=enough)
-
-    def _isolated(self, found: Described, look: Stepped) -> Stepped:
-        """Return a race of what may be faster than the layers of a model that cannot run; else the first look."""
-        rivals = {op: isolated_rivals(look, op) for op in found.pastable}
-        if all(len(names) < 2 for names in rivals.values()):
-            return look
-        self.workers.prepare((WorkerSpec(),), self.entry.processes)
-        return self._race(found, rivals, processes=self.entry.processes)
-
-    def _replaced(self, found: Described, look: Stepped) -> Stepped:
-        """Return a race of the replacements that may win something; the first look if that says enough."""
-        placed = {op: (best,) if (best := worth_racing(look, op)) else () for op in found.pastable}
-        sure = look.measurements[ORIGINAL].status != "ok" or is_negligible(look)
-        if sure and not any(placed.values()):
-            return look
-        processes = 1 if sure else self.entry.processes
+    def _until_known(self, race: StepRace) -> Stepped:
+        """Run all processes, and more while time is left and the share is not known well."""
+        processes = self.entry.processes
         # Start all at once, because a process takes seconds to start.
         self.workers.prepare((WorkerSpec(),), processes)
-        return self._race(found, placed, processes=processes, replaced=True)
+        raced = race.run(processes)
+        while (
+            processes < self.entry.processes + EXTRA
+            and not raced.described.unknown
+            and is_wide(raced.share())
+            and time.monotonic() - self.start < EXTRA_UNTIL_SECONDS
+        ):
+            processes += 1
+            raced = race.run(processes)
+        return raced
 
     def _describe(self) -> Described:
         arguments = (self.entry.source, self.entry.batch or None)
@@ -213,9 +214,8 @@ class _Answer:
     def _settle(self, found: Described) -> None:
         """Choose the direction and the batch size from the model."""
         direction = self.entry.direction
-        if direction == "training" and not found.trains:
-            why = "its outputs are integers" if found.weights else "no weight of it can be trained"
-            self.say(f"This model has no training step ({why}): inference is raced.")
+        if direction == "training" and found.untrained:
+            self.say(f"This model has no training step ({found.untrained}): inference is raced.")
             direction = "forward"
         if found.batch and not self.entry.batch:
             self.say(f"The file fixes a batch of {found.batch}.")
@@ -237,13 +237,10 @@ class _Answer:
                 write_model, source, self.entry.batch, chosen, str(target.resolve()), predictions,
                 timeout=TASK_SECONDS,
             )  # fmt: skip
-            pools = [pool for pool in found.pools if pool.layer in written.layers]
-            inputs = min(written.inputs, *(pool.inputs for pool in pools))
-            gradients = min(written.gradients, *(pool.gradients for pool in pools))
             replaced = ", ".join(f"`{clean(layer)}`" for layer in written.layers)
             self.say(
-                f"Wrote {clean(target.name)} with {replaced} replaced: values equal on {inputs} inputs, "
-                f"gradients on {gradients}."
+                f"Wrote {clean(target.name)} with {replaced} replaced: values equal on {written.inputs} inputs, "
+                f"gradients on {written.gradients}."
             )
             if written.code:
                 left = ", ".join(f"`{clean(layer)}`" for layer in written.code)

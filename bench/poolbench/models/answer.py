@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from poolbench.core.axes import format_value
+from poolbench.core.text import with_interval
 from poolbench.models.config import OWN_LAYERS, brief, clean
 from poolbench.models.pools import Pool
 from poolbench.models.results import Described, Interval, Stepped
@@ -88,24 +89,17 @@ def own_candidate(found: Described, op: str) -> str:
     return next((name for name in found.pastable[op] if stands(found, op, name)), "")
 
 
-def isolated_rivals(look: Stepped, op: str) -> tuple[str, ...]:
-    """Return the candidate of the op's layers and a clearly faster one; one name if there is no choice."""
-    times, own = isolated_seconds(look, op), own_candidate(look.described, op)
-    best = next(iter(times), "")
-    if own not in times:
-        return (best,) if best else ()
-    return (own, best) if times[own] > times[best] * CLEARLY else (own,)
-
-
 def worth_racing(look: Stepped, op: str) -> str:
     """Return the replacement of the op's pools that may win something; '' if none can."""
-    times, own = isolated_seconds(look, op), own_candidate(look.described, op)
+    found = look.described
+    times, own = isolated_seconds(look, op), own_candidate(found, op)
     best = next(iter(times), "")
     if best in ("", own):
         return ""
+    if found.unknown:  # the step does not run: a layer is compared in isolation
+        return best if own in times and times[own] > CLEARLY * times[best] else ""
     share = look.rough_share()
-    pools = [pool for pool in look.described.pools if pool.op == op]
-    if share is None or any(needs_code(pool, look.described) for pool in pools):
+    if share is None or any(needs_code(pool, found) for pool in found.pools if pool.op == op):
         return best
     gain = share * (1 - times[best] / times[own] if own in times else 1)
     # One process knows a gain within a factor of two.
@@ -127,7 +121,7 @@ def conclude(raced: Stepped) -> tuple[list[str], dict[str, str]]:
         faster = speed is not None and speed[0] >= SMALLEST_GAIN
         if not (code or faster or built.status != "ok"):
             continue
-        gains = [f"{times(speed)} the step"] if speed else []
+        gains = [f"{shown(speed)} the step"] if speed else []
         gains += [f"the {STEPS[raced.entry.direction]} runs here"] if built.status != "ok" else []
         gains += ["safe mode loads it"] if code else []
         text = found.pastable[op][candidate]
@@ -155,10 +149,10 @@ def describe_share(raced: Stepped) -> str:
     if is_wide(share):
         low, high = (f"{100 * value:.2g}" for value in (share[0], min(share[2], 1.0)))
         return (
-            f"Pooling is between {low} and {high}% of your {step}; it is not known better on this machine, "
-            "though more processes were measured"
+            f"Pooling is between {low} and {high}% of your {step}; it is not known better on this machine "
+            "(more --processes may narrow it)"
         )
-    return f"Pooling is {percent(share)} of your {step}"
+    return f"Pooling is {shown(share, '%')} of your {step}"
 
 
 def no_gain(raced: Stepped) -> str:
@@ -190,7 +184,7 @@ def conclude_isolated(stepped: Stepped) -> list[str]:
                 f"{layer_names(pools)}: in isolation no other implementation is faster here."
             )
         else:
-            gain = f", {times(ratio)} as fast" if ratio else ""
+            gain = f", {shown(ratio)} as fast" if ratio else ""
             lines += [f"{layer_names(pools)}: in isolation this is fastest{gain}.", snippet(text)]
     return lines
 
@@ -209,12 +203,6 @@ def layer_names(pools: Sequence[Pool]) -> str:
     return f"`{found[0]}`" + (f" and {len(found) - 1} more" if len(found) > 1 else "")
 
 
-def percent(share: Interval) -> str:
-    """Return '1.3% [1.1, 1.5]' from (low, middle, high) as fractions."""
-    low, middle, high = (f"{100 * value:.2g}" for value in share)
-    return f"{middle}% [{low}, {high}]"
-
-
-def times(speed: Interval) -> str:
-    """Return '1.40x [1.31, 1.49]'."""
-    return f"{speed[1]:.2f}x [{speed[0]:.2f}, {speed[2]:.2f}]"
+def shown(value: Interval, unit: str = "x") -> str:
+    """Return '1.40x [1.31, 1.49]' from (low, middle, high)."""
+    return with_interval(value[1], value[0], value[2], unit)

@@ -31,7 +31,7 @@ SUGGESTED = {1: (128,), 2: (128, 64), 3: (224, 224, 3), 4: (16, 112, 112, 3)}
 # The reusable layers that ship, by the module that registers each.
 OWN_LAYERS = {
     "DepthMaxPool2D": "poolbench.layers", "AdaptivePooling2D": "poolbench.adaptive_pooling",
-    "MaskedGlobalPooling1D": "poolbench.masked_pooling",
+    "MaskedGlobalPooling1D": "poolbench.masked_pooling", "GeMPooling2D": "poolbench.gem_pooling",
 }  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -116,48 +116,33 @@ def find_pools(
     """
     parts, macs = trace_parts(loaded, shapes)
     findings = _Findings(loaded, forms)
-    found: list[tuple[int, Pool, tuple[Any, ...]]] = []
+    found: dict[int, tuple[Pool, tuple[Any, ...]]] = {}
     covered: set[int] = set()
-    for place, part in enumerate(parts):
-        if place not in covered and (pool := findings.pool_of((part,))):
-            found.append((place, pool, (part.operation,)))
-            covered.update(range(place, part.last + 1))
-    for places in sequences(parts, covered):
-        sequence = [parts[i] for i in places]
-        if not covered.intersection(places) and (pool := findings.pool_of(sequence)):
-            found.append((places[0], pool, tuple(part.operation for part in sequence)))
-            for place in places:
-                covered.update(range(place, parts[place].last + 1))
-    for place, part in enumerate(parts):
-        if place not in covered and (
-            pool := other_pool(part.operation, part.given, part.made, part.dtype)
-        ):
-            found.append((place, pool, (part.operation,)))
-    found.sort(key=lambda item: item[0])
+    singles = [(place,) for place in range(len(parts))]
+    for spans, pool_of in (
+        (singles, findings.pool_of),
+        (sequences(parts, covered), findings.pool_of),
+        (singles, _other_pool),
+    ):
+        for places in spans:
+            some = [parts[place] for place in places]
+            if covered.isdisjoint(places) and (pool := pool_of(some)):
+                found[places[0]] = pool, tuple(part.operation for part in some)
+                for place in places:
+                    covered.update(range(place, parts[place].last + 1))
+    pools = [found[place] for place in sorted(found)]
     return Model(
         loaded=loaded,
         shapes=shapes,
-        pools=tuple(pool for _, pool, _ in found),
-        parts=tuple(operations for _, _, operations in found),
+        pools=tuple(pool for pool, _ in pools),
+        parts=tuple(operations for _, operations in pools),
         macs=macs,
         notes=findings.notes,
     )
 
 
-def hold_elsewhere(model: Model, shapes: tuple[Shape, ...]) -> Model:
-    """Return the model without the pools that are another function on inputs of other shapes."""
-    try:
-        others = find_pools(model.loaded, shapes).pools
-    except Exception:  # noqa: BLE001 (the model does not take these sizes, whatever it raises)
-        return model
-    elsewhere = {pool.names: pool.form for pool in others}
-    pools = tuple(
-        pool
-        if pool.form is None or elsewhere.get(pool.names) == pool.form
-        else msgspec.structs.replace(pool, form=None, note="at other sizes it is another function")
-        for pool in model.pools
-    )
-    return replace(model, pools=pools)
+def _other_pool(parts: Sequence[Part]) -> Pool | None:
+    return other_pool(parts[0].operation, parts[0].given, parts[0].made, parts[0].dtype)
 
 
 def trace_parts(loaded: Loaded, shapes: tuple[Shape, ...]) -> tuple[list[Part], float]:
@@ -238,20 +223,16 @@ def sequences(parts: Sequence[Part], covered: set[int]) -> Iterator[tuple[int, .
     for place, part in enumerate(parts):
         chain = [place]
         while len(chain) < MAX_STRETCH and part.given and place not in covered:
-            following = next(
-                (
-                    i
-                    for i in range(parts[chain[-1]].last + 1, len(parts))
-                    if parts[i].parent == part.parent
-                ),
-                None,
+            last = parts[chain[-1]]
+            siblings = (
+                i for i in range(last.last + 1, len(parts)) if parts[i].parent == part.parent
             )
-            if following is None or following in covered or not parts[following].given:
-                break
-            if parts[following].source != parts[chain[-1]].result:
+            following = next(siblings, -1)
+            after = parts[following]
+            if following in (-1, *covered) or not after.given or after.source != last.result:
                 break
             chain.append(following)
-            if len(part.given) >= 3 and math.prod(parts[following].made) < math.prod(part.given):
+            if len(part.given) >= 3 and math.prod(after.made) < math.prod(part.given):
                 chains.append(tuple(chain))
     yield from sorted(chains, key=lambda chain: -len(chain))[:MAX_STRETCHES]
 
@@ -290,10 +271,7 @@ class _Findings:
             given=first.given,
             made=last.made,
             dtype=first.dtype,
-            form=found.form,
-            inputs=found.inputs,
-            gradients=found.gradients,
-            note=found.note,
+            **msgspec.structs.asdict(found),
         )
 
     def _establish(self, names: tuple[str, ...], parts: Sequence[Part]) -> Finding:
@@ -307,12 +285,14 @@ class _Findings:
         function = partial(run_parts, [part.operation for part in parts])
         own = not self._code.isdisjoint(names)
         found = identify(function, given, first.dtype, eager=eager, explains=own)
-        if found.form is None or given[-1] != parts[-1].made[-1] or not found.form.sizes:
+        if found.form is None:
             return found
-        # A window that divides this image makes as many outputs as an adaptive one; of another image it does not.
+        # A window that divides this image pools as an adaptive one does; at other sizes it does not.
         other = (given[0], *(size + 1 + i for i, size in enumerate(given[1:-1])), given[-1])
         elsewhere = identify(function, other, first.dtype, eager=eager, explains=False)
-        return found if elsewhere.form == found.form or not elsewhere.inputs else Finding()
+        if elsewhere.form == found.form or not elsewhere.inputs:
+            return found
+        return Finding(note="at other sizes it is another function")
 
 
 def _is_stand_in(operation: Any) -> bool:

@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
-
-import msgspec
 
 from poolbench.core.axes import Shape
 from poolbench.core.case import Case
 from poolbench.core.registry import REGISTRY
-from poolbench.models.probe import Form
+from poolbench.models.probe import Finding, Form
 
-# Keras's own pooling layers that no shipped op may cover, by class: how a reader calls them.
-OTHER_POOLING = {
-    "MaxPooling": "max pooling", "AveragePooling": "average pooling",
-    "GlobalMaxPooling": "global max pooling", "GlobalAveragePooling": "global average pooling",
-    "AdaptiveMaxPooling": "adaptive max pooling",
-    "AdaptiveAveragePooling": "adaptive average pooling",
-}  # fmt: skip
+# Keras's own pooling layers, which a shipped op may not cover.
+KERAS_POOLING = re.compile(r"(Global|Adaptive)?(Max|Average)(Pooling)[123]D")
 
 
-class Pool(msgspec.Struct, frozen=True, kw_only=True):
-    """One call of a model's pooling.
+class Pool(Finding, frozen=True, kw_only=True):
+    """One call of a model's pooling, and what it was found to be.
 
     Attributes:
         names: of the layer or operation; of a sequence, of all its operations.
@@ -30,9 +24,6 @@ class Pool(msgspec.Struct, frozen=True, kw_only=True):
         title: what it computes, for the reader.
         given, made: shapes of its input and output, with N.
         dtype: of its input.
-        form: the op that it equals; None where no shipped op covers it.
-        inputs, gradients: on how many inputs its values and its gradients were compared with the op's.
-        note: why its gradient was not compared.
     """
 
     names: tuple[str, ...]
@@ -41,10 +32,6 @@ class Pool(msgspec.Struct, frozen=True, kw_only=True):
     given: Shape
     made: Shape
     dtype: str = "float32"
-    form: Form | None = None
-    inputs: int = 0
-    gradients: int = 0
-    note: str = ""
 
     @property
     def layer(self) -> str:
@@ -77,9 +64,10 @@ def other_pool(operation: Any, given: Shape, made: Shape, dtype: str) -> Pool | 
     import keras
 
     kind = type(operation)
-    title = OTHER_POOLING.get(kind.__name__.rstrip("123D"))
-    if title is None or not given or getattr(keras.layers, kind.__name__, None) is not kind:
+    words = KERAS_POOLING.fullmatch(kind.__name__)
+    if not words or not given or getattr(keras.layers, kind.__name__, None) is not kind:
         return None
+    title = " ".join(filter(None, words.groups())).lower()
     window = getattr(operation, "pool_size", None)
     return Pool(
         names=(operation.name,),

@@ -200,14 +200,12 @@ class Written(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         layers: names of what was replaced.
         inputs, gradients: the fewest inputs on which values and gradients of a replacement were compared.
-        difference: largest difference of the predictions, over the largest prediction.
         code: names of layers that still need code, so that safe mode does not load the file.
     """
 
     layers: tuple[str, ...]
     inputs: int
     gradients: int
-    difference: float
     code: tuple[str, ...] = ()
 
 
@@ -264,7 +262,6 @@ def write(
         layers=tuple(done),
         inputs=min(found[0] for found in done.values()),
         gradients=min(found[1] for found in done.values()),
-        difference=difference,
         code=tuple(dict.fromkeys(code)),
     )
 

@@ -42,8 +42,7 @@ class Described(msgspec.Struct, frozen=True, kw_only=True):
         pastable: op to the candidates that can be written into the model, with what to write.
         unknown: layers that need code that may not run.
         notes: what layers of the user's code are, where they are no pool.
-        trains: whether a weight can be trained and an output is a float.
-        weights: how many weights can be trained.
+        untrained: why it has no training step; '' if it has one.
         batch: the batch size that the file fixes.
         code: names of the layers whose code is not Keras's and ran.
     """
@@ -54,8 +53,7 @@ class Described(msgspec.Struct, frozen=True, kw_only=True):
     pastable: dict[str, dict[str, str]] = {}
     unknown: tuple[Unknown, ...] = ()
     notes: dict[str, str] = {}
-    trains: bool = True
-    weights: int = 1
+    untrained: str = ""
     batch: int | None = None
     code: tuple[str, ...] = ()
 
@@ -84,8 +82,6 @@ class Entry:
     direction: str
     batch: int
     mode: str = "graph"
-    device: str = "cpu:0"
-    threads: int = 0
     replaced: bool = True
     isolated: bool = True
     candidates: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
@@ -101,15 +97,8 @@ class Entry:
     @property
     def case(self) -> Case:
         """The case that the step is."""
-        return make_case(
-            op=OP,
-            model=self.name,
-            batch=self.batch,
-            direction=self.direction,
-            mode=self.mode,
-            device=self.device,
-            threads=self.threads,
-        )
+        axes = {"batch": self.batch, "direction": self.direction, "mode": self.mode}
+        return make_case(op=OP, model=self.name, **axes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,7 +147,7 @@ class Stepped:
         found = estimate(scaled(one, factor), other)
         if found.low is None:
             return None
-        return widen(found, eager=self.entry.mode == "eager", one_thread=self.entry.threads == 1)
+        return widen(found, eager=self.entry.mode == "eager", one_thread=False)
 
 
 def _interval(found: Estimate) -> Interval:
@@ -190,19 +179,11 @@ def model_records(stepped: Stepped) -> list[ModelResult]:
 def _record(stepped: Stepped, name: str, *, op: str, candidate: str) -> ModelResult:
     entry, step = stepped.entry, stepped.measurements[name]
     return ModelResult(
-        model=entry.name,
-        op=op,
-        candidate=candidate,
-        direction=entry.direction,
-        mode=entry.mode,
-        batch=entry.batch,
-        status=step.status,
-        reason=step.reason,
+        model=entry.name, op=op, candidate=candidate, direction=entry.direction, mode=entry.mode,
+        batch=entry.batch, status=step.status, reason=step.reason, samples=step.samples,
         baseline=ORIGINAL if op == ALL_POOLING else REGISTRY.ops[op].baseline,
-        samples=step.samples,
-        share=stepped.share(name),
-        figures=figures(stepped, name),
-    )
+        share=stepped.share(name), figures=figures(stepped, name),
+    )  # fmt: skip
 
 
 def figures(stepped: Stepped, name: str) -> dict[str, float | int | str | None]:

@@ -146,7 +146,7 @@ def cause_of(error: Exception) -> str:
 
 def call_fields(case: Case) -> dict[str, Any]:
     """Return the axes of a model's case that its pools' cases share."""
-    return {name: getattr(case, name) for name in ("direction", "mode", "device", "threads")}
+    return {"direction": case.direction, "mode": case.mode}
 
 
 def _in_mode(function: Call, mode: str) -> Call:

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -32,7 +32,6 @@ import msgspec
 import numpy as np
 
 import poolbench.ops  # noqa: F401 (registers the ops)
-from poolbench.core.axes import Shape
 from poolbench.core.candidate import Candidate, KnownFailure
 from poolbench.core.case import Case
 from poolbench.core.errors import UsageError, WorkerFailure
@@ -44,9 +43,9 @@ from poolbench.engine.race import Race, Result
 from poolbench.engine.recovery import Tasks, Workers
 from poolbench.models import steps, zoo
 from poolbench.models.config import fill_shapes, fixed_batch
-from poolbench.models.find import Model, find_pools, hold_elsewhere
+from poolbench.models.find import find_pools
 from poolbench.models.pools import Pool
-from poolbench.models.replace import Written, has_open_sizes, pastable, predict, write
+from poolbench.models.replace import Written, pastable, predict, write
 from poolbench.models.results import Described, Entry, Stepped, model_records
 from poolbench.models.steps import ISOLATED, ORIGINAL, call_fields
 from poolbench.models.zoo import Source
@@ -64,14 +63,9 @@ def contenders(entry: Entry, described: Described) -> list[Candidate]:
     """
     case, pools = entry.case, described.pools
     built = Candidate(
-        op=case.op,
-        name=ORIGINAL,
-        form="layer",
-        about="the model as it is",
-        build=_opened_whole,
-        file=__file__,
-        builtin=True,
-    )
+        op=case.op, name=ORIGINAL, form="layer", about="the model as it is", build=_opened_whole,
+        file=__file__, builtin=True,
+    )  # fmt: skip
     found = [] if described.unknown else [built]
     found += [replace(built, name=ISOLATED + ORIGINAL)] if pools else []
     for op in dict.fromkeys(pool.op for pool in pools if pool.op):
@@ -122,26 +116,20 @@ def describe(session: Session, source: Source, batch: int | None) -> Described:
         raise UsageError(f"the file fixes a batch of {fixed}; --batch {batch} does not fit it")
     size = batch or fixed or 2
     model = find_pools(loaded, fill_shapes(loaded.specs, source.inputs, size), source.forms)
-    if has_open_sizes(model) and source.forms is None:
-        model = hold_elsewhere(model, odd_shapes(model))
     by_op: dict[str, dict[str, str]] = {}
     for pool, parts in zip(model.pools, model.parts, strict=True):
         if pool.op and pool.op not in by_op:
             by_op[pool.op] = pastable(model, pool, parts[-1])
     outputs = getattr(model.model, "outputs", None) or ()
-    floats = not outputs or any("float" in str(y.dtype) for y in outputs)
+    untrained = ""
+    if not model.model.trainable_variables:
+        untrained = "no weight of it can be trained"
+    elif outputs and not any("float" in str(y.dtype) for y in outputs):
+        untrained = "its outputs are integers"
     return Described(
-        pools=model.pools,
-        shapes=model.shapes,
-        macs=model.macs / size,
-        pastable=by_op,
-        unknown=loaded.unknown,
-        notes=dict(model.notes),
-        trains=bool(model.model.trainable_variables) and floats,
-        weights=len(model.model.trainable_variables),
-        code=loaded.code,
-        batch=fixed,
-    )
+        pools=model.pools, shapes=model.shapes, macs=model.macs / size, pastable=by_op, batch=fixed,
+        unknown=loaded.unknown, notes=dict(model.notes), untrained=untrained, code=loaded.code,
+    )  # fmt: skip
 
 
 def write_model(
@@ -172,93 +160,90 @@ def write_model(
     return written
 
 
-def odd_shapes(model: Model) -> tuple[Shape, ...]:
-    """Return other shapes of the inputs: open sizes grow by unlike odd numbers."""
-    return tuple(
-        tuple(
-            size + 2 * i - 1 if known is None and i else size
-            for i, (size, known) in enumerate(zip(shape, spec.shape, strict=True))
-        )
-        for shape, spec in zip(model.shapes, model.loaded.specs, strict=True)
-    )
-
-
-def _race(entry: Entry, described: Described, plan: Plan) -> tuple[Race, Source]:
-    """Return the race of an entry, and the source with what its pools are."""
-    forms = {pool.key: pool.form for pool in described.pools if pool.form is not None}
-    source = msgspec.structs.replace(entry.source, forms=forms)
-    race = Race.in_one_worker(
-        entry.case,
-        contenders(entry, described),
-        baseline=ISOLATED + ORIGINAL if described.unknown else ORIGINAL,
-        plan=plan,
-        worker=WorkerSpec(threads=entry.threads),
-        tasks=Tasks(
-            open_case=partial(steps.open_case, source=source),
-            open_contender=steps.open_contender,
-            probes=(),
-        ),
-    )
-    return race, source
-
-
-def race_model(
-    entry: Entry,
-    workers: Workers,
-    plan: Plan,
-    described: Described | None = None,
-    *,
-    extra: int = 0,
-    enough: Callable[[Stepped], bool] = lambda _: True,
-) -> Stepped:
-    """Describe the model, race its steps, and time single calls where the entry asks.
+class StepRace:
+    """The race of a model's step, which runs in as many processes as its results ask for.
 
     Args:
         entry: the race.
         workers: provides the workers.
         plan: its seed and limits.
         described: the model, if it has been described.
-        extra: processes beyond the entry's that run while the result is not enough.
-        enough: tells whether a result is clear.
+        most: processes, at most; 0: the entry's.
 
     Raises:
         WorkerFailure: the model cannot be loaded at all.
     """
-    most = entry.processes + extra
-    plan = replace(
-        plan,
-        processes=most,
-        budget_seconds=entry.budget_seconds * most / entry.processes,
-        allocations=2,
-        early_stop_ratio=math.inf,  # isolated pooling runs many copies
-    )
-    worker = workers.worker(WorkerSpec(threads=entry.threads), 0)
-    described = described or worker.call(
-        describe, entry.source, entry.batch, timeout=plan.timeout_seconds
-    )
-    race, source = _race(entry, described, plan)
-    for done in range(1, most + 1):
-        more = race.run_process(workers)
-        stepped = _stepped(entry, described, race.result())
-        if not more or (done >= entry.processes and enough(stepped)):
-            break
+
+    def __init__(
+        self,
+        entry: Entry,
+        workers: Workers,
+        plan: Plan,
+        described: Described | None = None,
+        *,
+        most: int = 0,
+    ) -> None:
+        self._entry, self._workers = entry, workers
+        self.worker = workers.worker(WorkerSpec(), 0)
+        self._described = described or self.worker.call(
+            describe, entry.source, entry.batch, timeout=plan.timeout_seconds
+        )
+        pools = self._described.pools
+        forms = {pool.key: pool.form for pool in pools if pool.form is not None}
+        self.source = msgspec.structs.replace(entry.source, forms=forms)
+        most = most or entry.processes
+        self._race = Race.in_one_worker(
+            entry.case,
+            contenders(entry, self._described),
+            baseline=ISOLATED + ORIGINAL if self._described.unknown else ORIGINAL,
+            plan=replace(
+                plan,
+                processes=most,
+                budget_seconds=entry.budget_seconds * most / entry.processes,
+                allocations=2,
+                early_stop_ratio=math.inf,  # isolated pooling runs many copies
+            ),
+            tasks=Tasks(
+                open_case=partial(steps.open_case, source=self.source),
+                open_contender=steps.open_contender,
+                probes=(),
+            ),
+        )
+        self._done, self._more = 0, True
+
+    def run(self, processes: int) -> Stepped:
+        """Run until so many processes are done; return the result so far."""
+        while self._more and self._done < processes:
+            self._more = self._race.run_process(self._workers)
+            self._done += 1
+        return self._stepped(self._race.result())
+
+    def keep(self, names: Collection[str]) -> None:
+        """Leave the other contenders out of the processes that follow."""
+        for name, record in self._race.records.items():
+            record.stopped_early |= name not in names
+
+    def check(self) -> Stepped:
+        """Compare the implementations' outputs with each other once, timing nothing."""
+        return self._stepped(self._race.check(self._workers))
+
+    def _stepped(self, result: Result) -> Stepped:
+        measurements = {m.candidate: m for m in result.measurements}
+        return Stepped(entry=self._entry, described=self._described, measurements=measurements)
+
+
+def race_model(entry: Entry, workers: Workers, plan: Plan) -> Stepped:
+    """Describe the model, race its steps, and time single calls where the entry asks.
+
+    Raises:
+        WorkerFailure: the model cannot be loaded at all.
+    """
+    race = StepRace(entry, workers, plan)
+    stepped = race.run(entry.processes)
     if entry.latency_calls:
-        latencies = time_latencies(entry, source, stepped.measurements, worker, plan)
+        latencies = time_latencies(entry, race.source, stepped.measurements, race.worker, plan)
         stepped = replace(stepped, latencies=latencies)
     return stepped
-
-
-def _stepped(entry: Entry, described: Described, result: Result) -> Stepped:
-    measurements = {m.candidate: m for m in result.measurements}
-    return Stepped(entry=entry, described=described, measurements=measurements)
-
-
-def check_model(entry: Entry, workers: Workers, plan: Plan) -> Stepped:
-    """Compare the implementations' outputs with each other once, timing nothing."""
-    worker = workers.worker(WorkerSpec(threads=entry.threads), 0)
-    described = worker.call(describe, entry.source, entry.batch, timeout=plan.timeout_seconds)
-    race, _ = _race(entry, described, plan)
-    return _stepped(entry, described, race.check(workers))
 
 
 def time_latencies(
@@ -291,8 +276,8 @@ def run_entry(entry: Entry, bench: Run, *, checks_only: bool = False) -> list[Mo
     plan = bench.options.plan
     try:
         if checks_only:
-            return model_records(check_model(entry, bench, plan))
-        bench.worker(WorkerSpec(threads=entry.threads), entry.processes - 1)
+            return model_records(StepRace(entry, bench, plan).check())
+        bench.worker(WorkerSpec(), entry.processes - 1)
         bench.journal()
         if done := [record for record in bench.networks if _is_of(record, entry)]:
             return done
@@ -311,13 +296,6 @@ def _is_of(record: ModelResult, entry: Entry) -> bool:
 
 def _unloaded(entry: Entry, failure: WorkerFailure) -> ModelResult:
     return ModelResult(
-        model=entry.name,
-        op=ALL_POOLING,
-        candidate=ORIGINAL,
-        direction=entry.direction,
-        mode=entry.mode,
-        batch=entry.batch,
-        status=failure.status,
-        reason=failure.reason,
-        baseline=ORIGINAL,
-    )
+        model=entry.name, op=ALL_POOLING, candidate=ORIGINAL, direction=entry.direction, mode=entry.mode,
+        batch=entry.batch, status=failure.status, reason=failure.reason, baseline=ORIGINAL,
+    )  # fmt: skip

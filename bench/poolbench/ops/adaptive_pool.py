@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from poolbench import Case, Op, Sweep, TensorSpec, choice_axis, product, register, size_axis
+from poolbench import KERAS, Case, Op, Sweep, TensorSpec, choice_axis, product, register, size_axis
 from poolbench.ops.shared import IMAGE_AXES, function, implementation, known
 
 OP = "adaptive_pool"
@@ -33,6 +33,10 @@ DEFAULT = Sweep(
         product(candidates=OF_MAX[:4], mode=["eager"], output=[1], **MAX),  # the stock layer may die
     ),
     base={"shape": (32, 28, 28, 96)},
+)  # fmt: skip
+BACKENDS = Sweep(
+    product(candidates=MAIN[:3], mode=["eager", "graph", "xla"], direction=["forward", "training"],
+            shape=[(1, 14, 14, 96), (8, 28, 28, 96)], **MEAN)
 )  # fmt: skip
 MATRIX = Sweep(product(candidates=ALL, output=[2]), base={"shape": (2, 4, 5, 6)})
 
@@ -79,7 +83,8 @@ def vjp(case: Case, dy: Any, x: Any) -> tuple[Any]:
 register(
     Op(
         name=OP, title="Adaptive pooling", inputs=inputs, reference=reference, vjp=vjp, builtin=True,
-        baseline=BASELINE, also_compare_to=(STOCK, LAYER), sweeps={"default": DEFAULT, "matrix": MATRIX},
+        baseline=BASELINE, also_compare_to=(STOCK, LAYER),
+        sweeps={"default": DEFAULT, "backends": BACKENDS, "matrix": MATRIX},
         axes=(*IMAGE_AXES[::2], choice_axis("reduction", "average", "max"), size_axis("output", 7, prefix="to")),
     )
 )  # fmt: skip
@@ -90,10 +95,11 @@ WRONG, REFUSED = "beyond the bound|not finite", "(?i)compil|unsupported|not impl
 CRASH = known("oneDNN's max pooling divides by zero where the window is wider than the map.", "SIGFPE",
               lambda c: c.reduction == "max" and c.output == 1, "tensorflow#125509")
 NEGATIVE = known("The stock layer pools with a window wider than the map.", "Negative dimension|wider|output",
-                 lambda c: c.output == 1 and c.mode != "eager")
+                 lambda c: c.output == 1 and c.mode != "eager", "keras#21820")
 STRIDES = known("Computed strides give other windows where the size does not divide.", f"{WRONG}|shape|stride|> 0",
                 lambda c: not divides(c))
-HALF = known("It sums in the input's own 16 bits.", WRONG, lambda c: c.dtype in ("float16", "bfloat16"))
+HALF = known("It sums in the input's own 16 bits.", WRONG, lambda c: c.dtype in ("float16", "bfloat16"),
+             "tensorflow#57057")
 UNEQUAL = known("Only windows of one size are a view.", "(?i)reshape|dimension|size", lambda c: not divides(c))
 AREA = known("Windows of an area count their edges in part.", WRONG, lambda c: not divides(c))
 UNTRAINED = known("It has no gradient.", "(?i)gradient|None", lambda c: c.direction == "training")
@@ -114,7 +120,32 @@ def slices_by_axis(case: Case, tf: Any, x: Any) -> Any:
     return tf.stack([reduce(column, 2) for column in columns], 2)
 
 
-@implementation(op=OP, name=STOCK, form="layer", failures=(CRASH, NEGATIVE, HALF))
+@function(op=OP, name="jnp-slices", backend="jax")
+@function(op=OP, name="torch-slices", backend="torch")
+def slices_elsewhere(case: Case, xp: Any, x: Any) -> Any:
+    """Slices by axis in JAX's or PyTorch's own functions."""
+    reduce = xp.mean if case.reduction == "average" else xp.amax
+    o, h, w = case.output, x.shape[1], x.shape[2]
+    x = xp.stack([reduce(x[:, i * h // o : -(-(i + 1) * h // o)], 1) for i in range(o)], 1)
+    return xp.stack([reduce(x[:, :, i * w // o : -(-(i + 1) * w // o)], 2) for i in range(o)], 2)
+
+
+@function(op=OP, name="torch-adaptive_pool2d", backend="torch")
+def torch_adaptive_pool2d(case: Case, torch: Any, x: Any) -> Any:
+    """F.adaptive_avg_pool2d or adaptive_max_pool2d, on a view as NCHW."""
+    pools = torch.nn.functional
+    pool = pools.adaptive_avg_pool2d if case.reduction == "average" else pools.adaptive_max_pool2d
+    return pool(x.movedim(-1, 1), case.output).movedim(1, -1)
+
+
+# Not on JAX, where Keras' windows are wrong (tests/test_upstream.py).
+@implementation(
+    op=OP,
+    name=STOCK,
+    form="layer",
+    backends=("tensorflow", "torch"),
+    failures=(CRASH, NEGATIVE, HALF),
+)
 def stock_layer(case: Case) -> Any:
     """keras.layers.AdaptiveAveragePooling2D or AdaptiveMaxPooling2D."""
     import keras
@@ -124,7 +155,7 @@ def stock_layer(case: Case) -> Any:
     return keras.layers.AdaptiveMaxPooling2D(case.output, dtype=case.dtype)
 
 
-@implementation(op=OP, name=LAYER, form="layer")
+@implementation(op=OP, name=LAYER, form="layer", backends=KERAS)
 def adaptive_layer(case: Case) -> Any:
     """poolbench.adaptive_pooling.AdaptivePooling2D, the reusable layer."""
     from poolbench.adaptive_pooling import AdaptivePooling2D

@@ -18,6 +18,7 @@ from poolbench.ops.shared import (
     accumulator,
     function,
     image_spec,
+    implementation,
     kernel_layout,
     known,
     spatial_axes,
@@ -27,8 +28,8 @@ OP = "gem_pool"
 P, LEAST = 3.0, 1e-6
 SHAPE = (8, 56, 56, 96)
 BASE = {"shape": SHAPE, "distribution": "relu"}
-BASELINE = "pow-float32"
-NARROW = (BASELINE, "pow", "avg_pool2d", "scaled")
+BASELINE, LAYER = "pow-float32", "layer-gem_pool"
+NARROW = (BASELINE, LAYER, "pow", "avg_pool2d", "scaled")
 
 DEFAULT = Sweep(
     base=BASE,
@@ -37,7 +38,7 @@ DEFAULT = Sweep(
         product(mode=["graph", "xla"], direction=["training"]),
         product(mode=["graph", "xla"], direction=["training"], exponent=["learned"]),
         product(candidates=NARROW, mode=["graph", "xla"], dtype=["float16"]),
-        product(candidates=(BASELINE, "no-clip"), distribution=["normal"]),
+        product(candidates=(BASELINE, LAYER, "no-clip"), distribution=["normal"]),
         product(mode=["graph"], shape=[(1, 7, 7, 2048)]),
     ),
 )
@@ -93,7 +94,7 @@ register(
     Op(
         name=OP, title="Generalised mean pooling", inputs=inputs, reference=reference, vjp=vjp, builtin=True,
         axes=(*IMAGE_AXES, choice_axis("exponent", "constant", "learned", quiet=True)),
-        baseline=BASELINE, also_compare_to=("pow",),
+        baseline=BASELINE, also_compare_to=("pow", LAYER),
         sweeps={"default": DEFAULT, "quick": QUICK, "full": FULL},
     )
 )  # fmt: skip
@@ -165,3 +166,14 @@ def cube_float32(case: Case, tf: Any, x: Any, *_: Any) -> Any:
         raise ValueError("it needs a constant p")
     z = tf.maximum(tf.cast(x, accumulator(case)), 1e-6)
     return tf.cast(tf.reduce_mean(z * z * z, spatial_axes(case)) ** (1 / 3), x.dtype)
+
+
+@implementation(op=OP, name=LAYER, form="layer")
+def gem_layer(case: Case) -> Any:
+    """poolbench.gem_pooling.GeMPooling2D, the reusable layer; a learned p is its weight."""
+    from poolbench.gem_pooling import GeMPooling2D
+
+    learned = case.exponent == "learned"
+    layer = GeMPooling2D(3.0, learned, case.data_format, dtype=case.dtype)
+    layer.build(image_spec(case).shape)
+    return (lambda x, p: layer.stateless_call([p], [], x)[0]) if learned else layer

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from poolbench import Case, Op, Sweep, TensorSpec, choice_axis, product, register, shape_axis
+from poolbench import KERAS, Case, Op, Sweep, TensorSpec, choice_axis, product, register, shape_axis
 from poolbench.ops.shared import accumulator, function, implementation, known
 
 OP = "masked_global_pool"
@@ -32,6 +32,10 @@ DEFAULT = Sweep(
         product(candidates=(*OF_MAX[:4], ALL[7]), dtype=["float16"], shape=[PRECISE], empty_row=["yes"],
                 mask_dtype=["float32"], padded_end=["pre"], data_format=["channels_first"], **MAX),
     )
+)  # fmt: skip
+BACKENDS = Sweep(
+    product(candidates=MAIN[:3], mode=["eager", "graph", "xla"], direction=["forward", "training"],
+            shape=[SMALL, (32, 256, 256)], **MEAN)
 )  # fmt: skip
 MATRIX = Sweep(
     (product(candidates=ALL), product(candidates=[OF_MAX[3]], reduction=["max"])),
@@ -83,7 +87,8 @@ def vjp(case: Case, dy: Any, x: Any, mask: Any) -> tuple[Any]:
 register(
     Op(
         name=OP, title="Masked global pooling", inputs=inputs, reference=reference, vjp=vjp, builtin=True,
-        baseline=BASELINE, also_compare_to=(STOCK, LAYER), sweeps={"default": DEFAULT, "matrix": MATRIX},
+        baseline=BASELINE, also_compare_to=(STOCK, LAYER),
+        sweeps={"default": DEFAULT, "backends": BACKENDS, "matrix": MATRIX},
         axes=(
             shape_axis("shape", (32, 256, 256), rank=3),  # (N, T, C) for every data format
             choice_axis("reduction", "average", "max"),
@@ -111,7 +116,7 @@ MEANS = known("It computes the average alone.", WRONG, lambda c: c.reduction == 
 MAXIMA = known("It computes the maximum alone.", WRONG, lambda c: c.reduction == "average")
 INFINITE = known("-1e9 is -inf in float16, and 0 * -inf is NaN in every valid step.", WRONG,
                  lambda c: c.dtype == "float16")
-SIZES = known("XLA needs sizes that are known before the call.", REFUSED, lambda c: c.mode == "xla")
+SIZES = known("XLA needs sizes that are known before the call.", REFUSED, lambda c: c.mode == "xla", "tensorflow#44904")
 # fmt: on
 
 
@@ -127,7 +132,19 @@ def where_reduce(case: Case, tf: Any, x: Any, mask: Any) -> Any:
     return tf.where(tf.reduce_any(valid, step_axis(case)), y, 0)
 
 
-@implementation(op=OP, name=STOCK, form="layer", failures=(HALF, EMPTY, MASK))
+@function(op=OP, name="jnp-where", backend="jax")
+@function(op=OP, name="torch-where", backend="torch")
+def where_elsewhere(case: Case, xp: Any, x: Any, mask: Any) -> Any:
+    """The same in JAX's or PyTorch's own functions."""
+    valid = (mask != 0)[:, :, None] if step_axis(case) == 1 else (mask != 0)[:, None]
+    if case.reduction == "average":
+        total = xp.sum(xp.where(valid, x, 0), step_axis(case))
+        return total / xp.clip(xp.sum(valid, step_axis(case)), 1)
+    y = xp.amax(xp.where(valid, x, float("-inf")), step_axis(case))
+    return xp.where(xp.any(valid, step_axis(case)), y, 0)
+
+
+@implementation(op=OP, name=STOCK, form="layer", backends=KERAS, failures=(HALF, EMPTY, MASK))
 def stock_layer(case: Case) -> Any:
     """keras.layers.GlobalAveragePooling1D with its mask, or GlobalMaxPooling1D, which has none."""
     import keras
@@ -143,7 +160,7 @@ def stock_layer(case: Case) -> Any:
     )
 
 
-@implementation(op=OP, name=LAYER, form="layer")
+@implementation(op=OP, name=LAYER, form="layer", backends=KERAS)
 def masked_layer(case: Case) -> Any:
     """poolbench.masked_pooling.MaskedGlobalPooling1D, the reusable layer."""
     from poolbench.masked_pooling import MaskedGlobalPooling1D

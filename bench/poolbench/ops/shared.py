@@ -9,6 +9,7 @@ import math
 import textwrap
 from collections.abc import Callable
 from functools import partial, wraps
+from importlib import import_module
 from typing import Any
 
 from poolbench import Case, KnownFailure, TensorSpec, Tolerance, candidate, choice_axis, shape_axis
@@ -70,6 +71,7 @@ NARROW_SUM = known(
     "It accumulates in the input's own 16 bits, and large sums lose their small terms.",
     "beyond the bound|not finite",
     lambda case: case.dtype in ("float16", "bfloat16"),
+    "tensorflow#57057",
 )
 CHANNELS_LAST_ONLY = known(
     "The CPU kernel takes channels_last only.",
@@ -88,6 +90,7 @@ def narrow_window(window: Callable[[Case], tuple[int, ...]]) -> KnownFailure:
             and case.dtype in ("float16", "bfloat16")
             and math.prod(window(case)) >= 256
         ),
+        "oneDNN#2386",
     )
 
 
@@ -111,23 +114,28 @@ def implementation(*, op: str, name: str, **options: Any) -> Callable[[Builder],
     return enter
 
 
-def function(*, op: str, name: str, **options: Any) -> Callable[[Call], Call]:
-    """Register a function of (case, tf, *inputs), with `tf` the TensorFlow module, as an implementation."""
+MODULES = {"tensorflow": "tensorflow", "jax": "jax.numpy", "torch": "torch"}
+
+
+def function(
+    *, op: str, name: str, backend: str = "tensorflow", **options: Any
+) -> Callable[[Call], Call]:
+    """Register a function of (case, module, *inputs), with the backend's module of MODULES, as an implementation."""
+    module = MODULES[backend]
 
     def enter(call: Call) -> Call:
         @wraps(call)
         def build(case: Case) -> Call:
-            import tensorflow as tf
+            return partial(call, case, import_module(module))
 
-            return partial(call, case, tf)
-
-        candidate(op=op, name=name, snippet=partial(paste, call), **options)(build)
+        snippet = partial(paste, call, module=module)
+        candidate(op=op, name=name, backends=(backend,), snippet=snippet, **options)(build)
         return call
 
     return enter
 
 
-def paste(code: Call, case: Case) -> str:
+def paste(code: Call, case: Case, module: str = "tensorflow") -> str:
     """Return the code of a builder, or of a `function`, with the case's values in place of what it reads of it."""
     tree = ast.parse(textwrap.dedent(inspect.getsource(code)))
     (node,) = tree.body
@@ -139,7 +147,7 @@ def paste(code: Call, case: Case) -> str:
     node.body = node.body[: ends[0] + 1]
     if len(arguments) > 1:
         node.name, node.decorator_list, node.args.args = "pool", [], arguments[2:]
-        return f"import tensorflow as tf\n\n{ast.unparse(node)}\n"
+        return f"import {module} as {arguments[1].arg}\n\n{ast.unparse(node)}\n"
     last = node.body[-1]
     node.body[-1] = ast.parse(f"pool = {ast.unparse(last.value)}").body[0]
     return "\n".join(ast.unparse(line) for line in node.body) + "\n"
@@ -160,6 +168,12 @@ class _Folded(ast.NodeTransformer):
         self._known = {"case", *names, *dir(builtins)}
 
     def visit(self, node: ast.AST) -> Any:
+        if (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Name)
+            and node.func.id == sizes.__name__
+        ):
+            return ast.parse(repr([-1, *image_spec(self._case).shape[1:]]), mode="eval").body
         names = {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}
         if isinstance(node, ast.expr) and "case" in names and names <= self._known:
             value = eval(ast.unparse(node), dict(self._names), {"case": self._case})  # noqa: S307 (our own code)

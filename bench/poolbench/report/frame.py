@@ -84,6 +84,12 @@ class RunFrame:
         """Return a row of `table` by column; pandas takes as long for a single cell."""
         return {name: values[number] for name, values in self._columns.items()}
 
+    @functools.cached_property
+    def row_of(self) -> dict[tuple[int, str], int]:
+        """Return the rows by race and candidate."""
+        keys = zip(self.table["race"].tolist(), self.table["candidate"].tolist(), strict=True)
+        return {key: row for row, key in enumerate(keys)}
+
     def keep(self, rows: Sequence[int]) -> RunFrame:
         """Return the frame of these rows alone, with the statistics of the whole."""
         return replace(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,14 +28,17 @@ from poolbench.core.text import (
     significant,
 )
 from poolbench.report import machine_tables, tables
+from poolbench.report.backends import cost_tables, races_of, settings_table
 from poolbench.report.cards import cards
 from poolbench.report.formats import as_csv, as_markdown
 from poolbench.report.frame import RunFrame
 from poolbench.report.page_data import page_data, write_samples
+from poolbench.report.pairs import estimate_pairs
 from poolbench.report.recommend import answer
 from poolbench.report.support import STANDS_IN, Support, supports
 from poolbench.report.template import embed_json, fill_template
 from poolbench.report.terminal import headline_text, interval_line
+from poolbench.stats.verdict import verdict
 
 TOP_PARTS = 12
 MOST_MARKDOWN = 2000  # rows of a table that is written as Markdown too: more are read by a program
@@ -62,6 +66,7 @@ def render(loaded: RunFrame, out: Path) -> RenderedReport:
     summary = tables.headline_table(loaded, answers)
     write_samples(loaded.samples, out / "samples")
     run = loaded.run
+    races = races_of(run.measurements)
     written = {
         "headline": summary,
         "all": loaded.table,
@@ -91,6 +96,9 @@ def render(loaded: RunFrame, out: Path) -> RenderedReport:
         "network_table": written["networks"],
         "selftest_table": written["selftest"],
         "selftest_sentence": selftest_sentence(loaded),
+        "programs_sentence": programs_sentence(loaded),
+        "cost_tables": cost_tables(races, loaded.prior),
+        "settings_table": settings_table(races),
         "contention_table": machine_tables.contention_table(loaded),
         "bandwidth_limit_table": written["bandwidth_limits"],
         "device_table": written["devices"],
@@ -207,6 +215,32 @@ def selftest_sentence(loaded: RunFrame) -> str:
     return (
         f"{alarms} false alarms in {count} comparisons of an op with itself. The noise floor is "
         f"{format_share(floor)}; {withheld} verdicts finer than it are withheld."
+    )
+
+
+def programs_sentence(loaded: RunFrame) -> str:
+    """Describe the pairs of candidates that are one program, which are further A/A comparisons; '' without one."""
+    table = loaded.table
+    groups: dict[tuple[Any, ...], list[int]] = {}
+    chosen = (
+        (table["mode"] == "xla")
+        & table["right"]
+        & ~table["stopped_early"]
+        & (table["program"] != "")
+    )
+    for row in table.index[chosen]:
+        if program := loaded.measurement(row).program:
+            groups.setdefault((table["race"][row], program.hash, program.key), []).append(row)
+    found = estimate_pairs(loaded, groups.values()).mean
+    pairs = [one for (row, other), one in found.items() if row < other and one.low is not None]
+    if not pairs:
+        return ""
+    verdicts = Counter(verdict(one, loaded.margin) for one in pairs)
+    return (
+        f"{len(pairs)} pairs of candidates are one program with XLA, further comparisons of a program with itself: "
+        f"{verdicts['FASTER'] + verdicts['SLOWER']} called different, {verdicts['SAME']} SAME at a margin of "
+        f"{format_share(loaded.margin)}, {verdicts['UNDECIDED']} undecided. Their ratios differ from 1 by "
+        f"{format_share(max(abs(math.expm1(one.log_ratio)) for one in pairs))} at most."
     )
 
 

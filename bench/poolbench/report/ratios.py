@@ -20,6 +20,8 @@ from poolbench.stats.prior import SHIPPED, Prior, tabulate
 from poolbench.stats.runs import RunsEstimate, combine
 
 WITHHELD = "WITHHELD"
+# Why a row has no ratio to the textbook implementation; else it failed.
+NO_TEXTBOOK, NOT_RACED = "the op names no textbook implementation", "was not raced here"
 Kind = Literal["baseline", "textbook", "limit"]
 Pair = tuple[Samples, Samples]
 COLUMNS = (
@@ -236,9 +238,9 @@ def _textbook_reason(
     reasons: Sequence[str],
 ) -> str:
     if not name:
-        return "the op names no textbook implementation"
+        return NO_TEXTBOOK
     if partner is None:
-        return f"{name} was not raced here"
+        return f"{name} {NOT_RACED}"
     if not right[partner]:
         return f"{name}: {statuses[partner]}: {reasons[partner]}".rstrip(": ")
     return ""

@@ -58,21 +58,13 @@ class HeadlineRow:
 
 def headline_rows(loaded: RunFrame, answers: Answers) -> list[HeadlineRow]:
     """Return one row per op, device, mode and direction, in the order of the run."""
-    table = loaded.table
-    rows_of = {
-        (race, name): row
-        for row, (race, name, right) in enumerate(
-            zip(table["race"], table["candidate"], table["right"], strict=True)
-        )
-        if right
-    }
     found = []
     for choice in answers.headline:
         at = loaded.row(choice.row)
         advice = answers.recommendations.get((at["op"], at["device"]))
-        row = rows_of.get((choice.race, advice.candidate)) if advice else None
+        row = loaded.row_of.get((choice.race, advice.candidate)) if advice else None
         losses = {loss.row: loss.ratio for loss in advice.losses} if advice else {}
-        row = choice.row if row is None else row
+        row = choice.row if row is None or not loaded.row(row)["right"] else row
         found.append(HeadlineRow(choice=choice, row=row, loss=losses.get(row, NOTHING)))
     return found
 
@@ -109,24 +101,23 @@ def fastest_text(loaded: RunFrame, one: HeadlineRow) -> str:
     if choice.alone:
         return "no other is right here"
     if own in choice.best:
-        others = [name for name in choice.best if name != own]
-        same = _same_program(loaded, one.row, others)
-        rest = [name for name in others if name not in same]
+        same, rest = _same_program(loaded, one.row, choice)
         words = [f"same program as {', '.join(same)}"] if same else []
         words += [f"tied with {', '.join(rest)}"] if rest else []
         return "; ".join(words) or "this one"
     return f"{fastest}, {with_interval(*one.loss)} as fast"
 
 
-def _same_program(loaded: RunFrame, row: int, names: Sequence[str]) -> list[str]:
-    """Return those of the names in the row's race of which XLA made the same program."""
-    races, there = loaded.table["race"].tolist(), loaded.table["candidate"].tolist()
-    own = loaded.measurement(row)
-    return [
-        name
-        for at, name in enumerate(there)
-        if races[at] == races[row] and name in names and same_program(own, loaded.measurement(at))
+def _same_program(loaded: RunFrame, row: int, choice: Choice) -> tuple[list[str], list[str]]:
+    """Return the others of a race's best of which XLA made the row's program, and those left."""
+    own, name = loaded.measurement(row), loaded.row(row)["candidate"]
+    same = [
+        other
+        for other in choice.best
+        if other != name
+        and same_program(own, loaded.measurement(loaded.row_of[choice.race, other]))
     ]
+    return same, [other for other in choice.best if other != name and other not in same]
 
 
 def history_table(loaded: RunFrame, answers: Answers) -> pd.DataFrame:
@@ -200,8 +191,9 @@ def sentences(loaded: RunFrame, choice: Choice) -> list[str]:
     if choice.alone:
         found.append("No other implementation is right here.")
     elif len(choice.best) > 1:
-        rest = [name for name in choice.best if name != choice.recommended]
-        found.append(f"Statistically tied: {join_names(rest)}.")
+        same, rest = _same_program(loaded, choice.row, choice)
+        found += [f"With XLA it is the same program as {join_names(same)}."] if same else []
+        found += [f"Statistically tied: {join_names(rest)}."] if rest else []
     return found
 
 

@@ -6,6 +6,7 @@ import io
 
 from poolbench.core.text import format_share, one_line, with_interval
 from poolbench.report.frame import RunFrame
+from poolbench.report.ratios import NO_TEXTBOOK, NOT_RACED
 from poolbench.report.recommend import answer
 from poolbench.report.tables import HeadlineRow, headline_rows, textbook_text, time_text
 
@@ -70,8 +71,12 @@ def _rank(one: HeadlineRow, name: str) -> str:
 
 
 def _textbook(at: dict[str, object]) -> str:
-    text = textbook_text(at)
-    return "textbook does not run" if at["textbook_reason"] else text
+    reason = str(at["textbook_reason"])
+    if not reason:
+        return textbook_text(at)
+    if reason == NO_TEXTBOOK:
+        return ""
+    return "textbook not raced" if reason.endswith(NOT_RACED) else "textbook does not run"
 
 
 def _shorten(loaded: RunFrame, rows: list[HeadlineRow]) -> list[HeadlineRow]:

@@ -103,10 +103,18 @@ def new_run_folder(results: Path, label: str) -> Path:
 
 
 def source_digests(files: Sequence[Path]) -> dict[str, str]:
-    """Return digests of the code: {'code': of this package, 'mine.py': of a user's file, ...}."""
+    """Return digests of the code: {'code': of this package, 'mine.py': of a user's file, ...}.
+
+    Modules that only read what was measured are not of it: no measurement depends on them.
+    """
     package = Path(__file__).parent.parent
     digest = hashlib.sha256()
-    for path in sorted(package.rglob("*.py")):
+    readers = {
+        *(package / "report").rglob("*.py"),
+        package / "cli.py",
+        package / "compare_commands.py",
+    }
+    for path in sorted({*package.rglob("*.py")} - readers):
         digest.update(f"{path.relative_to(package).as_posix()}\0".encode() + path.read_bytes())
     digests = {"code": digest.hexdigest()[:16]}
     for path in files:

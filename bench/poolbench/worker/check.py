@@ -22,6 +22,8 @@ TIE = Tolerance(relative=2e-2, absolute=1e-6)
 EXACT = Tolerance(relative=0.0, absolute=0.0)
 # If nearly all expected values were zero, a candidate that returns zeros would pass.
 LEAST_NONZERO = 0.05
+# Values that are compared at a time: temporary arrays of so many stay in a core's cache.
+CHUNK = 1 << 15
 
 BOUNDS = {
     "float64": Tolerance(relative=1e-12, absolute=1e-13, reason="a thousand roundings of 1e-16"),
@@ -194,23 +196,34 @@ def compare(
     """
     if actual.shape != expected.shape:
         return Difference()
-    error = differences(actual, expected)
-    size = np.abs(expected) if size is None else size
-    if not error.any():
-        return Difference(worst=0.0, relative=0.0, absolute=0.0)
+    sizes = [] if size is None else [np.broadcast_to(size, expected.shape).reshape(-1)]
+    flat = actual.reshape(-1), expected.reshape(-1), *sizes
+    worst = relative = absolute = 0.0
+    for start in range(0, actual.size, CHUNK):
+        got, wanted, *given = (array[start : start + CHUNK] for array in flat)
+        error = differences(got, wanted)
+        if not error.any():
+            continue
+        of = given[0] if given else np.abs(wanted)
+        absolute = max(absolute, float(error.max()))
+        relative = max(relative, _largest(error, of))
+        worst = max(worst, _largest(error, bound.absolute + bound.relative * of))
+    return Difference(worst=worst, relative=relative, absolute=absolute)
+
+
+def _largest(error: Array, of: Array) -> float:
+    """Return the largest error over its size; an infinite one is not small beside an infinite size."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        # An infinite error is not small beside an infinite expected value.
-        relative, worst = (
-            float(np.where(np.isnan(ratio) & (error > 0), np.inf, np.where(error > 0, ratio, 0.0)).max())
-            for ratio in (error / of for of in (size, bound.absolute + bound.relative * size))
-        )  # fmt: skip
-    return Difference(worst=worst, relative=relative, absolute=float(error.max()))
+        ratio = np.divide(error, of, out=np.zeros_like(error), where=error > 0)
+    largest = float(ratio.max())
+    return math.inf if math.isnan(largest) else largest
 
 
 def differences(actual: Array, expected: Array) -> Array:
     """Return |actual - expected|; 0 for equal infinities and two NaN, inf where only one is NaN."""
     with np.errstate(invalid="ignore"):
-        error: Array = np.abs(actual.astype(np.float64) - expected.astype(np.float64))
+        error = np.subtract(actual, expected, dtype=np.float64, casting="unsafe")
+        np.abs(error, out=error)
     if np.isfinite(error.max(initial=0.0)):
         return error
     same = (actual == expected) | (np.isnan(actual) & np.isnan(expected))

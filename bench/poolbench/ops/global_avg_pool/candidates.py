@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from poolbench import KERAS, Case, KnownFailure, candidate
-from poolbench.ops.global_avg_pool import snippets
+from poolbench import KERAS, Case, KnownFailure
 from poolbench.ops.global_avg_pool.sweeps import OP
 from poolbench.ops.shared import (
     CHANNELS_LAST_ONLY,
     NARROW_SUM,
-    channel_axis,
+    implementation,
     kernel_layout,
     sizes,
     spatial_axes,
@@ -32,13 +31,8 @@ NARROW_PRODUCT = KnownFailure(
 )
 
 
-@candidate(
-    op=OP,
-    name="layer-global_avg_pool",
-    backends=KERAS,
-    form="layer",
-    failures=(DEMOTED,),
-    snippet=snippets.layer_global_avg_pool,
+@implementation(
+    op=OP, name="layer-global_avg_pool", backends=KERAS, form="layer", failures=(DEMOTED,)
 )
 def layer_global_avg_pool(case: Case) -> Any:
     """keras.layers.GlobalAveragePooling2D."""
@@ -47,61 +41,42 @@ def layer_global_avg_pool(case: Case) -> Any:
     return keras.layers.GlobalAveragePooling2D(data_format=case.data_format, dtype=case.dtype)
 
 
-@candidate(
-    op=OP,
-    name="lambda-reduce_mean",
-    form="layer",
-    failures=(NARROW_SUM,),
-    snippet=snippets.lambda_reduce_mean,
-)
+@implementation(op=OP, name="lambda-reduce_mean", form="layer", failures=(NARROW_SUM,))
 def lambda_reduce_mean(case: Case) -> Any:
     """The textbook implementation: a Lambda around tf.reduce_mean."""
     import keras
     import tensorflow as tf
 
-    axes = list(spatial_axes(case))
+    axes = spatial_axes(case)
     return keras.layers.Lambda(lambda x: tf.reduce_mean(x, axis=axes), dtype=case.dtype)
 
 
-@candidate(op=OP, name="reduce_mean", failures=(NARROW_SUM,), snippet=snippets.reduce_mean)
+@implementation(op=OP, name="reduce_mean", failures=(NARROW_SUM,))
 def reduce_mean(case: Case) -> Any:
     """tf.reduce_mean over height and width, without a layer."""
     import tensorflow as tf
 
-    axes = list(spatial_axes(case))
-
-    def mean(x: Any) -> Any:
-        return tf.reduce_mean(x, axis=axes)
-
-    return mean
+    axes = spatial_axes(case)
+    return lambda x: tf.reduce_mean(x, axis=axes)
 
 
-@candidate(op=OP, name="reduce_mean-float32", snippet=snippets.reduce_mean_float32)
+@implementation(op=OP, name="reduce_mean-float32")
 def reduce_mean_float32(case: Case) -> Any:
     """tf.reduce_mean of x cast to float32 (float64 stays), cast back."""
     import tensorflow as tf
 
-    axes = list(spatial_axes(case))
+    axes = spatial_axes(case)
     wide = tf.float64 if case.dtype == "float64" else tf.float32
-
-    def mean_in_float32(x: Any) -> Any:
-        return tf.cast(tf.reduce_mean(tf.cast(x, wide), axis=axes), x.dtype)
-
-    return mean_in_float32
+    return lambda x: tf.cast(tf.reduce_mean(tf.cast(x, wide), axis=axes), x.dtype)
 
 
-@candidate(
-    op=OP,
-    name="avg_pool2d",
-    failures=(NARROW_SUM, CHANNELS_LAST_ONLY),
-    snippet=snippets.avg_pool2d,
-)
+@implementation(op=OP, name="avg_pool2d", failures=(NARROW_SUM, CHANNELS_LAST_ONLY))
 def avg_pool2d(case: Case) -> Any:
     """tf.nn.avg_pool2d with the full window."""
     import tensorflow as tf
 
     layout = kernel_layout(case)
-    axes = list(spatial_axes(case))
+    axes = spatial_axes(case)
 
     def pool_all(x: Any) -> Any:
         window = [x.shape[axis] for axis in axes]
@@ -110,13 +85,12 @@ def avg_pool2d(case: Case) -> Any:
     return pool_all
 
 
-@candidate(
+@implementation(
     op=OP,
     name="keras-stock",
     backends=KERAS,
     form="layer",
     failures=(NARROW_SUM, CHANNELS_LAST_ONLY),
-    snippet=snippets.keras_stock,
 )
 def keras_stock(case: Case) -> Any:
     """Return stock layers: AveragePooling2D over the whole image, Reshape."""
@@ -130,20 +104,16 @@ def keras_stock(case: Case) -> Any:
     return keras.Sequential([keras.Input(given, dtype=computed), pool, reshape])
 
 
-@candidate(op=OP, name="mean-of-means", failures=(NARROW_SUM,), snippet=snippets.mean_of_means)
+@implementation(op=OP, name="mean-of-means", failures=(NARROW_SUM,))
 def mean_of_means(case: Case) -> Any:
     """The mean over the width, then over the height."""
     import tensorflow as tf
 
     height, width = spatial_axes(case)
-
-    def two_means(x: Any) -> Any:
-        return tf.reduce_mean(tf.reduce_mean(x, axis=width), axis=height)
-
-    return two_means
+    return lambda x: tf.reduce_mean(tf.reduce_mean(x, axis=width), axis=height)
 
 
-@candidate(op=OP, name="einsum", failures=(NARROW_SUM,), snippet=snippets.einsum)
+@implementation(op=OP, name="einsum", failures=(NARROW_SUM,))
 def einsum(case: Case) -> Any:
     """tf.einsum('nhwc->nc') over the number of pixels."""
     import tensorflow as tf
@@ -158,36 +128,28 @@ def einsum(case: Case) -> Any:
     return sum_over_count
 
 
-@candidate(
-    op=OP, name="matmul-ones", failures=(NARROW_SUM, NARROW_PRODUCT), snippet=snippets.matmul_ones
-)
+@implementation(op=OP, name="matmul-ones", failures=(NARROW_SUM, NARROW_PRODUCT))
 def matmul_ones(case: Case) -> Any:
     """A row of 1/(H*W) times the (H*W, C) matrix of each instance."""
     import tensorflow as tf
 
     last = case.data_format == "channels_last"
+    height, width = spatial_axes(case)
 
     def weighted_sum(x: Any) -> Any:
         shape = sizes(x)
-        n, c = shape[0], shape[channel_axis(case)]
-        height, width = (shape[axis] for axis in spatial_axes(case))
-        count = height * width
-        flat = tf.reshape(x, [n, count, c] if last else [n, c, count])
+        count = shape[height] * shape[width]
+        flat = tf.reshape(x, [shape[0], count, shape[3]] if last else [*shape[:2], count])
         weights = tf.fill([1, count], tf.constant(1, x.dtype) / tf.cast(count, x.dtype))
-        product = tf.linalg.matmul(weights, flat, transpose_b=not last)
-        return tf.squeeze(product, axis=1)
+        return tf.squeeze(tf.matmul(weights, flat, transpose_b=not last), axis=1)
 
     return weighted_sum
 
 
-@candidate(op=OP, name="keras-ops", backends=KERAS, failures=(DEMOTED,), snippet=snippets.keras_ops)
+@implementation(op=OP, name="keras-ops", backends=KERAS, failures=(DEMOTED,))
 def keras_ops(case: Case) -> Any:
     """keras.ops.mean: any Keras backend."""
     import keras
 
     axes = spatial_axes(case)
-
-    def ops_mean(x: Any) -> Any:
-        return keras.ops.mean(x, axis=axes)
-
-    return ops_mean
+    return lambda x: keras.ops.mean(x, axis=axes)

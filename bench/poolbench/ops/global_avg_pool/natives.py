@@ -4,32 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from poolbench import Case, candidate
+from poolbench import Case
 from poolbench.ops.global_avg_pool.sweeps import OP
-from poolbench.ops.shared import spatial_axes
+from poolbench.ops.shared import channels_last, function, spatial_axes
 
 
-@candidate(op=OP, name="jnp-mean", backends=("jax",))
-def jnp_mean(case: Case) -> Any:
-    """jnp.mean over height and width."""
-    import jax.numpy as jnp
-
-    axes = spatial_axes(case)
-    return lambda x: jnp.mean(x, axis=axes)
+@function(op=OP, name="jnp-mean", backend="jax")
+@function(op=OP, name="torch-mean", backend="torch")
+def mean(case: Case, xp: Any, x: Any) -> Any:
+    """The mean over height and width."""
+    return xp.mean(x, spatial_axes(case))
 
 
-@candidate(op=OP, name="torch-mean", backends=("torch",))
-def torch_mean(case: Case) -> Any:
-    """torch.mean over height and width."""
-    axes = spatial_axes(case)
-    return lambda x: x.mean(axes)
-
-
-@candidate(op=OP, name="torch-adaptive_avg_pool2d", backends=("torch",))
-def torch_adaptive_avg_pool2d(case: Case) -> Any:
+@function(op=OP, name="torch-adaptive_avg_pool2d", backend="torch")
+def adaptive_avg_pool2d(case: Case, torch: Any, x: Any) -> Any:
     """F.adaptive_avg_pool2d to one pixel, on a view as NCHW."""
-    import torch
-
-    pool = torch.nn.functional.adaptive_avg_pool2d
-    first = case.data_format == "channels_first"
-    return lambda x: pool(x if first else x.movedim(-1, 1), 1).flatten(1)
+    x = x.movedim(-1, 1) if channels_last(case) else x
+    return torch.nn.functional.adaptive_avg_pool2d(x, 1).flatten(1)

@@ -29,6 +29,7 @@ from poolbench.report.figures.style import (
     legend_below,
     looks,
     nbytes_axis,
+    one_per_program,
     right_rows,
     settings,
     short,
@@ -54,10 +55,11 @@ def plot_time_by_size(direction: str) -> Maker:
         look = looks(loaded, op)
         width = 4.2 * len(modes) + 0.5
         fig, axes = figure(1, len(modes), width, 4.3, sharex=True, sharey=True)
-        ends = [
-            _curves(axis, rows[rows["mode"] == mode], "nbytes", look)
-            for axis, mode in zip(axes[0], modes, strict=True)
-        ]
+        ends, same = [], ""
+        for axis, mode in zip(axes[0], modes, strict=True):
+            panel, words = one_per_program(rows[rows["mode"] == mode].sort_values("nbytes"))
+            same += words
+            ends.append(_curves(axis, panel, "nbytes", look))
         for axis, mode, lines in zip(axes[0], modes, ends, strict=True):
             axis.set_title(MODE_WORDS.get(mode, mode))
             axis.set_xlabel("input (bytes)")
@@ -73,7 +75,8 @@ def plot_time_by_size(direction: str) -> Maker:
             name=f"time-by-size-{direction}",
             title=title,
             caption="Median time per call; bars span the processes' medians. "
-            + settings(loaded, op, device, ("shape", "mode", "direction")),
+            + settings(loaded, op, device, ("shape", "mode", "direction"))
+            + same.replace("One program", "With XLA one program"),
             figure=fig,
         )
 
@@ -99,7 +102,7 @@ def plot_by_axis(name: str) -> Maker:
 
     def make(loaded: RunFrame, op: str, device: str) -> Plot | None:
         rows = right_rows(at_base(loaded, op, (name,), {"device": device}))
-        rows = varied(rows[rows[name].notna()], name)
+        rows, same = one_per_program(varied(rows[rows[name].notna()], name))
         if rows.empty:
             return None
         spread = rows.groupby("candidate")["seconds"].agg(lambda s: s.max() / s.min())
@@ -114,7 +117,7 @@ def plot_by_axis(name: str) -> Maker:
         return Plot(
             name=f"by-{slug(name)}",
             title=title,
-            caption=caption + settings(loaded, op, device, (name,)),
+            caption=f"{caption}{settings(loaded, op, device, (name,))}{same}",
             figure=draw(rows, name, title, looks(loaded, op)),
         )
 

@@ -22,6 +22,7 @@ from poolbench.report.figures.style import (
     GREY,
     INK,
     MODES,
+    Maker,
     Plot,
     dots,
     figure,
@@ -31,6 +32,7 @@ from poolbench.report.figures.style import (
     looks,
     names_of,
     nbytes_axis,
+    one_per_program,
     right_rows,
     settings,
     short,
@@ -132,52 +134,49 @@ def plot_roofline(loaded: RunFrame, op: str, device: str) -> Plot | None:
     return Plot(name="roofline", title=title, caption=caption, figure=fig)
 
 
-def plot_heatmap(loaded: RunFrame, op: str, device: str) -> Plot | None:
-    """Speed over the baseline, candidates down, mode, direction and size across."""
-    rows = at_base(loaded, op, ("shape", "mode", "direction"), {"device": device})
-    if (
-        rows.empty
-        or rows["race"].nunique() < 2
-        or "shape" not in rows
-        or rows["shape"].isna().all()
-    ):
-        return None
-    sizes = rows.drop_duplicates("shape").sort_values("nbytes")["shape"].tolist()
-    names = [name for name in names_of(loaded, op) if name in set(rows["candidate"])]
-    panels = [
-        (direction, mode)
-        for direction in ("forward", "training")
-        for mode in MODES
-        if ((rows["direction"] == direction) & (rows["mode"] == mode)).any()
-    ]
-    if len(sizes) > 8:  # an even choice keeps the cells readable; the table holds all
-        sizes = [sizes[round(i)] for i in np.linspace(0, len(sizes) - 1, 8)]
-    columns = min(3, len(panels))
-    lines = math.ceil(len(panels) / columns)
-    width = 1.9 + columns * (0.42 * len(sizes) + 0.35)
-    fig, axes = figure(lines, columns, max(width, 6.5), lines * (0.27 * len(names) + 0.55) + 1.7)
-    limit = _speed_limit(rows)
-    for i, axis in enumerate(axes.ravel()):
-        if i >= len(panels):
-            axis.set_visible(False)
-            continue
-        direction, mode = panels[i]
-        panel = rows[(rows["direction"] == direction) & (rows["mode"] == mode)]
-        bottom, left = i + columns >= len(panels), i % columns == 0
-        _heat(axis, panel, names, sizes, limit, bottom, left)
-        axis.set_title(f"{direction}, {mode}")
-    title = (
-        f"{title_of(op)}: speed over the baseline, {short(str(rows['baseline'].iloc[0]))}, by size"
-    )
-    finish(fig, title, max(width, 6.5))
-    return Plot(
-        name="speed-up",
-        title=title,
-        caption="2.0: twice as fast. A letter is a status without a ratio: u unsupported, w wrong, e error, "
-        "c crashed, m out of memory, t timeout, i faster than the memory allows. Empty: not raced there. "
-        + settings(loaded, op, device, ("shape", "mode", "direction")),
-        figure=fig,
-    )
+def plot_heatmap(*, xla: bool) -> Maker:
+    """Speed over the baseline, candidates down, mode, direction and size across; with XLA, programs down."""
+
+    def make(loaded: RunFrame, op: str, device: str) -> Plot | None:
+        rows = at_base(loaded, op, ("shape", "mode", "direction"), {"device": device})
+        if rows["race"].nunique() < 2 or "shape" not in rows or rows["shape"].isna().all():
+            return None
+        rows, same = one_per_program(rows[(rows["mode"] == "xla") == xla])
+        if rows.empty:
+            return None
+        sizes = rows.drop_duplicates("shape").sort_values("nbytes")["shape"].tolist()
+        names = [name for name in names_of(loaded, op) if name in set(rows["candidate"])]
+        places = set(zip(rows["direction"], rows["mode"], strict=True))
+        panels = [(d, m) for d in ("forward", "training") for m in MODES if (d, m) in places]
+        if len(sizes) > 8:  # an even choice keeps the cells readable; the table holds all
+            sizes = [sizes[round(i)] for i in np.linspace(0, len(sizes) - 1, 8)]
+        columns = min(2, len(panels))
+        lines = math.ceil(len(panels) / columns)
+        width = max(1.9 + columns * (0.42 * len(sizes) + 0.35), 6.5)
+        fig, axes = figure(lines, columns, width, lines * (0.27 * len(names) + 0.55) + 1.7)
+        limit = _speed_limit(rows)
+        for i, axis in enumerate(axes.ravel()):
+            if i >= len(panels):
+                axis.set_visible(False)
+                continue
+            direction, mode = panels[i]
+            panel = rows[(rows["direction"] == direction) & (rows["mode"] == mode)]
+            bottom, left = i + columns >= len(panels), i % columns == 0
+            _heat(axis, panel, names, sizes, limit, bottom, left)
+            axis.set_title(f"{direction}, {mode}")
+        over = short(str(rows["baseline"].iloc[0]))
+        title = f"{title_of(op)}{' with XLA' * xla}: speed over the baseline, {over}, by size"
+        finish(fig, title, width)
+        return Plot(
+            name="speed-up-xla" if xla else "speed-up",
+            title=title,
+            caption="2.0: twice as fast. A letter is a status without a ratio: u unsupported, w wrong, e error, "
+            "c crashed, m out of memory, t timeout, i faster than the memory allows. Empty: not raced there."
+            f"{same} {settings(loaded, op, device, ('shape', 'mode', 'direction'))}",
+            figure=fig,
+        )
+
+    return make
 
 
 STATUS_LETTERS = {

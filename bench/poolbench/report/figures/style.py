@@ -23,6 +23,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator
 
 from poolbench.core.axes import axes_of, is_usual
+from poolbench.core.candidate import split_contender
 from poolbench.core.registry import REGISTRY
 from poolbench.core.text import format_nbytes, format_seconds, one_line, significant
 from poolbench.report.cases import base_values
@@ -235,6 +236,25 @@ def nbytes_axis(axis: Any, values: Sequence[float]) -> None:
 def varied(rows: pd.DataFrame, axis: str) -> pd.DataFrame:
     """Return the rows of candidates that were raced at two or more values of the axis."""
     return rows[rows.groupby("candidate")[axis].transform("nunique") > 1]
+
+
+def one_per_program(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """Return rows without those of a program that an earlier candidate has too, and words for the caption.
+
+    With XLA only, and only where the programs of two candidates are equal in all of these cases.
+    """
+    if rows.empty or set(rows["mode"]) != {"xla"}:
+        return rows, ""
+    groups: dict[object, list[str]] = {}
+    for name, some in rows.groupby("candidate", sort=False):
+        programs = frozenset(zip(some["race"], some["program"], strict=True))
+        known = all(some["program"]) and all(some["right"])
+        key = (programs, split_contender(str(name))[1]) if known else name
+        groups.setdefault(key, []).append(str(name))
+    same = [" = ".join(names) for names in groups.values() if len(names) > 1]
+    firsts = [names[0] for names in groups.values()]
+    words = f" One program, shown once: {'; '.join(same)}." if same else ""
+    return rows[rows["candidate"].isin(firsts)], words
 
 
 def right_rows(rows: pd.DataFrame) -> pd.DataFrame:

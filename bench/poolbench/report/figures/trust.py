@@ -21,6 +21,7 @@ from poolbench.report.figures.style import (
     legend_below,
     looks,
     nbytes_axis,
+    one_per_program,
     right_rows,
     settings,
     short,
@@ -88,7 +89,7 @@ def plot_accuracy(loaded: RunFrame, op: str, device: str) -> Plot | None:
 def plot_spread(loaded: RunFrame, op: str, device: str) -> Plot | None:
     """Plot every sample of the base case over its candidate's median: one row per candidate, by process."""
     rows = right_rows(at_base(loaded, op, (), {"device": device}))
-    rows = rows[~rows["stopped_early"]]
+    rows, same = one_per_program(rows[~rows["stopped_early"]])
     if rows.empty:
         return None
     names = rows.sort_values("seconds", ascending=False)["candidate"].tolist()
@@ -131,7 +132,7 @@ def plot_spread(loaded: RunFrame, op: str, device: str) -> Plot | None:
         name="spread",
         title=title,
         caption="A dot is a block, a bar the median of a process. Rows are processes. Drawn at 0.5 or "
-        "2.0 if beyond. " + settings(loaded, op, device, ()),
+        "2.0 if beyond. " + settings(loaded, op, device, ()) + same,
         figure=fig,
     )
 

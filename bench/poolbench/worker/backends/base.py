@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -21,8 +21,10 @@ Call = Callable[..., Any]
 FRAMEWORKS = ("tensorflow", "keras")
 
 
-class Backend(Protocol):
+class Backend:
     """A framework: how it starts, holds inputs, compiles, waits, and gives results back.
+
+    The defaults are those of a host framework whose calls have finished when they return.
 
     Attributes:
         name: 'numpy', 'tensorflow', 'jax', 'torch'; `core.candidate.BACKENDS` has its modes.
@@ -35,54 +37,69 @@ class Backend(Protocol):
 
     def devices(self) -> dict[str, str]:
         """Return the devices with a description: {'cpu:0': 'CPU', 'gpu:0': 'NVIDIA H100 ...'}."""
+        return {"cpu:0": "CPU"}
 
-    def on(self, device: str) -> AbstractContextManager[Any]:
+    def on(self, device: str) -> AbstractContextManager[Any]:  # noqa: ARG002 (an override's)
         """Return a context in which calls run on the device."""
+        return contextlib.nullcontext()
 
     def put(self, arrays: Sequence[Array], device: str) -> tuple[Any, ...]:
         """Copy the arrays to the device, into memory of their own."""
+        raise NotImplementedError
 
     def copy(self, values: Sequence[Any], device: str) -> tuple[Any, ...]:
         """Copy values of a device into new memory."""
+        return self.put(values, device)
 
     def overwrite(self, value: Any, array: Array) -> bool:
         """Write the array into the value's own memory; return False if that is impossible."""
+        raise NotImplementedError
 
-    def compile(self, function: Call, mode: str) -> Call:
+    def compile(self, function: Call, mode: str) -> Call:  # noqa: ARG002
         """Compile the function for a mode."""
+        return function
 
     def vjp(self, function: Call, places: Sequence[int]) -> Call:
         """Return (inputs, dy) -> (y, the gradients of the inputs at these places)."""
+        raise NotImplementedError("a candidate of this backend has no gradient")
 
-    def convert(self, call: Call, arguments: Sequence[Any]) -> bool:
-        """Do the once-per-process work of a first trace; return False if there is none."""
+    def convert(self, call: Call, arguments: Sequence[Any]) -> None:
+        """Do the once-per-process work of a first trace."""
 
     def synchronize(self, device: str) -> None:
         """Wait until the device has finished its work."""
 
-    def device_of(self, value: Any) -> str:
+    def device_of(self, value: Any) -> str:  # noqa: ARG002
         """Return the device that holds a value: 'cpu:0'."""
+        return "cpu:0"
 
-    def peak_nbytes(self, step: Callable[[], None], device: str) -> int | None:
+    def peak_nbytes(self, step: Callable[[], None], device: str) -> int | None:  # noqa: ARG002
         """Return the peak of the device's memory during a step, above the initial use; None: not counted."""
+        return None
 
     def make_evict(self, device: str, nbytes: int) -> Callable[[], None]:
         """Return a function that reads and writes this many bytes of the device's memory and waits."""
+        raise NotImplementedError
 
-    def bandwidth_probes(self, kind: str, device: str, count: int) -> dict[str, Call]:
+    def bandwidth_probes(self, kind: str, device: str, count: int) -> dict[str, Call]:  # noqa: ARG002
         """Return calls by name that read ('read'), write or copy memory as fast as the framework can.
 
         Reading and copying calls take the case's first input; a writing one writes `count` float32.
+        NumPy's are there for every framework.
         """
+        return {}
 
-    def settings(self, mode: str, device: str) -> dict[str, str]:
+    def settings(self, mode: str, device: str) -> dict[str, str]:  # noqa: ARG002
         """Return the settings that affect times, read from the framework: threads, precision, oneDNN, ..."""
+        return {}
 
-    def program(self, call: Call, arguments: Sequence[Any], mode: str) -> Program | None:
+    def program(self, call: Call, arguments: Sequence[Any], mode: str) -> Program | None:  # noqa: ARG002
         """Return what the framework's compiler or executor made of a call; None: it does not tell."""
+        return None
 
     def identity(self, mode: str) -> Call:
         """Return the framework's cheapest call in a mode: it returns its argument, or a part of it."""
+        raise NotImplementedError
 
     def clear(self) -> None:
         """Release everything cached for called functions."""

@@ -13,10 +13,10 @@ import numpy as np
 from poolbench.core.plan import WorkerSpec
 from poolbench.core.program import Program
 from poolbench.machine.info import usable_threads
-from poolbench.worker.backends.base import Array, Call, count_threads, freeze, on_off
+from poolbench.worker.backends.base import Array, Backend, Call, count_threads, freeze, on_off
 
 
-class JaxBackend:
+class JaxBackend(Backend):
     """Backend of candidates that are functions of JAX arrays."""
 
     name = "jax"
@@ -71,8 +71,6 @@ class JaxBackend:
             # device_put would share the array's memory on a CPU.
             return tuple(jnp.array(array, copy=True).block_until_ready() for array in arrays)
 
-    copy = put
-
     def overwrite(self, value: Any, array: Array) -> bool:
         """Write into an array in host memory directly: to JAX it cannot change."""
         if not self.device_of(value).startswith("cpu") or not array.nbytes:
@@ -113,20 +111,9 @@ class JaxBackend:
 
         return training
 
-    def convert(self, call: Call, arguments: Sequence[Any]) -> bool:  # noqa: ARG002
-        """Return False: nothing is done once per process."""
-        return False
-
-    def synchronize(self, device: str) -> None:
-        """Do nothing: a call has waited for its results."""
-
     def device_of(self, value: Any) -> str:
         """Return the device of an array: 'gpu:0'."""
         return self._name(next(iter(value.devices())))
-
-    def peak_nbytes(self, step: Callable[[], None], device: str) -> int | None:  # noqa: ARG002
-        """Return None: a peak cannot be reset."""
-        return None
 
     def make_evict(self, device: str, nbytes: int) -> Callable[[], None]:
         """Return a function that touches this many bytes of the device's memory and waits."""

@@ -11,10 +11,10 @@ from typing import Any
 from poolbench.core.plan import WorkerSpec
 from poolbench.core.program import Program
 from poolbench.machine.info import usable_threads
-from poolbench.worker.backends.base import Array, Call, freeze, on_off
+from poolbench.worker.backends.base import Array, Backend, Call, freeze, on_off
 
 
-class TensorFlowBackend:
+class TensorFlowBackend(Backend):
     """Backend of candidates that are functions of TensorFlow tensors."""
 
     name = "tensorflow"
@@ -110,12 +110,10 @@ class TensorFlowBackend:
 
         return training
 
-    def convert(self, call: Call, arguments: Sequence[Any]) -> bool:
+    def convert(self, call: Call, arguments: Sequence[Any]) -> None:
         """Trace a function, which AutoGraph converts once per process."""
-        if not hasattr(call, "get_concrete_function"):
-            return False
-        call.get_concrete_function(*arguments)
-        return True
+        if hasattr(call, "get_concrete_function"):
+            call.get_concrete_function(*arguments)
 
     def synchronize(self, device: str) -> None:
         """Wait for a GPU.

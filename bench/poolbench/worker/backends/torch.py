@@ -9,10 +9,10 @@ from typing import Any
 
 from poolbench.core.plan import WorkerSpec
 from poolbench.core.program import Program
-from poolbench.worker.backends.base import Array, Call, freeze, on_off
+from poolbench.worker.backends.base import Array, Backend, Call, freeze, on_off
 
 
-class TorchBackend:
+class TorchBackend(Backend):
     """Backend of candidates that are functions of PyTorch tensors."""
 
     name = "torch"
@@ -103,10 +103,6 @@ class TorchBackend:
             return (y.detach(), *torch.autograd.grad(y, watched, dy))
 
         return training
-
-    def convert(self, call: Call, arguments: Sequence[Any]) -> bool:  # noqa: ARG002
-        """Return False: nothing is done once per process."""
-        return False
 
     def synchronize(self, device: str) -> None:
         """Wait for a GPU; on a CPU a call has finished when it returns."""

@@ -1,0 +1,211 @@
+"""GeMPooling2D against a float64 reference with its gradient, in every mode of TensorFlow and on JAX."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+from alone import run_alone
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+tf = pytest.importorskip("tensorflow")
+import keras  # noqa: E402
+from poolbench.gem_pooling import LEAST, GeMPooling2D  # noqa: E402
+
+# The acceptance run sets 500; fewer keep the slow tests within minutes.
+MANY = pytest.param(int(os.environ.get("POOLBENCH_EXAMPLES", "50")), marks=pytest.mark.slow)
+RTOL = {"float64": 1e-10, "float32": 2e-5, "float16": 2e-3, "bfloat16": 2e-2, "int32": 2e-5}
+MODES = ["eager", "graph", "xla"]
+
+
+def reference(x, p, dy):
+    """Return (y, dx, dp) of x (N, H, W, C), p and dy (N, C)."""
+    z = np.maximum(x, LEAST)
+    mean = (z**p).mean((1, 2))
+    y = mean ** (1 / p)
+    scale = (dy * y / mean)[:, None, None] / (x.shape[1] * x.shape[2])
+    dx = scale * z ** (p - 1) * (x > LEAST)
+    logs = (z**p * np.log(z)).mean((1, 2))
+    return y, dx, (dy * y * (logs / mean / p - np.log(mean) / p**2)).sum()
+
+
+@st.composite
+def problems(draw, dtypes=("float32", "float16", "bfloat16", "float64", "int32")):
+    sizes = st.integers(1, 9)
+    return {
+        "p": draw(st.sampled_from([1.0, 2.5, 3.0, 6.0])),
+        "learned": draw(st.booleans()),
+        "shape": (draw(st.integers(1, 3)), draw(sizes), draw(sizes), draw(st.integers(1, 3))),
+        "scale": draw(st.sampled_from([1, 0.125, 64])),
+        "dtype": draw(st.sampled_from(dtypes)),
+        "data_format": draw(st.sampled_from(["channels_last", "channels_first"])),
+        "seed": draw(st.integers(0, 1000)),
+    }
+
+
+def arrays_of(problem):
+    """Return x and dy in float64, channels last, and the expected (y, dx, dp)."""
+    rng = np.random.default_rng(problem["seed"])
+    # Whole numbers by powers of two, which every dtype holds; negative ones and zeros among them.
+    scale = 1 if problem["dtype"] == "int32" else problem["scale"]
+    x = rng.integers(-3, 9, problem["shape"]) * float(scale)
+    dy = rng.integers(1, 4, problem["shape"][::3]).astype(np.float64)
+    return x, dy, reference(x, problem["p"], dy)
+
+
+def moved(problem, x):
+    """Return x, channels last, in the layout of the problem."""
+    return x if problem["data_format"] == "channels_last" else x.transpose(0, 3, 1, 2)
+
+
+def check(problem, y, dx, dp):
+    """Compare y, dx and dp, in the layout of the problem, with the reference."""
+    rtol = RTOL[problem["dtype"]]
+    wanted_y, wanted_dx, wanted_dp = arrays_of(problem)[-1]
+    # 1e-6, the least value, lies between two numbers of float16.
+    np.testing.assert_allclose(y, wanted_y, rtol=rtol, atol=6e-8 if rtol > 1e-3 else 0)
+    if dx is not None:
+        large = max(abs(wanted_dx).max(), 1e-6)
+        np.testing.assert_allclose(dx, moved(problem, wanted_dx), rtol=rtol, atol=rtol * large)
+    if dp is not None:
+        total = abs(wanted_y).sum() * 10
+        np.testing.assert_allclose(dp, wanted_dp, rtol=rtol, atol=rtol * total)
+
+
+def layer_of(problem):
+    dtype = "float32" if problem["dtype"] == "int32" else problem["dtype"]
+    return GeMPooling2D(problem["p"], problem["learned"], problem["data_format"], dtype=dtype)
+
+
+def in_mode(mode, function):
+    if mode == "eager":
+        return function
+    return tf.function(function, jit_compile=mode == "xla")
+
+
+@pytest.mark.parametrize("examples", [6, MANY])
+def test_gem_pooling_any_inputs_equal_the_reference(examples):
+    @settings(max_examples=examples, suppress_health_check=list(HealthCheck), deadline=None)
+    @given(problems(), st.sampled_from(MODES))
+    def compare(problem, mode):
+        x, dy, _ = arrays_of(problem)
+        layer = layer_of(problem)
+        tensor = tf.cast(moved(problem, x), problem["dtype"])
+        layer.build(tensor.shape)
+
+        def both(x):
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                y = layer(x)
+            sources = [x] if x.dtype.is_floating else []
+            found = tape.gradient(
+                y, [*sources, *layer.trainable_variables], output_gradients=tf.cast(dy, y.dtype)
+            )
+            return [y, *found]
+
+        found = [tf.cast(a, "float64").numpy() for a in in_mode(mode, both)(tensor)]
+        dx = found[1] if tensor.dtype.is_floating else None
+        check(problem, found[0], dx, found[-1].item() if problem["learned"] else None)
+
+    compare()
+
+
+JAX_CODE = """
+import json, keras, numpy as np, gem_pooling, jax
+assert keras.backend.backend() == "jax"
+data = np.load("cases.npz")
+out = {}
+for i, (p, learned, data_format, dtype) in enumerate(json.load(open("cases.json"))):
+    layer = gem_pooling.GeMPooling2D(p, learned, data_format, dtype=dtype)
+    x, dy = (data[f"{name}{i}"].astype(jax.numpy.dtype(dtype)) for name in ("x", "dy"))
+    layer.build(x.shape)
+    weights = [jax.numpy.asarray(v.value) for v in layer.trainable_variables]
+
+    @jax.jit
+    def both(weights, x, dy):
+        y, pull = jax.vjp(lambda w, x: layer.stateless_call(w, [], x)[0], weights, x)
+        return y, *pull(dy)
+
+    y, dw, dx = both(weights, x, dy)
+    out[f"y{i}"], out[f"dx{i}"] = np.asarray(y).astype("float32"), np.asarray(dx).astype("float32")
+    out[f"dp{i}"] = np.asarray(dw[0] if dw else [np.nan]).astype("float32")
+np.savez("out.npz", **out)
+print(json.dumps(None))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("examples", [MANY])
+def test_gem_pooling_on_jax_equals_the_reference(examples, tmp_path):
+    pytest.importorskip("jax")
+    cases = []
+    dtypes = ("float32", "float16", "bfloat16")
+    settings(max_examples=examples)(given(problems(dtypes))(lambda case: cases.append(case)))()
+    data = {}
+    for i, case in enumerate(cases):
+        x, dy, _ = arrays_of(case)
+        data |= {f"x{i}": moved(case, x), f"dy{i}": dy}
+    np.savez(tmp_path / "cases.npz", **data)
+    names = ("p", "learned", "data_format", "dtype")
+    (tmp_path / "cases.json").write_text(json.dumps([[c[n] for n in names] for c in cases]))
+    run_alone("gem_pooling", tmp_path, JAX_CODE, KERAS_BACKEND="jax")
+    out = np.load(tmp_path / "out.npz")
+    for i, case in enumerate(cases):
+        dp = out[f"dp{i}"].item() if case["learned"] else None
+        check(case, out[f"y{i}"], out[f"dx{i}"], dp)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    ("dtype", "value"), [("float16", 1000), ("float16", 0.003), ("bfloat16", 1e6)]
+)
+def test_gem_pooling_in_half_precision_neither_overflows_nor_underflows(mode, dtype, value):
+    x = tf.fill((1, 30, 30, 2), tf.constant(value, dtype))
+    y = tf.cast(in_mode(mode, GeMPooling2D(dtype=dtype))(x), "float32")
+    np.testing.assert_allclose(y, tf.cast(x, "float32")[:, 0, 0], rtol=1e-2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
+def test_gem_pooling_learned_exponent_trains_and_reloads_alone_in_safe_mode(
+    jit_compile, policy, tmp_path
+):
+    keras.utils.set_random_seed(0)
+    layer = GeMPooling2D(2.0, learned=True, dtype=policy)
+    model = keras.Sequential([keras.Input((None, None, 3)), layer])
+    model.compile(keras.optimizers.Adam(0.1), "mse", jit_compile=jit_compile)
+    x = np.random.default_rng(0).random((32, 6, 6, 3)).astype("float32")
+    target = reference(x.astype("float64"), 5.0, np.ones((32, 3)))[0]
+    model.fit(x, target, epochs=40, batch_size=16, verbose=0)
+    assert layer.exponent.dtype == "float32"
+    assert float(layer.exponent.value[0]) == pytest.approx(5, abs=0.5)
+    model.save(tmp_path / "model.keras")
+    np.save(tmp_path / "x.npy", x)
+    code = (
+        "import json, keras, numpy as np, gem_pooling\n"
+        "model = keras.saving.load_model('model.keras', safe_mode=True)\n"
+        "print(json.dumps(np.asarray(model(np.load('x.npy')), 'float32').tolist()))\n"
+    )
+    found = run_alone("gem_pooling", tmp_path, code)
+    np.testing.assert_array_equal(found, tf.cast(model(x), "float32"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"p": 0}, "p must be above 0; got 0"),
+        ({"data_format": "NHWC"}, "data_format must be 'channels_last' or"),
+    ],
+)
+def test_gem_pooling_bad_argument_names_what_is_expected(arguments, says):
+    with pytest.raises(ValueError, match=" ") as caught:
+        GeMPooling2D(**arguments)
+    assert says in str(caught.value)
+
+
+@pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
+def test_gem_pooling_output_shape_is_that_of_the_call(data_format):
+    layer = GeMPooling2D(data_format=data_format)
+    assert layer(np.ones((2, 5, 4, 3), "float32")).shape == layer.compute_output_shape((2, 5, 4, 3))
