@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import re
 import sys
 import urllib.request
@@ -220,21 +221,43 @@ def test_select_by_axes_replaces_values_of_the_cases(ops):
 @pytest.mark.fault(
     "`trace` after a run of another op", "the newest run that holds the op gets the traces"
 )
-def test_run_folder_of_traces_holds_their_op(tmp_path, monkeypatch):
-    ops = {"means": "global_avg_pool", "pools": "depth_max_pool"}
-    for name in ops:
+def test_run_folder_of_traces_holds_their_op(runs_of_ops):
+    for name, op in (("means", "global_avg_pool"), ("pools", "depth_max_pool")):
+        assert tracing.run_folder(runs_of_ops, "", {op}).name == name
+    assert tracing.run_folder(runs_of_ops, "", {"other"}).name == "only-traces"
+
+
+@pytest.fixture
+def runs_of_ops(tmp_path, monkeypatch):
+    """Runs of one op each, the newest of traces alone."""
+    ops = {"means": "global_avg_pool", "pools": "depth_max_pool", "only-traces": None}
+    for age, name in enumerate(reversed(ops)):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "journal.jsonl").write_text("{}\n")
+        path = tmp_path / name / "journal.jsonl"
+        path.write_text("{}\n")
+        os.utime(path, (1e9 - age, 1e9 - age))
 
     def read_run(folder):
-        case = make_case(op=ops[folder.name])
-        return SimpleNamespace(measurements=[SimpleNamespace(case=case)])
+        op = ops[folder.name]
+        return SimpleNamespace(measurements=[SimpleNamespace(case=make_case(op=op))] if op else [])
 
     monkeypatch.setattr(tracing, "differs_from", lambda folder: [])
     monkeypatch.setattr(tracing, "read_run", read_run)
-    for name, op in ops.items():
-        assert tracing.run_folder(tmp_path, "", {op}).name == name
-    assert tracing.run_folder(tmp_path, "", {"other"}).name.endswith("-trace")
+    return tmp_path
+
+
+@pytest.mark.parametrize(("run", "op"), [("", "depth_max_pool"), ("means", "global_avg_pool")])
+def test_trace_without_words_records_the_ops_of_the_run(runs_of_ops, monkeypatch, run, op):
+    seen = []
+
+    def select_alone(selection, ops, candidates):
+        seen.extend(ops)
+        raise UsageError("enough")
+
+    monkeypatch.setattr(tracing, "select", select_alone)
+    with pytest.raises(UsageError, match="enough"):
+        tracing.record_selection([], run=run, results=runs_of_ops)
+    assert seen == [op]
 
 
 # The command tensorboard

@@ -13,6 +13,12 @@ from poolbench.report.frame import lay_out, load
 from poolbench.report.terminal import headline_text
 from poolbench.store.journal import StoredRun
 
+
+@pytest.fixture(autouse=True)
+def _no_reference_run(monkeypatch):
+    monkeypatch.setattr(support, "CHECKOUT", Path("no-checkout"))
+
+
 OP = "depth_max_pool"
 PLACE = (OP, "cpu:0")
 CASES = [
@@ -132,6 +138,77 @@ def test_recommendation_no_candidate_right_everywhere_says_so():
     assert found.cases == len(CASES) - 1
 
 
+def test_recommendation_reference_run_has_one_answer_per_op():
+    loaded = load(Path(__file__).parents[1] / "results" / "reference")
+    answers = recommend.answer(loaded)
+    assert {op for op, _ in answers.recommendations} == set(loaded.table["op"])
+    found = cards.cards(loaded, answers, support.supports(loaded))
+    assert [len(card.facts) for card in found] == [3] * len(answers.recommendations)
+    assert all(fact.interval for card in found for fact in card.facts)
+
+
+def test_card_textbook_stopped_early_keeps_its_interval():
+    def stop(m):
+        early = m.candidate == "lambda-max_pool" and m.case.mode == "eager"
+        return one_process(m) if early else m
+
+    loaded = frame(stop)
+    found = advice(loaded)
+    assert found.over == "lambda-max_pool"
+    assert found.over_cases == 3  # graph forward, XLA forward and training
+    (card,) = cards.cards(loaded, recommend.answer(loaded), [])
+    assert all(fact.interval for fact in card.facts)
+
+
+def one_process(m):
+    """The measurement after a stop in its first process."""
+    if not len(m.samples):
+        return m
+    kept = [i for i, process in enumerate(m.samples.process) if process == 0]
+    columns = {
+        name: tuple(getattr(m.samples, name)[i] for i in kept)
+        for name in m.samples.__struct_fields__
+    }
+    samples = msgspec.structs.replace(m.samples, **columns)
+    return msgspec.structs.replace(m, samples=samples, stopped_early=True)
+
+
+def test_rank_note_explains_a_figure_that_disagrees_with_the_rank():
+    """By paired rounds the first is the faster one, by its median not."""
+
+    def uneven(m):
+        if m.candidate != USUAL:
+            return m
+        pace = [0.6 if round_ == 1 else 1.6 for round_ in m.samples.round]
+        seconds = tuple(value * by for value, by in zip(m.samples.seconds, pace, strict=True))
+        return msgspec.structs.replace(
+            m, samples=msgspec.structs.replace(m.samples, seconds=seconds)
+        )
+
+    for loaded, disagrees in ((frame(), False), (frame(uneven), True)):
+        answers = recommend.answer(loaded)
+        table = loaded.table[loaded.table["right"]]
+        least = table.loc[table.groupby("race")["seconds"].idxmin()].set_index("race")["candidate"]
+        agree = [least[choice.race] == choice.fastest for choice in answers.headline]
+        assert all(agree) is not disagrees
+        assert bool(tables.rank_note(loaded, answers)) is disagrees
+
+
+def test_card_user_candidate_shows_the_source_that_the_run_kept():
+    source = "def mine(case):\n    return lambda x: x\n"
+    header = msgspec.structs.replace(synthetic.header(), sources={OP: {"mine": source}})
+    rng = np.random.default_rng(1)
+    records = [
+        msgspec.structs.replace(m, candidate="mine") if m.candidate == USUAL else m
+        for case in CASES
+        for m in synthetic.race(case, rng)
+    ]
+    run = StoredRun(path=Path("synthetic"), header=header, records=tuple(records))
+    loaded = lay_out(run)
+    (card,) = cards.cards(loaded, recommend.answer(loaded), [])
+    assert (card.name, card.code) == ("mine", source)
+
+
 def test_profile_failure_counts_as_never():
     profile = recommend.answer(frame()).profiles[PLACE]
     failing = np.isinf(profile["lambda-max_pool"])
@@ -212,3 +289,17 @@ def test_support_reference_run_stands_in_for_the_same_version(tmp_path):
     other = {"versions": {**synthetic.ENVIRONMENT.versions, "tensorflow": "2.20.0"}}
     newer = synthetic.write(tmp_path / "newer", records, synthetic.header("newer", **other))
     assert support.supports(load(newer)) == []
+
+
+def test_support_reference_run_of_the_checkout_stands_in_elsewhere(tmp_path, monkeypatch):
+    cell = MatrixCell(op=OP, candidate=USUAL, probe="save-keras", state="wrong")
+    checkout = synthetic.write(tmp_path / "checkout" / "reference", [cell]).parent
+    records = synthetic.records(1, cases=CASES, with_extras=False)
+    loaded = load(synthetic.write(tmp_path / "elsewhere" / "mine", records))
+    monkeypatch.setattr(support, "CHECKOUT", checkout)
+    (found,) = support.supports(loaded)
+    assert found.borrowed and found.of(USUAL) == [cell]
+    monkeypatch.setattr(support, "CHECKOUT", tmp_path / "no-checkout")  # as of a wheel
+    assert support.supports(loaded) == []
+    (card,) = cards.cards(loaded, recommend.answer(loaded), [])
+    assert card.works.endswith("type: poolbench matrix")

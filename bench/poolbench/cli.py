@@ -12,7 +12,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -26,6 +26,9 @@ from poolbench.compare_commands import (
 )
 from poolbench.core.terminal import emit
 from poolbench.options import AXIS, COLUMN, COUNT, DURATION, OPTIONS, PERCENT, RUN
+
+if TYPE_CHECKING:
+    from poolbench.store.journal import StoredRun
 
 EXIT_FOUND, EXIT_UNUSABLE, EXIT_INTERRUPTED = 1, 2, 130
 FORMATS = ("markdown", "csv", "json", "html")
@@ -198,8 +201,9 @@ def _run_suites(suites: Sequence[str], options: dict[str, Any]) -> int:
             from poolbench.report.history import write_summary
             from poolbench.store.journal import read_run
 
-            write_summary(read_run(folder))
-            _report([folder], options.get("margin", 0.05), None, (), None, show=False)
+            stored = read_run(folder)
+            write_summary(stored)
+            _report([stored], options.get("margin", 0.05), None, (), None, show=False)
         from poolbench.pytest_run import poolbench_command
 
         emit(f"{poolbench_command()} report --open {shlex.quote(str(folder))}")
@@ -225,7 +229,7 @@ def report(
 
 
 def _report(
-    folders: Sequence[Path],
+    places: Sequence[Path | StoredRun],
     margin: float,
     kind: str | None,
     selected: Any,
@@ -236,7 +240,7 @@ def _report(
     from poolbench.report.frame import load
     from poolbench.report.select import select_frame
 
-    loaded = load(*folders, margin=margin)
+    loaded = load(*places, margin=margin)
     for one in loaded.runs:
         if one.dropped:
             emit(f"{one.path.name}: {one.dropped}", err=True)
@@ -250,7 +254,7 @@ def _report(
         return
     from poolbench.report.page import render
 
-    written = render(loaded, out or folders[-1] / "report")
+    written = render(loaded, out or loaded.run.path / "report")
     emit(f"{written.headline}\npage: {written.page}")
     if show:
         _show(written.page)
@@ -317,19 +321,10 @@ def import_command(file: Path, run: str | None, results: Path) -> None:
 @click.option("--direction", type=click.Choice(["training", "forward"]), default="training")
 @click.option("--mode", type=click.Choice(["graph", "xla", "eager"]), default="graph")
 @click.option("--trust", is_flag=True, help="Run the Python code of the file's Lambdas.")
-@click.option(
-    "--custom",
-    multiple=True,
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="A Python file that defines classes of the model.",
-)
-@click.option(
-    "--write",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Write the model with the advised replacement: out.keras.",
-)
+@click.option("--custom", multiple=True, type=click.Path(path_type=Path), metavar="FILE",
+              help="A Python file that defines classes of the model.")  # fmt: skip
+@click.option("--write", type=click.Path(path_type=Path), metavar="FILE",
+              help="Write the model with the advised replacement: out.keras.")  # fmt: skip
 @click.option("--processes", type=COUNT, default=3, help="Fresh processes, at least 2.")
 @click.option("--budget", type=DURATION, default=12.0, help="Seconds of rounds in each race.")
 def which(model: Path, **asked: Any) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -91,8 +92,13 @@ class Candidate:
 
     @property
     def code(self) -> str:
-        """The source text of the builder."""
-        return inspect.getsource(self.build)
+        """The source text of the builder from its `def` on; '' where it is not at hand."""
+        try:
+            source = inspect.getsource(self.build)
+        except (OSError, TypeError):
+            return ""
+        start = re.search(r"^def ", source, flags=re.MULTILINE)
+        return source[start.start() :] if start else source
 
     def runs(self, backend: str, mode: str) -> bool:
         """Tell whether it can be called in a worker of this backend in this mode."""

@@ -56,6 +56,7 @@ class Header(Record, frozen=True, kw_only=True, tag="header"):
         options: of the command: sweep, axes, processes, precision, budget, timeout, ...
         seed: of the inputs and of the order of rounds.
         axes: by op, its axes, so that a report can label cases whose op it cannot import.
+        sources: by op and name, the source text of a user's candidates.
     """
 
     schema: int = SCHEMA_VERSION
@@ -65,6 +66,7 @@ class Header(Record, frozen=True, kw_only=True, tag="header"):
     options: dict[str, Any]
     seed: int
     axes: dict[str, tuple[AxisInfo, ...]] = {}
+    sources: dict[str, dict[str, str]] = {}
 
 
 class Node(Record, frozen=True, kw_only=True, tag="node"):

@@ -28,6 +28,8 @@ from poolbench.core.errors import UsageError
 from poolbench.core.op import Op
 from poolbench.core.plan import PROBE_NAMES
 
+MOST_SOURCE = 10_000  # characters of a user's candidate that a journal keeps
+
 
 @dataclass
 class Registry:
@@ -89,6 +91,14 @@ class Registry:
             name: tuple(axis.info for axis in (*self.ops[name].axes, *STANDARD.values()))
             for name in names
         }
+
+    def user_sources(self) -> dict[str, dict[str, str]]:
+        """Return by op and name the source text of the candidates that do not ship with the package."""
+        found: dict[str, dict[str, str]] = {}
+        for (op, name), entry in self.candidates.items():
+            if not entry.builtin and (code := entry.code):
+                found.setdefault(op, {})[name] = code[:MOST_SOURCE]
+        return found
 
     def parse_axis(self, text: str) -> tuple[str, tuple[Value, ...]]:
         """Return ('pool_size', (2, 3)) from 'pool_size=2,3'.

@@ -323,6 +323,7 @@ def make_header(options: RunOptions, environment: Environment) -> Header:
         options=dict(options.asked) | {"order_of_rounds": ORDER_OF_ROUNDS},
         seed=options.plan.seed,
         axes=REGISTRY.axis_infos(REGISTRY.ops),
+        sources=REGISTRY.user_sources(),
     )
 
 

@@ -10,7 +10,7 @@ import hashlib
 import re
 import shlex
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -232,7 +232,7 @@ def record_selection(
     """Record the traces of the selected candidates; return 0, or 1 where none could be recorded.
 
     Args:
-        words: names of ops, modes and candidates; none selects one case per op and mode.
+        words: names of ops, modes and candidates; none selects one case per mode of each op of the run.
         axes: 'NAME=V1,V2', values of axes.
         run: name of the run that holds the traces; '' for the newest.
         candidates: files that register candidates.
@@ -246,7 +246,9 @@ def record_selection(
             raise UsageError(f"--candidates takes a Python file; there is no {file}")
     load_suites(candidates)
     selection = Selection(words=tuple(words), axes=tuple(parse_axis(text) for text in axes))
-    chosen = select(selection, REGISTRY.ops, REGISTRY.candidates.values())
+    held = set() if words else _held_ops(results, run)
+    ops = {name: op for name, op in REGISTRY.ops.items() if name in held} or REGISTRY.ops
+    chosen = select(selection, ops, REGISTRY.candidates.values())
     files = user_files([Path(file).resolve() for file in candidates])
     folder = run_folder(results, run, {case.op for case in chosen})
     count = sum(map(len, chosen.values()))
@@ -278,10 +280,8 @@ def run_folder(results: Path, name: str, ops: set[str]) -> Path:
         UsageError: the name is no run's name, or the run is another machine's.
     """
     if not name:
-        fitting = newest_run(
-            results, lambda folder: not differs_from(folder) and _holds(folder, ops), reference=True
-        )
-        return fitting or new_run_folder(results, "trace")
+        own = _newest(results, lambda held: not held.isdisjoint(ops))
+        return own or _newest(results, lambda held: not held) or new_run_folder(results, "trace")
     if different := differs_from(results / check_run_name(name)):
         raise UsageError(
             f"{name} was run elsewhere: {', '.join(different)} differ; pick another --run NAME"
@@ -289,10 +289,23 @@ def run_folder(results: Path, name: str, ops: set[str]) -> Path:
     return results / name
 
 
-def _holds(folder: Path, ops: set[str]) -> bool:
-    """Tell whether a run holds one of the ops, or nothing but traces."""
-    measured = {m.case.op for m in read_run(folder).measurements}
-    return not measured or not measured.isdisjoint(ops)
+def _newest(results: Path, fits: Callable[[set[str]], bool]) -> Path | None:
+    """Return the newest run of this machine whose measured ops fit."""
+    return newest_run(
+        results,
+        lambda folder: not differs_from(folder) and fits(_measured_ops(folder)),
+        reference=True,
+    )
+
+
+def _measured_ops(folder: Path) -> set[str]:
+    return {m.case.op for m in read_run(folder).measurements}
+
+
+def _held_ops(results: Path, name: str) -> set[str]:
+    """Return the ops that the run of this name has measured, or the newest one here; none without such a run."""
+    folder = results / check_run_name(name) if name else _newest(results, bool)
+    return _measured_ops(folder) if folder is not None and has_journal(folder) else set()
 
 
 def differs_from(folder: Path) -> list[str]:

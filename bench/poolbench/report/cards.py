@@ -63,7 +63,7 @@ def _card(
         registry.ops.get(advice.op),
         registry.candidates.get((advice.op, split_contender(advice.candidate)[0])),
     )
-    base = base_values(loaded.table, advice.op)
+    base = base_values(loaded, advice.op)
     cells = support.of(advice.candidate) if support else []
     bad = [c for c in cells if c.state != "pass"]
     case = loaded.measurement(advice.base_row).case
@@ -77,10 +77,10 @@ def _card(
         exceptions=_exceptions(loaded, advice, base),
         works=f"Passes {len(cells) - len(bad)} of {len(cells)} checks of the support matrix."
         if cells
-        else "No support matrix is at hand.",
+        else "No support matrix is at hand. To record one, type: poolbench matrix",
         fails=[f"{c.probe}: {c.state.replace('_', ' ')}" for c in bad],
         source=STANDS_IN if support and support.borrowed and cells else "",
-        code=snippet(case, advice.candidate, registry),
+        code=snippet(case, advice.candidate, registry, loaded.run.header.sources),
         code_case=case_words(loaded.row(advice.base_row), base),
     )
 
@@ -130,7 +130,7 @@ def _lines(advice: Recommendation) -> list[str]:
         ]
     if advice.over and advice.over_cases < advice.cases:
         left = advice.cases - advice.over_cases
-        found.append(f"In {left} of them {advice.over} fails or was not raced.")
+        found.append(f"In {left} of them {advice.over} fails, was not raced, or was stopped early.")
     if advice.tied:
         found.append(
             f"Its largest loss cannot be distinguished from that of {', '.join(advice.tied[:3])}."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -9,24 +10,53 @@ import numpy as np
 import pandas as pd
 
 from poolbench.core.axes import axes_of, is_usual, label_value
-from poolbench.report.frame import axes_in
+from poolbench.report.frame import RunFrame, axes_in
 
 GROUP = ("op", "device", "mode", "direction")  # a row of the headline each
 CHOSEN_BY = (*GROUP, "dtype", "shape")  # fields of the page's chooser
 MODE_WORDS = {"xla": "with XLA", "graph": "in graph mode", "eager": "in eager mode"}
 
 
-def base_values(table: pd.DataFrame, op: str) -> dict[str, object]:
+@functools.lru_cache(maxsize=2)  # every figure asks
+def _codes(loaded: RunFrame) -> dict[str, tuple[np.ndarray[Any, Any], list[object]]]:
+    """Return for the op and each axis the rows' values as codes, and the values: codes compare quickly."""
+    found = {}
+    for name in ("op", *axes_in(loaded.table)):
+        codes, values = pd.factorize(loaded.table[name], use_na_sentinel=False)
+        found[name] = codes, [plain(value) for value in values]
+    return found
+
+
+def _rows_at(loaded: RunFrame, name: str, value: object) -> np.ndarray[Any, Any]:
+    """Return by row whether it has this value of an axis."""
+    codes, values = _codes(loaded)[name]
+    return np.asarray(codes == (values.index(value) if value in values else -1))
+
+
+@functools.lru_cache(maxsize=32)
+def base_values(loaded: RunFrame, op: str) -> Mapping[str, object]:
     """Return for each axis the value that most of the op's cases have, around which the sweep varies."""
-    cases = table[table["op"] == op].drop_duplicates("race")
+    rows = np.flatnonzero(_rows_at(loaded, "op", op))
+    rows = rows[np.unique(loaded.table["race"].to_numpy()[rows], return_index=True)[1]]
     values: dict[str, object] = {}
-    for name in axes_in(table):
-        codes, found = pd.factorize(cases[name], use_na_sentinel=False)
-        counts = np.bincount(codes)
-        top = [plain(found[i]) for i in np.flatnonzero(counts == counts.max())]
-        usual = [value for value in top if is_usual(op, name, value)]
-        values[name] = usual[0] if usual else top[0]
+    for name in axes_in(loaded.table):
+        codes, known = _codes(loaded)[name]
+        there, first, counts = np.unique(codes[rows], return_index=True, return_counts=True)
+        most = np.flatnonzero(counts == counts.max())
+        top = [known[there[i]] for i in most[np.argsort(first[most])]]
+        values[name] = next((value for value in top if is_usual(op, name, value)), top[0])
     return values
+
+
+def at_base(
+    loaded: RunFrame, op: str, free: Iterable[str], fixed: Mapping[str, object] | None = None
+) -> pd.DataFrame:
+    """Return the op's rows in which every axis but `free` has its base value, or the one in `fixed`."""
+    keep = _rows_at(loaded, "op", op)
+    for name, value in {**base_values(loaded, op), **(fixed or {})}.items():
+        if name not in set(free):
+            keep &= _rows_at(loaded, name, value)
+    return loaded.table[keep]
 
 
 def plain(value: object) -> object:
@@ -36,19 +66,6 @@ def plain(value: object) -> object:
     if isinstance(value, float) and value.is_integer():
         return int(value)
     return value.item() if hasattr(value, "item") else value
-
-
-def at_base(
-    table: pd.DataFrame, op: str, free: Iterable[str], fixed: Mapping[str, object] | None = None
-) -> pd.DataFrame:
-    """Return the op's rows in which every axis but `free` has its base value, or the one in `fixed`."""
-    base = {**base_values(table, op), **(fixed or {})}
-    free = set(free)
-    keep = table["op"] == op
-    for name, value in base.items():
-        if name not in free:
-            keep &= table[name].isna() if value is None else table[name] == value
-    return table[keep]
 
 
 def others_label(at: Mapping[str, Any]) -> str:

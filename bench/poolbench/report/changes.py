@@ -14,6 +14,7 @@ from poolbench.report import ratios
 from poolbench.report.pairs import mirrored
 from poolbench.report.roofline import limit_samples
 from poolbench.stats import estimate
+from poolbench.stats.batch import Logs
 from poolbench.stats.prior import SHIPPED, Prior
 from poolbench.stats.runs import RunsEstimate, detectable_slowdown, widen
 from poolbench.store.journal import StoredRun
@@ -129,7 +130,10 @@ def _change(
 
 
 def peer_changes(
-    raced: Sequence[tuple[Race, Race, str]], margin: float, prior: Prior = SHIPPED
+    raced: Sequence[tuple[Race, Race, str]],
+    margin: float,
+    prior: Prior = SHIPPED,
+    logs: Logs | None = None,
 ) -> list[Change | None]:
     """Return for each candidate how its time changed against the other candidates of its race.
 
@@ -148,7 +152,7 @@ def peer_changes(
             found = (race.candidates[raced[at][2]] for at in (one, two))
             pairs.append(ratios.paired(*found))
         classes += [ratios.class_of(raced[one][0].candidates[raced[one][2]])] * 2
-    over, within = ratios.pool([pairs], classes, prior=prior)
+    over, within = ratios.pool([pairs], classes, prior=prior, logs=logs)
     against: dict[int, list[Change]] = defaultdict(list)
     for i, (one, two) in enumerate(places):
         left, right = 2 * i, 2 * i + 1
@@ -167,7 +171,10 @@ def _middle(changes: Sequence[Change]) -> Change:
 
 
 def changes(
-    raced: Sequence[tuple[Race, Race, str]], margin: float, prior: Prior = SHIPPED
+    raced: Sequence[tuple[Race, Race, str]],
+    margin: float,
+    prior: Prior = SHIPPED,
+    logs: Logs | None = None,
 ) -> list[Change | None]:
     """Return for each candidate its change by its best normalizer.
 
@@ -186,7 +193,7 @@ def changes(
         old = before.candidates[name]
         pairs += [(old.samples, left), (samples_by(after.candidates[name], old.clock), right)]
         classes += [ratios.class_of(old)] * 2
-    over, within = ratios.pool([pairs], classes, prior=prior)
+    over, within = ratios.pool([pairs], classes, prior=prior, logs=logs)
     done = {
         at: _change(
             over[2 * i], over[2 * i + 1], first[at][0], (within[2 * i], within[2 * i + 1]), margin

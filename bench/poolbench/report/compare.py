@@ -39,10 +39,11 @@ from poolbench.report.changes import (
 from poolbench.report.environments import timing_facts
 from poolbench.report.formats import as_table
 from poolbench.report.frame import MARGIN, axis_names, case_cells, with_axes
-from poolbench.report.medians import median, process_medians
+from poolbench.report.medians import all_process_medians, median
 from poolbench.report.programs import compare_programs
 from poolbench.stats import estimate
 from poolbench.stats import verdict as verdicts
+from poolbench.stats.batch import Logs
 from poolbench.stats.prior import SHIPPED, Prior
 from poolbench.store.journal import StoredRun
 
@@ -209,10 +210,11 @@ def _table(
     measured = [(before[key].candidates[name], after[key].candidates[name]) for key, name in pairs]
     right = [row for row, both in enumerate(measured) if all(is_right(m) for m in both)]
     raced = [(before[key], after[key], name) for key, name in (pairs[row] for row in right)]
+    logs: Logs = {}
     found_in: dict[tuple[bool, int], Change] = {}  # by (against the other candidates, row)
     for by_peers, changed in (
-        (True, peer_changes(raced, margin, prior)),
-        (False, changes(raced, margin, prior)),
+        (True, peer_changes(raced, margin, prior, logs)),
+        (False, changes(raced, margin, prior, logs)),
     ):
         for row, found in zip(right, changed, strict=True):
             if found is not None:
@@ -223,9 +225,15 @@ def _table(
     cells = {
         case: case_cells(case, axes) for case in dict.fromkeys(old.case for old, _ in measured)
     }
+    before_s, after_s = (
+        [median(one) for one in all_process_medians([both[side].samples for both in measured])]
+        for side in (0, 1)
+    )
     rows = [
-        cells[old.case] + _row(old, new, *_decisive(found_in, judged, row), row in stopped)
-        for row, (old, new) in enumerate(measured)
+        cells[old.case] + _row(old, new, times, *_decisive(found_in, judged, row), row in stopped)
+        for row, ((old, new), times) in enumerate(
+            zip(measured, zip(before_s, after_s, strict=True), strict=True)
+        )
     ]
     return as_table(rows, with_axes(COLUMNS, axes))
 
@@ -262,6 +270,7 @@ def _decisive(
 def _row(
     old: Measurement,
     new: Measurement,
+    seconds: tuple[float, float],
     change: Change | None,
     found: verdicts.Comparison | None,
     stopped_early: bool,
@@ -273,8 +282,7 @@ def _row(
         old.node,
         _state(old),
         _state(new),
-        median(process_medians(old.samples)),
-        median(process_medians(new.samples)),
+        *seconds,
         change.normalizer if change else "",
         estimate.ratio if estimate else math.nan,
         estimate.ratio_low if estimate else math.nan,

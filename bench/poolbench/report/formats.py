@@ -18,9 +18,7 @@ def as_table(rows: Sequence[Sequence[Any]], names: Sequence[str]) -> pd.DataFram
     columns = zip(*rows, strict=True) if rows else [()] * len(names)
     return pd.DataFrame(
         {
-            name: pd.Series(
-                column, dtype=object if any(isinstance(v, str) for v in column) else None
-            )
+            name: pd.Series(column, dtype=object if str in set(map(type, column)) else None)
             for name, column in zip(names, columns, strict=True)
         }
     )

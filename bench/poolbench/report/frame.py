@@ -24,8 +24,9 @@ from poolbench.report import programs, ratios
 from poolbench.report.environments import check_poolable
 from poolbench.report.formats import as_table
 from poolbench.report.history import prior_for
-from poolbench.report.medians import median, process_medians
+from poolbench.report.medians import Floats, all_process_medians, median, process_medians
 from poolbench.report.roofline import limits_of, probe_table
+from poolbench.stats.batch import Logs
 from poolbench.stats.prior import SHIPPED, Prior
 from poolbench.store.journal import StoredRun, read_run
 
@@ -47,6 +48,7 @@ class RunFrame:
         confidence: of every interval.
         prior: of what lies between runs.
         source: of it, 'prior' for the one that ships, or 'this machine: k runs'.
+        logs: of the samples, computed once for all ratios.
     """
 
     runs: tuple[StoredRun, ...]
@@ -58,6 +60,7 @@ class RunFrame:
     confidence: float = 0.95
     prior: Prior = SHIPPED
     source: str = "prior"
+    logs: Logs = field(default_factory=dict)
 
     @property
     def run(self) -> StoredRun:
@@ -158,8 +161,10 @@ COLUMNS: dict[str, str] = {
 }
 
 
-def load(*folders: Path, margin: float = MARGIN, registry: Registry | None = None) -> RunFrame:
-    """Load the run in a folder; several runs of one machine and code are pooled.
+def load(
+    *places: Path | StoredRun, margin: float = MARGIN, registry: Registry | None = None
+) -> RunFrame:
+    """Load the run in a folder, unless it was read already; several runs of one machine and code are pooled.
 
     What lies between runs comes from the runs of this machine and code beside it, where there are two.
 
@@ -167,8 +172,8 @@ def load(*folders: Path, margin: float = MARGIN, registry: Registry | None = Non
         StoreError: a journal cannot be read.
         UsageError: the runs are of unlike machines or code.
     """
-    runs = [read_run(folder) for folder in folders]
-    known = prior_for(runs[-1], folders[-1].parent) if runs else (SHIPPED, 0)
+    runs = [read_run(place) if isinstance(place, Path) else place for place in places]
+    known = prior_for(runs[-1], runs[-1].path.parent) if runs else (SHIPPED, 0)
     return lay_out(*runs, margin=margin, registry=registry, prior=known)
 
 
@@ -202,19 +207,21 @@ def lay_out(
     races: dict[tuple[Case, str], int] = {}
     cases = dict.fromkeys(key[0] for key in keys)
     shared = {case: (case_cells(case, axes), input_nbytes(case)) for case in cases}
+    medians = iter(all_process_medians([m.samples for some in by_row for m in some]))
     rows = []
     for (case, *_), some in zip(keys, by_row, strict=True):
         cells, nbytes = shared[case]
-        rows.append(cells + _row(some, nbytes))
+        rows.append(cells + _row([(next(medians), m) for m in some], nbytes))
     table = as_table(rows, _row_columns(axes))
     table.insert(0, "race", [races.setdefault(key[:2], len(races)) for key in keys])
     # A candidate that did not run moved no bytes; the size of the input comes from others of its race.
     table["nbytes"] = table.groupby("race")["nbytes"].transform("max")
     table.insert(0, "line", [found[-1].get(key, (0, None))[0] for key in keys])
     confidence = ratios.reported_confidence(runs[-1].header.options)
+    logs: Logs = {}
     estimates = ratios.estimate_rows(
         table, there, limits, {name: op.textbook for name, op in registry.ops.items()},
-        confidence, prior[0],
+        confidence, prior[0], logs,
     )  # fmt: skip
     columns = ratios.columns_of(table, estimates, margin)
     partners = [None if at is None else by_row[at][-1] for at in estimates.baselines]
@@ -236,6 +243,7 @@ def lay_out(
         margin=margin,
         confidence=confidence,
         prior=prior[0],
+        logs=logs,
         source=f"this machine: {known} runs"
         if (known := max(len(runs), prior[1])) > 1
         else "prior",
@@ -299,10 +307,10 @@ def case_cells(case: Case, axes: Sequence[str]) -> tuple[Any, ...]:
     )
 
 
-def _row(some: Sequence[Measurement], nbytes: int) -> tuple[Any, ...]:
-    """Return a row's own columns from its measurements by run, the newest last."""
+def _row(by_run: Sequence[tuple[Floats, Measurement]], nbytes: int) -> tuple[Any, ...]:
+    """Return a row's own columns from its measurements and their processes' medians by run, the newest last."""
+    some = [one for _, one in by_run]
     m = next((one for one in some if not is_right(one)), some[-1])
-    by_run = [(process_medians(one.samples), one) for one in some]
     medians = np.concatenate([one for one, _ in by_run])
     wall = np.concatenate(
         [own if one.clock == "wall" else process_medians(one.wall_samples) for own, one in by_run]

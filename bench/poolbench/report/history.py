@@ -215,11 +215,9 @@ def estimates_of(summary: RunSummary) -> dict[Key, RunsEstimate]:
 def runs_of_machine(run: StoredRun) -> list[tuple[RunSummary, dict[Key, RunsEstimate]]]:
     """Return the runs of a run's machine beside it, of any code, the oldest first, with what each alone prints."""
     machine = timing_facts(run.header.environment)
-    found = {one.run: one for one in read_summaries(run.path.absolute().parent)}
-    found |= {} if run.header.run in found else {run.header.run: summarise(run)}
-    like = sorted(
-        (one for one in found.values() if one.machine == machine), key=lambda s: s.created
-    )
+    like = [s for s in read_summaries(run.path.absolute().parent) if s.machine == machine]
+    if like and run.header.run not in {one.run for one in like}:
+        like = sorted([*like, summarise(run)], key=lambda one: one.created)
     return [(one, estimates_of(one)) for one in like if one.comparisons]
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import functools
+import itertools
 import json
 import math
 from collections.abc import Sequence
@@ -33,7 +35,11 @@ def page_data(loaded: RunFrame, answers: Answers, matrices: Sequence[Support]) -
     for choice in answers.choices:
         at = loaded.row(choice.row)
         used.add((str(at["op"]), str(at["device"]), choice.recommended))
-        code = snippet(loaded.measurement(choice.row).case, choice.recommended)
+        code = snippet(
+            loaded.measurement(choice.row).case,
+            choice.recommended,
+            sources=loaded.run.header.sources,
+        )
         found.append(
             {
                 "key": [str(at.get(name) or "") for name in CHOSEN_BY] + [others_label(at)],
@@ -124,6 +130,12 @@ def _invert(ratio: float) -> float | None:
     return rounded(1 / ratio) if ratio and math.isfinite(ratio) else None
 
 
+@functools.lru_cache(maxsize=256)
+def _lengths(process: tuple[int, ...]) -> list[int]:
+    """Return how many blocks each process measured in a row; measurements of one race share them."""
+    return [len(list(some)) for _, some in itertools.groupby(process)]
+
+
 def write_samples(samples: Sequence[Samples], folder: Path) -> None:
     """Write raw samples in files that the page loads on demand: [float32 seconds, processes' lengths]."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -133,9 +145,7 @@ def write_samples(samples: Sequence[Samples], folder: Path) -> None:
         rows = []
         for one in samples[start : start + CHUNK]:
             seconds = np.asarray(one.seconds, dtype="<f4")
-            cuts = np.flatnonzero(np.diff(np.asarray(one.process))) + 1
-            lengths = np.diff([0, *cuts, len(seconds)]).tolist()
-            rows.append([base64.b64encode(seconds.tobytes()).decode(), lengths])
+            rows.append([base64.b64encode(seconds.tobytes()).decode(), _lengths(one.process)])
         number = start // CHUNK
         text = f"poolbenchSamples({number},{json.dumps(rows, separators=(',', ':'))});\n"
         (folder / f"{number}.js").write_text(text, encoding="ascii")

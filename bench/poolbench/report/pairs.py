@@ -44,7 +44,9 @@ def estimate_pairs(loaded: RunFrame, races: Iterable[Sequence[int]]) -> Pairs:
         for some in loaded.measurements
     ]
     cases = [ratios.class_of(loaded.measurement(one)) for one, _ in places]
-    over, within = ratios.pool(by_run, cases, loaded.confidence, prior=loaded.prior)
+    over, within = ratios.pool(
+        by_run, cases, loaded.confidence, prior=loaded.prior, logs=loaded.logs
+    )
     found: list[dict[tuple[int, int], Estimate]] = [{}, {}]
     for (one, two), pooled, own in zip(places, over, within, strict=True):
         whole = pooled.mean.low is not None

@@ -72,6 +72,7 @@ def pool(
     confidence: float = 0.95,
     *,
     prior: Prior = SHIPPED,
+    logs: batch.Logs | None = None,
 ) -> tuple[list[RunsEstimate], list[Estimate]]:
     """Return for n pairs in k runs their estimates over runs, and within the newest run.
 
@@ -80,11 +81,13 @@ def pool(
         cases: by pair, whether it ran in eager mode and whether on one thread.
         confidence: of the intervals.
         prior: of what lies between runs.
+        logs: of samples, which calls share.
     """
+    logs = {} if logs is None else logs
     rows: list[list[Estimate | None]] = [[None] * len(by_run) for _ in cases]
     for number, pairs in enumerate(by_run):
         there = [(row, pair) for row, pair in enumerate(pairs) if pair is not None]
-        found = batch.estimate_all([pair for _, pair in there], confidence=confidence)
+        found = batch.estimate_all([pair for _, pair in there], confidence=confidence, logs=logs)
         for (row, _), one in zip(there, found, strict=True):
             rows[row][number] = one
     if not rows:
@@ -108,7 +111,8 @@ def estimate_rows(
     limits: Sequence[Sequence[Samples | None]],
     textbook_of: Mapping[str, str],
     confidence: float,
-    prior: Prior = SHIPPED,
+    prior: Prior,
+    logs: batch.Logs,
 ) -> RowEstimates:
     """Return every row's ratios to its baseline, its textbook implementation and the bandwidth limit."""
     right = table["right"].tolist()
@@ -139,7 +143,7 @@ def estimate_rows(
             for row, _ in places
         ]
         for (row, _), over, own in zip(
-            places, *pool(by_run, cases, confidence, prior=prior), strict=True
+            places, *pool(by_run, cases, confidence, prior=prior, logs=logs), strict=True
         ):
             pooled[kind, row], within[kind, row] = over, own
     newest = [next((s for s in reversed(some) if s), None) for some in zip(*limits, strict=True)]
@@ -149,7 +153,7 @@ def estimate_rows(
         textbook_names=names,
         pooled=pooled,
         within=within,
-        limit_seconds=[limit_seconds(one) for one in newest],
+        limit_seconds=limit_seconds(newest),
         confidence=confidence,
     )
 

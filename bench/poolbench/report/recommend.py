@@ -77,7 +77,8 @@ class Recommendation:
         losses: by race, the largest first; `exceptions` are those shown to exceed the margin.
         tied: other implementations whose largest loss is not shown to be larger.
         over: the textbook implementation, else the baseline; '' where the op has neither.
-        speed_up: geometric mean of `over`'s time over its own, in the `over_cases` where both are right.
+        speed_up: geometric mean of `over`'s time over its own, in the `over_cases` where both are right
+            and neither was stopped early.
         least, most: the speed-up's range over these cases.
     """
 
@@ -252,6 +253,8 @@ def _recommendation(
     speeds = [
         e for row, other in over_rows if math.isfinite((e := pairs.next_run[other, row]).log_ratio)
     ]
+    # One process, as of what was stopped early at ten times the time, gives no interval.
+    speeds = [e for e in speeds if e.low is not None] or speeds
     return Recommendation(
         op=place[0], device=place[1], candidate=chosen, cases=len(rows_of[chosen]), all_cases=len(races),
         base_row=_nearest(loaded, place[0], rows_of[chosen]), complete=bool(sound),
@@ -332,7 +335,7 @@ def _compared(
 
 def _nearest(loaded: RunFrame, op: str, rows: Sequence[int]) -> int:
     """Return the row nearest to the op's base case, the largest input first."""
-    base = base_values(loaded.table, op)
+    base = base_values(loaded, op)
     return min(rows, key=lambda row: _distance(loaded.row(row), base))
 
 
@@ -372,7 +375,7 @@ def _headline(loaded: RunFrame, choices: Sequence[Choice]) -> tuple[Choice, ...]
     for choice in choices:
         at = loaded.row(choice.row)
         if at["op"] not in bases:
-            values = base_values(loaded.table, at["op"]).items()
+            values = base_values(loaded, at["op"]).items()
             bases[at["op"]] = {name: value for name, value in values if name not in GROUP}
         place = tuple(at[name] for name in GROUP)
         distance = _distance(at, bases[at["op"]])

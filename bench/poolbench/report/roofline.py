@@ -12,7 +12,7 @@ import pandas as pd
 from poolbench.core.case import Case, case_label
 from poolbench.core.records import Clock, Measurement, Samples, samples_by
 from poolbench.machine.nvml import is_gpu
-from poolbench.report.medians import median, middle_of, process_medians
+from poolbench.report.medians import all_process_medians, median, middle_of
 
 EFFICIENCY_FROM_NBYTES = 1 << 20  # below it the cost of the call itself decides, not the memory
 
@@ -121,17 +121,21 @@ def _common_places(one: Columns, other: Columns) -> tuple[Sequence[int], Sequenc
     return [i for i, _ in found], [i for _, i in found]
 
 
-def limit_seconds(limit: Samples | None) -> float:
-    """Return the median of the processes' medians; nan without a limit."""
-    return median(process_medians(limit)) if limit is not None else math.nan
+def limit_seconds(limits: Iterable[Samples | None]) -> list[float]:
+    """Return the median of the processes' medians of each; nan without a limit. Many are the same object."""
+    limits = list(limits)
+    known = {id(one): one for one in limits if one is not None}
+    medians = dict(zip(known, map(median, all_process_medians([*known.values()])), strict=True))
+    return [medians.get(id(one), math.nan) for one in limits]
 
 
 def probe_table(probes: Iterable[Measurement]) -> pd.DataFrame:
     """Return one row per bandwidth probe: its case, and bytes per second by its processes' medians."""
     rows = []
     labels: dict[Case, str] = {}
-    for probe in probes:
-        medians = process_medians(probe.samples)
+    probes = list(probes)
+    found = all_process_medians([probe.samples for probe in probes])
+    for probe, medians in zip(probes, found, strict=True):
         case, moved = probe.case, probe.read_nbytes + probe.written_nbytes
         if probe.status != "ok" or not len(medians) or not moved:
             continue

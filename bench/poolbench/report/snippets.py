@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import inspect
-import re
+from collections.abc import Mapping
 
 from poolbench.core.candidate import split_contender
 from poolbench.core.case import Case
 from poolbench.core.registry import REGISTRY, Registry
 
 
-def snippet(case: Case, name: str, registry: Registry = REGISTRY) -> str:
-    """Return a candidate's snippet for a case, else its builder's source; '' where neither is at hand."""
-    entry = registry.candidates.get((case.op, split_contender(name)[0]))
-    if entry is None:
-        return ""
-    if entry.snippet is not None:
+def snippet(
+    case: Case,
+    name: str,
+    registry: Registry = REGISTRY,
+    sources: Mapping[str, Mapping[str, str]] = {},
+) -> str:
+    """Return a candidate's snippet for a case, else its builder's source; '' where neither is at hand.
+
+    `sources` are those that the run stored, of a user's candidates by op and name.
+    """
+    own = split_contender(name)[0]
+    entry = registry.candidates.get((case.op, own))
+    if entry is not None and entry.snippet is not None:
         return entry.snippet(case)
-    try:
-        source = inspect.getsource(entry.build)
-    except (OSError, TypeError):
-        return ""
-    start = re.search(r"^def ", source, flags=re.MULTILINE)
-    return source[start.start() :] if start else source
+    return sources.get(case.op, {}).get(own, "") or (entry.code if entry is not None else "")

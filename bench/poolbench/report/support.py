@@ -13,6 +13,9 @@ from poolbench.core.records import MatrixCell
 from poolbench.report.frame import RunFrame
 from poolbench.store.journal import JOURNAL, StoredRun, read_run
 
+CHECKOUT = (
+    Path(__file__).parents[3] / "results"
+)  # its reference runs ship with a checkout, not with a wheel
 STANDS_IN = "Checks of the reference run stand in: same op, device kind and TensorFlow version."
 
 
@@ -49,9 +52,10 @@ def supports(loaded: RunFrame) -> list[Support]:
 
 
 def _reference_cells(run: StoredRun, op: str, device: str) -> tuple[MatrixCell, ...]:
-    version = _tensorflow(run)
-    for folder in sorted(run.path.absolute().parent.glob("reference*")):
-        if version and folder.name != run.path.name and (folder / JOURNAL).is_file():
+    version, beside = _tensorflow(run), run.path.absolute().parent
+    places = [*sorted(beside.glob("reference*")), *sorted(CHECKOUT.glob("reference*"))]
+    for folder in places:
+        if version and folder != run.path.absolute() and (folder / JOURNAL).is_file():
             theirs, cells = _cells_in(folder)
             wanted = [c for c in cells if c.op == op and kind_of(c.device) == kind_of(device)]
             if theirs == version and wanted:

@@ -143,9 +143,13 @@ def history_table(loaded: RunFrame, answers: Answers) -> pd.DataFrame:
 
 def rank_note(loaded: RunFrame, answers: Answers) -> str:
     """Explain in one line a fastest candidate whose median beside it is not the least; '' without one."""
-    seconds, rows = loaded.table["seconds"].tolist(), loaded.row_of
+    table = loaded.table
+    if not answers.headline:
+        return ""
+    least = table[table["right"]].groupby(["race", "clock"])["seconds"].min()
     for choice in answers.headline:
-        if any(seconds[rows[choice.race, n]] < seconds[choice.fastest_row] for n in choice.best):
+        at = loaded.row(choice.fastest_row)
+        if least[choice.race, at["clock"]] < at["seconds"]:
             return (
                 "Ranks use ratios paired within rounds. Medians of separate candidates can differ from "
                 "that order by less than the noise."

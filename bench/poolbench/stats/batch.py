@@ -19,60 +19,65 @@ from poolbench.stats.estimate import (
     quickest,
 )
 
+_Place = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+# By id of samples, which are kept so that the id stays theirs: where their blocks are and the logs of each
+# NEIGHBOURS rounds' minimum as (process, allocation, round); None if they need a look of their own.
+Logs = dict[int, tuple[Samples, tuple[_Place, Array] | None]]
+_AT_ONCE = 1024  # pairs or samples in an array: some megabytes
+
 
 def estimate_all(
-    pairs: Iterable[tuple[Samples, Samples]], *, confidence: float = 0.95
+    pairs: Iterable[tuple[Samples, Samples]], *, confidence: float = 0.95, logs: Logs | None = None
 ) -> list[Estimate]:
     """Estimate each pair (candidate, baseline), in one array operation for all pairs of one layout.
 
     Pairs whose blocks are complete, clean and in the same places share an array; the others go one
-    by one. A run of twenty thousand measurements takes seconds instead of minutes.
+    by one. A run of twenty thousand measurements takes seconds instead of minutes. Calls that share `logs`
+    compute those of each samples once.
     """
     pairs = list(pairs)
-    cubes: dict[int, tuple[_Place, Array] | None] = {}
+    logs = {} if logs is None else logs
+    _take_logs([one for pair in pairs for one in pair if id(one) not in logs], logs)
     found: list[Estimate | None] = [None] * len(pairs)
-    alike: dict[_Place, list[int]] = {}
-    for place, pair in enumerate(pairs):
-        for one in pair:
-            if id(one) not in cubes:
-                cubes[id(one)] = _log_cube(one)
-        above, below = (cubes[id(one)] for one in pair)
+    alike: dict[_Place, list[tuple[int, Array, Array]]] = {}
+    for place, (one, other) in enumerate(pairs):
+        above, below = logs[id(one)][1], logs[id(other)][1]
         if above is not None and below is not None and above[0] == below[0]:
-            alike.setdefault(above[0], []).append(place)
+            alike.setdefault(above[0], []).append((place, above[1], below[1]))
         else:
-            found[place] = estimate(*pair, confidence=confidence)
-    logs = {key: cube[1] for key, cube in cubes.items() if cube is not None}
-    for places in alike.values():
-        for start in range(0, len(places), _AT_ONCE):
-            some = places[start : start + _AT_ONCE]
-            left, right = (np.stack([logs[id(pairs[at][side])] for at in some]) for side in (0, 1))
-            mean, error, degrees = mean_and_error(process_values(quickest(left) - quickest(right)))
-            counts = [degrees + 1] * len(some)
-            same = from_errors(mean, error, np.full(len(some), degrees), counts, confidence)
-            for at, known in zip(some, same, strict=True):
-                found[at] = known
+            found[place] = estimate(one, other, confidence=confidence)
+    for rows in alike.values():
+        for start in range(0, len(rows), _AT_ONCE):
+            at, left, right = zip(*rows[start : start + _AT_ONCE], strict=True)
+            mean, error, degrees = mean_and_error(process_values(np.stack(left) - np.stack(right)))
+            counts = [degrees + 1] * len(at)
+            same = from_errors(mean, error, np.full(len(at), degrees), counts, confidence)
+            for place, known in zip(at, same, strict=True):
+                found[place] = known
     return [one for one in found if one is not None]
 
 
-_Place = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
-_AT_ONCE = 1024  # pairs in an array: some megabytes
-
-
-def _log_cube(samples: Samples) -> tuple[_Place, Array] | None:
-    """Return the positions of the blocks, and the logs of their seconds as (process, allocation, round).
-
-    None if a block is contended or not finite, or if the cube is incomplete.
-    """
-    if not len(samples) or any(samples.contended):
-        return None
-    where = (samples.process, samples.allocation, samples.round)
-    cube = _layout(where)
-    if cube is None:
-        return None
-    with np.errstate(divide="ignore", invalid="ignore"):
-        logs = np.log(np.array(samples.seconds)[cube[1]])
-    # The sum of the logs is finite only if the seconds of every block are finite and positive.
-    return (where, logs.reshape(cube[0])) if math.isfinite(logs.sum()) else None
+def _take_logs(some: Iterable[Samples], logs: Logs) -> None:
+    """Compute the logs of samples whose blocks are complete, clean and finite, all of a layout in one array."""
+    alike: dict[_Place, list[Samples]] = {}
+    for one in some:
+        if id(one) not in logs:
+            logs[id(one)] = one, None
+            if len(one) and not any(one.contended):
+                alike.setdefault((one.process, one.allocation, one.round), []).append(one)
+    for where, rows in alike.items():
+        layout = _layout(where)
+        for start in range(0, len(rows) if layout else 0, _AT_ONCE):
+            assert layout is not None
+            part = rows[start : start + _AT_ONCE]
+            with np.errstate(divide="ignore", invalid="ignore"):
+                cubes = np.log(np.array([one.seconds for one in part])[:, layout[1]])
+            # The sum of the logs is finite only if the seconds of every block are finite and positive.
+            whole = np.isfinite(cubes.sum(axis=1))
+            cubes = quickest(cubes.reshape(-1, *layout[0]))
+            for one, cube, fine in zip(part, cubes, whole.tolist(), strict=True):
+                if fine:
+                    logs[id(one)] = one, (where, cube)
 
 
 @functools.lru_cache(maxsize=256)

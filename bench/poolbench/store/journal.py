@@ -11,7 +11,6 @@ A journal may come from anybody. One damaged line costs its own race: the others
 from __future__ import annotations
 
 import functools
-import io
 import math
 import os
 import zlib
@@ -44,6 +43,7 @@ JOURNAL = "journal.jsonl"
 MAX_NBYTES = 256 << 20  # twenty thousand measurements of two hundred samples are 216 MB
 MAX_LINE_NBYTES = 16 << 20
 MAX_DAMAGED = 20  # a journal with more damaged lines than this is no journal
+TORN = "the last race was torn and is left out"
 SHARED_COLUMNS = ("process", "allocation", "round", "calls", "contended")
 R = TypeVar("R", bound=Record)
 
@@ -270,7 +270,7 @@ def _cut_torn_line(path: Path) -> str:
             return ""
         file.truncate(size - torn)
         os.fsync(file.fileno())
-    return "the last race was torn and is left out"
+    return TORN
 
 
 def _check_size(path: Path, size: int) -> None:
@@ -291,16 +291,12 @@ def read_run(folder: Path) -> StoredRun:
             raise StoreError(f"cannot read {path}: no such file; expected a run's folder")
         _check_size(path, path.stat().st_size)
         with path.open("rb") as file:
-            data = file.read(MAX_NBYTES)
+            line = file.readline(MAX_LINE_NBYTES + 1)
+            torn = len(line) <= MAX_LINE_NBYTES and not line.endswith(b"\n")
+            header = _read_header(path, b"" if torn else line)
+            records, dropped = _read_lines(path, file)
     except OSError as error:
         raise StoreError(f"cannot read {path}: {error.strerror}; expected a run's folder") from None
-    whole = data.rfind(b"\n") + 1
-    torn = whole < len(data)
-    lines = io.BytesIO(data[:whole] if torn else data)
-    header = _read_header(path, lines.readline())
-    records, dropped = _read_lines(path, lines)
-    if torn:
-        dropped.append("the last race was torn and is left out")
     return StoredRun(path=folder, header=header, records=tuple(records), dropped="; ".join(dropped))
 
 
@@ -311,6 +307,10 @@ def _read_lines(path: Path, lines: Iterable[bytes]) -> tuple[list[AnyRecord], li
     damaged: list[str] = []
     known: dict[Any, Any] = {}
     for number, line in enumerate(lines, 2):
+        if not line.endswith(b"\n"):
+            race = []
+            damaged.append(TORN)
+            break
         try:
             found, more = _decode(line)
         except StoreError as error:
@@ -326,7 +326,7 @@ def _read_lines(path: Path, lines: Iterable[bytes]) -> tuple[list[AnyRecord], li
             records += race
             race = []
     if race:
-        damaged.append("the last race was torn and is left out")
+        damaged.append(TORN)
     return records, damaged
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator
 
@@ -15,6 +16,7 @@ from poolbench.report.cases import MODE_WORDS, at_base, base_values, plain
 from poolbench.report.figures.style import (
     INK,
     MODES,
+    End,
     Look,
     Maker,
     Plot,
@@ -44,40 +46,29 @@ def plot_time_by_size(direction: str) -> Maker:
 
     def make(loaded: RunFrame, op: str, device: str) -> Plot | None:
         rows = right_rows(
-            at_base(loaded.table, op, ("shape", "mode"), {"device": device, "direction": direction})
+            at_base(loaded, op, ("shape", "mode"), {"device": device, "direction": direction})
         )
         rows = varied(rows, "nbytes")
         modes = [mode for mode in MODES if mode in set(rows["mode"])]
         if not modes:
             return None
         look = looks(loaded, op)
-        width = 3.1 * len(modes) + 0.6
+        width = 4.2 * len(modes) + 0.5
         fig, axes = figure(1, len(modes), width, 4.3, sharex=True, sharey=True)
-        handles: dict[str, Any] = {}
-        same = ""
+        ends, same = [], ""
         for axis, mode in zip(axes[0], modes, strict=True):
             panel, words = one_per_program(rows[rows["mode"] == mode].sort_values("nbytes"))
             same += words
-            for name, line in panel.groupby("candidate", sort=False):
-                handles[short(name)] = curve(axis, line, "nbytes", look[name])
-            bandwidth_limit = (
-                panel.dropna(subset="bandwidth_limit_seconds")
-                .groupby("nbytes")["bandwidth_limit_seconds"]
-                .median()
-            )
-            if len(bandwidth_limit):
-                (mark,) = axis.plot(
-                    bandwidth_limit.index, bandwidth_limit.values, "--", color=INK, lw=1.4
-                )
-                handles["memory-bandwidth limit"] = mark
+            ends.append(_curves(axis, panel, "nbytes", look))
+        for axis, mode, lines in zip(axes[0], modes, ends, strict=True):
             axis.set_title(MODE_WORDS.get(mode, mode))
             axis.set_xlabel("input (bytes)")
             axis.set_xscale("log")
             axis.set_yscale("log")
             nbytes_axis(axis.xaxis, rows["nbytes"].tolist())
             time_axis(axis.yaxis)
+            label_ends(axis, lines)
         axes[0][0].set_ylabel("time per call")
-        legend_below(fig, handles, max(2, len(modes)))
         title = f"{title_of(op)}, {direction}: {_size_message(rows, modes)}"
         finish(fig, title, width)
         return Plot(
@@ -110,7 +101,7 @@ def plot_by_axis(name: str) -> Maker:
     """Plot time along one axis at the base case: lines if its values are sizes, else one mark per value."""
 
     def make(loaded: RunFrame, op: str, device: str) -> Plot | None:
-        rows = right_rows(at_base(loaded.table, op, (name,), {"device": device}))
+        rows = right_rows(at_base(loaded, op, (name,), {"device": device}))
         rows, same = one_per_program(varied(rows[rows[name].notna()], name))
         if rows.empty:
             return None
@@ -141,19 +132,25 @@ def _is_ordinal(op: str, name: str, values: pd.Series) -> bool:
     return bool(pd.api.types.is_numeric_dtype(values)) and values.nunique() > 2
 
 
+def _curves(axis: Axes, rows: pd.DataFrame, x: str, look: Mapping[str, Look]) -> list[End]:
+    """Plot time over a column, a line per candidate, with the bandwidth limit; return the lines' ends."""
+    ends = []
+    for name, line in rows.sort_values(x).groupby("candidate", sort=False):
+        curve(axis, line, x, look[str(name)])
+        ends.append((float(line["seconds"].iloc[-1]), str(name), look[str(name)][0]))
+    limit = rows.dropna(subset="bandwidth_limit_seconds")
+    limit = limit.groupby(x)["bandwidth_limit_seconds"].median()
+    if len(limit) > 1:
+        axis.plot(limit.index, limit.values, "--", color=INK, lw=1.4)
+        ends.append((float(limit.iloc[-1]), "memory-bandwidth limit", INK))
+    return ends
+
+
 def _lines(rows: pd.DataFrame, name: str, title: str, look: Mapping[str, Look]) -> Figure:
     width = 7.4
     fig, axes = figure(1, 1, width, 4.2)
     axis = axes[0][0]
-    ends = []
-    for candidate, line in rows.sort_values(name).groupby("candidate", sort=False):
-        curve(axis, line, name, look[str(candidate)])
-        ends.append((float(line["seconds"].iloc[-1]), str(candidate), look[str(candidate)][0]))
-    limit = rows.dropna(subset="bandwidth_limit_seconds")
-    limit = limit.groupby(name)["bandwidth_limit_seconds"].median()
-    if len(limit):
-        axis.plot(limit.index, limit.values, "--", color=INK, lw=1.4)
-        ends.append((float(limit.iloc[-1]), "bandwidth limit", INK))
+    ends = _curves(axis, rows, name, look)
     axis.set_xscale("log", base=2)
     axis.set_yscale("log")
     ticks = sorted(rows[name].unique())
@@ -183,14 +180,14 @@ def _direction_shapes(loaded: RunFrame, op: str, device: str) -> dict[str, dict[
 
     {} stands for an op that has no axis `shape`: then the base values hold for all of its axes.
     """
-    table = loaded.table
-    rows = table[(table["op"] == op) & (table["device"] == device)]
-    base = base_values(table, op).get("shape")
+    base = base_values(loaded, op).get("shape")
     found: dict[str, dict[str, str]] = {}
     if base is None:
+        rows = loaded.table
+        rows = rows[(rows["op"] == op) & (rows["device"] == device)]
         return {direction: {} for direction in rows["direction"].unique()}
     for direction in ("forward", "training"):
-        cases = at_base(rows, op, ("mode", "shape"), {"device": device, "direction": direction})
+        cases = at_base(loaded, op, ("mode", "shape"), {"device": device, "direction": direction})
         if cases.empty:
             continue
         modes = cases.groupby("shape")["mode"].nunique()
@@ -205,7 +202,7 @@ def plot_mode_direction(loaded: RunFrame, op: str, device: str) -> Plot | None:
     rows = pd.concat(
         right_rows(
             at_base(
-                loaded.table,
+                loaded,
                 op,
                 ("mode",),
                 {"device": device, "direction": direction, **shape},

@@ -138,7 +138,7 @@ def plot_heatmap(*, xla: bool) -> Maker:
     """Speed over the baseline, candidates down, mode, direction and size across; with XLA, programs down."""
 
     def make(loaded: RunFrame, op: str, device: str) -> Plot | None:
-        rows = at_base(loaded.table, op, ("shape", "mode", "direction"), {"device": device})
+        rows = at_base(loaded, op, ("shape", "mode", "direction"), {"device": device})
         if rows["race"].nunique() < 2 or "shape" not in rows or rows["shape"].isna().all():
             return None
         rows, same = one_per_program(rows[(rows["mode"] == "xla") == xla])
@@ -221,7 +221,10 @@ def _heat(
         if word:
             dark = math.isfinite(value) and abs(value) > 0.62 * limit
             colour = "white" if dark else ("#111111" if math.isfinite(value) else INK)
-            axis.text(j + 0.5, i + 0.5, word, ha="center", va="center", fontsize=7.2, color=colour)
+            axis.text(
+                j + 0.5, i + 0.5, word, ha="center", va="center", fontsize=7.2, color=colour, clip_on=True,
+                in_layout=False,
+            )  # fmt: skip
     axis.set_xticks(
         np.arange(len(sizes)) + 0.5, [s if bottom else "" for s in sizes], rotation=45, ha="right", fontsize=7.5,
         rotation_mode="anchor",
@@ -240,7 +243,7 @@ def plot_break_even(loaded: RunFrame, op: str, device: str) -> Plot | None:
     rows = break_even_table(loaded)
     if rows.empty:
         return None
-    base = {**base_values(loaded.table, op), "device": device, "direction": "forward"}
+    base = {**base_values(loaded, op), "device": device, "direction": "forward"}
     keep = rows["op"] == op
     for name in axes_in(loaded.table):
         if name != "mode":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib.ticker import FuncFormatter
@@ -14,9 +13,11 @@ from poolbench.core.text import format_share, join_names
 from poolbench.report.cases import at_base
 from poolbench.report.figures.style import (
     INK,
+    End,
     Plot,
     figure,
     finish,
+    label_ends,
     legend_below,
     looks,
     nbytes_axis,
@@ -43,15 +44,14 @@ def plot_accuracy(loaded: RunFrame, op: str, device: str) -> Plot | None:
     if rows["mode"].nunique() > 1:
         rows = rows[rows["mode"] == rows["mode"].mode().iloc[0]]
     look = looks(loaded, op)
-    width = 8.6
+    width = 9.6
     fig, axes = figure(1, 2, width, 4.2, sharey=True)
-    handles: dict[str, Any] = {}
+    ends: list[End] = []
     for name, line in rows.groupby("candidate", sort=False):
         colour, marker = look[name]
         by_size = line.groupby("nbytes")["max_relative"].max()
-        (handles[short(name)],) = axes[0][0].plot(
-            by_size.index, by_size.values, marker=marker, color=colour, ms=4.5, lw=1.1
-        )
+        axes[0][0].plot(by_size.index, by_size.values, marker=marker, color=colour, ms=4.5, lw=1.1)
+        ends.append((float(by_size.iloc[-1]), str(name), colour))
         largest = line[line["nbytes"] == line["nbytes"].max()]
         axes[0][1].plot(largest["seconds"], largest["max_relative"], marker, color=colour, ms=6)
     bounds = rows["max_relative"] / rows["worst"]
@@ -59,7 +59,7 @@ def plot_accuracy(loaded: RunFrame, op: str, device: str) -> Plot | None:
     for axis in axes[0]:
         axis.set_xscale("log")
         axis.set_yscale("log")
-        handles["tolerance"] = axis.axhline(limit, color=INK, ls="--", lw=1.2)
+        axis.axhline(limit, color=INK, ls="--", lw=1.2)
     nbytes_axis(axes[0][0].xaxis, rows["nbytes"].tolist())
     axes[0][0].set_xlabel("input (bytes)")
     axes[0][0].set_ylabel("largest relative error")
@@ -68,7 +68,7 @@ def plot_accuracy(loaded: RunFrame, op: str, device: str) -> Plot | None:
     axes[0][0].yaxis.set_major_formatter(
         FuncFormatter(lambda v, _: f"{v:.0e}" if v < 1e-4 else format_share(v))
     )
-    legend_below(fig, handles, 3)
+    label_ends(axes[0][0], [*ends, (limit, "tolerance", INK)])
     wrong = list(dict.fromkeys(rows.loc[rows["worst"] > 1, "candidate"]))
     message = (
         f"{join_names([short(n) for n in wrong])} {'is' if len(wrong) == 1 else 'are'} wrong"
@@ -88,7 +88,7 @@ def plot_accuracy(loaded: RunFrame, op: str, device: str) -> Plot | None:
 
 def plot_spread(loaded: RunFrame, op: str, device: str) -> Plot | None:
     """Plot every sample of the base case over its candidate's median: one row per candidate, by process."""
-    rows = right_rows(at_base(loaded.table, op, (), {"device": device}))
+    rows = right_rows(at_base(loaded, op, (), {"device": device}))
     rows, same = one_per_program(rows[~rows["stopped_early"]])
     if rows.empty:
         return None

@@ -263,7 +263,7 @@ function table() {
       }
     },
   }));
-  new window.DataTable("#measurements", {
+  new DataTable("#measurements", {
     data: data.rows.map((_, i) => i), columns, deferRender: true, pageLength: 25, autoWidth: false, order: [],
     lengthMenu: [10, 25, 100, 500], language: { search: "Filter:", emptyTable: "No measurement" },
   });
