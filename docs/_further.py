@@ -78,6 +78,7 @@ def use_block(found: tuple[RunFrame, ...]) -> str:
     walls = [
         f"`{loaded.run.measurements[0].case.op}` {format_seconds(loaded.run.of(TimeBreakdown)[-1].wall_seconds)}"
         for loaded in found
+        if loaded.run.of(TimeBreakdown)
     ]
     return f"{as_markdown(table).strip()}\n\nWall time of each run: {', '.join(walls)}."
 
