@@ -93,6 +93,21 @@ def test_cli_bad_option_is_one_line_and_exit_2(words, says):
         (["--op", "nothing"], "no op 'nothing' is registered; there are"),
         (["--run", "a", "--resume", "b"], "names a new run"),
         (["depth_max_pool", "--axis", "shape=1x1x1x1"], "no case is left by --axis shape=1x1x1x1"),
+        (
+            [
+                "--sweep",
+                "quick",
+                "--op",
+                "spatial_max_pool",
+                "--op",
+                "depth_max_pool",
+                "--axis",
+                "window=100",
+                "--axis",
+                "pool_size=100",
+            ],
+            "no case is left by --axis window=100 --axis pool_size=100",
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

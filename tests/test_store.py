@@ -64,7 +64,7 @@ def write(folder, *records):
     return folder / JOURNAL
 
 
-@given(st.text(), st.lists(st.floats(0, 1e3), max_size=5))
+@given(st.text(), st.lists(st.floats(1e-12, 1e3), max_size=5))
 def test_a_record_comes_back_equal(text, seconds):
     record = measurement(reason=text, tail=text, samples=samples(seconds))
     assert one(encode_line(record)) == record
@@ -258,6 +258,8 @@ def test_read_run_invalid_journal_is_one_line(tmp_path, data):
         (measurement(samples=Samples(seconds=(1.0,), calls=(1,))), "lack process"),
         (measurement(samples=samples([math.nan])), "seconds"),
         (measurement(samples=samples([-1.0])), "float. >= 0.0 - at .*seconds"),
+        (measurement(samples=samples([0.0])), "seconds above 0"),
+        (measurement(samples=samples([1e308, 1e308])), "seconds above 0 and below 1e"),
         (measurement(read_nbytes=-1), "bytes count from 0"),
         (measurement(first_call_seconds=(math.inf,)), "first calls"),
         (TraceSummary(case=CASE, candidate="a", trace="../../home"), "named by a folder's name"),

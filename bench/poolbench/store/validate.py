@@ -33,6 +33,7 @@ TRACE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}|")
 _list_decoder: msgspec.json.Decoder[tuple[AnyRecord, ...]] = msgspec.json.Decoder(
     tuple[AnyRecord, ...], strict=False
 )
+MAX_SECONDS = 1e9  # per call: 30 years
 
 
 def decode_records(body: bytes, schema: int) -> tuple[AnyRecord, ...]:
@@ -122,9 +123,12 @@ def _check_samples(samples: Samples) -> None:
         raise StoreError("its samples' columns have unequal lengths")
     if count and not all(len(column) for column in columns[:3]):
         raise StoreError("its samples lack process, allocation or round")
-    # A finite sum has finite parts and is fast; check one by one only if the sum is not finite.
-    if not math.isfinite(sum(samples.seconds)) and not all(map(math.isfinite, samples.seconds)):
-        raise StoreError("its samples are not all finite seconds")
+    # A finite sum has finite parts. Ratios need times above 0.
+    seconds = samples.seconds or (1.0,)
+    if not (math.isfinite(sum(seconds)) and min(seconds) > 0 and max(seconds) < MAX_SECONDS):
+        raise StoreError(
+            f"its samples are not all finite seconds above 0 and below {MAX_SECONDS:g}"
+        )
 
 
 def _check_counts(record: Measurement) -> None:

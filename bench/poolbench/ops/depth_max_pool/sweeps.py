@@ -63,6 +63,7 @@ DEFAULT = Sweep(
 )  # fmt: skip
 QUICK = Sweep(
     base=BASE | {"shape": (8, 28, 28, 96)},
+    rules=RULES,
     parts=(
         product(candidates=MAIN[:5], mode=["graph"]),
         product(candidates=XLA_MAIN[:3], mode=["xla"]),
@@ -119,6 +120,7 @@ SELFTEST = Sweep(base=BASE | {"shape": (2, 28, 28, 96)})
 # Keras beside the bare function, on each framework: --axis backend=tensorflow,jax,torch.
 BACKENDS = Sweep(
     base=BASE,
+    rules=RULES,
     parts=product(
         candidates=[BASELINE, "keras-ops", LAYER, "keras-stock"],
         mode=["eager", "graph", "xla"],
