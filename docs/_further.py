@@ -127,10 +127,12 @@ def _layer_rows(loaded: RunFrame) -> Iterator[dict[str, str]]:
         found = [estimate.estimate(other.samples, own.samples) for other, own in both]
         mean = estimate.geometric_mean(found)
         bounds = [_seconds(other) / limits[case_label(own.case)] for other, own in both]
+        bounded = math.isfinite(mean.ratio_low)
+        interval = f" [{mean.ratio_low:.2f}, {mean.ratio_high:.2f}]" if bounded else ""
         yield {
             **dict(zip(("layer", "of", "mode", "pass", "over"), about, strict=True)),
             "cells": str(len(both)),
-            "speed": f"{mean.ratio:.2f}x [{mean.ratio_low:.2f}, {mean.ratio_high:.2f}]",
+            "speed": f"{mean.ratio:.2f}x" + interval,
             "worst": f"{min(one.ratio for one in found):.2f}x",
             "limit": f"{math.exp(statistics.fmean(map(math.log, bounds))):.2f}x" if all(b > 0 for b in bounds) else "",
         }  # fmt: skip
