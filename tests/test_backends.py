@@ -252,6 +252,20 @@ def test_flag_implausible_small_input_another_framework_may_call_faster():
     assert records["keras-ops@jax"].status == "ok"
 
 
+def test_flag_implausible_probe_slowed_by_other_processes_is_no_evidence():
+    case = case_of("depth_max_pool", mode="xla")
+    records = {
+        IDENTITY: ContenderRecord(IDENTITY, None, WorkerSpec()),
+        "a": ContenderRecord("a", REGISTRY.candidates["depth_max_pool", "keras-ops"], WorkerSpec()),
+    }
+    # Most calls of the probe waited for a processor; a few did not.
+    times = {IDENTITY: [9e-5] * 3 + [1e-3] * 17, "a": [1e-4] * 20}
+    for name, seconds in times.items():
+        records[name].columns = [(0, 0, n, 1, s, 0) for n, s in enumerate(seconds)]
+    flag_implausible(records, case, 0.5)
+    assert records["a"].status == "ok"
+
+
 # Real workers
 
 
