@@ -10,7 +10,10 @@ from poolbench.ops.global_avg_pool.sweeps import OP
 from poolbench.ops.shared import (
     CHANNELS_LAST_ONLY,
     NARROW_SUM,
+    accumulator,
     channel_axis,
+    function,
+    implementation,
     kernel_layout,
     sizes,
     spatial_axes,
@@ -32,13 +35,8 @@ NARROW_PRODUCT = KnownFailure(
 )
 
 
-@candidate(
-    op=OP,
-    name="layer-global_avg_pool",
-    backends=KERAS,
-    form="layer",
-    failures=(DEMOTED,),
-    snippet=snippets.layer_global_avg_pool,
+@implementation(
+    op=OP, name="layer-global_avg_pool", backends=KERAS, form="layer", failures=(DEMOTED,)
 )
 def layer_global_avg_pool(case: Case) -> Any:
     """keras.layers.GlobalAveragePooling2D."""
@@ -47,67 +45,34 @@ def layer_global_avg_pool(case: Case) -> Any:
     return keras.layers.GlobalAveragePooling2D(data_format=case.data_format, dtype=case.dtype)
 
 
-@candidate(
-    op=OP,
-    name="lambda-reduce_mean",
-    form="layer",
-    failures=(NARROW_SUM,),
-    snippet=snippets.lambda_reduce_mean,
-)
+@implementation(op=OP, name="lambda-reduce_mean", form="layer", failures=(NARROW_SUM,))
 def lambda_reduce_mean(case: Case) -> Any:
     """The textbook implementation: a Lambda around tf.reduce_mean."""
     import keras
     import tensorflow as tf
 
-    axes = list(spatial_axes(case))
-    return keras.layers.Lambda(lambda x: tf.reduce_mean(x, axis=axes), dtype=case.dtype)
+    axes = spatial_axes(case)
+    return keras.layers.Lambda(lambda x: tf.reduce_mean(x, axes), dtype=case.dtype)
 
 
-@candidate(op=OP, name="reduce_mean", failures=(NARROW_SUM,), snippet=snippets.reduce_mean)
-def reduce_mean(case: Case) -> Any:
+@function(op=OP, name="reduce_mean", failures=(NARROW_SUM,))
+def reduce_mean(case: Case, tf: Any, x: Any) -> Any:
     """tf.reduce_mean over height and width, without a layer."""
-    import tensorflow as tf
-
-    axes = list(spatial_axes(case))
-
-    def mean(x: Any) -> Any:
-        return tf.reduce_mean(x, axis=axes)
-
-    return mean
+    return tf.reduce_mean(x, spatial_axes(case))
 
 
-@candidate(op=OP, name="reduce_mean-float32", snippet=snippets.reduce_mean_float32)
-def reduce_mean_float32(case: Case) -> Any:
+@function(op=OP, name="reduce_mean-float32")
+def reduce_mean_float32(case: Case, tf: Any, x: Any) -> Any:
     """tf.reduce_mean of x cast to float32 (float64 stays), cast back."""
-    import tensorflow as tf
-
-    axes = list(spatial_axes(case))
-    wide = tf.float64 if case.dtype == "float64" else tf.float32
-
-    def mean_in_float32(x: Any) -> Any:
-        return tf.cast(tf.reduce_mean(tf.cast(x, wide), axis=axes), x.dtype)
-
-    return mean_in_float32
+    return tf.cast(tf.reduce_mean(tf.cast(x, accumulator(case)), spatial_axes(case)), x.dtype)
 
 
-@candidate(
-    op=OP,
-    name="avg_pool2d",
-    failures=(NARROW_SUM, CHANNELS_LAST_ONLY),
-    snippet=snippets.avg_pool2d,
-)
-def avg_pool2d(case: Case) -> Any:
+@function(op=OP, name="avg_pool2d", failures=(NARROW_SUM, CHANNELS_LAST_ONLY))
+def avg_pool2d(case: Case, tf: Any, x: Any) -> Any:
     """tf.nn.avg_pool2d with the full window."""
-    import tensorflow as tf
-
-    layout = kernel_layout(case)
-    axes = list(spatial_axes(case))
-
-    def pool_all(x: Any) -> Any:
-        window = [x.shape[axis] for axis in axes]
-        return tf.squeeze(tf.nn.avg_pool2d(x, window, window, "VALID", data_format=layout), axes)
-
-    return pool_all
+    window = [x.shape[axis] for axis in spatial_axes(case)]
+    y = tf.nn.avg_pool2d(x, window, window, "VALID", kernel_layout(case))
+    return tf.squeeze(y, spatial_axes(case))
 
 
 @candidate(
@@ -130,17 +95,10 @@ def keras_stock(case: Case) -> Any:
     return keras.Sequential([keras.Input(given, dtype=computed), pool, reshape])
 
 
-@candidate(op=OP, name="mean-of-means", failures=(NARROW_SUM,), snippet=snippets.mean_of_means)
-def mean_of_means(case: Case) -> Any:
+@function(op=OP, name="mean-of-means", failures=(NARROW_SUM,))
+def mean_of_means(case: Case, tf: Any, x: Any) -> Any:
     """The mean over the width, then over the height."""
-    import tensorflow as tf
-
-    height, width = spatial_axes(case)
-
-    def two_means(x: Any) -> Any:
-        return tf.reduce_mean(tf.reduce_mean(x, axis=width), axis=height)
-
-    return two_means
+    return tf.reduce_mean(tf.reduce_mean(x, spatial_axes(case)[1]), spatial_axes(case)[0])
 
 
 @candidate(op=OP, name="einsum", failures=(NARROW_SUM,), snippet=snippets.einsum)
@@ -166,12 +124,11 @@ def matmul_ones(case: Case) -> Any:
     import tensorflow as tf
 
     last = case.data_format == "channels_last"
+    channels, (height, width) = channel_axis(case), spatial_axes(case)
 
     def weighted_sum(x: Any) -> Any:
         shape = sizes(x)
-        n, c = shape[0], shape[channel_axis(case)]
-        height, width = (shape[axis] for axis in spatial_axes(case))
-        count = height * width
+        n, c, count = shape[0], shape[channels], shape[height] * shape[width]
         flat = tf.reshape(x, [n, count, c] if last else [n, c, count])
         weights = tf.fill([1, count], tf.constant(1, x.dtype) / tf.cast(count, x.dtype))
         product = tf.linalg.matmul(weights, flat, transpose_b=not last)
@@ -180,14 +137,10 @@ def matmul_ones(case: Case) -> Any:
     return weighted_sum
 
 
-@candidate(op=OP, name="keras-ops", backends=KERAS, failures=(DEMOTED,), snippet=snippets.keras_ops)
+@implementation(op=OP, name="keras-ops", backends=KERAS, failures=(DEMOTED,))
 def keras_ops(case: Case) -> Any:
     """keras.ops.mean: any Keras backend."""
     import keras
 
     axes = spatial_axes(case)
-
-    def ops_mean(x: Any) -> Any:
-        return keras.ops.mean(x, axis=axes)
-
-    return ops_mean
+    return lambda x: keras.ops.mean(x, axis=axes)
