@@ -288,6 +288,7 @@ def test_worker_without_another_backend_imports_neither_jax_nor_torch(tmp_path, 
     assert not (tmp_path / "imported").exists()
 
 
+@pytest.mark.slow
 def test_race_worker_with_another_setting_has_no_verdict(tmp_path):
     pytest.importorskip("torch")
     usual = WorkerSpec(backend="torch", threads=1)

@@ -124,4 +124,5 @@ def keras_ops(case: Case) -> Any:
     """keras.ops.max: any Keras backend."""
     import keras
 
-    return lambda x: keras.ops.max(x, axis=spatial_axes(case))
+    axes = spatial_axes(case)
+    return lambda x: keras.ops.max(x, axis=axes)

@@ -61,7 +61,7 @@ def cost_tables(races: Races, prior: Prior = SHIPPED) -> dict[str, pd.DataFrame]
     tables: dict[str, list[dict[str, str]]] = {}
     several = any(split_contender(name)[1] for found in races.values() for name in found)
     for case, found in races.items() if several else ():
-        entries, baseline = REGISTRY.of(case.op), REGISTRY.ops[case.op].baseline
+        entries = REGISTRY.of(case.op)  # a run may hold candidates of a file that is not loaded
         cases = [one for one in races if one.op == case.op]
         varied = [
             name
@@ -69,16 +69,16 @@ def cost_tables(races: Races, prior: Prior = SHIPPED) -> dict[str, pd.DataFrame]
             if name != "mode" and len({one.get(name) for one in cases}) > 1
         ]
         for label in BACKENDS:
-            here = {
-                name: m
-                for one, m in found.items()
-                for name, of in (split_contender(one),)
-                if of == label
-            }
-            own = [n for n in here if entries[n].backends == (label or "tensorflow",)]
+            here = {}
+            for one, m in found.items():
+                name, of = split_contender(one)
+                if of == label and name in entries:
+                    here[name] = m
+            alone = (label or "tensorflow",)
+            own = [n for n in here if (entries[n].backends, entries[n].form) == (alone, "function")]
             keras = [n for n in here if len(entries[n].backends) > 1]
             if own and keras:
-                base = baseline if baseline in own else own[0]
+                base = own[0] if (usual := REGISTRY.ops[case.op].baseline) not in own else usual
                 tables.setdefault(case.op, []).append(
                     {name: format_value(case.get(name)) for name in varied}
                     | {"backend": backend_and_mode(case, label)}

@@ -69,33 +69,32 @@ def _native(case: Case, padding: str | None = None) -> Callable[[Any], Any]:
     return max_pool
 
 
-def _fitted(x: Any, case: Case) -> Any:
-    """Drop the channels of x that fill no window ('valid'), or pad x with the lowest value ('same')."""
+# Cases are read when a candidate is built: reading one takes microseconds, which an eager call would pay.
+def _fitting(case: Case) -> Callable[[Any], Any]:
+    """Return a function that drops channels that fill no window ('valid'), or pads with the lowest value ('same')."""
     import tensorflow as tf
 
     count, before, after = windows(case)
-    axis, k = channel_axis(case), case.pool_size
+    axis = channel_axis(case)
+    begin, size, paddings = [0] * 4, [-1] * 4, [[0, 0]] * 4
+    size[axis] = count * case.pool_size
+    paddings[axis] = [before, after]
     if after < 0:
-        begin, size = [0] * 4, [-1] * 4
-        size[axis] = count * k
-        return tf.slice(x, begin, size)
+        return lambda x: tf.slice(x, begin, size)
     if before or after:
-        paddings = [[0, 0]] * 4
-        paddings[axis] = [before, after]
-        return tf.pad(x, paddings, constant_values=tf.constant(-np.inf, x.dtype))
-    return x
+        return lambda x: tf.pad(x, paddings, constant_values=tf.constant(-np.inf, x.dtype))
+    return lambda x: x
 
 
-def _grouped_shape(x: Any, case: Case) -> list[Any]:
-    """Return the sizes of x with the channels as (windows, k)."""
-    shape, axis = sizes(x), channel_axis(case)
-    return [*shape[:axis], windows(case)[0], case.pool_size, *shape[axis + 1 :]]
+def _shaping(case: Case, *channels: int) -> Callable[[Any], list[Any]]:
+    """Return a function of x to its sizes with these in place of the channels."""
+    axis = channel_axis(case)
 
+    def shape_of(x: Any) -> list[Any]:
+        shape = sizes(x)
+        return [*shape[:axis], *channels, *shape[axis + 1 :]]
 
-def _pooled_shape(x: Any, case: Case) -> list[Any]:
-    shape = sizes(x)
-    shape[channel_axis(case)] = windows(case)[0]
-    return shape
+    return shape_of
 
 
 @candidate(
@@ -168,9 +167,12 @@ def reshape_reduce_max(case: Case) -> Any:
     """tf.reshape to (..., C/k, k), tf.reduce_max over the last axis."""
     import tensorflow as tf
 
+    fit, grouped = _fitting(case), _shaping(case, windows(case)[0], case.pool_size)
+    axis = channel_axis(case) + 1
+
     def reshape_max(x: Any) -> Any:
-        x = _fitted(x, case)
-        return tf.reduce_max(tf.reshape(x, _grouped_shape(x, case)), axis=channel_axis(case) + 1)
+        x = fit(x)
+        return tf.reduce_max(tf.reshape(x, grouped(x)), axis=axis)
 
     return reshape_max
 
@@ -201,15 +203,14 @@ def slices_maximum(case: Case) -> Any:
 
     import tensorflow as tf
 
-    axis, k = channel_axis(case), case.pool_size
+    axis, k, fit = channel_axis(case), case.pool_size, _fitting(case)
+    places = [
+        tuple(slice(i, None, k) if j == axis else slice(None) for j in range(4)) for i in range(k)
+    ]
 
     def maximum_of_slices(x: Any) -> Any:
-        x = _fitted(x, case)
-        slices = [
-            x[tuple(slice(i, None, k) if j == axis else slice(None) for j in range(4))]
-            for i in range(k)
-        ]
-        return functools.reduce(tf.maximum, slices)
+        x = fit(x)
+        return functools.reduce(tf.maximum, [x[place] for place in places])
 
     return maximum_of_slices
 
@@ -227,13 +228,14 @@ def max_pool2d_view(case: Case) -> Any:
 
     last = case.data_format == "channels_last"
     window = (1, case.pool_size) if last else (case.pool_size, 1)
+    axis, padding = channel_axis(case), str(case.padding).upper()
+    pooled = _shaping(case, windows(case)[0])
 
     def pool_view(x: Any) -> Any:
-        n, *_ = shape = sizes(x)
-        c = shape[channel_axis(case)]
+        shape = sizes(x)
+        n, c = shape[0], shape[axis]
         view = tf.reshape(x, [n, -1, c, 1] if last else [n, c, -1, 1])
-        y = tf.nn.max_pool2d(view, window, window, str(case.padding).upper())
-        return tf.reshape(y, _pooled_shape(x, case))
+        return tf.reshape(tf.nn.max_pool2d(view, window, window, padding), pooled(x))
 
     return pool_view
 
@@ -245,10 +247,10 @@ def max_pool3d(case: Case) -> Any:
 
     k = case.pool_size
     window = (1, 1, k) if case.data_format == "channels_last" else (k, 1, 1)
+    padding = str(case.padding).upper()
 
     def pool3d(x: Any) -> Any:
-        y = tf.nn.max_pool3d(x[..., None], window, window, str(case.padding).upper())
-        return tf.squeeze(y, -1)
+        return tf.squeeze(tf.nn.max_pool3d(x[..., None], window, window, padding), -1)
 
     return pool3d
 
@@ -258,12 +260,13 @@ def transpose_reduce_max(case: Case) -> Any:
     """Transpose the windows to (k, E/k), reduce over the first axis, which compares whole vectors."""
     import tensorflow as tf
 
+    if case.data_format == "channels_first":  # the windows are strided in this layout
+        return reshape_reduce_max(case)
+    fit, k, pooled = _fitting(case), case.pool_size, _shaping(case, windows(case)[0])
+
     def transpose_max(x: Any) -> Any:
-        x = _fitted(x, case)
-        if case.data_format == "channels_first":  # the windows are strided in this layout
-            return tf.reduce_max(tf.reshape(x, _grouped_shape(x, case)), axis=2)
-        columns = tf.transpose(tf.reshape(x, [-1, case.pool_size]))
-        return tf.reshape(tf.reduce_max(columns, axis=0), _pooled_shape(x, case))
+        columns = tf.transpose(tf.reshape(fit(x), [-1, k]))
+        return tf.reshape(tf.reduce_max(columns, axis=0), pooled(x))
 
     return transpose_max
 

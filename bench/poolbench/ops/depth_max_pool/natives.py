@@ -64,20 +64,21 @@ def lax_reduce_window(case: Case) -> Any:
     return pool
 
 
+def _padding(case: Case) -> Any:
+    """Return a function of a tensor that pads it with the lowest value; without padding, itself."""
+    import torch
+
+    if case.padding != "same":
+        return lambda x: x
+    widths = [size for pair in reversed(_missing(case)) for size in pair]
+    return lambda x: torch.nn.functional.pad(x, widths, value=-float("inf"))
+
+
 @candidate(op=OP, name="torch-amax", backends=("torch",))
 def torch_amax(case: Case) -> Any:
     """torch.reshape to (..., C/k, k), torch.amax over the last axis."""
-    import torch
-
-    shape, axis = _grouped(case)
-    padding = [size for pair in reversed(_missing(case)) for size in pair]
-
-    def reshape_amax(x: Any) -> Any:
-        if case.padding == "same":
-            x = torch.nn.functional.pad(x, padding, value=-float("inf"))
-        return x[_kept(case)].reshape(shape).amax(axis)
-
-    return reshape_amax
+    pad, kept, (shape, axis) = _padding(case), _kept(case), _grouped(case)
+    return lambda x: pad(x)[kept].reshape(shape).amax(axis)
 
 
 @candidate(op=OP, name="torch-max_pool1d", backends=("torch",))
@@ -85,14 +86,11 @@ def torch_max_pool1d(case: Case) -> Any:
     """F.max_pool1d over the channels of the view (N*H*W, 1, C)."""
     import torch
 
-    pool = torch.nn.functional.max_pool1d
-    padding = [size for pair in reversed(_missing(case)) for size in pair]
+    pad, axis, k = _padding(case), channel_axis(case), case.pool_size
 
     def pool_channels(x: Any) -> Any:
-        if case.padding == "same":
-            x = torch.nn.functional.pad(x, padding, value=-float("inf"))
-        rows = x.movedim(channel_axis(case), -1)
-        y = pool(rows.reshape(-1, 1, rows.shape[-1]), case.pool_size)
-        return y.reshape(*rows.shape[:-1], -1).movedim(-1, channel_axis(case))
+        rows = pad(x).movedim(axis, -1)
+        y = torch.nn.functional.max_pool1d(rows.reshape(-1, 1, rows.shape[-1]), k)
+        return y.reshape(*rows.shape[:-1], -1).movedim(-1, axis)
 
     return pool_channels

@@ -9,6 +9,9 @@ from poolbench.ops.global_avg_pool.sweeps import OP
 from poolbench.ops.shared import (
     CHANNELS_LAST_ONLY,
     NARROW_SUM,
+    accumulator,
+    channel_axis,
+    function,
     implementation,
     kernel_layout,
     sizes,
@@ -48,41 +51,27 @@ def lambda_reduce_mean(case: Case) -> Any:
     import tensorflow as tf
 
     axes = spatial_axes(case)
-    return keras.layers.Lambda(lambda x: tf.reduce_mean(x, axis=axes), dtype=case.dtype)
+    return keras.layers.Lambda(lambda x: tf.reduce_mean(x, axes), dtype=case.dtype)
 
 
-@implementation(op=OP, name="reduce_mean", failures=(NARROW_SUM,))
-def reduce_mean(case: Case) -> Any:
+@function(op=OP, name="reduce_mean", failures=(NARROW_SUM,))
+def reduce_mean(case: Case, tf: Any, x: Any) -> Any:
     """tf.reduce_mean over height and width, without a layer."""
-    import tensorflow as tf
-
-    axes = spatial_axes(case)
-    return lambda x: tf.reduce_mean(x, axis=axes)
+    return tf.reduce_mean(x, spatial_axes(case))
 
 
-@implementation(op=OP, name="reduce_mean-float32")
-def reduce_mean_float32(case: Case) -> Any:
+@function(op=OP, name="reduce_mean-float32")
+def reduce_mean_float32(case: Case, tf: Any, x: Any) -> Any:
     """tf.reduce_mean of x cast to float32 (float64 stays), cast back."""
-    import tensorflow as tf
-
-    axes = spatial_axes(case)
-    wide = tf.float64 if case.dtype == "float64" else tf.float32
-    return lambda x: tf.cast(tf.reduce_mean(tf.cast(x, wide), axis=axes), x.dtype)
+    return tf.cast(tf.reduce_mean(tf.cast(x, accumulator(case)), spatial_axes(case)), x.dtype)
 
 
-@implementation(op=OP, name="avg_pool2d", failures=(NARROW_SUM, CHANNELS_LAST_ONLY))
-def avg_pool2d(case: Case) -> Any:
+@function(op=OP, name="avg_pool2d", failures=(NARROW_SUM, CHANNELS_LAST_ONLY))
+def avg_pool2d(case: Case, tf: Any, x: Any) -> Any:
     """tf.nn.avg_pool2d with the full window."""
-    import tensorflow as tf
-
-    layout = kernel_layout(case)
-    axes = spatial_axes(case)
-
-    def pool_all(x: Any) -> Any:
-        window = [x.shape[axis] for axis in axes]
-        return tf.squeeze(tf.nn.avg_pool2d(x, window, window, "VALID", data_format=layout), axes)
-
-    return pool_all
+    window = [x.shape[axis] for axis in spatial_axes(case)]
+    y = tf.nn.avg_pool2d(x, window, window, "VALID", kernel_layout(case))
+    return tf.squeeze(y, spatial_axes(case))
 
 
 @implementation(
@@ -104,13 +93,10 @@ def keras_stock(case: Case) -> Any:
     return keras.Sequential([keras.Input(given, dtype=computed), pool, reshape])
 
 
-@implementation(op=OP, name="mean-of-means", failures=(NARROW_SUM,))
-def mean_of_means(case: Case) -> Any:
+@function(op=OP, name="mean-of-means", failures=(NARROW_SUM,))
+def mean_of_means(case: Case, tf: Any, x: Any) -> Any:
     """The mean over the width, then over the height."""
-    import tensorflow as tf
-
-    height, width = spatial_axes(case)
-    return lambda x: tf.reduce_mean(tf.reduce_mean(x, axis=width), axis=height)
+    return tf.reduce_mean(tf.reduce_mean(x, spatial_axes(case)[1]), spatial_axes(case)[0])
 
 
 @implementation(op=OP, name="einsum", failures=(NARROW_SUM,))
@@ -134,12 +120,12 @@ def matmul_ones(case: Case) -> Any:
     import tensorflow as tf
 
     last = case.data_format == "channels_last"
-    height, width = spatial_axes(case)
+    channels, (height, width) = channel_axis(case), spatial_axes(case)
 
     def weighted_sum(x: Any) -> Any:
         shape = sizes(x)
-        count = shape[height] * shape[width]
-        flat = tf.reshape(x, [shape[0], count, shape[3]] if last else [*shape[:2], count])
+        n, c, count = shape[0], shape[channels], shape[height] * shape[width]
+        flat = tf.reshape(x, [n, count, c] if last else [n, c, count])
         weights = tf.fill([1, count], tf.constant(1, x.dtype) / tf.cast(count, x.dtype))
         return tf.squeeze(tf.matmul(weights, flat, transpose_b=not last), axis=1)
 

@@ -19,5 +19,5 @@ def mean(case: Case, xp: Any, x: Any) -> Any:
 @function(op=OP, name="torch-adaptive_avg_pool2d", backend="torch")
 def adaptive_avg_pool2d(case: Case, torch: Any, x: Any) -> Any:
     """F.adaptive_avg_pool2d to one pixel, on a view as NCHW."""
-    x = x.movedim(-1, 1) if channels_last(case) else x
-    return torch.nn.functional.adaptive_avg_pool2d(x, 1).flatten(1)
+    maps = x.movedim(-1, 1) if channels_last(case) else x
+    return torch.nn.functional.adaptive_avg_pool2d(maps, 1).flatten(1)
