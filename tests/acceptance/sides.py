@@ -81,8 +81,9 @@ def race(pairs: Any, seconds: float, *, share: float = 0.0) -> Report:
 
 
 def judge(found: Sequence[SideBySide], **facts: Any) -> dict[str, Any]:
-    """Return the counts of the verdicts, and how wide the intervals are."""
-    widths = [one.wall.half_width for one in found if one.wall.low is not None]
+    """Return the counts of the verdicts on what has an interval, and how wide the intervals are."""
+    found = [one for one in found if one.wall.low is not None]
+    widths = [one.wall.half_width for one in found]
     return {
         **facts, "comparisons": len(found), "verdicts": Counter(one.verdict for one in found),
         "false": [f"{one.candidate} {case_label(one.case)} {one.verdict} {one.wall.ratio:.3f}"
