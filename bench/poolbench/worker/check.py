@@ -207,7 +207,9 @@ def compare(
         of = given[0] if given else np.abs(wanted)
         absolute = max(absolute, float(error.max()))
         relative = max(relative, _largest(error, of))
-        worst = max(worst, _largest(error, bound.absolute + bound.relative * of))
+        with np.errstate(invalid="ignore"):  # no error is allowed beside an infinite value
+            allowed = bound.absolute + bound.relative * of
+        worst = max(worst, _largest(error, allowed))
     return Difference(worst=worst, relative=relative, absolute=absolute)
 
 
