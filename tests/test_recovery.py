@@ -6,7 +6,7 @@ from fakes import ANSWERS, BLOCK, OPENED, FakePool, FakeWorker, fake_candidate, 
 from poolbench.core.case import make_case
 from poolbench.core.errors import WorkerFailure
 from poolbench.core.plan import Plan
-from poolbench.engine.race import Race
+from poolbench.engine.race import MOST_SLEEPS, Race
 from poolbench.engine.recovery import MAX_DEATHS
 from poolbench.machine.info import Usage
 from poolbench.worker import contender, session, timing
@@ -97,6 +97,15 @@ def test_batch_in_which_the_run_slept_is_done_again(monkeypatch):
     found, after = run({})
     batch = (timing.time_batch, "all")
     assert after.count(batch) == before.count(batch) + 2  # the first of each process
+    assert len(found["other"].samples) == len(undisturbed["other"].samples)
+
+
+def test_run_that_seems_to_sleep_in_every_batch_ends(monkeypatch):
+    undisturbed, before = run({})
+    monkeypatch.setattr(FakeWorker, "slept", True)
+    found, after = run({})
+    batch = (timing.time_batch, "all")
+    assert after.count(batch) == before.count(batch) + MOST_SLEEPS
     assert len(found["other"].samples) == len(undisturbed["other"].samples)
 
 
