@@ -1,11 +1,10 @@
 """AdaptivePooling2D against a float64 reference with its gradient, in every mode of TensorFlow and on JAX."""
 
-import json
 import os
 
 import numpy as np
 import pytest
-from alone import run_alone
+from alone import draw_many, run_alone, run_on_jax
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -129,23 +128,18 @@ def test_adaptive_pooling_any_inputs_equal_the_reference(examples, monkeypatch):
 
 
 JAX_CODE = """
-import json, keras, numpy as np, adaptive_pooling, jax
-assert keras.backend.backend() == "jax"
-data = np.load("cases.npz")
-out = {}
-for i, (output, kind, data_format, dtype) in enumerate(json.load(open("cases.json"))):
-    layer = adaptive_pooling.AdaptivePooling2D(output, kind, data_format, dtype=dtype)
-    x, dy = (data[f"{name}{i}"].astype(jax.numpy.dtype(dtype)) for name in ("x", "dy"))
+import adaptive_pooling
+
+def run(case, x, dy):
+    names = ("output", "kind", "data_format")
+    layer = adaptive_pooling.AdaptivePooling2D(*(case[n] for n in names), dtype=case["dtype"])
 
     @jax.jit
     def both(x, dy):
         y, pull = jax.vjp(layer, x)
         return y, pull(dy)[0]
 
-    y, dx = both(x, dy)
-    out[f"y{i}"], out[f"dx{i}"] = np.asarray(y).astype("float32"), np.asarray(dx).astype("float32")
-np.savez("out.npz", **out)
-print(json.dumps(None))
+    return dict(zip(("y", "dx"), both(x, dy)))
 """
 
 
@@ -153,20 +147,14 @@ print(json.dumps(None))
 @pytest.mark.parametrize("examples", JAX_EXAMPLES)
 def test_adaptive_pooling_on_jax_equals_the_reference(examples, tmp_path):
     pytest.importorskip("jax")
-    cases = []
-    dtypes = ("float32", "float16", "bfloat16")
-    settings(max_examples=examples)(given(problems(dtypes))(lambda case: cases.append(case)))()
-    data = {}
-    for i, case in enumerate(cases):
+
+    def arrays(case):
         x, dy, _ = arrays_of(case)
-        data |= {f"x{i}": moved(case, x), f"dy{i}": moved(case, dy)}
-    np.savez(tmp_path / "cases.npz", **data)
-    names = ("output", "kind", "data_format", "dtype")
-    (tmp_path / "cases.json").write_text(json.dumps([[c[n] for n in names] for c in cases]))
-    run_alone("adaptive_pooling", tmp_path, JAX_CODE, KERAS_BACKEND="jax")
-    out = np.load(tmp_path / "out.npz")
-    for i, case in enumerate(cases):
-        check(case, out[f"y{i}"], out[f"dx{i}"])
+        return {"x": moved(case, x), "dy": moved(case, dy)}
+
+    cases = draw_many(problems(("float32", "float16", "bfloat16")), examples)
+    for case, out in run_on_jax("adaptive_pooling", tmp_path, cases, arrays, JAX_CODE):
+        check(case, out["y"], out["dx"])
 
 
 @pytest.mark.slow

@@ -1,11 +1,10 @@
 """GeMPooling2D against a float64 reference with its gradient, in every mode of TensorFlow and on JAX."""
 
-import json
 import os
 
 import numpy as np
 import pytest
-from alone import run_alone
+from alone import draw_many, run_alone, run_on_jax
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -112,13 +111,10 @@ def test_gem_pooling_any_inputs_equal_the_reference(examples):
 
 
 JAX_CODE = """
-import json, keras, numpy as np, gem_pooling, jax
-assert keras.backend.backend() == "jax"
-data = np.load("cases.npz")
-out = {}
-for i, (p, learned, data_format, dtype) in enumerate(json.load(open("cases.json"))):
-    layer = gem_pooling.GeMPooling2D(p, learned, data_format, dtype=dtype)
-    x, dy = (data[f"{name}{i}"].astype(jax.numpy.dtype(dtype)) for name in ("x", "dy"))
+import gem_pooling
+
+def run(case, x, dy):
+    layer = gem_pooling.GeMPooling2D(case["p"], case["learned"], case["data_format"], dtype=case["dtype"])
     layer.build(x.shape)
     weights = [jax.numpy.asarray(v.value) for v in layer.trainable_variables]
 
@@ -128,10 +124,7 @@ for i, (p, learned, data_format, dtype) in enumerate(json.load(open("cases.json"
         return y, *pull(dy)
 
     y, dw, dx = both(weights, x, dy)
-    out[f"y{i}"], out[f"dx{i}"] = np.asarray(y).astype("float32"), np.asarray(dx).astype("float32")
-    out[f"dp{i}"] = np.asarray(dw[0] if dw else [np.nan]).astype("float32")
-np.savez("out.npz", **out)
-print(json.dumps(None))
+    return {"y": y, "dx": dx} | ({"dp": dw[0]} if dw else {})
 """
 
 
@@ -139,21 +132,14 @@ print(json.dumps(None))
 @pytest.mark.parametrize("examples", [MANY])
 def test_gem_pooling_on_jax_equals_the_reference(examples, tmp_path):
     pytest.importorskip("jax")
-    cases = []
-    dtypes = ("float32", "float16", "bfloat16")
-    settings(max_examples=examples)(given(problems(dtypes))(lambda case: cases.append(case)))()
-    data = {}
-    for i, case in enumerate(cases):
+
+    def arrays(case):
         x, dy, _ = arrays_of(case)
-        data |= {f"x{i}": moved(case, x), f"dy{i}": dy}
-    np.savez(tmp_path / "cases.npz", **data)
-    names = ("p", "learned", "data_format", "dtype")
-    (tmp_path / "cases.json").write_text(json.dumps([[c[n] for n in names] for c in cases]))
-    run_alone("gem_pooling", tmp_path, JAX_CODE, KERAS_BACKEND="jax")
-    out = np.load(tmp_path / "out.npz")
-    for i, case in enumerate(cases):
-        dp = out[f"dp{i}"].item() if case["learned"] else None
-        check(case, out[f"y{i}"], out[f"dx{i}"], dp)
+        return {"x": moved(case, x), "dy": dy}
+
+    cases = draw_many(problems(("float32", "float16", "bfloat16")), examples)
+    for case, out in run_on_jax("gem_pooling", tmp_path, cases, arrays, JAX_CODE):
+        check(case, out["y"], out["dx"], out["dp"].item() if case["learned"] else None)
 
 
 @pytest.mark.parametrize("mode", MODES)
