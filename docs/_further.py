@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pandas as pd
-from poolbench.core.case import Case, case_label
+from poolbench.core.case import case_label
 from poolbench.core.records import Measurement, TimeBreakdown, is_right
 from poolbench.core.registry import input_nbytes
 from poolbench.core.text import format_seconds, one_line
+from poolbench.report.backends import races_of
 from poolbench.report.formats import as_markdown
 from poolbench.report.frame import RunFrame, load
 from poolbench.report.recommend import answer
@@ -89,14 +90,6 @@ def layers_block(found: tuple[RunFrame, ...]) -> str:
     return _table(rows) if rows else "No run of an op with a layer is committed."
 
 
-def _races(loaded: RunFrame) -> dict[Case, dict[str, Measurement]]:
-    races: dict[Case, dict[str, Measurement]] = {}
-    for m in loaded.run.measurements:
-        if m.kind == "candidate":
-            races.setdefault(m.case, {})[m.candidate] = m
-    return races
-
-
 def _seconds(m: Measurement) -> float:
     return statistics.median(m.samples.seconds)
 
@@ -104,7 +97,7 @@ def _seconds(m: Measurement) -> float:
 def _layer_rows(loaded: RunFrame) -> Iterator[dict[str, str]]:
     limits = dict(zip(loaded.table["label"], loaded.table["bandwidth_limit_seconds"], strict=True))
     pairs: dict[tuple[str, ...], list[tuple[Measurement, Measurement]]] = {}
-    for case, race in _races(loaded).items():
+    for case, race in races_of(loaded.run.measurements).items():
         if case.op not in LAYERS:
             continue
         layer, name, replaced, words = LAYERS[case.op]

@@ -30,7 +30,6 @@ BORDER = ("12x112x112x64", "13x112x112x64")
 
 
 @functools.cache
-@functools.cache
 def gpu_runs(root: Path) -> tuple[RunFrame, ...]:
     """Return the committed runs whose machine had a GPU."""
     folders = [path.parent for path in sorted((root / "results").glob(f"reference-*/{JOURNAL}"))]

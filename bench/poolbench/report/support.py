@@ -13,9 +13,8 @@ from poolbench.core.records import MatrixCell
 from poolbench.report.frame import RunFrame
 from poolbench.store.journal import JOURNAL, StoredRun, read_run
 
-CHECKOUT = (
-    Path(__file__).parents[3] / "results"
-)  # its reference runs ship with a checkout, not with a wheel
+# Reference runs ship with a checkout, not with a wheel.
+CHECKOUT = Path(__file__).parents[3] / "results"
 STANDS_IN = "Checks of the reference run stand in: same op, device kind and TensorFlow version."
 
 

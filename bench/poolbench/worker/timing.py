@@ -25,9 +25,8 @@ from poolbench.worker.backends import Call
 from poolbench.worker.session import OpenCase, Session
 
 clock, processor_clock = perf_counter, process_time
-ESTIMATE_SECONDS = (
-    0.05  # no further call of an estimate after it: rounds correct what one call says
-)
+# An estimate makes no further call after this time: rounds correct what one call says.
+ESTIMATE_SECONDS = 0.05
 ENERGY_CALLS = 10  # between two readings of the device's counter
 ENERGY_SECONDS, ENERGY_LIMIT_SECONDS = 0.1, 3.0
 

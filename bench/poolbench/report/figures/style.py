@@ -349,6 +349,6 @@ def png_of(fig: Figure) -> bytes:
             layout.execute(fig)
         fig.set_layout_engine(
             None
-        )  # "none" would leave a placeholder, for which savefig draws twice
+        )  # "none" would leave a placeholder, which makes savefig draw twice
         fig.savefig(out, format="png", dpi=130, facecolor="white")
     return out.getvalue()
