@@ -85,3 +85,11 @@ def test_snippet_in_a_fresh_namespace_gives_the_candidate_s_outputs(tf, op, name
         assert found.dtype == expected.dtype
         tolerance = 0 if op == "depth_max_pool" else 1e-3 if case.dtype == "float16" else 1e-6
         np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance)
+
+
+def test_paste_layer_is_written_without_keras_defaults():
+    entry = REGISTRY.candidates["global_avg_pool", "layer-global_avg_pool"]
+    case = REGISTRY.ops["global_avg_pool"].sweep("default").base_case
+    assert entry.snippet(case).endswith("pool = keras.layers.GlobalAveragePooling2D()\n")
+    told = entry.snippet(case.replace(data_format="channels_first", dtype="float16"))
+    assert "GlobalAveragePooling2D(data_format='channels_first', dtype='float16')" in told

@@ -170,8 +170,12 @@ def _is_literal(value: Any) -> bool:
     return isinstance(value, (bool, int, float, str))
 
 
+# What a Keras layer does without being told.
+USUAL = {("data_format", "channels_last"), ("dtype", "float32")}
+
+
 class _Folded(ast.NodeTransformer):
-    """Replace what depends on the case alone by its value, branches too; drop annotations."""
+    """Replace what depends on the case alone by its value, branches too; drop annotations and a layer's defaults."""
 
     def __init__(self, names: dict[str, Any], case: Case) -> None:
         self._names, self._case = names, case
@@ -190,6 +194,15 @@ class _Folded(ast.NodeTransformer):
             if _is_literal(value):
                 return ast.parse(repr(value), mode="eval").body
         node = super().visit(node)
+        # Of classes alone: a function's dtype is not float32 unless it is told.
+        if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2][0].isupper():
+            node.keywords = [
+                word
+                for word in node.keywords
+                if not (
+                    isinstance(word.value, ast.Constant) and (word.arg, word.value.value) in USUAL
+                )
+            ]
         if isinstance(node, (ast.If, ast.IfExp)) and isinstance(node.test, ast.Constant):
             return node.body if node.test.value else node.orelse
         return node

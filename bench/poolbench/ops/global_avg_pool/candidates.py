@@ -12,6 +12,7 @@ from poolbench.ops.shared import (
     accumulator,
     channel_axis,
     function,
+    image_spec,
     implementation,
     kernel_layout,
     sizes,
@@ -85,12 +86,19 @@ def keras_stock(case: Case) -> Any:
     """Return stock layers: AveragePooling2D over the whole image, Reshape."""
     import keras
 
-    _, h, w, c = case.shape
-    computed = keras.dtype_policies.get(case.dtype).compute_dtype  # the dtype may be a mixed policy
-    given = (h, w, c) if case.data_format == "channels_last" else (c, h, w)
-    pool = keras.layers.AveragePooling2D((h, w), data_format=case.data_format, dtype=case.dtype)
-    reshape = keras.layers.Reshape((c,), dtype=case.dtype)
-    return keras.Sequential([keras.Input(given, dtype=computed), pool, reshape])
+    given = keras.Input(image_spec(case).shape[1:], dtype=_compute_dtype(case))
+    pool = keras.layers.AveragePooling2D(
+        case.shape[1:3], data_format=case.data_format, dtype=case.dtype
+    )
+    reshape = keras.layers.Reshape(case.shape[3:], dtype=case.dtype)
+    return keras.Sequential([given, pool, reshape])
+
+
+def _compute_dtype(case: Case) -> str:
+    """Return the dtype that layers compute in: the case's may be a mixed policy."""
+    import keras
+
+    return str(keras.dtype_policies.get(case.dtype).compute_dtype)
 
 
 @function(op=OP, name="mean-of-means", failures=(NARROW_SUM,))
