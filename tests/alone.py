@@ -1,4 +1,4 @@
-"""Run a copy of one file of the package without the rest of the package, on JAX too."""
+"""Run Python in a process of its own: a copy of one file of the package alone, on JAX too; what a command costs."""
 
 import json
 import os
@@ -11,6 +11,31 @@ import numpy as np
 from hypothesis import given, settings
 
 PACKAGE = Path(__file__).parent.parent / "bench" / "poolbench"
+
+
+def cpu_seconds(*words):
+    """Run Python with these words; return its CPU seconds (user and system) and the finished process."""
+    before = os.times()
+    done = subprocess.run(
+        [sys.executable, *words],
+        cwd=PACKAGE.parents[1],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    after = os.times()
+    return sum(after[2:4]) - sum(before[2:4]), done
+
+
+def compare_with_pandas(*words):
+    """Run Python with these words; return its CPU time over that of `import pandas`, and the process.
+
+    A ratio, for the same words take twice as long on a machine that others use as well. The two run
+    in turn, and the least of three counts for each.
+    """
+    runs = [(cpu_seconds(*words), cpu_seconds("-c", "import pandas")) for _ in range(3)]
+    least, pandas = (min(seconds for seconds, _ in side) for side in zip(*runs, strict=True))
+    return least / pandas, runs[0][0][1]
 
 
 def run_alone(module, folder, code, **environment):

@@ -1,12 +1,11 @@
 """Imports load no framework, collection is fast, and files name no machine."""
 
 import ast
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from alone import compare_with_pandas
 
 ROOT = Path(__file__).parent.parent
 BENCH = ROOT / "bench" / "poolbench"
@@ -46,59 +45,30 @@ def test_package_imports_no_suite(path):
     assert not any(name.split(".")[0] in ("suites", "tests") for name in imports_of(path))
 
 
-def run_and_list_frameworks(*words, limit_seconds):
-    """Run Python with these words; its CPU seconds, and which frameworks it had loaded at its end.
-
-    CPU time, for wall time depends on what else runs on the machine.
-    """
-    code = (
-        "import atexit, sys\n"
-        "atexit.register(lambda: print('LOADED', [n for n in ('tensorflow.python', 'keras.src', 'jax', 'torch')"
-        " if n in sys.modules], file=sys.stderr))\n"
-        "import runpy\n"
-        f"sys.argv = {list(words)!r}\n"
-        "runpy.run_path(sys.argv[0], run_name='__main__') if sys.argv[0].endswith('.py')"
-        " else runpy.run_module(sys.argv[0], run_name='__main__')\n"
-    )
-    seconds = []
-    for _ in range(3):  # the least of three: a busy machine makes CPU time longer too
-        before = os.times()
-        done = subprocess.run(
-            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
-        )
-        after = os.times()
-        seconds.append(
-            after.children_user
-            - before.children_user
-            + after.children_system
-            - before.children_system
-        )
-        if seconds[-1] < limit_seconds:
-            break
-    return min(seconds), done
+LIST_FRAMEWORKS = """
+import atexit, runpy, sys
+heavy = "tensorflow.python", "keras.src", "jax", "torch"
+atexit.register(lambda: print("LOADED", [name for name in heavy if name in sys.modules], file=sys.stderr))
+sys.argv = sys.argv[1:]
+run = runpy.run_path if sys.argv[0].endswith(".py") else runpy.run_module
+run(sys.argv[0], run_name="__main__")
+"""
 
 
 def test_collection_is_quick_and_loads_no_framework():
-    seconds, done = run_and_list_frameworks(
-        # Hypothesis' plugin loads all of it at the end of every session; benches do without it.
-        "pytest",
-        "suites",
-        "--collect-only",
-        "-q",
-        "-p",
-        "no:hypothesispytest",
-        limit_seconds=2,
-    )
+    # Hypothesis' plugin loads all of it at the end of every session; benches do without it.
+    words = "pytest suites --collect-only -q -p no:hypothesispytest".split()
+    ratio, done = compare_with_pandas("-c", LIST_FRAMEWORKS, *words)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "LOADED []" in done.stderr
-    assert seconds < 2
+    assert ratio < 4  # two seconds where pandas takes half a one
 
 
 def test_the_report_s_help_is_quick_and_loads_no_framework():
-    seconds, done = run_and_list_frameworks("report.py", "--help", limit_seconds=1.5)
+    ratio, done = compare_with_pandas("-c", LIST_FRAMEWORKS, "report.py", "--help")
     assert done.returncode == 0, done.stderr
     assert "LOADED []" in done.stderr
-    assert seconds < 1.5
+    assert ratio < 2
 
 
 def test_no_file_carries_a_path_of_a_machine_or_a_registry():
