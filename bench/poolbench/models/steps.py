@@ -7,6 +7,7 @@ user's own; it costs nothing beside the rest.
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 import re
@@ -202,13 +203,12 @@ def _open_isolated(session: Session, name: str, *, check: bool) -> OpenedContend
     base, total = opened.inputs, len(model.pools) * opened.copies
     xs = [base + i * opened.copies + copy for i in chosen for copy in range(opened.copies)]
     dys = [place + total for place in xs] if case.direction == "training" else []
-    isolated = make_isolated(
-        [model.pools[i].layer for i in chosen], calls, opened.copies, case.direction
-    )
     return open_call(
         session,
         name,
-        lambda: _in_mode(isolated, case.mode),
+        partial(
+            make_isolated, [model.pools[i].layer for i in chosen], calls, opened.copies, case.mode
+        ),
         places=(*xs, *dys),
         # Values only: correct gradients may differ at ties, and `find` has compared them.
         judge=partial(_judge, opened, ",".join(map(str, chosen)), len(xs)) if check else None,
@@ -319,7 +319,7 @@ def make_training(model: Model) -> Call:
 STEPS: dict[str, Callable[[Model], Call]] = {"forward": make_inference, "training": make_training}
 
 
-def make_isolated(names: Sequence[str], calls: Sequence[Call], copies: int, direction: str) -> Call:
+def make_isolated(names: Sequence[str], calls: Sequence[Call], copies: int, mode: str) -> Call:
     """Return a function of isolated pools, one after another, each `copies` times on inputs of its own.
 
     It takes the inputs of pool 0, copy 0, 1, ..., of pool 1, ..., then, in training, as many dy in the
@@ -327,27 +327,35 @@ def make_isolated(names: Sequence[str], calls: Sequence[Call], copies: int, dire
     """
     import tensorflow as tf
 
+    # Traced once for all copies, whose graphs TensorFlow puts inline: tracing each takes longer than the race.
+    inner = "eager" if mode == "eager" else "graph"
+    passes = [
+        _in_mode(partial(_one_pass, name, call), inner)
+        for name, call in zip(names, calls, strict=True)
+    ]
     count = len(names) * copies
 
     def isolated(*arguments: Any) -> tuple[Any, ...]:
-        outputs: list[Any] = []
-        gradients: list[Any] = []
-        last: list[Any] = []
-        for i, x in enumerate(arguments[:count]):
+        done: list[Any] = []
+        for i in range(count):
             # One after another, as in a model: side by side they would share the cores.
-            with tf.control_dependencies(last), tf.GradientTape() as tape:
-                if direction == "training":
-                    tape.watch(x)
-                y = calls[i // copies](x)
-            outputs.append(y)
-            last = [y]
-            if direction == "training":
-                with tf.control_dependencies(last):
-                    dx = tape.gradient(y, x, output_gradients=arguments[count + i])
-                if dx is None:
-                    raise TypeError(f"no gradient through {names[i // copies]}")
-                gradients.append(dx)
-                last = [dx]
-        return (*outputs, *gradients)
+            with tf.control_dependencies(done[-1] if done else ()):
+                done.append(passes[i // copies](*arguments[i::count]))
+        return tuple(itertools.chain(*zip(*done, strict=True)))
 
-    return isolated
+    return _in_mode(isolated, mode)
+
+
+def _one_pass(name: str, call: Call, x: Any, *dy: Any) -> tuple[Any, ...]:
+    """Return (y,), and with dy (y, dx)."""
+    import tensorflow as tf
+
+    if not dy:
+        return (call(x),)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = call(x)
+    dx = tape.gradient(y, x, output_gradients=dy[0])
+    if dx is None:
+        raise TypeError(f"no gradient through {name}")
+    return y, dx
