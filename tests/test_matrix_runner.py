@@ -15,7 +15,7 @@ from poolbench.engine.run import Run, RunOptions
 from poolbench.matrix import PROBES, record
 from poolbench.matrix.finding import Finding
 from poolbench.matrix.runner import PendingCell, all_keys, fill, plan_cells
-from poolbench.store.journal import read_run
+from poolbench.store.journal import JOURNAL, read_run
 from poolbench.worker import session
 
 
@@ -246,3 +246,21 @@ def test_run_matrix_resumed_runs_only_missing_cells(candidates, opened, tmp_path
         "2 cells",
         "1 cells",
     ]
+
+
+@pytest.mark.fault(
+    "`poolbench matrix` is killed",
+    "its checks are kept but for the line in progress; resuming runs those that are missing",
+)
+def test_run_matrix_torn_line_runs_that_check_again(candidates, opened, tmp_path):
+    folder, said = tmp_path / "run", []
+    keys = [(OP, "one", "nan"), (OP, "one", "negative"), (OP, "two", "nan")]
+    with Run(RunOptions(folder=folder)) as run:
+        record.run_matrix(run, keys[:2], say=said.append)
+    path = folder / JOURNAL
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-10])  # as a kill while the line was written leaves it
+    with Run(RunOptions(folder=folder, resume=True)) as run:
+        record.run_matrix(run, keys, say=said.append)
+    assert path.read_bytes().startswith(whole[: whole.rindex(b"\n", 0, -1)])
+    assert sorted((c.op, c.candidate, c.probe) for c in read_run(folder).capabilities) == keys

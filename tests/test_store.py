@@ -1,4 +1,5 @@
 import math
+import random
 import subprocess
 import sys
 import zlib
@@ -6,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+import synthetic
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from poolbench.core.case import make_case
@@ -144,6 +146,41 @@ def test_journal_damaged_line_costs_its_own_race_and_is_reported(tmp_path):
     with Journal(tmp_path) as journal:
         journal.append(measurement(candidate="b"))
     assert [m.candidate for m in read_run(tmp_path).measurements] == ["a", "c", "b"]
+
+
+KINDS = {type(r).__name__: r for r in (HEADER, measurement(), *synthetic.extras())}
+
+
+@pytest.mark.fault(
+    "a changed bit or a cut in a line of any kind",
+    "it is reported, or refused in one line, and changes nothing else",
+)
+@pytest.mark.parametrize("kind", KINDS)
+def test_journal_damage_in_a_line_of_any_kind_is_told(tmp_path, kind):
+    generator = random.Random(kind)
+    found = list(KINDS.values())
+    path = write(tmp_path, *found)
+    lines = path.read_bytes().splitlines(keepends=True)
+    number = list(KINDS).index(kind)
+    rest = found[1:number] + found[number + 1 :]
+    for flip in [True, False] * 30:
+        damaged = bytearray(lines[number])
+        place = generator.randrange(
+            len(damaged) - 1
+        )  # without its end the next line is damaged too
+        if flip:
+            damaged[place] ^= 1 << generator.randrange(8)
+        else:
+            del damaged[place : place + generator.randint(1, len(damaged) - 1 - place)]
+        path.write_bytes(b"".join([*lines[:number], damaged, *lines[number + 1 :]]))
+        try:
+            run = read_run(tmp_path)
+        except StoreError as error:
+            assert number == 0, error
+            assert "\n" not in str(error)
+            continue
+        assert "damaged" in run.dropped
+        assert list(run.records) == rest
 
 
 def test_journal_of_many_damaged_lines_is_refused(tmp_path):

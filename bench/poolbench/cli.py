@@ -69,8 +69,11 @@ class Main(click.Group):
             return EXIT_UNUSABLE
         except click.ClickException as error:
             reason = _describe(error)
-        except (StoreError, UsageError, OSError) as error:
+        except (StoreError, UsageError) as error:
             reason = str(error)
+        except OSError as error:
+            named = error.filename is not None
+            reason = f"cannot use {error.filename}: {error.strerror}" if named else str(error)
         from poolbench.core.text import one_line
 
         emit(f"poolbench: {one_line(reason, 500)}", err=True)

@@ -286,10 +286,13 @@ class RunSession:
             launcher.folder = folder
 
     def open_benchmark_json(self) -> None:
-        """Have pytest-benchmark write benchmark.json into the run's folder, unless another file is given."""
+        """Open the journal, and have pytest-benchmark write benchmark.json of races beside it.
+
+        Where another file is given, that one is written.
+        """
         config, options = self._config, self.asked.options
         benchmarks = getattr(config, "_benchmarksession", None)
-        if not self._cases or config.option.collectonly or options["dry_run"]:
+        if config.option.collectonly or options["dry_run"]:
             return
         if options["check_only"] or (benchmarks is not None and benchmarks.skip):
             return
@@ -297,6 +300,8 @@ class RunSession:
             self.run.prepare()  # what is wrong with the journal is found before anything is run
         except (UsageError, StoreError) as error:
             raise pytest.UsageError(str(error)) from None
+        if not self._cases:
+            return
         if benchmarks is not None and not benchmarks.json and not benchmarks.disabled:
             path = self.run.options.folder / "benchmark.json"
             benchmarks.json = str(path)
