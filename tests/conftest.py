@@ -2,7 +2,7 @@
 
 import os
 
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 # Modules of the tests whose functions a worker may run.
 os.environ["POOLBENCH_TASK_MODULES"] = (
@@ -13,5 +13,7 @@ os.environ["POOLBENCH_TASK_MODULES"] = (
 os.environ.pop("PYTEST_XDIST_WORKER", None)
 
 # On a machine that others share, how long an example takes is no fact of the code.
-settings.register_profile("shared-machine", deadline=None)
+settings.register_profile(
+    "shared-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("shared-machine")

@@ -310,7 +310,7 @@ def test_too_large_case_says_both_figures_in_units_that_fit(job, monkeypatch):
 def test_races_of_a_spec_of_their_own_come_last():
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "suites", "-q", "--poolbench-dry-run"],
-        cwd=ROOT, capture_output=True, text=True, check=True, timeout=60,
+        cwd=ROOT, capture_output=True, text=True, check=True, timeout=600,
     )  # fmt: skip
     alone = ["threads1" in line for line in done.stdout.splitlines() if "x56x56x" in line]
     assert any(alone) and alone == sorted(alone)
