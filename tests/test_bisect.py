@@ -1,5 +1,6 @@
 """Bisecting points on fake workers, of which those from one point on are slower."""
 
+import itertools
 import math
 
 import numpy as np
@@ -35,7 +36,16 @@ class Pool(FakePool):
         self.released += 1
 
 
-def bisect(points=17, *, slow_from=5, factor=1.1, broken=(), program=lambda point: None):
+def bisect(
+    points=17,
+    *,
+    slow_from=5,
+    factor=1.1,
+    noise=0.02,
+    broken=(),
+    program=lambda point: None,
+    clock=lambda: 0.0,
+):
     """Bisect; return what was found and the pool."""
     rng = np.random.default_rng(slow_from)
 
@@ -44,7 +54,7 @@ def bisect(points=17, *, slow_from=5, factor=1.1, broken=(), program=lambda poin
         level = factor if point >= slow_from else 1.0
 
         def time_batch(requests):
-            leg = level * math.exp(rng.normal(0, 0.02))
+            leg = level * math.exp(rng.normal(0, noise if 0 < point < points - 1 else 0.02))
             return make_batch(
                 timing.Block(seconds=1e-3 * leg, processor_seconds=1e-3 * leg) for _ in requests
             )
@@ -63,7 +73,7 @@ def bisect(points=17, *, slow_from=5, factor=1.1, broken=(), program=lambda poin
     pool = Pool(answers_of)
     bisection = Bisection(
         [str(number) for number in range(points)], make_side, (CASE, "avg_pool2d"), pool,
-        say=lambda line: None, clock=lambda: 0.0,
+        say=lambda line: None, clock=clock,
     )  # fmt: skip
     return bisection.run(), pool
 
@@ -82,6 +92,16 @@ def test_bisection_of_equal_ends_says_what_it_could_have_found():
         UsageError, match=r"16 is not slower than 0: same after \d+ visits; it would have found 2%"
     ):
         bisect(slow_from=99)
+
+
+def test_bisection_out_of_time_says_that_its_answer_is_a_guess():
+    ticks = itertools.count()
+    found, _ = bisect(slow_from=5, noise=0.5, clock=lambda: next(ticks) * 5.0)
+    guesses = [step for step in found.steps if not step.certain]
+    assert guesses
+    assert all("not certain" in step.how for step in guesses)
+    assert found.headline.startswith(f"a guess ({len(guesses)} of {len(found.steps)} points")
+    assert bisect(slow_from=5)[0].headline == "first slower"
 
 
 def test_bisection_names_the_points_that_cannot_be_judged():

@@ -98,7 +98,7 @@ def worker():
 def test_timing_hack_is_caught_and_the_honest_candidate_is_not(worker, name):
     check, status, reason = CAUGHT[name]
     try:
-        found = worker.call(race, name, timeout=60)
+        found = worker.call(race, name, timeout=600)
     except WorkerFailure as failure:
         found = {name: ("clock", failure.status, failure.reason)}
     # Without a trace of which call did it, the other candidates of the user are not believed either.
@@ -116,7 +116,7 @@ def found_in_tensorflow():
     found = {}
     for name in TENSORFLOW_CAUGHT:
         mode = "graph" if name == "switches-its-graph" else "eager"
-        found[name] = worker.call(race, name, mode, timeout=60)
+        found[name] = worker.call(race, name, mode, timeout=600)
     worker.close()
     return found
 
@@ -160,5 +160,5 @@ def test_file_that_changes_what_candidates_share_when_imported_is_refused(tmp_pa
     file.write_text(line + "\n")
     worker = Worker(WorkerSpec(backend="numpy"), files=[file])
     with pytest.raises(WorkerFailure, match=f"importing mine.py: {reason}"):
-        worker.call(race, "honest", timeout=30)
+        worker.call(race, "honest", timeout=600)
     worker.close()

@@ -79,7 +79,7 @@ def ask(worker, probe, candidate, folder, op=OP):
     findings = []
     for step in range(len(PROBES[probe].steps)):
         findings.append(
-            worker.call(run_step, op, candidate, probe, step, "cpu:0", str(folder), timeout=60)
+            worker.call(run_step, op, candidate, probe, step, "cpu:0", str(folder), timeout=600)
         )
         if findings[-1].state != "pass":
             return findings[-1]

@@ -234,7 +234,7 @@ def test_head_of_a_network_is_raced_whole():
     pool = WorkerPool()
     pool.prepare((WorkerSpec(),), 1)
     try:
-        raced = race_model(entry, pool, Plan(timeout_seconds=180.0))
+        raced = race_model(entry, pool, Plan(timeout_seconds=900.0))
     finally:
         pool.close()
     records = model_records(raced)

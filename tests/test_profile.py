@@ -306,7 +306,7 @@ def logdir(tmp_path_factory):
 
 
 def call(worker, function, *args):
-    return worker.call(function, *args, timeout=120)
+    return worker.call(function, *args, timeout=600)
 
 
 @pytest.fixture(scope="module")
@@ -403,7 +403,7 @@ def address(large, logdir):
 
 
 def get(address, path):
-    with urllib.request.urlopen(f"{address}data/plugin/profile/{path}", timeout=60) as answer:
+    with urllib.request.urlopen(f"{address}data/plugin/profile/{path}", timeout=600) as answer:
         data = answer.read()
     return json.loads(gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data)
 

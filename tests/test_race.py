@@ -367,7 +367,7 @@ def test_race_of_two_environments_against_itself_runs_in_two_processes(tmp_path,
     try:
         found = {m.candidate: m for m in make_race(spec).run(pool).measurements}
         pids = {
-            pool.worker(one.worker, process).call(process_id, timeout=30)
+            pool.worker(one.worker, process).call(process_id, timeout=600)
             for one in contenders
             for process in range(2)
         }

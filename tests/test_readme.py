@@ -27,7 +27,7 @@ def run_suite(tmp_path, *words):
             sys.executable, "-m", "pytest", "-q", *CONFIG, "--poolbench-results", str(tmp_path), "--poolbench-run", "run",
             "--poolbench-processes", "2", "--poolbench-budget", "0.3", "--benchmark-quiet", *words,
         ],
-        cwd=ROOT, capture_output=True, text=True, check=False, timeout=300,
+        cwd=ROOT, capture_output=True, text=True, check=False, timeout=1200,
     )  # fmt: skip
 
 
@@ -60,7 +60,7 @@ def test_an_op_of_thirty_lines_runs_is_stored_and_is_reported(tmp_path):
     assert ran == {(mode, name) for mode in ("eager", "graph") for name in ("reduce_max", "sort")}
     report = subprocess.run(
         [sys.executable, "report.py", str(tmp_path / "run")],
-        cwd=ROOT, capture_output=True, text=True, check=False, timeout=120,
+        cwd=ROOT, capture_output=True, text=True, check=False, timeout=600,
     )  # fmt: skip
     assert report.returncode == 0, report.stdout + report.stderr
     page = (tmp_path / "run" / "report" / "index.html").read_text()

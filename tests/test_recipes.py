@@ -22,6 +22,6 @@ def test_the_recipes_run_as_they_stand(tmp_path):
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=1200,
     )
     assert done.returncode == 0, done.stderr[-2000:]

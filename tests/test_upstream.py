@@ -224,7 +224,7 @@ def test_xla_s_gradient_is_refused_under_op_determinism_even_on_the_cpu():
         capture_output=True,
         text=True,
         check=True,
-        timeout=120,
+        timeout=600,
     )
     assert "refused:" in done.stdout, (
         "mended upstream: XLA's max-pool gradient is deterministic now"
@@ -360,7 +360,7 @@ class TestMaxPool2d:
             parts = [x[:, i::2, j::2] for i in (0, 1) for j in (0, 1)]
             return functools.reduce(tf.maximum, parts)
 
-        def least_seconds(function):
+        def compiled(function):
             def gradient(x):
                 with tf.GradientTape() as tape:
                     tape.watch(x)
@@ -368,10 +368,13 @@ class TestMaxPool2d:
                 return tape.gradient(y, x)
 
             run, x = tf.function(gradient, jit_compile=True), tf.random.normal((8, 56, 56, 96))
-            return min(timeit.repeat(lambda: run(x), number=1, repeat=20))
+            run(x)
+            return lambda: timeit.timeit(lambda: run(x), number=1)
 
-        native = least_seconds(lambda x: tf.nn.max_pool2d(x, 2, 2, "VALID"))
-        assert native > 2 * least_seconds(slices), "mended upstream: use MaxPooling2D with XLA too"
+        turns = [compiled(lambda x: tf.nn.max_pool2d(x, 2, 2, "VALID")), compiled(slices)]
+        # In turn, so that what else the machine does meets both alike.
+        native, sliced = map(min, zip(*[[turn() for turn in turns] for _ in range(40)]))
+        assert native > 2 * sliced, "mended upstream: use MaxPooling2D with XLA too"
 
     def test_nan_is_lost_and_a_window_of_nan_gives_the_lowest_number(self):
         x = np.ones((1, 2, 4, 1), np.float32)

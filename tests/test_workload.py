@@ -31,6 +31,7 @@ def bound(monkeypatch):
 
     bind_really = contender.bind
     monkeypatch.setattr(contender, "bind", bind)
+    monkeypatch.setattr(contender, "clock", lambda: float(len(names)))  # only binding takes time
     return names
 
 

@@ -192,7 +192,7 @@ def bisect(op: str, candidate: str, case: str, margin: float, **options: Any) ->
     ]
     ratio = found.ends.wall
     emit(
-        f"first slower: {' or '.join(names)}; {candidate} takes {ratio.ratio:.3f}x "
+        f"{found.headline}: {' or '.join(names)}; {candidate} takes {ratio.ratio:.3f}x "
         f"[{ratio.ratio_low:.3f}, {ratio.ratio_high:.3f}] the time between the ends"
     )
 

@@ -11,7 +11,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import synthetic
-from chromium import PROGRAM, launch
+from chromium import LIMIT, PROGRAM, launch
 from poolbench.report import page as report_page
 from poolbench.report.frame import load
 from poolbench.report.recommend import answer
@@ -67,6 +67,7 @@ def rendered(tmp_path_factory):
 def opened(chromium, path, *, width=1400, scheme="light"):
     """A page with what it complained of and asked of a network."""
     page = chromium.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    page.set_default_timeout(LIMIT)
     problems = []
     page.on(
         "console", lambda m: problems.append(m.text) if m.type in ("error", "warning") else None

@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from chromium import PROGRAM, SECONDS, launch, open_trace
+from chromium import LIMIT, PROGRAM, SECONDS, launch, open_trace
 from poolbench.core.case import make_case
 from poolbench.engine.tracing import Recorder, trace_name
 from poolbench.report import tensorboard
@@ -34,12 +34,13 @@ def test_the_deep_link_shows_the_steps_and_finds_an_operation(recorded, tmp_path
     with tensorboard.serve(logdir) as (_, address), playwright.sync_playwright() as tool:
         browser = launch(tool)
         page = browser.new_page(viewport={"width": 1400, "height": 700})
+        page.set_default_timeout(LIMIT)
         page.route(lambda url: not url.startswith(address), lambda route: route.abort())
         frame = open_trace(page, tensorboard.deep_link(address, run, [name]))
         find = frame.locator("input#filter")
         for word, count in (("reshape-reduce_max", STEPS), ("Max", STEPS)):
             found = None
-            for _ in range(20):  # the viewer searches what it has loaded so far
+            for _ in range(100):  # the viewer searches what it has loaded so far
                 find.click()
                 find.fill("")
                 find.press_sequentially(word)

@@ -57,7 +57,7 @@ class Started:
                 preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
             )  # fmt: skip
 
-    def wait(self, timeout=300):
+    def wait(self, timeout=1200):
         """(exit status, what it printed)."""
         try:
             status = self.process.wait(timeout)
@@ -81,7 +81,7 @@ class Started:
                     found.append(int(folder.name))
         return found
 
-    def nothing_left(self, timeout=10):
+    def nothing_left(self, timeout=120):
         """Whether no process of the run is there any more, at once or soon."""
         deadline = time.monotonic() + timeout
         while self.left():
@@ -103,7 +103,7 @@ def run(results, *words, **options):
     return status, output
 
 
-def wait_for(condition, timeout=60):
+def wait_for(condition, timeout=600):
     """Wait until the condition holds."""
     deadline = time.monotonic() + timeout
     while not condition():
@@ -113,7 +113,7 @@ def wait_for(condition, timeout=60):
 
 def wait_for_more(started, folder, count):
     """Wait until a run's journal has more than so many lines, or the run has ended."""
-    wait_for(lambda: started.process.poll() is not None or len(lines(folder)) > count, timeout=120)
+    wait_for(lambda: started.process.poll() is not None or len(lines(folder)) > count)
 
 
 def lines(folder):

@@ -48,12 +48,16 @@ class NearerTo(Rule):
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """One point that was judged: 'slower', 'as before' or 'cannot be judged', how, and the seconds that it took."""
+    """One point that was judged: 'slower', 'as before' or 'cannot be judged', how, and the seconds that it took.
+
+    Not `certain` is the nearer end at the end of the time, a guess.
+    """
 
     name: str
     verdict: str
     how: str
     seconds: float
+    certain: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +68,16 @@ class Found:
     before: str
     ends: SideBySide
     steps: tuple[Step, ...]
+
+    @property
+    def headline(self) -> str:
+        """What the first slower point is called: a guess where points were judged without certainty."""
+        guesses = sum(not step.certain for step in self.steps)
+        return (
+            f"a guess ({guesses} of {len(self.steps)} points not certain; --budget)"
+            if guesses
+            else "first slower"
+        )
 
 
 class ClosablePool(Pool, Protocol):
@@ -163,12 +177,15 @@ class Bisection:
             return self._enter(point, None, found.reason, seconds)
         # Out of time: the nearer end is the better guess, and the line says how sure it is.
         slower = found.wall.log_ratio > rule.middle if isinstance(rule, NearerTo) else False
-        sure = "" if found.verdict != "UNDECIDED" else ", not certain"
-        return self._enter(point, slower, f"{found.wall.ratio:.3f}x{sure}", seconds)
+        certain = found.verdict != "UNDECIDED"
+        how = f"{found.wall.ratio:.3f}x{'' if certain else ', not certain'}"
+        return self._enter(point, slower, how, seconds, certain=certain)
 
-    def _enter(self, point: str, slower: bool | None, how: str, seconds: float) -> bool | None:
+    def _enter(
+        self, point: str, slower: bool | None, how: str, seconds: float, *, certain: bool = True
+    ) -> bool | None:
         words = {True: "slower", False: "as before", None: "cannot be judged"}
-        step = Step(name=point, verdict=words[slower], how=how, seconds=seconds)
+        step = Step(name=point, verdict=words[slower], how=how, seconds=seconds, certain=certain)
         self.steps.append(step)
         self._say(f"{step.name}: {step.verdict} ({step.how}), {step.seconds:.0f} s")
         return slower
