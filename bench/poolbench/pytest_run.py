@@ -286,10 +286,7 @@ class RunSession:
             launcher.folder = folder
 
     def open_benchmark_json(self) -> None:
-        """Open the journal, and have pytest-benchmark write benchmark.json of races beside it.
-
-        Where another file is given, that one is written.
-        """
+        """Open the journal; have pytest-benchmark write benchmark.json beside it, unless another file is given."""
         config, options = self._config, self.asked.options
         benchmarks = getattr(config, "_benchmarksession", None)
         if config.option.collectonly or options["dry_run"]:
@@ -300,9 +297,8 @@ class RunSession:
             self.run.prepare()  # what is wrong with the journal is found before anything is run
         except (UsageError, StoreError) as error:
             raise pytest.UsageError(str(error)) from None
-        if not self._cases:
-            return
-        if benchmarks is not None and not benchmarks.json and not benchmarks.disabled:
+        json = self._cases and benchmarks is not None and not benchmarks.disabled
+        if json and not benchmarks.json:
             path = self.run.options.folder / "benchmark.json"
             benchmarks.json = str(path)
             benchmarks.save_json = partial(_save_json, self, benchmarks.save_json, path)
