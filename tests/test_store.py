@@ -328,7 +328,8 @@ def test_two_runs_in_one_journal_are_refused(tmp_path):
 LIMITED = """
 import resource, sys
 from pathlib import Path
-from tests.test_store import HEADER, measurement
+sys.path.insert(0, "tests")
+from test_store import HEADER, measurement
 from poolbench.store.journal import Journal
 from poolbench.core.errors import StoreError
 folder, limit = Path(sys.argv[1]), int(sys.argv[2])

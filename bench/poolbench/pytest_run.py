@@ -297,11 +297,11 @@ class RunSession:
             self.run.prepare()  # what is wrong with the journal is found before anything is run
         except (UsageError, StoreError) as error:
             raise pytest.UsageError(str(error)) from None
-        json = self._cases and benchmarks is not None and not benchmarks.disabled
-        if json and not benchmarks.json:
-            path = self.run.options.folder / "benchmark.json"
-            benchmarks.json = str(path)
-            benchmarks.save_json = partial(_save_json, self, benchmarks.save_json, path)
+        if not self._cases or benchmarks is None or benchmarks.disabled or benchmarks.json:
+            return
+        path = self.run.options.folder / "benchmark.json"
+        benchmarks.json = str(path)
+        benchmarks.save_json = partial(_save_json, self, benchmarks.save_json, path)
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_benchmark_update_json(self, output_json: dict[str, Any]) -> None:
