@@ -248,7 +248,8 @@ def tests_full(session: nox.Session) -> None:
 
 def _pytest(session: nox.Session, folder: Path, marked: str) -> None:
     """Run the marked tests two at a time, a file's in one process, or what the command line asks."""
-    words = ["tests", "-m", marked, "-n", "2", "--dist", "loadfile"]
+    # In the order of tests/conftest.py, not by a file's number of tests.
+    words = ["tests", "-m", marked, "-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"]
     _run(session, folder, "pytest", "-q", *(session.posargs or words))
 
 

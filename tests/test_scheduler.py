@@ -17,7 +17,7 @@ from poolbench.engine import pool, scheduler
 from poolbench.engine.pool import WorkerPool
 from poolbench.engine.scheduler import MAX_ACTIVE_RACES, PROCESS_SPACING, LocalScheduler
 from poolbench.machine.info import Usage
-from poolbench.stats.estimate import estimate
+from poolbench.stats.batch import estimate_all
 from poolbench.worker import session, timing
 
 ROOT = Path(__file__).parents[1]
@@ -342,16 +342,15 @@ class Drift:
 def share_that_covers(specs, at_once):
     """Return the share of the races whose 95% interval holds the long run's ratio of one."""
     races = Races(answers=Drift(seed=1))
-    covered = []
+    pairs = []
     for start in range(0, len(specs), at_once):
         some = specs[start : start + at_once]
         for spec in some:
             races.scheduler.submit(spec)
         for done in races.done(len(some)):
             found = {m.candidate: m for m in done.result.measurements}
-            interval = estimate(found["two"].samples, found["one"].samples)
-            covered.append(interval.low <= 0 <= interval.high)
-    return sum(covered) / len(covered)
+            pairs.append((found["two"].samples, found["one"].samples))
+    return sum(one.low <= 0 <= one.high for one in estimate_all(pairs)) / len(pairs)
 
 
 def test_interleaved_races_on_a_drifting_machine_cover_the_truth_and_consecutive_ones_do_not(job):

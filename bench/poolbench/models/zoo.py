@@ -161,19 +161,15 @@ def load_file(source: Source) -> Loaded:
     Raises:
         UsageError: Keras cannot load it.
     """
-    import keras
-
     register_layers()
     path = Path(source.name)
     classes = custom_classes(source.custom)
-    saved = files.read_file(path)
-    of_keras_2 = files.keras_version(path).startswith("2.")
-    in_h5, legacy = saved is None, saved is None or of_keras_2
-    if saved is None:
-        saved = read_h5_config(path)
-    elif of_keras_2:
-        saved = as_legacy(saved)
-    known = frozenset(classes) | (keras_classes() if legacy else frozenset())
+    config = files.read_file(path)
+    legacy = config is None or files.keras_version(path).startswith("2.")
+    saved, shipped = config or read_h5_config(path), dict[str, Any]()
+    if legacy:
+        saved, shipped = name_operations(as_legacy(config) or saved)
+    known = frozenset(classes) | shipped.keys() | (keras_classes() if legacy else frozenset())
     unknown = files.find_unknown(saved, legacy=legacy, classes=known)
     runs = [layer for layer in unknown if layer.kind == "Lambda" and source.trust]
     left = [layer for layer in unknown if layer not in runs]
@@ -182,21 +178,17 @@ def load_file(source: Source) -> Loaded:
             f"{files.clean(path.name)} is a `{files.clean(root.kind)}`, a class of your own: "
             "give the file that defines it with --custom FILE"
         )
-    objects = {**classes, **substitutes(saved, source, left)}
+    objects = {**shipped, **classes, **substitutes(saved, source, left)}
     try:
-        if in_h5:
-            # Keras's loader takes legacy files whole: a stand-in has no weights to be given.
-            model = keras.saving.load_model(path, custom_objects=objects, compile=False)
-        else:
-            if legacy:
-                # The loader of HDF5 files, which has no public name for a config by itself.
-                from keras.src.legacy.saving.saving_utils import model_from_config
+        if legacy:
+            # The loader of HDF5 files, which has no public name for a config by itself.
+            from keras.src.legacy.saving.saving_utils import model_from_config
 
-                model = model_from_config(copy.deepcopy(saved), custom_objects=objects)
-            else:
-                model = revive(saved, objects, left, runs)
-            if not left:
-                model.load_weights(str(path))
+            model = model_from_config(copy.deepcopy(saved), custom_objects=objects)
+        else:
+            model = revive(saved, objects, left, runs)
+        if not left:
+            model.load_weights(str(path))
     except UsageError:
         raise
     except Exception as error:  # noqa: BLE001 (what Keras raises on a file is not documented)
@@ -238,6 +230,25 @@ def as_legacy(value: Any) -> Any:
         return value
     dropped = ("module", "registered_name", "build_config", "compile_config")
     return {key: as_legacy(item) for key, item in value.items() if key not in dropped}
+
+
+def name_operations(saved: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return a legacy config whose operations have names of their own, and Keras's classes that it does not find.
+
+    Legacy files call `x + 3`, an operation, by the name of the layer Add; its config alone has no dtype. LayerScale is
+    a layer of one of Keras's applications.
+    """
+    from keras.src.applications.convnext import LayerScale
+    from keras.src.ops import math, nn, numpy
+
+    saved, found = copy.deepcopy(saved), dict[str, Any](LayerScale=LayerScale)
+    for entry in files.layer_entries(saved):
+        kind = str(entry.get("class_name"))
+        owner = next((module for module in (numpy, nn, math) if hasattr(module, kind)), None)
+        if owner is not None and set(entry["config"]) == {"name"}:
+            entry["class_name"] = f"operation>{kind}"
+            found[entry["class_name"]] = getattr(owner, kind)
+    return saved, found
 
 
 def read_h5_config(path: Path) -> dict[str, Any]:
