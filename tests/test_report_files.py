@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from alone import cpu_seconds
 from poolbench.core.errors import StoreError
 from poolbench.report.frame import load
 from poolbench.report.terminal import headline_text
@@ -227,5 +228,7 @@ def test_import_of_20_000_benchmarks_is_quick(tmp_path):
     path = write(tmp_path, *(plain(f"test_{number}") for number in range(20_000)))
     start = time.process_time()
     folder = import_file(path, tmp_path / "results")
-    assert time.process_time() - start < 10
+    seconds = time.process_time() - start
+    # Ten seconds of the processor where `import pandas` takes half a one.
+    assert seconds < 20 * cpu_seconds("-c", "import pandas")[0]
     assert len(read_run(folder).measurements) == 20_000
