@@ -135,6 +135,14 @@ class Steps:
 LONG = Plan(processes=10, allocations=2, rounds=999, budget_seconds=12.0)
 
 
+@pytest.fixture
+def steady_memory(monkeypatch):
+    """As much free memory as the machine has now: a simulation of many races need not read it each time."""
+    free = scheduler.free_memory_nbytes()
+    monkeypatch.setattr(scheduler, "free_memory_nbytes", lambda: free)
+
+
+@pytest.mark.usefixtures("steady_memory")
 def test_leg_of_one_race_follows_a_leg_of_another(job):
     steps = Steps()
     plan = replace(LONG, rounds=72)
@@ -353,6 +361,7 @@ def share_that_covers(specs, at_once):
     return sum(one.low <= 0 <= one.high for one in estimate_all(pairs)) / len(pairs)
 
 
+@pytest.mark.usefixtures("steady_memory")
 def test_interleaved_races_on_a_drifting_machine_cover_the_truth_and_consecutive_ones_do_not(job):
     plan = Plan(processes=10, allocations=1, rounds=4)
     specs = [job(number, plan=plan) for number in range(1, 201)]
