@@ -294,7 +294,7 @@ def test_worker_that_was_stopped_for_a_while_slept(worker):
 
     os.kill(pid, signal.SIGSTOP)
     threading.Thread(target=wake_when_seen, daemon=True).start()
-    assert worker.call(wait, 0.0, timeout=60) == "done"
+    assert worker.call(wait, 0.0, timeout=600) == "done"
     assert worker.slept
 
 

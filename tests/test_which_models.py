@@ -44,7 +44,7 @@ def worker():
 def ask(worker, path, *, text="", **options):
     inputs = (parse_input(text),) if text else ()
     source = Source(kind="file", name=str(path), inputs=inputs, **options)
-    return worker.call(describe, source, None, timeout=300)
+    return worker.call(describe, source, None, timeout=1200)
 
 
 @pytest.mark.parametrize("name", ANSWERS)
@@ -283,7 +283,7 @@ def raced_replacements(name, saved, workers, seed):
         name=name, source=source, direction="forward", batch=8, isolated=False, budget_seconds=3.0,
         candidates={"depth_max_pool": ("layer-depth_max_pool", "keras-stock")},
     )  # fmt: skip
-    raced = race_model(entry, workers, Plan(seed=seed, timeout_seconds=180.0))
+    raced = race_model(entry, workers, Plan(seed=seed, timeout_seconds=900.0))
     names = [
         name for name in raced.measurements if name.startswith("depth") and raced.seconds(name)
     ]
@@ -322,10 +322,10 @@ def test_write_replacement_keeps_what_the_layer_was(name, saved, tmp_path, worke
         forms={pool.key: pool.form for pool in found.pools if pool.form},
     )  # fmt: skip
     target, predictions = str(tmp_path / "out.keras"), str(tmp_path / "p.npz")
-    written = worker.call(write_model, source, 4, chosen, target, predictions, timeout=300)
+    written = worker.call(write_model, source, 4, chosen, target, predictions, timeout=1200)
     assert set(written.layers) == {pool.layer for pool in found.pools if pool.op}
     assert (written.inputs, written.gradients, written.code) == (8, 4, ())
-    assert worker.call(check_written, target, predictions, timeout=300) < 1e-5
+    assert worker.call(check_written, target, predictions, timeout=1200) < 1e-5
     again = ask(worker, target)
     assert not again.unknown
     titles = {pool.layer: pool.title for pool in found.pools}
