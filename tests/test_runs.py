@@ -216,11 +216,11 @@ def test_coverage_single_runs_of_the_priors_form_is_nominal():
 
 def test_detectable_slowdown_is_shown_in_nine_of_ten():
     before = widen(make_one(0.2, 0.01))
-    slowdown = runs.detectable_slowdown(before.mean, before.mean, margin=0.05)
+    slowdown = runs.detectable_slowdown(difference(before.mean, before.mean), margin=0.05)
     assert 0.1 < slowdown < 0.2
     generator = np.random.default_rng(0)
     noise = before.mean.standard_error * math.sqrt(2) * generator.normal(size=20000)
     found = difference(before.mean, before.mean)
     reach = math.log1p(slowdown) + noise - (found.log_ratio - found.low)
     assert np.mean(reach > math.log1p(0.05)) == pytest.approx(0.9, abs=0.02)
-    assert runs.detectable_slowdown(before.mean, from_error(0.0, math.nan, 0, 1)) == math.inf
+    assert runs.detectable_slowdown(from_error(0.0, math.nan, 0, 1)) == math.inf

@@ -16,7 +16,7 @@ from poolbench.report.roofline import limit_samples
 from poolbench.stats import estimate
 from poolbench.stats.batch import Logs
 from poolbench.stats.prior import SHIPPED, Prior
-from poolbench.stats.runs import RunsEstimate, detectable_slowdown, widen
+from poolbench.stats.runs import RunsEstimate, widen
 from poolbench.store.journal import StoredRun
 
 RaceKey = tuple[Case, str]
@@ -104,17 +104,13 @@ class Change:
     Attributes:
         estimate: of the ratio, run over base, with what lies between two runs.
         normalizer: what both runs divide by.
-        detectable: the slowdown found with probability 0.9, 0.1 for 10%; inf without an interval.
     """
 
     estimate: estimate.Estimate
     normalizer: str
-    detectable: float
 
 
-def _change(
-    old: RunsEstimate, new: RunsEstimate, normalizer: str, within: Pair, margin: float
-) -> Change | None:
+def _change(old: RunsEstimate, new: RunsEstimate, normalizer: str, within: Pair) -> Change | None:
     """Return the change between two ratios; without an interval where a side has none."""
     before, after = (
         one.mean if one.mean.low is not None else own
@@ -122,16 +118,11 @@ def _change(
     )
     if not (math.isfinite(before.log_ratio) and math.isfinite(after.log_ratio)):
         return None
-    return Change(
-        estimate=estimate.difference(after, before),
-        normalizer=normalizer,
-        detectable=detectable_slowdown(after, before, margin=margin),
-    )
+    return Change(estimate=estimate.difference(after, before), normalizer=normalizer)
 
 
 def peer_changes(
     raced: Sequence[tuple[Race, Race, str]],
-    margin: float,
     prior: Prior = SHIPPED,
     logs: Logs | None = None,
 ) -> list[Change | None]:
@@ -156,7 +147,7 @@ def peer_changes(
     against: dict[int, list[Change]] = defaultdict(list)
     for i, (one, two) in enumerate(places):
         left, right = 2 * i, 2 * i + 1
-        change = _change(over[left], over[right], PEERS, (within[left], within[right]), margin)
+        change = _change(over[left], over[right], PEERS, (within[left], within[right]))
         if change is not None:
             against[one].append(change)
             against[two].append(replace(change, estimate=mirrored(change.estimate)))
@@ -172,7 +163,6 @@ def _middle(changes: Sequence[Change]) -> Change:
 
 def changes(
     raced: Sequence[tuple[Race, Race, str]],
-    margin: float,
     prior: Prior = SHIPPED,
     logs: Logs | None = None,
 ) -> list[Change | None]:
@@ -195,15 +185,13 @@ def changes(
         classes += [ratios.class_of(old)] * 2
     over, within = ratios.pool([pairs], classes, prior=prior, logs=logs)
     done = {
-        at: _change(
-            over[2 * i], over[2 * i + 1], first[at][0], (within[2 * i], within[2 * i + 1]), margin
-        )
+        at: _change(over[2 * i], over[2 * i + 1], first[at][0], (within[2 * i], within[2 * i + 1]))
         for i, at in enumerate(first)
     }
-    return [done.get(at) or _one_change(*one, margin, prior) for at, one in enumerate(raced)]
+    return [done.get(at) or _one_change(*one, prior) for at, one in enumerate(raced)]
 
 
-def _one_change(before: Race, after: Race, name: str, margin: float, prior: Prior) -> Change | None:
+def _one_change(before: Race, after: Race, name: str, prior: Prior) -> Change | None:
     asked = before.candidates[
         name
     ]  # its bytes for both: another count of them is no change of time
@@ -214,7 +202,7 @@ def _one_change(before: Race, after: Race, name: str, margin: float, prior: Prio
         )
         eager, one_thread = ratios.class_of(asked)
         old, new = (widen(one, eager=eager, one_thread=one_thread, prior=prior) for one in within)
-        if (found := _change(old, new, normalizer, within, margin)) is not None:
+        if (found := _change(old, new, normalizer, within)) is not None:
             return found
     return None
 

@@ -45,6 +45,7 @@ from poolbench.stats import estimate
 from poolbench.stats import verdict as verdicts
 from poolbench.stats.batch import Logs
 from poolbench.stats.prior import SHIPPED, Prior
+from poolbench.stats.runs import detectable_slowdown
 from poolbench.store.journal import StoredRun
 
 # One process does not show how processes differ: a candidate that stopped early in its first process must
@@ -213,8 +214,8 @@ def _table(
     logs: Logs = {}
     found_in: dict[tuple[bool, int], Change] = {}  # by (against the other candidates, row)
     for by_peers, changed in (
-        (True, peer_changes(raced, margin, prior, logs)),
-        (False, changes(raced, margin, prior, logs)),
+        (True, peer_changes(raced, prior, logs)),
+        (False, changes(raced, prior, logs)),
     ):
         for row, found in zip(right, changed, strict=True):
             if found is not None:
@@ -230,7 +231,8 @@ def _table(
         for side in (0, 1)
     )
     rows = [
-        cells[old.case] + _row(old, new, times, *_decisive(found_in, judged, row), row in stopped)
+        cells[old.case]
+        + _row(old, new, times, *_decisive(found_in, judged, row), row in stopped, margin)
         for row, ((old, new), times) in enumerate(
             zip(measured, zip(before_s, after_s, strict=True), strict=True)
         )
@@ -274,6 +276,7 @@ def _row(
     change: Change | None,
     found: verdicts.Comparison | None,
     stopped_early: bool,
+    margin: float,
 ) -> tuple[Any, ...]:
     """Return a row's columns behind those of its case."""
     estimate = found.estimate if found else None
@@ -289,7 +292,7 @@ def _row(
         estimate.ratio_high if estimate else math.nan,
         str(found.verdict) if found else "",
         found.adjusted_p if found else math.nan,
-        change.detectable if change else math.nan,
+        detectable_slowdown(change.estimate, margin=margin) if change else math.nan,
         _note(old, new, estimate, stopped_early),
     )
 

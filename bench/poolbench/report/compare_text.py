@@ -107,20 +107,20 @@ def as_comment(found: Compared) -> str:
         words = ", ".join(f"{d.name} ({d.before} | {d.after})" for d in found.differences)
         parts.append(f"Different, and allowed: {markdown_cell(words)}.\n")
     if len(clear):
-        parts.append(f"### Slower and faster\n\n{_shown(verdict_table(clear))}")
+        parts.append(f"### Slower and faster\n\n{_shown(clear, verdict_table)}")
     if len(statuses):
-        parts.append(f"### Statuses that changed\n\n{_shown(statuses)}")
+        parts.append(f"### Statuses that changed\n\n{_shown(statuses, pd.DataFrame)}")
     if len(found.cells):
-        parts.append(f"### Limitations that came and went\n\n{_shown(found.cells)}")
+        parts.append(f"### Limitations that came and went\n\n{_shown(found.cells, pd.DataFrame)}")
     if len(rest):
         parts.append(
-            f"<details><summary>The other {len(rest)}</summary>\n\n{_shown(verdict_table(rest))}\n</details>\n"
+            f"<details><summary>The other {len(rest)}</summary>\n\n{_shown(rest, verdict_table)}\n</details>\n"
         )
     return "\n".join(parts)
 
 
-def _shown(frame: pd.DataFrame) -> str:
-    text = as_markdown(frame.head(ROWS_SHOWN))
+def _shown(frame: pd.DataFrame, as_text: Callable[[pd.DataFrame], pd.DataFrame]) -> str:
+    text = as_markdown(as_text(frame.head(ROWS_SHOWN)))
     left = len(frame) - ROWS_SHOWN
     return text + (f"\n{left} more rows: `--format csv` prints all.\n" if left > 0 else "")
 

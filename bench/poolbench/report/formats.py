@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import math
@@ -49,25 +50,18 @@ def as_markdown(frame: pd.DataFrame, *, markup: Collection[str] = ()) -> str:
 
 def as_csv(frame: pd.DataFrame) -> str:
     """Format as CSV; a cell that a spreadsheet would run as a formula gets a leading apostrophe."""
-    safe = frame.copy()
-    for name in safe.columns:
-        if not pd.api.types.is_numeric_dtype(safe[name]) and not pd.api.types.is_bool_dtype(
-            safe[name]
-        ):
-            safe[name] = pd.Series(
-                [_no_formula(v) for v in safe[name].tolist()], safe.index, object
-            )
     out = io.StringIO()
-    safe.to_csv(out, index=False)
+    writer = csv.writer(out, lineterminator="\n")  # pandas' own takes three times as long
+    writer.writerow(frame.columns)
+    columns = [[_csv_cell(value) for value in frame[name].tolist()] for name in frame.columns]
+    writer.writerows(zip(*columns, strict=True))
     return out.getvalue()
 
 
-def _no_formula(value: object) -> object:
-    return (
-        f"'{value}"
-        if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r")
-        else value
-    )
+def _csv_cell(value: object) -> object:
+    if isinstance(value, str):
+        return f"'{value}" if value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
+    return "" if isinstance(value, float) and math.isnan(value) else value
 
 
 def as_html(frame: pd.DataFrame) -> str:

@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from scipy import optimize
 
 from poolbench.stats.estimate import Array, Estimate
 
@@ -138,6 +137,8 @@ def fit_prior(machines: Sequence[RunTable], *, start: Prior = SHIPPED) -> Prior:
             float(INDEPENDENT_SHARE * terms.sum() + away @ away) / 2,
             INDEPENDENT_SHARE * parts.sum(axis=1) + away / math.log(2),
         )
+
+    from scipy import optimize  # slow to load, and one run has nothing to fit
 
     found = optimize.minimize(loss, begin, jac=True, method="BFGS")
     text = (

@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from scipy import special, stats
+from scipy import special
 
 from poolbench.stats.estimate import Estimate, difference, from_errors
 from poolbench.stats.prior import SHIPPED, Prior, RunTable, fit_prior, moderate, tabulate
@@ -127,11 +127,11 @@ def widen(
     return combine(table, prior, confidence=estimate.confidence)[0]
 
 
-def detectable_slowdown(
-    after: Estimate, before: Estimate, *, margin: float = 0.0, power: float = 0.9
-) -> float:
-    """Return the slowdown, 0.1 for 10%, shown to exceed `margin` with probability `power`; or inf."""
-    found = difference(after, before)
+def detectable_slowdown(found: Estimate, *, margin: float = 0.0, power: float = 0.9) -> float:
+    """Return the slowdown, 0.1 for 10%, that an estimate like this one shows with probability `power`; or inf.
+
+    Shown is a slowdown whose interval lies beyond `margin`.
+    """
     if found.low is None:
         return math.inf
     luck = float(special.stdtrit(found.degrees, power)) * found.standard_error
@@ -146,6 +146,8 @@ def coverage(pairs: Sequence[tuple[RunsEstimate, RunsEstimate]]) -> Coverage:
         raise ValueError("coverage needs a comparison that both runs have; got none")
     n = len(found)
     inside = sum(low <= 0 <= high for _, low, high in found if high is not None)
+    from scipy import stats  # slow to load; reports of a run do not need it
+
     share = stats.binomtest(inside, n).proportion_ci(method="wilson")
     z2 = [(one.log_ratio / one.standard_error) ** 2 for one, _, _ in found]
     return Coverage(

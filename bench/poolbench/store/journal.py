@@ -44,7 +44,6 @@ MAX_NBYTES = 256 << 20  # twenty thousand measurements of two hundred samples ar
 MAX_LINE_NBYTES = 16 << 20
 MAX_DAMAGED = 20  # a journal with more damaged lines than this is no journal
 TORN = "the last race was torn and is left out"
-SHARED_COLUMNS = ("process", "allocation", "round", "calls", "contended")
 R = TypeVar("R", bound=Record)
 
 
@@ -305,7 +304,6 @@ def _read_lines(path: Path, lines: Iterable[bytes]) -> tuple[list[AnyRecord], li
     records: list[AnyRecord] = []
     race: list[AnyRecord] = []  # of schema 1, in which a race spans several lines
     damaged: list[str] = []
-    known: dict[Any, Any] = {}
     for number, line in enumerate(lines, 2):
         if not line.endswith(b"\n"):
             race = []
@@ -321,7 +319,7 @@ def _read_lines(path: Path, lines: Iterable[bytes]) -> tuple[list[AnyRecord], li
             continue
         if any(isinstance(record, Header) for record in found):
             raise StoreError(f"{path} has a second header line; two runs were put into one")
-        race += [_share_values(record, known) for record in found]
+        race += found
         if more <= 0:
             records += race
             race = []
@@ -354,16 +352,6 @@ def _read_header(path: Path, line: bytes) -> Header:
     if len(records) != 1 or not isinstance(records[0], Header):
         raise StoreError(f"{path} does not begin with a header line; it is no journal of poolbench")
     return records[0]
-
-
-def _share_values(record: AnyRecord, known: dict[Any, Any]) -> AnyRecord:
-    """Return the record with the case and columns of an equal one before it: most of a large run is such columns."""
-    if isinstance(record, Measurement):
-        msgspec.structs.force_setattr(record, "case", known.setdefault(record.case, record.case))
-        for name in SHARED_COLUMNS:
-            column = getattr(record.samples, name)
-            msgspec.structs.force_setattr(record.samples, name, known.setdefault(column, column))
-    return record
 
 
 class _SchemaPeek(msgspec.Struct):

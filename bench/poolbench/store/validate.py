@@ -5,14 +5,14 @@ from __future__ import annotations
 import functools
 import math
 import re
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
 from poolbench.core.axes import STANDARD, Axis, axes_of, declare_infos
 from poolbench.core.case import Case
 from poolbench.core.errors import StoreError, UsageError
-from poolbench.core.program import MAX_COUNT
+from poolbench.core.program import MAX_COUNT, Count
 from poolbench.core.records import (
     SCHEMA_VERSION,
     AnyRecord,
@@ -20,8 +20,10 @@ from poolbench.core.records import (
     MatrixCell,
     Measurement,
     ModelResult,
+    Node,
     Samples,
     Selftest,
+    TimeBreakdown,
     TraceSummary,
 )
 from poolbench.core.text import one_line
@@ -30,10 +32,47 @@ from poolbench.store.schema1 import lift
 # Where the schema allows any scalar, a non-finite number is read back as text.
 NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 TRACE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}|")
-_list_decoder: msgspec.json.Decoder[tuple[AnyRecord, ...]] = msgspec.json.Decoder(
-    tuple[AnyRecord, ...], strict=False
-)
 MAX_SECONDS = 1e9  # per call: 30 years
+SHARED = ("process", "allocation", "round", "calls", "contended")
+
+
+class _RawSamples(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    process: msgspec.Raw = msgspec.Raw(b"[]")
+    allocation: msgspec.Raw = msgspec.Raw(b"[]")
+    round: msgspec.Raw = msgspec.Raw(b"[]")
+    calls: msgspec.Raw = msgspec.Raw(b"[]")
+    seconds: tuple[Annotated[float, msgspec.Meta(ge=0)], ...] = ()
+    contended: msgspec.Raw = msgspec.Raw(b"[]")
+
+
+class _RawMeasurement(Measurement, frozen=True, kw_only=True, tag="measurement"):
+    """A measurement with the text of what others of its race have too: each is read once."""
+
+    # Of other types than in a measurement, which is never made from these as they are.
+    case: msgspec.Raw  # type: ignore[assignment]
+    samples: _RawSamples = _RawSamples()  # type: ignore[assignment]
+
+
+_list_decoder = msgspec.json.Decoder(
+    tuple[
+        Header | Node | _RawMeasurement | MatrixCell | TraceSummary | Selftest | ModelResult | TimeBreakdown, ...
+    ],
+    strict=False,
+)  # fmt: skip
+_column_decoder = msgspec.json.Decoder(tuple[Count, ...], strict=False)
+_case_decoder = msgspec.json.Decoder(Case)
+_column = functools.lru_cache(maxsize=256)(_column_decoder.decode)
+_case = functools.lru_cache(maxsize=4096)(_case_decoder.decode)
+
+
+def _whole(raw: _RawMeasurement) -> Measurement:
+    """Return the measurement; equal cases and columns are the same objects, which keeps large runs small."""
+    samples = Samples(
+        seconds=raw.samples.seconds,
+        **{name: _column(bytes(getattr(raw.samples, name))) for name in SHARED},
+    )
+    fields = {name: getattr(raw, name) for name in Measurement.__struct_fields__}
+    return Measurement(**fields | {"case": _case(bytes(raw.case)), "samples": samples})
 
 
 def decode_records(body: bytes, schema: int) -> tuple[AnyRecord, ...]:
@@ -44,7 +83,10 @@ def decode_records(body: bytes, schema: int) -> tuple[AnyRecord, ...]:
     """
     try:
         if schema == SCHEMA_VERSION:
-            records = _list_decoder.decode(body)
+            records = tuple(
+                _whole(record) if isinstance(record, _RawMeasurement) else record
+                for record in _list_decoder.decode(body)
+            )
         elif schema == 1:
             plain = msgspec.json.decode(body)
             if not isinstance(plain, dict):
