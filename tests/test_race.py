@@ -182,6 +182,27 @@ def test_race_of_small_inputs_candidate_faster_than_a_call_is_implausible(monkey
     assert found[IDENTITY].kind == "probe"
 
 
+@pytest.mark.parametrize(
+    ("probe", "candidate", "flagged"),
+    [
+        ([10.0] * 9, [7.0] * 9, True),
+        ([10.0] * 9, [7.0] * 6 + [11.0] * 3, False),  # the machine was busy in some blocks
+        ([10.0] * 8 + [6.0], [7.0] * 9, False),  # the probe itself was once as quick
+        ([10.0] * 3, [6.0] * 20, False),  # three slow blocks in a row are no limit
+        ([10.0] * 3, [4.0] * 20, True),
+    ],
+)
+def test_flag_implausible_noise_alone_flags_nothing(monkeypatch, probe, candidate, flagged):
+    monkeypatch.setattr(recorder, "input_nbytes", lambda case: 1024)
+    records = {}
+    for name, times in ((IDENTITY, probe), ("one", candidate)):
+        entry = None if name == IDENTITY else fake_candidate("one")
+        records[name] = record = recorder.ContenderRecord(name, entry)
+        record.columns = [(0, 0, i, 1, seconds, 0) for i, seconds in enumerate(times)]
+    recorder.flag_implausible(records, CASE, slack=0.2)
+    assert ("faster-than-limit" in records["one"].flags) == flagged
+
+
 def test_race_candidate_that_changed_shared_state_costs_the_batch_its_samples():
     clean, _, _ = run({"base": MS})
     found, _, _ = run({"base": MS}, batch=lambda: {"dirty": True})

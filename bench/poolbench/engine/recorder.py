@@ -34,7 +34,9 @@ FLAGS = {
 }
 
 # Share of the blocks, the quick ones, that other processes did not slow.
-QUICK = 0.1
+# A few blocks of a loaded machine can all be slow, a candidate's or a probe's: below so many of either, half the limit
+# is the limit.
+ENOUGH_BLOCKS, FEW_SLACK = 8, 1.0
 TOO_FAST = "faster than {} ({} against {}): something was folded away or not run"
 
 # Of one block: process, allocation, round, calls, seconds, contended.
@@ -196,13 +198,12 @@ def flag_implausible(records: Mapping[str, ContenderRecord], case: Case, slack: 
         rows = [probe.rows(record.clock) for probe in probes]
         if not record.columns or not all(rows):
             continue
-        # By the quick blocks and the median: other processes can slow a probe, not make a call impossible.
-        for share in (QUICK, 0.5):
-            seconds, *times = (_quantile(found, share) for found in (columns, *rows))
-            limit = times[0] if small else _limit_seconds(record, probes, times)
-            if seconds * (1 + slack) >= limit:
-                break
-        else:
+        # Other processes slow a probe in some blocks, and make no call impossible: what the candidate takes in
+        # three blocks of four is held against the probe's quickest.
+        seconds, *times = _quantile(columns, 0.75), *(_quantile(found, 0.0) for found in rows)
+        limit = times[0] if small else _limit_seconds(record, probes, times)
+        few = min(map(len, (columns, *rows))) < ENOUGH_BLOCKS
+        if seconds * (1 + (FEW_SLACK if few else slack)) < limit:
             record.flags.append("faster-than-limit")
             if record.status == "ok":
                 record.status = "implausible"
