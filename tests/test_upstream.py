@@ -308,6 +308,11 @@ def test_max_pool3d_gives_every_tied_element_the_whole_gradient():
     assert total == 3, "mended upstream (tensorflow#51682): a tie's gradient adds up to dy"
 
 
+def test_max_pool3d_has_no_kernel_for_float16_on_the_cpu():
+    with pytest.raises((tf.errors.NotFoundError, tf.errors.InvalidArgumentError)):
+        tf.nn.max_pool3d(tf.zeros((1, 1, 1, 3, 1), tf.float16), (1, 1, 3), (1, 1, 3), "VALID")
+
+
 def gradient_of(function, x, mode):
     def gradient(x):
         with tf.GradientTape() as tape:

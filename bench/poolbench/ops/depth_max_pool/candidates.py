@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from poolbench import KERAS, Case, KnownFailure, candidate
+from poolbench import KERAS, Case, candidate
 from poolbench.ops.depth_max_pool import snippets, variants
 from poolbench.ops.depth_max_pool.op import windows
 from poolbench.ops.depth_max_pool.sweeps import OP
-from poolbench.ops.shared import channel_axis, kernel_layout, narrow_window, sizes
+from poolbench.ops.shared import channel_axis, kernel_layout, known, narrow_window, sizes
 
 
 def divides(case: Case) -> bool:
@@ -25,34 +25,31 @@ def on_cpu_without_xla(case: Case) -> bool:
 
 
 # Documented failures of tf.nn.max_pool over the depth; tests/test_upstream.py tests each.
+# fmt: off
 NATIVE_FAILURES = (
-    KnownFailure(
-        when=lambda case: case.device.startswith("gpu") and case.mode != "xla",
-        matches="only implemented for CPU devices|Depthwise max pooling",
-        reason="TensorFlow has no GPU kernel for depthwise max pooling without XLA.",
-        issue="tensorflow#636",
-    ),
-    KnownFailure(
-        when=lambda case: on_cpu_without_xla(case) and case.data_format == "channels_first",
-        matches="only supports NHWC on device type CPU",
-        reason="The CPU kernel takes channels_last only.",
-    ),
-    KnownFailure(
-        when=lambda case: on_cpu_without_xla(case) and not divides(case),
-        matches="evenly divide the input depth",
-        reason="The CPU kernel takes only a window that divides the depth.",
-    ),
-    KnownFailure(
-        when=lambda case: on_cpu_without_xla(case) and case.direction == "training",
-        matches="MaxPoolingGrad is not yet supported on the depth dimension",
-        reason="The CPU kernel has no gradient over the depth.",
-    ),
+    known("TensorFlow has no GPU kernel for depthwise max pooling without XLA.",
+          "only implemented for CPU devices|Depthwise max pooling",
+          lambda case: case.device.startswith("gpu") and case.mode != "xla", "tensorflow#636"),
+    known("The CPU kernel takes channels_last only.", "only supports NHWC on device type CPU",
+          lambda case: on_cpu_without_xla(case) and case.data_format == "channels_first"),
+    known("The CPU kernel takes only a window that divides the depth.", "evenly divide the input depth",
+          lambda case: on_cpu_without_xla(case) and not divides(case)),
+    known("The CPU kernel has no gradient over the depth.",
+          "MaxPoolingGrad is not yet supported on the depth dimension",
+          lambda case: on_cpu_without_xla(case) and case.direction == "training"),
 )
-VERBATIM_FAILURE = KnownFailure(
-    when=lambda _: True,
-    matches="attr 'padding'|Value for attr 'padding'|padding",
-    reason="The textbook's lower-case padding is refused: TensorFlow takes 'VALID' and 'SAME'.",
+VERBATIM_FAILURE = known("The textbook's lower-case padding is refused: TensorFlow takes 'VALID' and 'SAME'.",
+                         "attr 'padding'|Value for attr 'padding'|padding", lambda _: True)
+POOL3D_FAILURES = (
+    known("The CPU has no kernel for float16.", "No OpKernel|Could not find device",
+          lambda case: on_cpu_without_xla(case) and case.dtype == "float16"),
+    known("The CPU's kernel gives the gradient to every tied maximum.", "sum of dx over a window",
+          lambda case: on_cpu_without_xla(case) and case.direction == "training", "tensorflow#51682"),
 )
+PINNED_FAILURE = known("The CPU kernel has no gradient over the depth and needs a dividing window.",
+                       "MaxPoolingGrad is not yet supported|evenly divide the input depth",
+                       lambda case: case.direction == "training" or not divides(case))
+# fmt: on
 
 
 def _native(case: Case, padding: str | None = None) -> Callable[[Any], Any]:
@@ -240,7 +237,9 @@ def max_pool2d_view(case: Case) -> Any:
     return pool_view
 
 
-@candidate(op=OP, name="max_pool3d", variants=variants.POOL3D, snippet=snippets.max_pool3d)
+@candidate(
+    op=OP, name="max_pool3d", failures=POOL3D_FAILURES, variants=variants.POOL3D, snippet=snippets.max_pool3d
+)  # fmt: skip
 def max_pool3d(case: Case) -> Any:
     """tf.nn.max_pool3d with window (1, 1, k) over x[..., None]."""
     import tensorflow as tf
@@ -339,13 +338,7 @@ def nested_jit_max_pool(case: Case) -> Any:
 @candidate(
     op=OP,
     name="cpu-pinned-max_pool",
-    failures=(
-        KnownFailure(
-            when=lambda case: case.direction == "training" or not divides(case),
-            matches="MaxPoolingGrad is not yet supported|evenly divide the input depth",
-            reason="The CPU kernel has no gradient over the depth and needs a dividing window.",
-        ),
-    ),
+    failures=(PINNED_FAILURE,),
     variants=variants.PINNED,
     snippet=snippets.cpu_pinned_max_pool,
 )
