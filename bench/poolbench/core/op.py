@@ -98,6 +98,8 @@ class Op:
             is measured forward only.
         check_gradient: `exact`, or `ties_within(window_sum)`.
         tolerance: case -> Tolerance; None: the default of the dtype.
+        by_example: whether the reference and its gradient take each example, along the first axis of every input, by
+            itself: they are then computed in parts, in a fraction of the memory and time.
         traffic: case -> Traffic; None: the bytes of all inputs and outputs.
         baseline: the candidate that ratios are taken to.
         also_compare_to: further candidates that the report shows ratios to, the textbook's first.
@@ -118,6 +120,7 @@ class Op:
     vjp: Callable[..., tuple[Array, ...]] | None = None
     check_gradient: GradientCheck = exact
     tolerance: Callable[[Case], Tolerance] | None = None
+    by_example: bool = False
     traffic: Callable[[Case], Traffic] | None = None
     baseline: str
     also_compare_to: tuple[str, ...] = ()

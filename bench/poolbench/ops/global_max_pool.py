@@ -64,6 +64,7 @@ def vjp(case: Case, dy: Any, x: Any) -> tuple[Any]:
 register(
     Op(
         name=OP, title="Global max pooling", reference=reference, vjp=vjp, tolerance=no_error, builtin=True,
+        by_example=True,
         axes=(shape_axis("shape", SHAPE), *IMAGE_AXES[1:]), inputs=lambda case: {"x": image_spec(case)},
         check_gradient=ties_within(lambda a, case: a.sum(axis=spatial_axes(case))),
         baseline=MAIN[0], also_compare_to=("reduce_max",),

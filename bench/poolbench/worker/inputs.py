@@ -53,7 +53,7 @@ def fill(generator: np.random.Generator, spec: TensorSpec) -> Array:
     count = int(np.prod(spec.shape, dtype=np.int64))
     if callable(spec.fill):  # the op's own; its values may have a structure that repetition breaks
         values = spec.fill(generator, count).reshape(spec.shape)
-        return np.ascontiguousarray(values, numpy_dtype(spec.dtype))
+        return np.array(values, numpy_dtype(spec.dtype), order="C")
     block = FILLS[spec.fill](generator, min(count, BLOCK_LENGTH)).astype(numpy_dtype(spec.dtype))
     whole = np.tile(block, count // max(1, len(block)) + 1) if count > len(block) else block
     return np.ascontiguousarray(whole[:count].reshape(spec.shape))

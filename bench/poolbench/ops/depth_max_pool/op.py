@@ -124,6 +124,7 @@ register(
         vjp=vjp,
         check_gradient=ties_within(window_sum),
         tolerance=no_error,
+        by_example=True,
         traffic=traffic,
         baseline=BASELINE,
         also_compare_to=ALSO_COMPARE_TO,

@@ -55,6 +55,7 @@ register(
         inputs=inputs,
         reference=reference,
         vjp=vjp,
+        by_example=True,
         traffic=traffic,
         baseline=BASELINE,
         also_compare_to=ALSO_COMPARE_TO,
