@@ -70,7 +70,7 @@ class Recheck:
         verdict = checks.judge(self.answers, outputs)
         if verdict.reason:
             return f"after timing, {self.words}: {verdict.reason}"
-        self.accepted.append(outputs)
+        self.accepted.append(tuple(output.copy() for output in outputs))
         return ""
 
 

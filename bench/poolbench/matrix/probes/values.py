@@ -107,7 +107,8 @@ def judge_ties(answers: Answers, dx: Array) -> Finding:
     """Compare the gradient of the first input, whose elements tie, with the right ones."""
     window_sum = answers.op.check_gradient.window_sum
     assert window_sum is not None
-    split, weight = (answers.spread(dy)[0] for dy in (answers.dy, np.ones_like(answers.dy)))
+    dy = answers.inputs[-1]
+    split, weight = (answers.spread(one)[0] for one in (dy, np.ones_like(dy)))
     whole = np.divide(split, weight, out=np.zeros_like(split), where=weight > 0)
     each = compare(dx, whole, SHARES).agrees
     rule = "all of it to every tied value" if each else TIE_RULES[tie_rule(answers, dx)]
