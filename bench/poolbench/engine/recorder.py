@@ -33,7 +33,6 @@ FLAGS = {
     "each other, and no better time came",
 }
 
-# Share of the blocks, the quick ones, that other processes did not slow.
 # A few blocks of a loaded machine can all be slow, a candidate's or a probe's: below so many of either, half the limit
 # is the limit.
 ENOUGH_BLOCKS, FEW_SLACK = 8, 1.0
