@@ -23,7 +23,7 @@ from poolbench.core.registry import import_file
 from poolbench.engine.device import DEVICE_ROUNDS
 from poolbench.engine.noise import device_contention
 from poolbench.engine.process import Worker
-from poolbench.engine.race import Race
+from poolbench.engine.race import race_in_one_worker
 from poolbench.engine.run import Run, RunOptions
 from poolbench.machine.info import Seen, Usage, read_usage, seen_between, usage_reader
 from poolbench.machine.nvml import (
@@ -231,7 +231,7 @@ def race_on(device, *, cache="warm", device_seconds=1e-4, shape=(1, 8, 8, 3)):
     pool = FakePool(lambda spec, process: answers)
     case = make_case(op="fake", shape=shape, device=device, cache=cache)
     plan = Plan(processes=2, allocations=1, rounds=1)
-    race = Race.in_one_worker(
+    race = race_in_one_worker(
         case, [fake_candidate("one"), fake_candidate("two")], baseline="one", plan=plan
     )
     return {m.candidate: m for m in race.run(pool).measurements}, pool.tasks

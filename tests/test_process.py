@@ -187,7 +187,9 @@ def test_flood_with_nothing_after_it_keeps_its_end(worker):
 def test_worker_that_dies_between_two_tasks_blames_neither(worker):
     pid = worker.call(say, "", timeout=600)
     os.kill(pid, signal.SIGKILL)
-    with contextlib.suppress(ChildProcessError):  # all its threads have ended, and its pipes are closed
+    with contextlib.suppress(
+        ChildProcessError
+    ):  # all its threads have ended, and its pipes are closed
         os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
     with pytest.raises(WorkerFailure) as caught:
         worker.call(say, "", timeout=600)

@@ -12,7 +12,7 @@ from poolbench.core.plan import IDENTITY, PROBES, Contender, Plan, RaceSpec, Wor
 from poolbench.core.registry import REGISTRY, load_suites
 from poolbench.engine import recorder
 from poolbench.engine.pool import WorkerPool
-from poolbench.engine.race import LEG_SECONDS, Race
+from poolbench.engine.race import LEG_SECONDS, Race, race_in_one_worker
 from poolbench.engine.rounds import PROBE_TURN
 from poolbench.engine.scheduler import make_race
 from poolbench.stats.estimate import estimate
@@ -34,7 +34,7 @@ def run(seconds, *, plan=None, failures=(), **machine):
         for name in seconds
         if name not in (*PROBES, IDENTITY)
     ]
-    race = Race.in_one_worker(
+    race = race_in_one_worker(
         CASE, candidates, baseline="base", plan=plan or Plan(), read_usage=machine.read_usage
     )
     result = race.run(machine.pool)

@@ -6,7 +6,7 @@ from fakes import ANSWERS, BLOCK, OPENED, FakePool, FakeWorker, fake_candidate, 
 from poolbench.core.case import make_case
 from poolbench.core.errors import WorkerFailure
 from poolbench.core.plan import Plan
-from poolbench.engine.race import MOST_SLEEPS, Race
+from poolbench.engine.race import MOST_SLEEPS, race_in_one_worker
 from poolbench.engine.recovery import MAX_DEATHS
 from poolbench.machine.info import Usage
 from poolbench.worker import contender, session, timing
@@ -41,7 +41,7 @@ def run(faults):
         return answer
 
     pool = FakePool({task: answer_of(task, usual) for task, usual in ANSWERS.items()})
-    race = Race.in_one_worker(
+    race = race_in_one_worker(
         CASE, [fake_candidate("base", "pool"), fake_candidate("other", "pool")], baseline="base",
         plan=Plan(processes=2), read_usage=lambda: QUIET,
     )  # fmt: skip
@@ -173,6 +173,6 @@ def test_worker_that_cannot_start_fails_every_candidate():
         def worker(self, spec, process):
             raise WorkerFailure("error", "ImportError: no module named mine")
 
-    race = Race.in_one_worker(CASE, [fake_candidate("base")], baseline="base", plan=Plan())
+    race = race_in_one_worker(CASE, [fake_candidate("base")], baseline="base", plan=Plan())
     found = race.run(Workers()).measurements
     assert {(m.status, m.reason) for m in found} == {("error", "ImportError: no module named mine")}

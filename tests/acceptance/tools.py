@@ -26,7 +26,7 @@ from poolbench.core.plan import Plan, WorkerSpec
 from poolbench.core.registry import REGISTRY
 from poolbench.engine.aa import delay_call
 from poolbench.engine.pool import WorkerPool
-from poolbench.engine.race import Race
+from poolbench.engine.race import race_in_one_worker
 from poolbench.engine.recovery import Tasks
 from poolbench.engine.rounds import block_calls
 from poolbench.stats.estimate import estimate
@@ -116,7 +116,7 @@ def race(seconds: float, *, processes: int, allocations: int) -> dict[str, dict[
         check = functools.partial(open_contender, check=True)
         call = worker.call(check, original.name, timeout=OPEN_TIMEOUT_SECONDS)
         plan = our_plan(seconds, processes, allocations, call)
-        result = Race.in_one_worker(
+        result = race_in_one_worker(
             CASE,
             [replace(original, name=name) for name in CALLABLES],
             baseline=BASELINE,

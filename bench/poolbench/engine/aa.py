@@ -20,7 +20,7 @@ from poolbench.core.case import Case
 from poolbench.core.plan import Plan, WorkerSpec
 from poolbench.core.records import Contention, Measurement, Samples
 from poolbench.core.registry import REGISTRY, load_builtin
-from poolbench.engine.race import Race
+from poolbench.engine.race import race_in_one_worker
 from poolbench.engine.recovery import Tasks, Workers
 from poolbench.stats.estimate import Estimate, estimate
 from poolbench.stats.verdict import Verdict, verdict
@@ -177,7 +177,7 @@ def race_copies(design: Design, workers: Workers, number: int = 0) -> CopiesRace
     names = copy_names(design)
     original = REGISTRY.candidates[design.case.op, source]
     start = time.perf_counter()
-    race = Race.in_one_worker(
+    race = race_in_one_worker(
         design.case,
         [replace(original, name=name) for name in names],
         baseline=BASELINE,

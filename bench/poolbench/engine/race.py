@@ -101,25 +101,6 @@ class Race:
         self._processes = 0
         self._sleeps = 0
 
-    @classmethod
-    def in_one_worker(
-        cls,
-        case: Case,
-        candidates: Sequence[Candidate],
-        *,
-        baseline: str,
-        plan: Plan,
-        worker: WorkerSpec | None = None,
-        tasks: Tasks | None = None,
-        read_usage: Callable[[], Usage] | None = None,
-    ) -> Race:
-        """Return the race of these candidates in workers of one kind."""
-        names = [candidate.name for candidate in candidates]
-        spec = RaceSpec.in_one_worker(
-            case, names, baseline=baseline, plan=plan, worker=worker or WorkerSpec()
-        )
-        return cls(spec, candidates, tasks=tasks, read_usage=read_usage)
-
     @property
     def plan(self) -> Plan:
         return self.spec.plan
@@ -326,3 +307,21 @@ class Race:
                 planned.record.processor_columns.append((*place, block.processor_seconds, 0))
             self.seconds["samples"] += block.seconds * calls
             self.seconds["warmup"] += block.warmup_seconds
+
+
+def race_in_one_worker(
+    case: Case,
+    candidates: Sequence[Candidate],
+    *,
+    baseline: str,
+    plan: Plan,
+    worker: WorkerSpec | None = None,
+    tasks: Tasks | None = None,
+    read_usage: Callable[[], Usage] | None = None,
+) -> Race:
+    """Return the race of these candidates in workers of one kind."""
+    names = [candidate.name for candidate in candidates]
+    spec = RaceSpec.in_one_worker(
+        case, names, baseline=baseline, plan=plan, worker=worker or WorkerSpec()
+    )
+    return Race(spec, candidates, tasks=tasks, read_usage=read_usage)

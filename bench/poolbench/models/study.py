@@ -39,7 +39,7 @@ from poolbench.core.plan import Plan, WorkerSpec
 from poolbench.core.records import ALL_POOLING, Measurement, ModelResult
 from poolbench.core.registry import REGISTRY
 from poolbench.engine.process import WorkerLike
-from poolbench.engine.race import Race, Result
+from poolbench.engine.race import Result, race_in_one_worker
 from poolbench.engine.recovery import Tasks, Workers
 from poolbench.models import steps, zoo
 from poolbench.models.config import fill_shapes, fixed_batch
@@ -192,7 +192,7 @@ class StepRace:
         forms = {pool.key: pool.form for pool in pools if pool.form is not None}
         self.source = msgspec.structs.replace(entry.source, forms=forms)
         most = most or entry.processes
-        self._race = Race.in_one_worker(
+        self._race = race_in_one_worker(
             entry.case,
             contenders(entry, self._described),
             baseline=ISOLATED + ORIGINAL if self._described.unknown else ORIGINAL,
