@@ -292,7 +292,10 @@ def raced_replacements(name, saved, workers, seed):
 
 @pytest.mark.long
 def test_advise_promised_gain_is_found_again(saved):
-    """The step with the replacement, raced again, lies inside the interval of the first race."""
+    """The step with the replacement, raced again, lies inside the 95% interval of the first race.
+
+    Of ten such intervals three or more miss in one test of a hundred. What is clearly faster or slower is so again.
+    """
     found = []
     for seed in (0, 1):
         workers = WorkerPool()
@@ -306,7 +309,9 @@ def test_advise_promised_gain_is_found_again(saved):
         for promised, seen in zip(first, again, strict=True)
         if not promised[0] <= seen[1] <= promised[2]
     ]
-    assert not outside, f"{outside} of {first}"
+    assert len(outside) <= 2, f"{outside} of {first}"
+    for (low, _, high), (_, seen, _) in zip(first, again, strict=True):
+        assert not (high < 1 < seen or seen < 1 < low)
 
 
 @pytest.mark.parametrize("name", ["padded", "channels_first", "kept", "operations", "attention"])
