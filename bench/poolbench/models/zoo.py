@@ -168,7 +168,8 @@ def load_file(source: Source) -> Loaded:
     legacy = config is None or files.keras_version(path).startswith("2.")
     saved, shipped = config or read_h5_config(path), dict[str, Any]()
     if legacy:
-        saved, shipped = name_operations(as_legacy(config) or saved)
+        # The classes of an HDF5 file have no modules, but those of its dtypes have.
+        saved, shipped = name_operations(as_legacy(saved) if config else saved)
     known = frozenset(classes) | shipped.keys() | (keras_classes() if legacy else frozenset())
     unknown = files.find_unknown(saved, legacy=legacy, classes=known)
     runs = [layer for layer in unknown if layer.kind == "Lambda" and source.trust]
