@@ -4,7 +4,8 @@ import pytest
 from poolbench.core.case import make_case
 from poolbench.core.op import Op
 from poolbench.core.registry import REGISTRY
-from poolbench.worker.check import BOUNDS, check
+from poolbench.worker import check as checks
+from poolbench.worker.check import BOUNDS, Answers, check
 from poolbench.worker.inputs import make_inputs, numpy_dtype
 
 DEPTH = REGISTRY.ops["depth_max_pool"]
@@ -212,3 +213,19 @@ def test_a_right_gradient_of_a_large_window_is_not_mistrusted():
     dx = DEPTH.vjp(case, dy.astype(np.float64), wide)[0].astype(np.float32)
     verdict = check(DEPTH, case, (x, dy), (DEPTH.reference(case, wide).astype(np.float32), dx))
     assert (verdict.status, verdict.reason) == ("ok", "")
+
+
+@pytest.mark.parametrize("name", [name for name, op in REGISTRY.ops.items() if op.by_example])
+def test_answers_in_parts_are_those_of_the_whole(monkeypatch, name):
+    op = REGISTRY.ops[name]
+    base = op.sweep("default").base_case
+    case = base.replace(
+        shape=(5, *(min(size, 12) for size in base.shape[1:])), direction="training"
+    )
+    inputs = make_inputs(case, 0)
+    xs = [x.astype(np.float64) for x in inputs[:-1]]
+    monkeypatch.setattr(checks, "PART", 1)  # an example at a time
+    answers = Answers(op=op, case=case, inputs=inputs)
+    assert np.array_equal(answers.y, op.reference(case, *xs))
+    whole = op.vjp(case, inputs[-1].astype(np.float64), *xs)
+    assert all(map(np.array_equal, answers.gradients.values(), whole))
