@@ -4,7 +4,6 @@ from collections import Counter
 
 from poolbench.core.candidate import Candidate
 from poolbench.core.errors import WorkerFailure
-from poolbench.machine import core_distance
 from poolbench.machine.info import Usage
 from poolbench.worker import contender, session, timing, trace, verify
 
@@ -35,7 +34,6 @@ ANSWERS = {
     contender.read_program: None,
     session.allocate: 0.0,
     timing.time_batch: lambda requests: make_batch([BLOCK] * len(requests)),
-    core_distance.gather: None,
     session.close_case: None,
     session.end_process: WorkerFailure("crashed", "the process exited with code 1", lost=True),
     timing.measure_energy: None,
@@ -123,17 +121,15 @@ class FakeMachine:
         opens: contender -> seconds per call that opening it shows, where that differs.
         busy: processors that others use.
         batch: further fields of each Batch.
-        distant: whether the cores are distant.
     """
 
-    def __init__(self, seconds, *, opens=None, busy=0.0, batch=dict, distant=None):
+    def __init__(self, seconds, *, opens=None, busy=0.0, batch=dict):
         self.now = 0.0
         self.requests = []  # (worker's spec, process, BlockRequest), in order
         self._seconds = seconds
         self._opens = seconds | (opens or {})
         self._busy = busy
         self._batch = batch
-        self._distant = distant
         self.pool = FakePool(self._answers)
 
     def read_usage(self):
@@ -171,5 +167,4 @@ class FakeMachine:
             session.allocate: 0.01,
             contender.open_contender: open_contender,
             timing.time_batch: time_batch,
-            core_distance.gather: self._distant,
         }

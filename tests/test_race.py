@@ -222,20 +222,6 @@ def test_noisy_rounds_are_marked_and_run_again_within_bounds():
     assert "contended" in found["base"].flags
 
 
-@pytest.mark.parametrize(("looks", "share"), [((None,), None), ((0.0, 1.0), 0.5)])
-def test_contention_holds_share_of_busy_smt_siblings(looks, share):
-    seen = itertools.cycle(looks)
-    found, _, _ = run({"base": MS, "a": MS}, batch=lambda: {"smt_sibling_busy": next(seen)})
-    assert found["a"].contention.smt_sibling_busy == pytest.approx(share, abs=0.1)
-
-
-@pytest.mark.parametrize("distant", [None, False, True])
-def test_blocks_on_distant_cores_are_marked(distant):
-    found, _, _ = run({"base": MS, "a": MS}, distant=distant)
-    assert set(found["a"].samples.contended) == {int(bool(distant))}
-    assert found["a"].contention.cores_distant == (None if distant is None else float(distant))
-
-
 def test_slow_candidate_skips_rounds_and_the_baseline_never_does():
     plan = Plan(budget_seconds=120)
     found, _, _ = run({"base": 3 * MS, "b": 3 * MS, "c": 3 * MS, "slow": 27 * MS}, plan=plan)

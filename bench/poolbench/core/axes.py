@@ -30,7 +30,7 @@ RESERVED = frozenset(
     mean_low mean_high verdict processes_needed textbook_ratio textbook_low textbook_high textbook_reason
     bandwidth_limit_seconds efficiency
     efficiency_low efficiency_high worst max_relative tie peak_nbytes stopped_early disagree flags steal others
-    throttled program unlike blocks_marked blocks_redone cores_distant smt_sibling_busy node kind tail probe bandwidth
+    throttled program unlike blocks_marked blocks_redone node kind tail probe bandwidth
     """.split()
 )
 

@@ -120,8 +120,10 @@ class Accuracy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     bound: str = ""
 
 
-class Contention(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Contention(msgspec.Struct, frozen=True, kw_only=True):
     """Background load during a race. None: the system does not provide the value.
+
+    Other fields are ignored: older journals have some that are measured no more.
 
     Attributes:
         steal: share of the processors' time that the hypervisor took.
@@ -129,8 +131,6 @@ class Contention(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         throttled: processor time that a CPU quota withheld, per wall time; None also without a quota.
         blocks_marked, blocks_redone: blocks under background load, and those repeated.
         involuntary_switches: of the workers.
-        cores_distant: share of the blocks timed while the machine's two processors were on distant cores.
-        smt_sibling_busy: share of the tests that found the SMT sibling busy with another guest of the host.
         device_clock_mhz: lowest and highest clock of a GPU at the ends of its rounds.
         device_celsius: its highest temperature.
         device_slowdowns: reasons for a lower clock, in words.
@@ -146,8 +146,6 @@ class Contention(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     device_celsius: float | None = None
     device_slowdowns: tuple[str, ...] = ()
     device_others: float | None = None
-    cores_distant: float | None = None
-    smt_sibling_busy: float | None = None
     throttled: float | None = None
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, TypeAlias
 
 from poolbench.core.candidate import Candidate
 from poolbench.core.case import Case
@@ -53,10 +53,7 @@ class Result:
     seconds: Seconds
 
 
-class _Timed(NamedTuple):
-    planned: PlannedBlock
-    block: timing.Block
-    cores_distant: bool | None
+_Timed: TypeAlias = tuple[PlannedBlock, timing.Block]
 
 
 class Race:
@@ -95,7 +92,7 @@ class Race:
         self._workers = RaceWorkers(
             spec.case, self.records, plan=spec.plan, tasks=tasks, seconds=self.seconds
         )
-        self._noise = MachineNoise(spec.case.device, spec.plan.timeout_seconds, read_usage)
+        self._noise = MachineNoise(spec.case.device, read_usage)
         self._noise_log = NoiseLog()
         self._node = "local"
         self._processes = 0
@@ -264,7 +261,7 @@ class Race:
             worker = self._workers[task.worker]
             expected = self._rounds.expected_seconds(blocks)
             try:
-                self._noise.before(worker)
+                self._noise.before()
                 done: timing.Batch = worker.call(
                     timing.time_batch, [planned.request for planned in blocks],
                     timeout=self.plan.timeout_seconds + 3 * expected,
@@ -274,9 +271,8 @@ class Race:
                 retry = self._workers.handle_loss(task.worker, contenders, failure)
                 return "again" if retry else None
             slept |= worker.slept
-            noise = self._noise.after(done)
-            self._noise_log.enter_task(noise)
-            parts.append(noise.seen)
+            self._noise_log.enter_task(done)
+            parts.append(self._noise.after(done))
             self.seconds["rechecks"] += done.recheck_seconds
             for planned, block in zip(blocks, done.blocks, strict=True):
                 if block.status != "ok" and planned.record.runs:
@@ -286,7 +282,7 @@ class Race:
                 self._workers.renew(task.worker)
                 continue
             timed += [
-                _Timed(planned, block, noise.cores_distant)
+                (planned, block)
                 for planned, block in zip(blocks, done.blocks, strict=True)
                 if block.status == "ok"
             ]
@@ -298,11 +294,11 @@ class Race:
         return seen
 
     def _enter(self, process: int, allocation: int, timed: Sequence[_Timed], seen: Seen) -> None:
-        noisy = self._noise_log.enter_blocks([one.cores_distant for one in timed], seen)
-        for (planned, block, _), marked in zip(timed, noisy, strict=True):
+        noisy = self._noise_log.enter_blocks(len(timed), seen)
+        for planned, block in timed:
             calls, seconds = planned.request.calls, float(f"{block.seconds:.6g}")
             place = process, allocation, planned.round, calls
-            planned.record.columns.append((*place, seconds, int(marked)))
+            planned.record.columns.append((*place, seconds, int(noisy)))
             if self._rounds.workers > 1:
                 planned.record.processor_columns.append((*place, block.processor_seconds, 0))
             self.seconds["samples"] += block.seconds * calls

@@ -57,8 +57,8 @@ def enable_idle_states() -> None:
 def idle_states_disabled() -> Iterator[None]:
     """Disable idle states inside the context, where permitted.
 
-    Not for the life of a process: the host brings processors together when one wakes the other
-    (poolbench.machine.core_distance), and does not move them while both stay awake.
+    Not for the life of a process: the host brings processors together when one wakes the other,
+    and does not move them while both stay awake.
     """
     disable_idle_states()
     try:

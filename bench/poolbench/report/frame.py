@@ -155,8 +155,6 @@ COLUMNS: dict[str, str] = {
     "throttled": "processor time that a CPU quota withheld, per second; empty without a quota",
     "blocks_marked": "blocks under background load",
     "blocks_redone": "of these, repeated",
-    "cores_distant": "share of the race's blocks while the two vCPUs were on distant cores",
-    "smt_sibling_busy": "share of probes at which the SMT sibling was busy for another guest",
     "node": "machine",
 }
 
@@ -346,8 +344,6 @@ def _row(by_run: Sequence[tuple[Floats, Measurement]], nbytes: int) -> tuple[Any
         _nan(contention.throttled) if contention else math.nan,
         contention.blocks_marked if contention else 0,
         contention.blocks_redone if contention else 0,
-        _nan(contention.cores_distant) if contention else math.nan,
-        _nan(contention.smt_sibling_busy) if contention else math.nan,
         m.node,
     )
 

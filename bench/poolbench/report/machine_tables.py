@@ -84,10 +84,7 @@ def contention_table(loaded: RunFrame) -> pd.DataFrame:
     races = loaded.table.drop_duplicates("race")
     rows = []
     for (op, mode), group in races.groupby(["op", "mode"], sort=False):
-        steal, others, throttled, apart, siblings = (
-            group[name].max()
-            for name in ("steal", "others", "throttled", "cores_distant", "smt_sibling_busy")
-        )
+        steal, others, throttled = (group[name].max() for name in ("steal", "others", "throttled"))
         rows.append(
             {
                 "op": op,
@@ -98,10 +95,6 @@ def contention_table(loaded: RunFrame) -> pd.DataFrame:
                 "worst steal": format_share(steal) or "cannot be seen here",
                 "worst others' share": format_share(others) or "cannot be seen here",
                 "worst throttled by a CPU quota": format_share(throttled) or "no quota",
-                "processors far apart, worst share of blocks": format_share(apart)
-                or "cannot be seen here",
-                "siblings busy for other guests, worst share": format_share(siblings)
-                or "cannot be seen here",
             }
         )
     return pd.DataFrame(rows)

@@ -16,7 +16,6 @@ FIELDS = {
     "network": "model",
     "spell" + "ing": "candidate",  # split: the word is in use nowhere else
 }
-CONTENTION = {"apart": "cores_distant", "siblings": "smt_sibling_busy"}
 MACHINE = {"kept_awake": "idle_states_disabled"}
 OPTIONS = {"replicas": "processes", "max_replicas": "max_processes"}
 # Keys of the checks of the support matrix.
@@ -38,7 +37,6 @@ def lift(record: dict[str, Any]) -> dict[str, Any]:
     lifted["type"] = KINDS.get(str(kind), kind)
     for name in ("samples", "wall_samples"):
         _rename(lifted, name, {"replica": "process"})
-    _rename(lifted, "contention", CONTENTION)
     if isinstance(case := record.get("case"), dict):
         lifted["case"] = _lift_case(case)
     if isinstance(environment := record.get("environment"), dict):

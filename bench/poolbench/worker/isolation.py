@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 
-from poolbench.machine import core_distance
 from poolbench.machine.info import relevant_settings
 
 FUNCTIONS = "shared functions"
@@ -50,7 +49,7 @@ def child_processes(tasks: Path = TASKS) -> set[int]:
     for path in tasks.glob("*/children"):
         with contextlib.suppress(OSError, ValueError):
             found.update(map(int, path.read_text().split()))
-    return found - core_distance.partners()
+    return found
 
 
 # Modules whose functions candidates share, and those that time and check them.

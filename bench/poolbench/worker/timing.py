@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gc
 import resource
-import statistics
 from collections.abc import Callable, Sequence
 from itertools import repeat
 from time import perf_counter, process_time
@@ -18,7 +17,6 @@ import msgspec
 
 from poolbench.core.errors import Status, reason_of, status_of
 from poolbench.core.plan import PROBE_NAMES
-from poolbench.machine import smt
 from poolbench.machine.idle import idle_states_disabled
 from poolbench.worker import again, isolation
 from poolbench.worker.backends import Call
@@ -62,8 +60,6 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         cpu_seconds: processor time of this process, all threads.
         switches: involuntary context switches.
-        smt_sibling_busy: share of the looks, before and after, at which a processor's sibling was at work for another
-            guest of the host (poolbench.machine.smt); None where that is not to be seen.
         dirty: whether a candidate changed what others share: they need a fresh process.
         recheck_seconds: the check at a random moment.
     """
@@ -71,7 +67,6 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     blocks: tuple[Block, ...]
     cpu_seconds: float
     switches: int
-    smt_sibling_busy: float | None = None
     dirty: bool = False
     recheck_seconds: float = 0.0
 
@@ -81,10 +76,7 @@ def time_batch(session: Session, requests: Sequence[BlockRequest]) -> Batch:
     start = resource.getrusage(resource.RUSAGE_SELF)
     begin = clock()
     with idle_states_disabled():
-        looks = [smt.busy_share()]
         blocks = run_blocks(session, requests)
-        looks.append(smt.busy_share())
-    seen = [look for look in looks if look is not None]
     end = resource.getrusage(resource.RUSAGE_SELF)
     timed = clock() - begin
     checked = session.open.recheck_seconds
@@ -97,7 +89,6 @@ def time_batch(session: Session, requests: Sequence[BlockRequest]) -> Batch:
         blocks=tuple(blocks),
         cpu_seconds=end.ru_utime + end.ru_stime - start.ru_utime - start.ru_stime,
         switches=end.ru_nivcsw - start.ru_nivcsw,
-        smt_sibling_busy=statistics.fmean(seen) if seen else None,
         dirty=bool(session.suspects),
         recheck_seconds=session.open.recheck_seconds - checked,
     )
