@@ -117,3 +117,21 @@ def test_orders_with_one_worker_are_decided_by_the_seed():
 def test_one_by_one_makes_a_task_of_each_block():
     tasks = one_by_one(make_rounds(BASE, HEAD).tasks(range(3), others_between=False))
     assert [len(task.blocks) for task in tasks] == [1] * 12
+
+
+def test_slow_candidate_of_one_long_round_is_left_out_of_the_next_allocations_rounds():
+    records = [
+        ContenderRecord(name, fake_candidate(name), BASE, call_seconds=seconds)
+        for name, seconds in (("a", 1e-3), ("b", 1e-3), ("slow", 1e-2))
+    ]
+    rounds = Rounds(records, baseline="a", plan=Plan(), case=CASE)
+
+    def names(allocation, numbers):
+        rounds.plan(records, allocation)
+        (task,) = rounds.tasks(numbers, others_between=False)
+        return [block.record.name for block in task.blocks]
+
+    assert sorted(names(0, range(1))) == ["a", "b", "slow"]
+    assert sorted(names(1, range(3))) == ["a", "a", "a", "b", "b", "b"]
+    assert "slow" in names(2, range(5))
+    assert "slow" in names(0, range(1)), "each process has it"

@@ -188,7 +188,7 @@ class Race:
                 self._workers.allocate()
             if not self._candidates():
                 return
-            self._rounds.plan(self._running())
+            self._rounds.plan(self._running(), allocation)
             yield from self._run_allocation(
                 process, allocation, seconds / self.plan.allocations, step_seconds
             )

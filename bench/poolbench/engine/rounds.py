@@ -28,8 +28,9 @@ PROBE_TURN = 5
 # Probe blocks are longer than one call, because waking the threads is not memory time.
 PROBE_BLOCK_SECONDS = 0.0015
 # A contender whose blocks take n times as long as the median one's is in every n-th round, so that one slow
-# candidate does not take the time of all others; n is at most this.
-MOST_ROUNDS_OUT = 4
+# candidate does not take the time of all others; n is at most this. Rounds are counted over the allocations of a
+# process: of a few long rounds, the second allocation's leave out what the first one's had.
+MOST_ROUNDS_OUT = 8
 # A block on a GPU ends by waiting for it, some tens of microseconds: blocks are long enough to hide that.
 GPU_BLOCK_SECONDS = 0.002
 
@@ -68,6 +69,9 @@ class Rounds:
         self, records: Sequence[ContenderRecord], *, baseline: str, plan: Plan, case: Case
     ) -> None:
         self.seconds = 0.0
+        self._earlier = self._planned = (
+            0  # rounds of this process: of earlier allocations, of this one
+        )
         self._costs: dict[str, float] = {}  # seconds of a block, by contender, as planned
         self._records = {record.name: record for record in records}
         self._baseline = baseline
@@ -99,12 +103,14 @@ class Rounds:
         """Return the number of kinds of worker."""
         return len(self._orders)
 
-    def plan(self, contenders: Sequence[ContenderRecord]) -> None:
-        """Decide how often each contender runs on new inputs, and predict the mean duration of a round.
+    def plan(self, contenders: Sequence[ContenderRecord], allocation: int = 0) -> None:
+        """Decide how often each contender runs on the inputs of an allocation, and predict a round's mean duration.
 
         Warm-up is sized from the fastest block so far. The three calibration calls are noisy: a candidate
         that looks slow there would get too short a warm-up and measure slower for the whole race.
         """
+        self._earlier = self._earlier + self._planned if allocation else 0
+        self._planned = 0
         for record in contenders:
             seen = [row[4] for row in record.columns]
             record.call_seconds = min([record.call_seconds, *seen])
@@ -132,6 +138,7 @@ class Rounds:
         """
         tasks = []
         numbers = tuple(numbers)
+        self._planned = max([self._planned, *(number + 1 for number in numbers)])
         for worker in next(self._workers):
             self._last = ""
             self._after_eviction |= others_between and self.workers == 1
@@ -154,7 +161,7 @@ class Rounds:
             names = names + next(self._probe_orders[worker])
         for name in names:
             record = self._records[name]
-            if not record.runs or number % record.every:
+            if not record.runs or (self._earlier + number) % record.every:
                 continue
             cold = self._after_eviction and record.candidate is not None
             warmup, calls = self._block_calls(record, cold=cold, dither=self._random.random())
