@@ -239,6 +239,7 @@ def test_padding_is_accepted_in_any_letter_case():
     assert DepthMaxPool2D(2, padding="SAME").padding == "same"
 
 
+@pytest.mark.slow
 def test_a_copy_of_the_file_alone_reloads_a_saved_model_in_safe_mode(tmp_path):
     inputs = keras.Input((4, 4, 7))
     model = keras.Model(inputs, DepthMaxPool2D(3, padding="same", name="pool")(inputs))
@@ -336,6 +337,7 @@ def test_its_onnx_export_is_equal_with_infinities_and_nan(padding):
         np.testing.assert_array_equal(got, model(case.astype("float32")))
 
 
+@pytest.mark.slow
 def test_it_works_under_op_determinism(tmp_path):
     code = (
         "import json, tensorflow as tf, numpy as np, layers\n"

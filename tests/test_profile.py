@@ -413,16 +413,19 @@ def step_events(address, run, name):
     return [e for e in found if re.fullmatch(rf"{re.escape(name)} \d+", e.get("name", ""))]
 
 
+@pytest.mark.slow
 def test_every_recorded_run_is_listed(address, logdir):
     assert set(tensorboard.find_traces(logdir)) <= set(get(address, "runs"))
 
 
+@pytest.mark.slow
 def test_the_served_trace_holds_each_step_once(address, large):
     steps = step_events(address, large.trace, "reshape-reduce_max")
     assert len(steps) == trace.STEPS
     assert all(step["dur"] > 0 for step in steps)
 
 
+@pytest.mark.slow
 def test_the_account_equals_tensorboards_total_for_the_operation(address, large):
     tables = get(address, f"data?run={large.trace}&tag=framework_op_stats&host={large.trace}")
     columns = [column["id"] for column in tables[0]["cols"]]
@@ -438,6 +441,7 @@ def test_the_account_equals_tensorboards_total_for_the_operation(address, large)
         assert part["seconds"] * large.steps == pytest.approx(served[name], rel=0.01)
 
 
+@pytest.mark.slow
 def test_a_second_recording_replaces_the_first_in_what_is_served(worker, address, logdir):
     folder = logdir / tensorboard.PROFILES / "again"
     for name, steps in (("first", 3), ("second", 4)):

@@ -31,6 +31,7 @@ def run_suite(tmp_path, *words):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_candidate_of_five_lines_joins_the_race(tmp_path):
     code = example("candidate")
     assert len(code.splitlines()) <= 5
@@ -47,6 +48,7 @@ def test_a_candidate_of_five_lines_joins_the_race(tmp_path):
     assert len(found["sum-over-count"].samples) == len(found["layer-global_avg_pool"].samples) > 0
 
 
+@pytest.mark.slow
 def test_an_op_of_thirty_lines_runs_is_stored_and_is_reported(tmp_path):
     code = example("op")
     lines = [line for line in code.splitlines() if line.strip()]

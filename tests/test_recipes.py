@@ -5,10 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 SNIPPETS = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "recipes.md").read_text(), re.DOTALL)
 
 
+@pytest.mark.slow
 def test_the_recipes_run_as_they_stand(tmp_path):
     assert len(SNIPPETS) >= 6
     # Each in a namespace of its own: none may lean on the one before.

@@ -298,6 +298,7 @@ def test_report_format_prints_the_selected_table(kind, tmp_path):
     assert "recipe-verbatim" not in done.stdout
 
 
+@pytest.mark.slow
 def test_report_command_renders_a_page_without_tensorflow(tmp_path):
     code = (
         "import sys; from poolbench.cli import main\n"

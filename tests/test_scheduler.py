@@ -362,6 +362,7 @@ def share_that_covers(specs, at_once):
 
 
 @pytest.mark.usefixtures("steady_memory")
+@pytest.mark.slow
 def test_interleaved_races_on_a_drifting_machine_cover_the_truth_and_consecutive_ones_do_not(job):
     plan = Plan(processes=10, allocations=1, rounds=4)
     specs = [job(number, plan=plan) for number in range(1, 201)]

@@ -126,6 +126,7 @@ def test_newest_run_is_no_reference_run(tmp_path):
 # For once, a real race of copies.
 
 
+@pytest.mark.slow
 def test_race_copies_for_real_finds_a_doubled_call():
     """A call made twice as long is seen on any machine; of a busy one no finer figure is asserted."""
     plan = Plan(processes=1, allocations=2, rounds=3, block_seconds=0.003)

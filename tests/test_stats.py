@@ -156,6 +156,7 @@ def look_up(pairs, estimates):
     return lambda a, b: known[id(a), id(b)]
 
 
+@pytest.mark.slow
 def test_ten_equal_candidates_have_a_false_sole_winner_in_at_most_5_percent():
     alone = 0
     for seed in range(100):

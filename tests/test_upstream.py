@@ -217,6 +217,7 @@ except tf.errors.OpError as error:
 """
 
 
+@pytest.mark.slow
 def test_xla_s_gradient_is_refused_under_op_determinism_even_on_the_cpu():
     # Determinism holds for the whole life of a process.
     done = subprocess.run(

@@ -59,6 +59,7 @@ def test_user_op_training_checks_the_gradient_of_each_input(dense):
     assert "it returned 1 gradients" in check(dense, case, (x, scale, dy), (y, dx)).reason
 
 
+@pytest.mark.slow
 def test_user_op_swept_by_its_axis_is_checked_timed_and_stored(results):
     run = read_run(results / "dense")
     found = {(m.case.width, m.candidate): m.status for m in run.measurements if m.kind != "probe"}
@@ -76,6 +77,7 @@ def test_user_op_swept_by_its_axis_is_checked_timed_and_stored(results):
     ]
 
 
+@pytest.mark.slow
 def test_user_op_journal_is_read_where_the_op_is_unknown(results):
     code = (
         "import sys; from pathlib import Path; from poolbench.core.case import case_label\n"
@@ -87,6 +89,7 @@ def test_user_op_journal_is_read_where_the_op_is_unknown(results):
     assert done.stdout.strip() == "4x8x32-width8-relu-float32-forward-eager-cpu:0"
 
 
+@pytest.mark.slow
 def test_user_op_run_is_reported_and_compared(results):
     shown = CliRunner().invoke(main, ["report", str(results / "dense"), "--format", "csv"])
     assert shown.exit_code == 0, shown.output

@@ -285,6 +285,7 @@ def test_signal_ends_a_run_at_once_and_prints_the_resume_command(results, signal
     "kill -9 at any moment",
     "finished races are kept; resuming completes the run",
 )
+@pytest.mark.slow
 def test_killed_run_leaves_nothing_and_resumes(results):
     kill_and_go_on(results, "killed", delays=[0.3], sizes=4)
 
