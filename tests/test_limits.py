@@ -126,7 +126,7 @@ def test_noise_log_sums_throttled_time_by_wall_time():
     log = NoiseLog()
     assert log.contention().throttled is None
     for throttled in (0.5, 0.1):
-        log.enter_blocks([None], seen_between(usage(0, 1.0), usage(1, 1.0 + throttled), 0))
+        log.enter_blocks(1, seen_between(usage(0, 1.0), usage(1, 1.0 + throttled), 0))
     found = log.contention()
     assert (found.throttled, found.steal, found.others) == (0.3, 0, 0)
     assert found.blocks_marked == 1

@@ -238,8 +238,9 @@ def test_run_matrix_resumed_runs_only_missing_cells(candidates, opened, tmp_path
     keys = [(OP, "one", "nan"), (OP, "one", "negative"), (OP, "two", "nan")]
     with Run(RunOptions(folder=folder)) as run:
         record.run_matrix(run, keys[:2], say=said.append)
-    with Run(RunOptions(folder=folder, resume=True)) as run:
+    with Run(RunOptions(folder=folder, resume=True), progress=said.append) as run:
         found = record.run_matrix(run, keys, say=said.append)
+    assert "going on with run: 2 cells of the matrix so far" in said
     assert list(found) == keys
     assert len(read_run(folder).capabilities) == len(keys)
     assert [line.split(" in ")[0] for line in said if " cells in " in line] == [

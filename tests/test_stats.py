@@ -40,7 +40,7 @@ def make_units(kind, runs, processes, **more):
     """A run a row, a process's log ratio to a baseline of the same noise a column: what intervals are made of."""
     candidate = make_cubes(kind, runs, processes, **more)
     baseline = make_noise(kind, np.random.default_rng(4), candidate.shape)
-    return estimate.process_values(estimate.quickest(candidate) - estimate.quickest(baseline))
+    return estimate.process_values(candidate - baseline)
 
 
 def coverage(units, truth):
@@ -96,39 +96,11 @@ def test_two_modes_are_covered_in_83_percent_at_five_processes():
     assert round(coverage(units, 0.3 * math.log(1.3)), 2) == 0.83
 
 
-def make_guest(generator, share, shape):
-    """Whether a guest is on the processor's other thread, round by round: it stays, or stays away, for some."""
-    busy = generator.random(shape) < share
-    for k in range(1, shape[-1]):
-        stays = generator.random(shape[:-1]) < 0.5
-        busy[..., k] = np.where(stays, busy[..., k - 1], busy[..., k])
-    return busy
-
-
-def test_minimum_of_rounds_halves_the_effect_of_other_guests():
-    # As measured: beside a busy guest the baseline takes 1.65 times as long, a candidate 1.35 times.
-    def ratio(share, value):
-        generator = np.random.default_rng(6)
-        logs = [
-            math.log(slower) * make_guest(generator, share, (4000, 24))
-            + generator.normal(0, 0.05, (4000, 24))
-            for slower in (1.35, 1.65)
-        ]
-        return float(estimate.interquartile_mean(value(logs[0]) - value(logs[1])).mean())
-
-    def moved(value):
-        return abs(ratio(0.5, value) - ratio(0.2, value))
-
-    assert moved(estimate.quickest) < 0.5 * moved(lambda logs: logs)
-
-
-def test_quickest_is_per_side_and_within_an_allocation():
-    assert estimate.quickest(np.array([3.0, 1.0, 2.0, 4.0, 5.0])).tolist() == [1.0, 1.0, 2.0]
-    assert estimate.quickest(np.array([3.0, 1.0])).tolist() == [3.0, 1.0]
-    one = np.log([[[4.0, 1.0, 2.0, 8.0]], [[1.0, 1.0, 1.0, 1.0]]])
-    other = np.log([[[1.0, 3.0, 4.0, 2.0]], [[2.0, 2.0, 2.0, 2.0]]])
+def test_log_ratios_pair_by_process_allocation_and_round():
+    one = np.log([[[4.0, 1.0]], [[1.0, 1.0]]])
+    other = np.log([[[1.0, 3.0]], [[2.0, 2.0]]])
     paired = estimate.log_ratios(make_samples(one), make_samples(other))
-    assert np.exp(paired.value).tolist() == pytest.approx([1.0, 0.5, 0.5, 0.5])
+    assert np.exp(paired.value).tolist() == pytest.approx([4.0, 1 / 3, 0.5, 0.5])
     assert paired.process.tolist() == [0, 0, 1, 1]
     assert paired.round.tolist() == [0, 1, 0, 1]
 
@@ -172,7 +144,7 @@ def test_ten_equal_candidates_have_a_false_sole_winner_in_at_most_5_percent():
 
 def test_the_core_is_what_estimate_runs():
     one, other = make_cubes("independent", 2, 5)
-    units = estimate.process_values(estimate.quickest(one) - estimate.quickest(other))
+    units = estimate.process_values(one - other)
     found = estimate.estimate(make_samples(one), make_samples(other))
     mean, error, _ = estimate.mean_and_error(units)
     assert (found.log_ratio, found.standard_error) == pytest.approx((mean, error))

@@ -29,8 +29,7 @@ FLAGS = {
     "stopped_early": "ten times slower than the baseline in the first process: stopped there, no interval",
     "faster-than-limit": "faster than the memory or a call allows: something was folded away or not run",
     "documented": "the wrong answer or crash is a documented one",
-    "contended": "in most of its blocks something else used the machine, or the host had its processors far from "
-    "each other, and no better time came",
+    "contended": "something else used the machine in most of its blocks, and no better time came",
 }
 
 # A few blocks of a loaded machine can all be slow, a candidate's or a probe's: below so many of either, half the limit

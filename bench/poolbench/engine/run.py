@@ -311,7 +311,14 @@ class Run:
         if self._remote is not None:
             self._remote.adopt(run)
         dropped = "".join(f"; {said}" for said in (journal.dropped, run.dropped) if said)
-        self._progress(f"going on with {name}: {len(self.done)} measurements are there{dropped}")
+        there = {
+            "measurements": self.done,
+            "models": self.networks,
+            "cells of the matrix": run.capabilities,
+        }
+        counts = [f"{len(some)} {kind}" for kind, some in there.items() if some]
+        held = ", ".join(counts) or "nothing"
+        self._progress(f"going on with {name}: {held} so far{dropped}")
 
 
 def make_header(options: RunOptions, environment: Environment) -> Header:

@@ -16,12 +16,11 @@ from poolbench.stats.estimate import (
     from_errors,
     mean_and_error,
     process_values,
-    quickest,
 )
 
 _Place = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
-# By id of samples, which are kept so that the id stays theirs: where their blocks are and the logs of each
-# NEIGHBOURS rounds' minimum as (process, allocation, round); None if they need a look of their own.
+# By id of samples, which are kept so that the id stays theirs: where their blocks are and the logs of their
+# seconds as (process, allocation, round); None if they need a look of their own.
 Logs = dict[int, tuple[Samples, tuple[_Place, Array] | None]]
 _AT_ONCE = 1024  # pairs or samples in an array: some megabytes
 
@@ -74,7 +73,7 @@ def _take_logs(some: Iterable[Samples], logs: Logs) -> None:
                 cubes = np.log(np.array([one.seconds for one in part])[:, layout[1]])
             # The sum of the logs is finite only if the seconds of every block are finite and positive.
             whole = np.isfinite(cubes.sum(axis=1))
-            cubes = quickest(cubes.reshape(-1, *layout[0]))
+            cubes = cubes.reshape(-1, *layout[0])
             for one, cube, fine in zip(part, cubes, whole.tolist(), strict=True):
                 if fine:
                     logs[id(one)] = one, (where, cube)

@@ -12,7 +12,6 @@ import math
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any, Literal, TypeVar
 
 import msgspec
@@ -27,14 +26,11 @@ Level = Literal["process", "allocation"]
 Key = TypeVar("Key", bound=Hashable)
 
 MOST_LOG = 709.0  # beyond it math.exp overflows
-# Each side uses its minimum over this many consecutive rounds. Interference from another VM on the SMT sibling
-# is intermittent and slows some implementations more than others.
-NEIGHBOURS = 3
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Paired:
-    """Log ratios of rounds that both sides have (or of the minima of neighbouring rounds), as columns of equal length.
+    """Log ratios of rounds that both sides have, as columns of equal length.
 
     `contended_used`: contended blocks were kept, because too few processes have enough others.
     """
@@ -156,17 +152,6 @@ def interquartile_mean(values: Array) -> Array:
         return np.asarray(total / np.sum(weights, axis=-1))
 
 
-def quickest(logs: Array, neighbours: int = NEIGHBOURS) -> Array:
-    """Return the minimum of each `neighbours` consecutive logs: (..., n) -> (..., n - neighbours + 1).
-
-    Fewer than `neighbours` values are returned unchanged: calls this long outlast the interference.
-    """
-    if logs.shape[-1] < neighbours:
-        return logs
-    windows = np.lib.stride_tricks.sliding_window_view(logs, neighbours, axis=-1)
-    return np.asarray(windows.min(axis=-1))
-
-
 def allocation_values(cube: Array) -> Array:
     """Return one value per allocation: (..., process, allocation, round), nan missing -> (..., process, allocation)."""
     return interquartile_mean(cube)
@@ -185,11 +170,8 @@ def mean_and_error(units: Array) -> tuple[Array, Array, int]:
     return mean, error, n - 1
 
 
-def log_ratios(candidate: Samples, baseline: Samples, *, neighbours: int = NEIGHBOURS) -> Paired:
+def log_ratios(candidate: Samples, baseline: Samples) -> Paired:
     """Pair the blocks of two sides by (process, allocation, round), in that order.
-
-    Each value is the difference of the two sides' minima over `neighbours` consecutive rounds (`quickest`),
-    at the round of the first.
 
     Contended blocks are left out, unless more than a third of the processes (or all but two of three or
     more) would keep less than half of their blocks. All blocks then say more than a few clean ones, because
@@ -202,21 +184,13 @@ def log_ratios(candidate: Samples, baseline: Samples, *, neighbours: int = NEIGH
     whole = sum(after[process] >= count / 2 for process, count in before.items())
     enough = whole >= max(2 * len(before) / 3, min(3, len(before)))
     kept = clean if enough else places
-    columns, values = [], []
-    for _, some in groupby(kept, key=lambda place: place[:2]):
-        group = list(some)
-        above, below = (
-            quickest(np.log([side[place][0] for place in group]), neighbours)
-            for side in (left, right)
-        )
-        values.append(above - below)
-        columns += group[: len(above)]
-    where = np.array(columns, dtype=np.int64).reshape(-1, 3)
+    where = np.array(kept, dtype=np.int64).reshape(-1, 3)
+    above, below = (np.log([side[place][0] for place in kept]) for side in (left, right))
     return Paired(
         process=where[:, 0],
         allocation=where[:, 1],
         round=where[:, 2],
-        value=np.concatenate(values) if values else np.empty(0),
+        value=above - below,
         contended_used=not enough,
     )
 

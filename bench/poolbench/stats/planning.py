@@ -157,12 +157,8 @@ def pace(half_width: float, precision: float, *, done: int, processes: int) -> f
 
 
 def components(candidate: Samples, baseline: Samples) -> Components | None:
-    """Return the variation of a log ratio at each level; None if a level was not repeated.
-
-    Of rounds by themselves: those that are the quickest of neighbours share rounds, and spread about as much
-    (docs/method.md).
-    """
-    cube = to_cube(log_ratios(candidate, baseline, neighbours=1))
+    """Return the variation of a log ratio at each level; None if a level was not repeated."""
+    cube = to_cube(log_ratios(candidate, baseline))
     if cube.ndim != 3 or min(cube.shape) < 2:
         return None
     rounds = float(np.mean(np.sum(~np.isnan(cube), axis=-1)))
