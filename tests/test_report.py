@@ -23,7 +23,7 @@ from poolbench.core.errors import StoreError
 from poolbench.core.records import Accuracy, ModelResult
 from poolbench.core.registry import load_builtin
 from poolbench.core.text import format_value, inverse, markdown_cell, with_interval
-from poolbench.report import formats, page, recommend, tables
+from poolbench.report import figures, formats, page, recommend, tables
 from poolbench.report.frame import (
     COLUMNS,
     axes_in,
@@ -219,6 +219,25 @@ def test_format_value_scales_units():
     "a journal with HTML or Markdown in names and reasons",
     "escaped in the page and in Markdown",
 )
+@pytest.mark.fault(
+    "a figure that cannot be drawn",
+    "the page has the others, and says which is missing and why",
+)
+def test_render_figure_that_fails_leaves_the_others_and_says_so(loaded, tmp_path, monkeypatch):
+    def broken(*_):
+        raise PendingDeprecationWarning("set_bad goes away")
+
+    monkeypatch.setattr(figures, "makers", lambda _: [broken, figures.plot_mode_direction])
+    written = page.render(loaded, tmp_path)
+    assert (
+        "could not be drawn: PendingDeprecationWarning: set_bad goes away"
+        in written.page.read_text()
+    )
+    drawn = sorted(path.stem for path in (tmp_path / "figures").glob("*.svg"))
+    assert any("mode" in name for name in drawn), drawn
+    assert [int(name[:2]) for name in drawn] == list(range(1, len(drawn) + 1))
+
+
 def test_render_hostile_text_is_escaped(tmp_path):
     case = synthetic.op_case("depth_max_pool")
     race = [

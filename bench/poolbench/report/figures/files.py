@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup, escape
 
+from poolbench.core.errors import reason_of
 from poolbench.report import figures
+from poolbench.report.figures.style import Plot
 from poolbench.report.frame import RunFrame
 from poolbench.report.recommend import Answers
 from poolbench.report.support import Support
@@ -18,45 +21,54 @@ from poolbench.report.support import Support
 def write_figures(
     loaded: RunFrame, answers: Answers, matrices: Sequence[Support], folder: Path
 ) -> list[dict[str, Any]]:
-    """Write every figure that the run has data for, as SVG and PNG; return what the page shows of each."""
+    """Write every figure that the run has data for, as SVG and PNG; return what the page shows of each.
+
+    A figure that cannot be drawn leaves the others, and the page says which and why.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for old in (*folder.glob("*.svg"), *folder.glob("*.png")):
         old.unlink()
     groups: list[dict[str, Any]] = []
     pairs = list(dict.fromkeys(zip(loaded.table["op"], loaded.table["device"], strict=True)))
     at = {(one.op, one.device): one for one in matrices}
-    number = 0
+    number = itertools.count(1)
+    failed: list[str] = []
+
+    def draw(make: Callable[[], Plot | None], op: str = "") -> list[dict[str, Any]]:
+        try:
+            with figures.styled():
+                plot = make()
+            return [_write_figure(plot, next(number), op, folder)] if plot else []
+        except Exception as error:  # noqa: BLE001 (a plotting library's, of any kind: the page goes on without)
+            failed.append(f"A figure could not be drawn: {reason_of(error)}.")
+            return []
+
     for op, device in dict.fromkeys([*pairs, *at]):
-        with figures.styled():
-            drawn = [
-                plot
-                for maker in figures.makers(loaded)
-                if (op, device) in pairs
-                if (plot := maker(loaded, op, device)) is not None
-            ]
-            profile = figures.plot_profile(loaded, answers, op, device)
-            cells = at[op, device].cells if (op, device) in at else ()
-            support = figures.plot_support(cells, op, device)
-        shown = []
-        for plot in [*([profile] if profile else []), *drawn, *([support] if support else [])]:
-            number += 1
-            name = f"{number:02d}-{plot.name}-{figures.slug(op)}"
-            shown.append(_write_figure(plot, name, folder))
-        first = 1 if profile else 0
+        failed.clear()
+        profile = draw(lambda: figures.plot_profile(loaded, answers, op, device), op)  # noqa: B023
+        shown = [
+            figure
+            for maker in figures.makers(loaded)
+            if (op, device) in pairs
+            for figure in draw(lambda: maker(loaded, op, device), op)  # noqa: B023
+        ]
+        if (op, device) in at:
+            cells = at[op, device].cells
+            shown += draw(lambda: figures.plot_support(cells, op, device), op)  # noqa: B023
+        notes = _direction_note(loaded, op), clock_note(loaded, op, device), *failed
         groups.append(
             {
-                "op": op, "device": device, "title": figures.title_of(op), "profile": shown[:first],
-                "figures": shown[first:], "anchor": f"figures-{len(groups)}",
-                "note": f"{_direction_note(loaded, op)} {clock_note(loaded, op, device)}".strip(),
+                "op": op, "device": device, "title": figures.title_of(op), "profile": profile,
+                "figures": shown, "anchor": f"figures-{len(groups)}", "note": " ".join(filter(None, notes)),
             }
         )  # fmt: skip
-    with figures.styled():
-        selftest = figures.plot_selftest(loaded.run.selftests)
-    if selftest is not None:
+    failed.clear()
+    selftest = draw(lambda: figures.plot_selftest(loaded.run.selftests))
+    if selftest or failed:
         groups.append(
             {
-                "op": "", "device": "", "title": "Self-test", "anchor": "figures-selftest", "note": "", "profile": [],
-                "figures": [_write_figure(selftest, f"{number + 1:02d}-selftest", folder)],
+                "op": "", "device": "", "title": "Self-test", "anchor": "figures-selftest",
+                "note": " ".join(failed), "profile": [], "figures": selftest,
             }
         )  # fmt: skip
     return groups
@@ -86,7 +98,8 @@ def clock_note(loaded: RunFrame, op: str, device: str) -> str:
     return text
 
 
-def _write_figure(plot: Any, name: str, folder: Path) -> dict[str, Any]:
+def _write_figure(plot: Plot, number: int, op: str, folder: Path) -> dict[str, Any]:
+    name = "-".join([f"{number:02d}", plot.name, *([figures.slug(op)] if op else [])])
     png = figures.png_of(plot.figure)
     svg = figures.svg_of(plot.figure, name)
     standalone = '<?xml version="1.0" encoding="utf-8"?>\n' + svg
