@@ -9,7 +9,9 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+from poolbench.core.axes import AxisInfo
 from poolbench.core.case import Case, make_case
+from poolbench.core.program import Program
 from poolbench.core.records import (
     Accuracy,
     Contention,
@@ -18,6 +20,7 @@ from poolbench.core.records import (
     MatrixCell,
     Measurement,
     ModelResult,
+    Node,
     Record,
     Samples,
     Selftest,
@@ -263,6 +266,34 @@ def extras() -> list[Record]:
         wall_seconds=322.0,
     )
     return [*cells, trace_summary, *networks, *selftest, shares]
+
+
+def unusual() -> tuple[Header, list[Record]]:
+    """A header, a node and two measurements with what few runs have: axes, sources, backends, programs."""
+    case = op_case("depth_max_pool", mode="xla")
+    case = Case(op=case.op, axes={**case.axes, "backend": "jax"})
+    head = msgspec.structs.replace(
+        header(),
+        axes={"users_op": (AxisInfo(name="radius", kind="ordinal", prefix="r"),)},
+        sources={case.op: {"mine": "def mine(x):\n    return x\n"}},
+    )
+    found = race(case, np.random.default_rng(2), plan=Plan(processes=2, allocations=1, rounds=2))
+    program = Program(
+        hash="0123456789abcdef", key="jax 0.7", kernels=2, flops=10, bytes_accessed=20,
+        peak_buffer_nbytes=30, temporary_nbytes=10, operations=("max",),
+    )  # fmt: skip
+    contention = Contention(
+        steal=0.1, others=0.2, blocks_marked=1, blocks_redone=1, involuntary_switches=3, throttled=0.1,
+        device_slowdowns=("heat",),
+    )  # fmt: skip
+    more = [
+        msgspec.structs.replace(
+            m, program=program, contention=contention, settings={"threads": "2"}, node="other",
+            accuracy=Accuracy(worst=0.1, max_relative=1e-7, max_absolute=1e-7, tie="one", bound="1e-6"),
+        )
+        for m in found[-2:]
+    ]  # fmt: skip
+    return head, [Node(name="other", environment=ENVIRONMENT), *more]
 
 
 def records(

@@ -1,6 +1,8 @@
 """The report: table, ranking, written files and command."""
 
+import csv
 import html
+import io
 import json
 import re
 import subprocess
@@ -274,8 +276,14 @@ def test_as_markdown_own_markup_column_is_kept():
     "a journal with a spreadsheet formula in a name",
     "an apostrophe precedes it in CSV",
 )
-def test_as_csv_formula_gets_an_apostrophe():
-    assert "'=1+1" in formats.as_csv(pd.DataFrame({"name": ["=1+1"]}))
+@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(1)", "\t=1", "\n=1", "\uff1d1"])
+def test_as_csv_formula_gets_an_apostrophe(text):
+    head, cell = csv.reader(io.StringIO(formats.as_csv(pd.DataFrame({text: [text]})), newline=""))
+    assert head == cell == [f"'{text}"]
+
+
+def test_as_csv_carriage_return_begins_no_row():
+    assert formats.as_csv(pd.DataFrame({"name": ["a\r=1"]})) == "name\na\\r=1\n"
 
 
 def test_find_run_takes_newest_run_or_reference(tmp_path):

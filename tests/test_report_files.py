@@ -2,6 +2,8 @@
 
 import json
 import os
+import random
+import shutil
 import subprocess
 import sys
 import time
@@ -211,6 +213,33 @@ def test_import_refuses_what_is_no_regular_file(tmp_path, kind):
         os.mkfifo(path)
     with pytest.raises(StoreError, match="is no regular file"):
         import_file(path, tmp_path / "results")
+
+
+@pytest.mark.fault(
+    "`import`: a changed bit or a cut",
+    "imported, or refused in one line; nothing is left behind by a refusal",
+)
+def test_import_of_a_damaged_file_is_a_run_or_one_line(tmp_path):
+    generator = random.Random(26)
+    whole = write(tmp_path, plain(), plain("test_b"), plain(group="sorts")).read_bytes()
+    path, results, read = tmp_path / "x.json", tmp_path / "results", 0
+    for number in range(200):
+        damaged = bytearray(whole)
+        place = generator.randrange(len(damaged))
+        if number % 4:
+            damaged[place] ^= 1 << generator.randrange(8)
+        else:
+            del damaged[place : place + generator.choice((1, 100, len(damaged)))]
+        path.write_bytes(damaged)
+        try:
+            read_run(import_file(path, results))
+        except StoreError as error:
+            assert "\n" not in str(error)
+        else:
+            read += 1
+            shutil.rmtree(results / "x")
+        assert not results.exists() or not list(results.iterdir())
+    assert 20 < read < 180
 
 
 def test_import_above_the_journal_s_limit_leaves_nothing(tmp_path, monkeypatch):

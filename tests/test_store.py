@@ -148,7 +148,10 @@ def test_journal_damaged_line_costs_its_own_race_and_is_reported(tmp_path):
     assert [m.candidate for m in read_run(tmp_path).measurements] == ["a", "c", "b"]
 
 
-KINDS = {type(r).__name__: r for r in (HEADER, measurement(), *synthetic.extras())}
+KINDS = {
+    type(r).__name__: r
+    for r in (HEADER, measurement(), *synthetic.extras(), synthetic.unusual()[1][0])
+}
 
 
 @pytest.mark.fault(

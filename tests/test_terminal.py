@@ -1,8 +1,10 @@
 """What is printed, by encoding and by reader; what the newest run is."""
 
+import contextlib
 import io
 import os
 import sys
+from pathlib import Path
 
 import pytest
 import synthetic
@@ -15,6 +17,9 @@ from poolbench.store.journal import JOURNAL, encode_line
 from poolbench.store.runs import find_run, newest_run
 
 HOSTILE = "\x1b[1;31mred\x1b[0m \x1b]8;;http://x\x07link\x1b]8;;\x1b\\ \x9b2Jgone\x1b(B"
+
+
+FULL = Path("/dev/full")
 
 
 def print_ascii(monkeypatch):
@@ -110,6 +115,22 @@ def test_compare_slower_run_exits_1_whether_or_not_it_is_read(results, monkeypat
         monkeypatch.setattr(sys, name, os.fdopen(writer, "w"))
     assert call("compare", "base", "gröber", "--results", results) == 1
     assert call("compare", "base", "base", "--results", results) == 0
+
+
+@pytest.mark.fault(
+    "stdout goes to a full disk",
+    "one line on stderr and exit code 2, whatever was found",
+)
+@pytest.mark.skipif(not FULL.exists(), reason="the system has no /dev/full")
+@pytest.mark.parametrize(
+    ("full", "code"), [(["stdout"], 2), (["stdout", "stderr"], 2), (["stderr"], 1)]
+)
+def test_compare_output_to_a_full_disk_exits_2(results, monkeypatch, capfd, full, code):
+    with contextlib.ExitStack() as opened:
+        for name in full:
+            monkeypatch.setattr(sys, name, opened.enter_context(FULL.open("w", encoding="utf-8")))
+        assert call("compare", "base", "gröber", "--results", results) == code
+    assert "Traceback" not in capfd.readouterr().err
 
 
 @pytest.mark.fault(

@@ -10,6 +10,7 @@ import json
 import random
 import sys
 import time
+import typing
 import warnings
 import zlib
 from pathlib import Path
@@ -21,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import synthetic
 from alone import cpu_seconds
 from poolbench.core.errors import StoreError, UsageError
+from poolbench.core.records import AnyRecord
 from poolbench.report.frame import load
 from poolbench.store.journal import JOURNAL
 
@@ -151,8 +153,11 @@ def journal(tmp_path_factory):
     case = synthetic.op_case("depth_max_pool")
     names = list(synthetic.FACTORS[case.op])[:4]
     found = synthetic.race(case, np.random.default_rng(1), plan=plan, names=names)
-    synthetic.write(folder, [*found, *synthetic.extras()[::7], *synthetic.extras()[-7:]])
-    load(folder)  # whole, it loads
+    head, unusual = synthetic.unusual()
+    extras = synthetic.extras()
+    synthetic.write(folder, [*found, *unusual, *extras[::7], *extras[-7:]], head)
+    kinds = {type(record) for record in (head, *load(folder).run.records)}  # whole, it loads
+    assert kinds == set(typing.get_args(AnyRecord))
     return (folder / JOURNAL).read_bytes().splitlines(keepends=True)
 
 

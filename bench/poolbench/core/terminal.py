@@ -9,7 +9,11 @@ from poolbench.core.text import escape_controls
 
 
 def emit(text: str, *, err: bool = False) -> None:
-    """Print text as a line on stdout, or on stderr, whatever its encoding and whether or not it is read."""
+    """Print text as a line on stdout, or on stderr, whatever its encoding and whether or not it is read.
+
+    Raises:
+        OSError: stdout cannot be written: the disk is full.
+    """
     stream = sys.stderr if err else sys.stdout
     if stream is None:  # closed before Python started: `poolbench compare ... >&-`
         return
@@ -17,6 +21,9 @@ def emit(text: str, *, err: bool = False) -> None:
     shown = escape_controls(text).encode(encoding, "backslashreplace").decode(encoding)
     try:
         print(shown, file=stream, flush=True)
-    except BrokenPipeError:  # as in `poolbench compare ... | head`
+    except OSError as error:
         # What the interpreter flushes at its end goes nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        # A reader that has gone, as in `poolbench compare ... | head`, has what it wants.
+        if not (err or isinstance(error, BrokenPipeError)):
+            raise
