@@ -158,9 +158,10 @@ def _pool_equal(
     shape = list(keras.ops.shape(x))
     window = shape[axis] // count
     parts = max(n for n in range(1, parts + 1) if window % n == 0)
-    view = keras.ops.reshape(x, (*shape[:axis], count, parts, window // parts, *shape[axis + 1 :]))
-    before = (slice(None),) * (axis + 1)
-    joined = join([view[(*before, i)] for i in range(parts)])
+    # Not a sixth axis for the parts: TensorFlow Lite slices up to five.
+    view = keras.ops.reshape(x, (*shape[:axis], count, window, *shape[axis + 1 :]))
+    before, size = (slice(None),) * (axis + 1), window // parts
+    joined = join([view[(*before, slice(i * size, (i + 1) * size))] for i in range(parts)])
     return keras.ops.squeeze(reduce(joined, axis=axis + 1), axis + 1)
 
 
