@@ -5,10 +5,13 @@ from pathlib import Path
 
 from poolbench.core.case import Case, make_case
 from poolbench.core.records import TraceSummary
+from poolbench.core.registry import load_builtin
 from poolbench.engine.tracing import trace_name
 from poolbench.worker.session import Session
 from poolbench.worker.trace import load_trace, record_trace, trace_candidate
 from poolbench.worker.xspace import Reading, read_device_seconds, read_trace
+
+load_builtin()  # declares the axes of the cases below, whichever test runs first
 
 # So large that launching it is little of a step, on a busy machine too.
 LARGE = make_case(op="depth_max_pool", shape=(32, 112, 112, 96), pool_size=3, padding="valid")
