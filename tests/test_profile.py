@@ -260,6 +260,14 @@ def test_trace_without_words_records_the_ops_of_the_run(runs_of_ops, monkeypatch
     assert seen == [op]
 
 
+def test_trace_command_prints_a_command_for_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    seen = {}
+    monkeypatch.setattr(tracing, "record_selection", lambda *_, **given: seen.update(given) or 0)
+    assert CliRunner().invoke(main, ["trace"]).exit_code == 0
+    assert seen["results"] == tmp_path / "results"
+
+
 # The command tensorboard
 
 

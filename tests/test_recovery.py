@@ -67,6 +67,10 @@ def test_worker_dead_between_two_batches_is_replaced_without_blame():
     assert len(found["other"].samples)
 
 
+@pytest.mark.fault(
+    "a worker alone is stopped (SIGSTOP)",
+    "it is replaced without blame, and the blocks in progress are timed again",
+)
 @pytest.mark.parametrize(
     "place",
     [(session.open_case, ""), (contender.open_contender, "other"), (timing.time_batch, "all")],
@@ -86,10 +90,6 @@ def test_contender_that_stops_its_process_again_is_to_blame():
     assert tasks.count((contender.open_contender, "other")) == 2
 
 
-@pytest.mark.fault(
-    "a worker alone is stopped (SIGSTOP)",
-    "it is replaced without blame, and the blocks in progress are timed again",
-)
 def test_batch_in_which_the_run_slept_is_done_again(monkeypatch):
     undisturbed, before = run({})
     slept = property(lambda worker: [t for t, _ in worker.tasks].count(timing.time_batch) == 1)
@@ -168,6 +168,10 @@ def test_allocation_that_fails_is_repeated_only_in_a_fresh_worker(lost):
     assert {m.status for m in found.values()} == {"ok" if lost else "out_of_memory"}
 
 
+@pytest.mark.fault(
+    "a file of candidates that raises in the worker only",
+    "`error` with the exception, for each measurement",
+)
 def test_worker_that_cannot_start_fails_every_candidate():
     class Workers:
         def worker(self, spec, process):

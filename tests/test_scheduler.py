@@ -284,10 +284,6 @@ def test_fault_of_the_harness_comes_back_with_its_race_and_others_go_on(job):
         races.done(1)
 
 
-@pytest.mark.fault(
-    "a file of candidates that raises in the worker only",
-    "`error` with the exception, for each measurement",
-)
 def test_race_without_workers_says_why_in_its_measurements(job):
     (done,) = Races([job(1)], start_fails=True).done(1)
     assert {m.status for m in done.result.measurements} == {"crashed"}

@@ -355,6 +355,8 @@ def trace(
     """Record a trace of each selected candidate; exit 1 where none could be recorded."""
     from poolbench.engine.tracing import record_selection
 
+    # Absolute, so that the command which it prints last works from any folder.
+    results = results.absolute()
     return record_selection(words, axes=axes, run=run or "", candidates=candidates, results=results)
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import math
 import re
 import textwrap
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,9 +87,15 @@ class Plot:
 Maker = Callable[[RunFrame, str, str], "Plot | None"]
 
 
-def styled() -> Any:
-    """Return a context in which figures are made in the report's style."""
-    return mpl.rc_context(STYLE)
+@contextlib.contextmanager
+def styled(**more: str) -> Iterator[None]:
+    """Return a context in which figures are made in the report's style, and no warning stops them.
+
+    There are two kinds: of names in a script that the font lacks, and of calls in seaborn that are deprecated.
+    """
+    with mpl.rc_context({**STYLE, **more}), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def title_of(op: str) -> str:
@@ -328,10 +335,7 @@ def dots(
 def svg_of(fig: Figure, salt: str) -> str:
     """Return the figure as SVG text in currentColor, with ids that begin with the salt."""
     out = io.StringIO()
-    with mpl.rc_context({**STYLE, "svg.hashsalt": salt}), warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # a name in a script that the font lacks must not stop the report
+    with styled(**{"svg.hashsalt": salt}):
         fig.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
     text = out.getvalue()
     text = text[text.index("<svg") :]
@@ -343,8 +347,7 @@ def svg_of(fig: Figure, salt: str) -> str:
 def png_of(fig: Figure) -> bytes:
     """Return the figure as PNG on white; its layout is computed here, because savefig would draw twice for it."""
     out = io.BytesIO()
-    with mpl.rc_context(STYLE), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with styled():
         if layout := fig.get_layout_engine():
             layout.execute(fig)
         fig.set_layout_engine(
