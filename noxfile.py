@@ -194,9 +194,6 @@ def reference(session: nox.Session) -> None:
         run = f"reference-{op}"
         shutil.rmtree(ROOT / "results" / run, ignore_errors=True)
         _run(session, folder, "poolbench", "run", "--op", op, "--run", run, codes=(0, 1))
-    shutil.rmtree(ROOT / "results" / "reference-matrix", ignore_errors=True)
-    words = ["matrix", "-k", " or ".join(FURTHER_OPS), "--run", "reference-matrix"]
-    _run(session, folder, "poolbench", *words, codes=(0, 1))
     shutil.rmtree(ROOT / "results" / "reference", ignore_errors=True)
     again = ["--resume", "reference", "--allow-different", "commit", "--allow-different", "dirty"]
     for words in (

@@ -66,7 +66,7 @@ def short_answer_block(loaded: RunFrame, root: Path) -> str:
     layer = {
         mode: row["speed"]
         for mode in ("graph", "xla")
-        for row in _layer_rows(loaded, mode)
+        for row in _layer_rows(loaded, mode, ("forward",))
         if row["over"] == OVER_LARGE
     }
     mean = {
@@ -78,8 +78,8 @@ def short_answer_block(loaded: RunFrame, root: Path) -> str:
     return (
         "- **Depthwise max pooling**: use [`DepthMaxPool2D`](bench/poolbench/layers.py). On "
         f"{machine_text(environment.machine)}, it is {layer['graph']} as fast as a `Lambda` around `tf.nn.max_pool` in "
-        f"graph mode and {layer['xla']} with XLA, for inputs of 8 MB and more. Unlike the `Lambda` it trains and runs "
-        "on a GPU without XLA, and reloads in Keras' safe mode.\n"
+        f"graph mode and {layer['xla']} with XLA, forward, for inputs of 8 MB and more. Unlike the `Lambda` it trains "
+        "and runs on a GPU without XLA, and reloads in Keras' safe mode.\n"
         "- **Global average pooling**: use `GlobalAveragePooling2D`. `tf.nn.avg_pool2d` is "
         f"{mean['graph']} as fast in graph mode, but {mean['xla']} with XLA, and wrong in float16. On a GPU without "
         "XLA, take two one-axis means ([recipes](docs/recipes.md)).\n"
@@ -265,8 +265,14 @@ def _span(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{significant(seconds / 3600, 2)} h"
 
 
-def _layer_rows(loaded: RunFrame, mode: str) -> list[dict[str, str]]:
-    races = _races(loaded, OP, mode)
+def _layer_rows(
+    loaded: RunFrame, mode: str, directions: Sequence[str] = ("forward", "training")
+) -> list[dict[str, str]]:
+    races = {
+        case: race
+        for case, race in _races(loaded, OP, mode).items()
+        if case.direction in directions
+    }
     call = _call_seconds(races)
     bandwidth_limits = _bandwidth_limits(loaded)
     estimates: dict[str, list[estimate.Estimate]] = {}

@@ -19,7 +19,7 @@ from poolbench.report.frame import RunFrame, load
 from poolbench.report.recommend import answer
 from poolbench.report.tables import headline_table
 from poolbench.stats import estimate
-from poolbench.store.journal import JOURNAL, StoredRun, read_run
+from poolbench.store.journal import JOURNAL
 
 OPS = ("masked_global_pool", "adaptive_pool", "spatial_max_pool", "gem_pool", "global_max_pool")
 OF_STOCK = ("layer-stock", "the stock layer, 8 MB and more")
@@ -43,12 +43,6 @@ def further_runs(root: Path) -> tuple[RunFrame, ...]:
     """Return the committed default runs of the further ops."""
     folders = [root / "results" / f"reference-{op}" for op in OPS]
     return tuple(load(folder) for folder in folders if (folder / JOURNAL).exists())
-
-
-def further_matrix(root: Path) -> list[StoredRun]:
-    """Return the committed support matrix of the further ops, if there is one."""
-    folder = root / "results" / "reference-matrix"
-    return [read_run(folder)] if (folder / JOURNAL).exists() else []
 
 
 def _block(write: Callable[[tuple[RunFrame, ...]], str]) -> Callable[[RunFrame, Path], str]:

@@ -31,7 +31,6 @@ from _blocks import (
     trace_summary_block,
 )
 from _further import BLOCKS as FURTHER_BLOCKS
-from _further import further_matrix
 from _gpu import gpu_bandwidth_block, gpu_block, gpu_means_block, gpu_runs
 from _stored import acceptance_block, scale_block, sides_block, tool_comparison_block
 from _tests import faults_block, hacks_block
@@ -64,7 +63,7 @@ def fill(root: Path, *, check: bool = False, run: Path | None = None) -> list[st
         path: _BLOCK.sub(lambda m: f"{m[1]}{block(m[2])}\n{m[4]}", path.read_text(encoding="utf-8"))
         for path in pages
     }
-    runs = [loaded.run, *further_matrix(root), *(found.run for found in gpu_runs(root))]
+    runs = [loaded.run, *(found.run for found in gpu_runs(root))]
     texts[root / "docs" / "support.md"] = support_page(runs)
     stale = [
         path
