@@ -24,7 +24,7 @@ from poolbench.compare_commands import (
     race_sides,
     side_options,
 )
-from poolbench.core.terminal import emit
+from poolbench.core.terminal import emit, poolbench_command
 from poolbench.options import AXIS, COLUMN, COUNT, DURATION, OPTIONS, PERCENT, RUN
 
 if TYPE_CHECKING:
@@ -207,8 +207,6 @@ def _run_suites(suites: Sequence[str], options: dict[str, Any]) -> int:
             stored = read_run(folder)
             write_summary(stored)
             _report([stored], options.get("margin", 0.05), None, (), None, show=False)
-        from poolbench.pytest_run import poolbench_command
-
         emit(f"{poolbench_command()} report --open {shlex.quote(str(folder))}")
     return code
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import shlex
-import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,6 +18,7 @@ from poolbench.core.case import Case, case_label
 from poolbench.core.errors import StoreError, UsageError
 from poolbench.core.plan import PRESETS, Plan
 from poolbench.core.registry import baseline_of
+from poolbench.core.terminal import poolbench_command
 from poolbench.engine.progress import (
     Progress,
     describe_fastest,
@@ -363,16 +363,6 @@ def find_launcher(config: pytest.Config) -> Launcher | None:
     """Return the command that started this session; None where pytest itself was typed."""
     found = (p for p in config.pluginmanager.get_plugins() if isinstance(p, Launcher))
     return next(found, None)
-
-
-def poolbench_command() -> str:
-    """Return how `poolbench` is started from any folder."""
-    here = Path(sys.executable).parent
-    script = shutil.which("poolbench", path=str(here))
-    if script is None:
-        return shlex.join([sys.executable, "-m", "poolbench"])
-    on_path = shutil.which("poolbench")
-    return "poolbench" if on_path and Path(on_path).parent == here else shlex.quote(script)
 
 
 def resume_command(

@@ -1,7 +1,8 @@
 """Race base against head where the difference is known: none, or a slowdown by a share of a call.
 
 `python tests/acceptance sides [equal] [slowed]` writes results/reference-sides/sides.json. Equal sides race over the
-quick and the default sweep, once beside a process that keeps a core half busy. Each slowed race is a job of its own.
+quick and the default sweep, once beside a process that keeps a core half busy. Each slowed race is a job of its own,
+and every fifth one gets new workers, which are started before.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from typing import Any
 from poolbench.core.case import case_label
 from poolbench.core.plan import WorkerSpec
 from poolbench.core.registry import REGISTRY, load_builtin
+from poolbench.engine.contenders import worker_spec
 from poolbench.engine.pool import WorkerPool
-from poolbench.engine.side_by_side import Job, run_job
+from poolbench.engine.side_by_side import PROCESSES, Job, merge, run_job, start_workers
 from poolbench.engine.sides import Side
 from poolbench.machine.info import collect_environment
 from poolbench.machine.limits import total_memory_nbytes
@@ -33,6 +35,7 @@ STORED = ROOT / "results" / "reference-sides" / "sides.json"
 SLOWED = ROOT / "tests" / "candidates" / "slowed_by_share.py"
 OPS = ("depth_max_pool", "global_avg_pool")
 SECONDS_A_PAIR = 6.0
+RACES_A_POOL = 5
 # Share of a call, races, and the longest time of each.
 SLOWDOWNS = ((0.10, 40, 15.0), (0.05, 40, 30.0), (0.03, 20, 60.0))
 HALF_BUSY = """
@@ -68,16 +71,14 @@ def worker_pool() -> Iterator[WorkerPool]:
         pool.close()
 
 
-def race(pairs: Any, seconds: float, *, share: float = 0.0) -> Report:
-    """Race the working tree with itself, its head slowed by a share; equal sides also race base with base."""
+def make_job(pairs: Any, seconds: float, *, share: float = 0.0) -> Job:
+    """Return the race of the working tree with itself, its head slowed by a share; equal sides also race base with base."""
     slowed = (("POOLBENCH_SLOWED", str(share)),) if share else ()
-    job = Job(
+    return Job(
         base=Side(title="base", worker=WorkerSpec()),
         head=Side(title="head", worker=WorkerSpec(environment=slowed)),
         pairs=tuple(pairs), budget_seconds=seconds, control_every=0 if share else 2, seed=time.time_ns() % 2**31,
     )  # fmt: skip
-    with worker_pool() as pool:
-        return run_job(job, pool, say=lambda line: None)
 
 
 def judge(found: Sequence[SideBySide], **facts: Any) -> dict[str, Any]:
@@ -104,26 +105,38 @@ def equal() -> Iterator[tuple[str, dict[str, Any]]]:
     ]
     for busy in (False, True):
         some = pairs[int(busy) :: 2]
-        with half_busy_core(busy):
-            report = race(some, SECONDS_A_PAIR * len(some))
+        with half_busy_core(busy), worker_pool() as pool:
+            report = run_job(make_job(some, SECONDS_A_PAIR * len(some)), pool, say=lambda _: None)
         name = "equal beside a half busy core" if busy else "equal"
         yield name, judge([*report.heads, *report.controls], seconds=report.seconds)
 
 
 def slowed() -> Iterator[tuple[str, dict[str, Any]]]:
-    """Race a candidate with itself slowed by each share; each race is a job with workers of its own."""
+    """Race a candidate with itself slowed by each share; each race is a job."""
     case = REGISTRY.ops["global_avg_pool"].sweep("quick").base_case.replace(mode="eager")
     for share, races, limit in SLOWDOWNS:
         found: list[SideBySide] = []
         seconds: list[float] = []
-        for _ in range(races):
-            report = race([(case, "slowed-reduce_mean")], limit, share=share)
-            found += report.heads
-            seconds.append(report.seconds)
+        for _ in range(0, races, RACES_A_POOL):
+            with worker_pool() as pool:
+                for report in _races(pool, (case, "slowed-reduce_mean"), limit, share):
+                    found += report.heads
+                    seconds.append(report.seconds)
             yield (
                 f"slowed by {share:.0%}",
                 judge(found, limit=limit, median_seconds=statistics.median(seconds), longest_seconds=max(seconds)),
             )  # fmt: skip
+
+
+def _races(pool: WorkerPool, pair: Any, limit: float, share: float) -> Iterator[Report]:
+    """Start the workers, then run the jobs that share them."""
+    job = make_job([pair], limit, share=share)
+    kind = worker_spec(pair[0], "tensorflow")
+    start_workers(
+        pool, {side.title: merge(side.worker, kind) for side in (job.base, job.head)}, PROCESSES
+    )
+    for _ in range(RACES_A_POOL):
+        yield run_job(make_job([pair], limit, share=share), pool, say=lambda _: None)
 
 
 def main(arguments: list[str]) -> int:

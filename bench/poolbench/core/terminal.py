@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import shlex
+import shutil
 import sys
+from pathlib import Path
 
 from poolbench.core.text import escape_controls
 
@@ -27,3 +30,13 @@ def emit(text: str, *, err: bool = False) -> None:
         # A reader that has gone, as in `poolbench compare ... | head`, has what it wants.
         if not (err or isinstance(error, BrokenPipeError)):
             raise
+
+
+def poolbench_command() -> str:
+    """Return how `poolbench` is started from any folder."""
+    here = Path(sys.executable).parent
+    script = shutil.which("poolbench", path=str(here))
+    if script is None:
+        return shlex.join([sys.executable, "-m", "poolbench"])
+    on_path = shutil.which("poolbench")
+    return "poolbench" if on_path and Path(on_path).parent == here else shlex.quote(script)

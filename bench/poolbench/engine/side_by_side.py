@@ -174,13 +174,17 @@ def merge(side: WorkerSpec, kind: WorkerSpec) -> WorkerSpec:
 
 
 def start_workers(pool: Pool, sides: dict[str, WorkerSpec], processes: int) -> None:
-    """Start workers of each side.
+    """Start workers of all sides together.
 
     Raises:
         UsageError: one cannot start; the text names its side.
     """
-    for label, spec in sides.items():
-        try:
-            pool.prepare((spec,), processes, keep_others=label != BASE)
-        except WorkerFailure as failure:  # noqa: PERF203 (each side's is its own)
-            raise UsageError(f"{label}: {failure.reason}") from None
+    pool.prepare((sides[BASE],), 0)  # ends the workers of another kind
+    try:
+        pool.prepare(tuple(dict.fromkeys(sides.values())), processes, keep_others=True)
+    except WorkerFailure:
+        for label, spec in sides.items():
+            try:
+                pool.prepare((spec,), processes, keep_others=True)
+            except WorkerFailure as failure:  # noqa: PERF203 (each side's is its own)
+                raise UsageError(f"{label}: {failure.reason}") from None

@@ -24,7 +24,7 @@ from poolbench.core.plan import WorkerSpec
 from poolbench.core.records import TraceSummary
 from poolbench.core.registry import REGISTRY, load_suites, parse_axis, user_files
 from poolbench.core.sweep import product
-from poolbench.core.terminal import emit
+from poolbench.core.terminal import emit, poolbench_command
 from poolbench.engine.process import Worker
 from poolbench.engine.run import Run, RunOptions
 from poolbench.machine.info import collect_environment
@@ -268,8 +268,9 @@ def record_selection(
             emit(describe_account(trace_summary))
         for case in chosen:
             recorder.compare(case, REGISTRY.of(case.op))
-    where = "" if results == Path("results") else f" --results {shlex.quote(str(results))}"
-    emit(f"{kept} of {count} recorded; open them with: poolbench tensorboard {folder.name}{where}")
+    where = shlex.quote(str(results.absolute()))
+    command = f"{poolbench_command()} tensorboard {folder.name} --results {where}"
+    emit(f"{kept} of {count} recorded; open them with: {command}")
     return 0 if kept else 1
 
 
