@@ -134,6 +134,7 @@ def sides_block(found: Found) -> str:
             "head": name,
             "comparisons": one["comparisons"],
             **{word.lower(): one["verdicts"].get(word, 0) for word in ("SLOWER", "FASTER", "SAME", "UNDECIDED")},
+            "ratio, median": f"{one['median_ratio']:.3f}x" if one.get("median_ratio") else "",
             "seconds, median": f"{one['median_seconds']:.0f}" if "limit" in one else "",
             "at most": f"{one['limit']:.0f}" if "limit" in one else "",
         }

@@ -90,6 +90,7 @@ def judge(found: Sequence[SideBySide], **facts: Any) -> dict[str, Any]:
         "false": [f"{one.candidate} {case_label(one.case)} {one.verdict} {one.wall.ratio:.3f}"
                   for one in found if one.verdict in ("SLOWER", "FASTER") or one.difference],
         "median_half_width": statistics.median(widths) if widths else None,
+        "median_ratio": statistics.median(one.wall.ratio for one in found) if found else None,
     }  # fmt: skip
 
 
@@ -123,7 +124,7 @@ def slowed() -> Iterator[tuple[str, dict[str, Any]]]:
                     found += report.heads
                     seconds.append(report.seconds)
             yield (
-                f"slowed by {share:.0%}",
+                f"waits {share:.0%} of a call",
                 judge(found, limit=limit, median_seconds=statistics.median(seconds), longest_seconds=max(seconds)),
             )  # fmt: skip
 
