@@ -13,7 +13,7 @@ import poolbench.ops  # registers the ops
 import pytest
 from poolbench.core.registry import REGISTRY
 from poolbench.worker.hlo import count_cost
-from poolbench.worker.program import jax_program, tensorflow_program
+from poolbench.worker.program import _lines, jax_program, tensorflow_operations, tensorflow_program
 from poolbench.worker.session import bind
 
 GROUPS = {
@@ -115,6 +115,33 @@ def test_tensorflow_program_hash_is_the_same_in_every_process_and_checkout(tmp_p
     assert len({key for _, key in found["here"].values()}) == 1
     other = {name for name, program in found["swapped"].items() if program != found["here"][name]}
     assert other == {"mean-of-means of global_avg_pool"}
+
+
+def test_tensorflow_operations_show_what_a_compiled_part_computes():
+    tf = pytest.importorskip("tensorflow")
+    x = tf.zeros((2, 4, 4, 96))
+
+    def hash_of(width):
+        def pool(x):
+            return tf.nn.max_pool(x, (1, 1, 1, width), (1, 1, 1, width), "VALID")
+
+        nested = tf.function(pool, jit_compile=True)
+        function = tf.function(lambda x: tf.concat([nested(x)[..., :24]], -1))
+        function(x)
+        return tensorflow_operations(function, x).hash
+
+    assert hash_of(3) == hash_of(3)
+    assert len({hash_of(width) for width in (2, 3, 4)}) == 3
+
+
+def test_lines_of_a_graph_leave_out_the_settings_of_the_session():
+    pytest.importorskip("tensorflow")
+    from tensorflow.core.framework import node_def_pb2
+
+    nodes = [node_def_pb2.NodeDef(name="a", op="PartitionedCall") for _ in range(2)]
+    for node, settings in zip(nodes, (b"GPU CPU", b"CPU GPU"), strict=True):
+        node.attr["config_proto"].s = settings
+    assert _lines(nodes[:1], {}) == _lines(nodes[1:], {}) == ["PartitionedCall() "]
 
 
 def test_tensorflow_program_renamed_is_equal_and_changed_differs():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from poolbench.core.program import Program
@@ -116,22 +116,39 @@ def tensorflow_operations(function: Any, *inputs: Any) -> Program:
         metadata = current.export_run_metadata()
     finally:
         current.disable_run_metadata()
-    lines, names = [], []
     # The last: earlier ones are of operations that ran eagerly.
     nodes = [n for part in metadata.function_graphs[-1].partition_graphs for n in part.node]
+    lines = _lines(nodes, {})
+    if any(value.HasField("func") for node in nodes for value in node.attr.values()):
+        # What such a node calls, a cluster of XLA's, is not among them: the graph as traced stands for it.
+        traced = again.get_concrete_function(*inputs).graph.as_graph_def()
+        bodies = {one.signature.name: one.node_def for one in traced.library.function}
+        lines += _lines(traced.node, bodies)
+    return _operations([node.op for node in nodes if node.op not in UNSEEN], key, lines)
+
+
+def _lines(nodes: Sequence[Any], bodies: Mapping[str, Sequence[Any]]) -> list[str]:
+    """Return a line per node without names, then those of the functions that it calls, where they are known."""
     places = {node.name: f"%{number}" for number, node in enumerate(nodes)}
+    lines = []
     for node in nodes:
         if node.op in UNSEEN:
             continue
         given = [places.get(name.split(":")[0].lstrip("^"), "") for name in node.input]
-        kept = {k: v for k, v in node.attr.items() if not k.startswith("_") and k not in NAMING}
-        values = [f"{k}={v.SerializeToString(deterministic=True)!r}" for k, v in kept.items()]
+        kept = {k: v for k, v in node.attr.items() if not k.startswith("_") and k != SETTINGS}
+        values = [
+            f"{k}={v.SerializeToString(deterministic=True)!r}"
+            for k, v in kept.items()
+            if not v.HasField("func")
+        ]
         lines.append(f"{node.op}({', '.join(given)}) {' '.join(sorted(values))}")
-        names.append(node.op)
-    return _operations(names, key, lines)
+        for value in kept.values():
+            if value.HasField("func"):
+                lines += _lines(bodies.get(value.func.name, ()), bodies)
+    return lines
 
 
-NAMING = ("f", "function")  # attributes that hold the name of a function
+SETTINGS = "config_proto"  # of the session, in an order that changes from process to process
 # What a graph has for its arguments and results.
 UNSEEN = ("_Arg", "_DeviceArg", "_Retval", "_DeviceRetval")
 
