@@ -69,9 +69,8 @@ class Rounds:
         self, records: Sequence[ContenderRecord], *, baseline: str, plan: Plan, case: Case
     ) -> None:
         self.seconds = 0.0
-        self._earlier = self._planned = (
-            0  # rounds of this process: of earlier allocations, of this one
-        )
+        # Rounds of this process: of its earlier allocations, and of this one so far.
+        self._earlier = self._planned = 0
         self._costs: dict[str, float] = {}  # seconds of a block, by contender, as planned
         self._records = {record.name: record for record in records}
         self._baseline = baseline
@@ -138,7 +137,7 @@ class Rounds:
         """
         tasks = []
         numbers = tuple(numbers)
-        self._planned = max([self._planned, *(number + 1 for number in numbers)])
+        self._planned = numbers[-1] + 1
         for worker in next(self._workers):
             self._last = ""
             self._after_eviction |= others_between and self.workers == 1

@@ -268,7 +268,7 @@ def record_selection(
             emit(describe_account(trace_summary))
         for case in chosen:
             recorder.compare(case, REGISTRY.of(case.op))
-    where = shlex.quote(str(results.absolute()))
+    where = shlex.quote(str(results))
     command = f"{poolbench_command()} tensorboard {folder.name} --results {where}"
     emit(f"{kept} of {count} recorded; open them with: {command}")
     return 0 if kept else 1

@@ -119,7 +119,7 @@ def tensorflow_operations(function: Any, *inputs: Any) -> Program:
     # The last: earlier ones are of operations that ran eagerly.
     nodes = [n for part in metadata.function_graphs[-1].partition_graphs for n in part.node]
     lines = _lines(nodes, {})
-    if any(value.HasField("func") for node in nodes for value in node.attr.values()):
+    if any(_called(value) for node in nodes for value in node.attr.values()):
         # What such a node calls, a cluster of XLA's, is not among them: the graph as traced stands for it.
         traced = again.get_concrete_function(*inputs).graph.as_graph_def()
         bodies = {one.signature.name: one.node_def for one in traced.library.function}
@@ -139,13 +139,18 @@ def _lines(nodes: Sequence[Any], bodies: Mapping[str, Sequence[Any]]) -> list[st
         values = [
             f"{k}={v.SerializeToString(deterministic=True)!r}"
             for k, v in kept.items()
-            if not v.HasField("func")
+            if not _called(v)
         ]
         lines.append(f"{node.op}({', '.join(given)}) {' '.join(sorted(values))}")
         for value in kept.values():
-            if value.HasField("func"):
-                lines += _lines(bodies.get(value.func.name, ()), bodies)
+            for function in _called(value):
+                lines += _lines(bodies.get(function.name, ()), bodies)
     return lines
+
+
+def _called(value: Any) -> Sequence[Any]:
+    """Return the functions that an attribute names: one, or the branches of a case."""
+    return [value.func] if value.HasField("func") else value.list.func
 
 
 SETTINGS = "config_proto"  # of the session, in an order that changes from process to process
