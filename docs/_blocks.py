@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean
 
 import pandas as pd
-from _stored import machine_text
+from _stored import alarms, machine_text
 from poolbench.core.case import Case, case_label, make_case
 from poolbench.core.plan import SMALL_NBYTES, Plan
 from poolbench.core.records import Measurement, is_right
@@ -18,13 +18,13 @@ from poolbench.core.text import format_nbytes, format_seconds, format_share, one
 from poolbench.report.formats import as_markdown
 from poolbench.report.frame import RunFrame
 from poolbench.report.history import REFERENCE_RUNS, RunSummary, agreements, alike, read_summaries
-from poolbench.report.page import selftest_sentence
 from poolbench.report.recommend import answer
 from poolbench.report.tables import headline_table, network_sentence
 from poolbench.report.terminal import headline_text
 from poolbench.stats import estimate
 from poolbench.stats.planning import START_SECONDS, predict_seconds
 from poolbench.store.journal import MAX_NBYTES, encode_line
+from scipy import stats
 
 LARGE_NBYTES = 8_000_000
 OVER, OVER_LARGE = "the Lambda", "the Lambda, 8 MB and more"
@@ -89,19 +89,24 @@ def short_answer_block(loaded: RunFrame, root: Path) -> str:
 
 
 def selftest_block(loaded: RunFrame, root: Path) -> str:
-    """Return the self-test of the reference machine, and how often its runs agreed."""
-    if not loaded.run.selftests:
-        return "The reference run holds no self-test."
-    text = f"Self-test of the reference machine: {selftest_sentence(loaded)}"
-    found = agreements(reference_runs(root))
-    if not found:
-        return text
-    inside = sum(one.coverage.inside for one in found)
-    count = sum(one.coverage.comparisons for one in found)
-    return (
-        f"{text} Consecutive default runs agreed in {inside} of {count} comparisons "
-        f"({format_share(inside / count)}, expected {found[0].coverage.nominal:.0%})."
-    )
+    """Return how often an op beside itself was judged unlike itself, and how often runs agreed."""
+    del loaded
+    text = ""
+    if (found_alarms := alarms(root)) is not None:
+        count, total = found_alarms
+        most = stats.binomtest(count, total, alternative="less").proportion_ci(0.95).high
+        text = (
+            f"An op raced against itself on the reference machine: {count} false alarms in {total} comparisons, so at "
+            f"most {most:.1%} at 95% confidence."
+        )
+    if found := agreements(reference_runs(root)):
+        inside = sum(one.coverage.inside for one in found)
+        comparisons = sum(one.coverage.comparisons for one in found)
+        text += (
+            f" Consecutive default runs agreed in {inside} of {comparisons} comparisons "
+            f"({format_share(inside / comparisons)}, expected {found[0].coverage.nominal:.0%})."
+        )
+    return text.strip() or "Neither `nox -s acceptance` nor two default runs are committed."
 
 
 def reference_runs(root: Path) -> list[RunSummary]:

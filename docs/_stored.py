@@ -116,6 +116,17 @@ def acceptance_block(found: Found) -> str:
     return f"{held} of {len(rows)} checks hold on {where} (`nox -s acceptance`):\n\n{table}"
 
 
+def alarms(root: Path) -> tuple[int, int] | None:
+    """Return the false alarms of the acceptance's A/A comparisons, and how many those are; None if not measured."""
+    path = root / ACCEPTANCE
+    checks = json.loads(path.read_bytes())["checks"] if path.exists() else ()
+    for check in checks:
+        if check["name"] == "aa-alarms" and "SAME" in check["figures"]:
+            verdicts = {name: check["figures"][name] for name in ("FASTER", "SLOWER", "SAME", "UNDECIDED")}
+            return verdicts["FASTER"] + verdicts["SLOWER"], sum(verdicts.values())
+    return None
+
+
 @_from_file(SCALE, "Not measured on the reference machine.")
 def scale_block(found: Found) -> str:
     """Return the cost of the driver and of the report, as measured by tests/test_scale.py."""

@@ -66,6 +66,15 @@ def test_progress_time_left_comes_from_the_work_done(clock, lines):
     assert progress.describe() == "10 of 10 done, 60 s elapsed; starting"
 
 
+def test_progress_time_left_is_never_beyond_the_end(clock, lines):
+    progress = make(clock, lines, most_seconds=100)
+    progress.advance(2)
+    clock.seconds = 60
+    assert progress.left_seconds() == pytest.approx(40)
+    clock.seconds = 100
+    assert progress.left_seconds() is None
+
+
 def test_progress_counts_unfinished_work_and_never_falls(clock, lines):
     partial = [0.5]
     progress = make(clock, lines, partial=lambda: partial[0])

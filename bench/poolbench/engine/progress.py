@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import sys
 import threading
@@ -37,6 +38,7 @@ class Progress:
     Args:
         total: units of work, such as races.
         predicted_seconds: what the work will take, as predicted.
+        most_seconds: after which it ends, however much is done.
         write: prints a line of a log.
         terminal: a terminal that shows a live line instead; None in a log.
         partial: units of work done on what is not finished yet.
@@ -49,6 +51,7 @@ class Progress:
         *,
         write: Callable[[str], None],
         predicted_seconds: float = 0.0,
+        most_seconds: float = math.inf,
         terminal: IO[str] | None = None,
         partial: Callable[[], float] = float,
         clock: Callable[[], float] = time.monotonic,
@@ -58,6 +61,7 @@ class Progress:
         self.now = "starting"
         self._write = write
         self._predicted = predicted_seconds
+        self._most = most_seconds
         self._partial = partial
         self._share = 0.0
         self._clock = clock
@@ -123,9 +127,8 @@ class Progress:
     def left_seconds(self) -> float | None:
         """Return the expected time left; None if unknown."""
         elapsed, share = self._clock() - self._start, self.share()
-        if share >= LEARNT_SHARE:
-            return elapsed * (1 - share) / share
-        return max(0.0, self._predicted - elapsed) or None
+        left = elapsed * (1 - share) / share if share >= LEARNT_SHARE else self._predicted - elapsed
+        return max(0.0, min(left, self._most - elapsed)) or None
 
     def describe(self) -> str:
         """Return '4 of 12 done, 2 min elapsed, about 4 min left; now ...'."""

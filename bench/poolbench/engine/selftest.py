@@ -173,8 +173,9 @@ def run_selftest(results: Path, name: str | None, *, seconds: float = SECONDS) -
 def run(bench: Run, *, until: float, start: float) -> list[Selftest]:
     """Race copies in the run's workers until there are enough, or the time is over."""
     races = []
+    limit = until - time.monotonic()
     with Progress(
-        RACES, write=emit, predicted_seconds=until - start, terminal=own_terminal()
+        RACES, write=emit, predicted_seconds=limit, most_seconds=limit, terminal=own_terminal()
     ) as progress:
         progress.now = "copies of one op"
         for race in race_series(
