@@ -122,7 +122,9 @@ def alarms(root: Path) -> tuple[int, int] | None:
     checks = json.loads(path.read_bytes())["checks"] if path.exists() else ()
     for check in checks:
         if check["name"] == "aa-alarms" and "SAME" in check["figures"]:
-            verdicts = {name: check["figures"][name] for name in ("FASTER", "SLOWER", "SAME", "UNDECIDED")}
+            verdicts = {
+                name: check["figures"][name] for name in ("FASTER", "SLOWER", "SAME", "UNDECIDED")
+            }
             return verdicts["FASTER"] + verdicts["SLOWER"], sum(verdicts.values())
     return None
 
