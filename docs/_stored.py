@@ -14,7 +14,7 @@ from poolbench.report.formats import as_markdown
 from poolbench.report.frame import RunFrame
 
 VERSUS = Path("results") / "reference-versus" / "versus.json"
-VERSUS_PICTURE = Path("docs") / "images" / "versus.png"
+VERSUS_PICTURE = "versus.png"
 ACCEPTANCE = Path("results") / "reference-acceptance" / "acceptance.json"
 SIDES = Path("results") / "reference-sides" / "sides.json"
 SCALE = Path("results") / "reference-scale" / "scale.json"
@@ -91,7 +91,7 @@ def tool_comparison_block(found: Found) -> str:
     left_out = f" Not installed there: {', '.join(found['missing'])}." if found["missing"] else ""
     where = machine_text(found["environment"]["machine"])
     return (
-        f"![Ratios of each tool over repeated invocations]({VERSUS_PICTURE.as_posix()})\n\n"
+        f"![Ratios of each tool over repeated invocations](images/{VERSUS_PICTURE})\n\n"
         f"The same callables ({found['case']}), {found['timed_seconds']:g} s of timed calls per callable and "
         f"invocation, in fresh processes (`nox -s versus`), on {where}.{left_out}\n\n"
         f"{as_markdown(pd.DataFrame(rows)).strip()}"
