@@ -146,23 +146,6 @@ def network_block(loaded: RunFrame, root: Path) -> str:
     return network_sentence(loaded.run.networks) or "The reference run holds no networks."
 
 
-def layers_block(loaded: RunFrame, root: Path) -> str:
-    """Return the speed of DepthMaxPool2D over the Lambda and over the fastest other correct layer, by mode."""
-    del root
-    rows = [row for mode in ("eager", "graph", "xla") for row in _layer_rows(loaded, mode)]
-    text = as_markdown(pd.DataFrame(rows)).strip()
-    calls = [
-        f"{format_seconds(_call_seconds(_races(loaded, OP, mode)))} {where}"
-        for mode, where in (("eager", "in eager mode"), ("graph", "in graph mode"))
-    ]
-    return (
-        "`DepthMaxPool2D` in the reference run, geometric means of speed over the cells of the default sweep, "
-        "with 95% intervals; 'worst' is the slowest cell. 'limit' is the speed-up over the Lambda of a layer that "
-        "reaches the bandwidth limit of the same rounds and adds the cost of a call, which is the Lambda's time on the "
-        f"smallest arrays ({', '.join(calls)}). No layer can be much faster.\n\n{text}"
-    )
-
-
 def _races(loaded: RunFrame, op: str, mode: str) -> dict[Case, dict[str, Measurement]]:
     """Return the measurements of each race of an op in a mode, by candidate name."""
     races: dict[Case, dict[str, Measurement]] = {}

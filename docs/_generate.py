@@ -20,7 +20,6 @@ from _backends import BLOCKS as BACKEND_BLOCKS
 from _blocks import (
     OP,
     headline_block,
-    layers_block,
     means_block,
     network_block,
     output_block,
@@ -112,7 +111,6 @@ BLOCKS: dict[str, Callable[[RunFrame, Path], str]] = {
     "selftest": selftest_block,
     "runs": runs_block,
     "network": network_block,
-    "layers": layers_block,
     "means": means_block,
     "traces": trace_summary_block,
     "output": output_block,
@@ -139,9 +137,9 @@ does not divide, dynamic shapes, number formats, special values, repeatability, 
 checks that passed in each group: `yes` is all, `no` is none, `7/9` is seven of nine; an empty cell was not run. What
 each failed check observed stands in the report of the run.
 
-`runs`: each mode; `trains`: gradients and `model.fit`; `depth`: depths that the window does not divide; `shapes`: sizes unknown
-when traced; `numbers`: dtypes; `values`: NaN, infinities, ties; `repeats`: the same result again, from other threads too; `exports`:
-saving, TensorFlow Lite, ONNX; `backends`: JAX and PyTorch.
+`runs`: each mode; `trains`: gradients and `model.fit`; `depth`: depths that the window does not divide; `shapes`: sizes
+unknown when traced; `numbers`: dtypes; `values`: NaN, infinities, ties; `repeats`: the same result again, from other
+threads too; `exports`: saving, TensorFlow Lite, ONNX; `backends`: JAX and PyTorch.
 
 `nox -s matrix` fills the matrix on your machine and renders the report. This page is generated from the reference runs
 by `python docs/_generate.py`.

@@ -70,16 +70,21 @@ HASHES = """
 import json
 import tensorflow as tf
 from poolbench.core.registry import load_builtin
-from poolbench.worker.program import tensorflow_program
+from poolbench.worker.program import tensorflow_operations, tensorflow_program
 from poolbench.worker.session import bind
 
-registry, found = load_builtin(), {}
+registry, found = load_builtin(), {"xla": {}, "graph": {}}
 for op in ("depth_max_pool", "global_avg_pool"):
-    case = registry.ops[op].make_case(mode="xla")
+    case = registry.ops[op].make_case()
+    x = tf.zeros(case.shape)
     for name, candidate in registry.of(op).items():
         if name != "recipe-verbatim" and "tensorflow" in candidate.backends:
-            program = tensorflow_program(bind(candidate, case), tf.zeros(case.shape))
-            found[name + " of " + op] = [program.hash, program.key]
+            program = tensorflow_program(bind(candidate, case.replace(mode="xla")), x)
+            found["xla"][name + " of " + op] = [program.hash, program.key]
+            function = bind(candidate, case.replace(mode="graph"))
+            function(x)
+            program = tensorflow_operations(function, x)
+            found["graph"][name + " of " + op] = [program.hash, program.key]
 print(json.dumps(found))
 """
 
@@ -111,10 +116,12 @@ def test_tensorflow_program_hash_is_the_same_in_every_process_and_checkout(tmp_p
     }  # fmt: skip
     found = {name: json.loads(one.communicate()[0]) for name, one in started.items()}
     assert found["here"] == found["copy"] == found["renamed"]
-    assert len(found["here"]) > 20
-    assert len({key for _, key in found["here"].values()}) == 1
-    other = {name for name, program in found["swapped"].items() if program != found["here"][name]}
-    assert other == {"mean-of-means of global_avg_pool"}
+    for mode, programs in found["here"].items():
+        assert len(programs) > 20
+        assert len({key for _, key in programs.values()}) == 1
+        swapped = found["swapped"][mode]
+        other = {name for name, program in programs.items() if program != swapped[name]}
+        assert other == {"mean-of-means of global_avg_pool"}
 
 
 def test_tensorflow_operations_show_what_a_compiled_part_computes():
