@@ -137,6 +137,18 @@ def test_job_without_time_for_one_visit_is_undecided():
     assert verdicts(report) == ["UNDECIDED"] * 2
 
 
+def test_race_of_fewer_visits_than_the_first_look_is_undecided():
+    pool = fake_pool(3.0, noise=0.0)
+    race = VersionsRace(CASE, NAMES[0], base=BASE, head=HEAD)
+    shared = versions.Shared(pool, PROCESSES)
+    assert race.check(shared)
+    found = []
+    for _ in range(LOOKS[0]):
+        race.visit(shared)
+        found.append(race.compare().verdict)
+    assert found == ["UNDECIDED"] * (LOOKS[0] - 1) + ["SLOWER"]
+
+
 def test_candidate_that_fails_in_head_broke_and_is_not_timed():
     failure = WorkerFailure("error", "KeyError: no candidate")
     pool = fake_pool(answers=lambda: {contender.open_contender: failure})

@@ -34,8 +34,9 @@ class Rule:
 
     A side is slower (or faster) if the interval excludes equality and the estimate exceeds the margin. They are
     the same if the interval lies within the margin. Each look has the error `alpha` over the number of looks,
-    of which the end of the time is one more, and half of it is each clock's. By Bonferroni's inequality a
-    comparison of equal sides gets a false verdict in at most a share `alpha` of races, whenever the race ends.
+    of which the end of the time is one more, if it is not before the first, and half of it is each clock's. By
+    Bonferroni's inequality a comparison of equal sides gets a false verdict in at most a share `alpha` of races,
+    whenever the race ends.
     """
 
     margin: float = 0.02
