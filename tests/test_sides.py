@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from poolbench import compare_commands
 from poolbench.cli import main
 from poolbench.core.errors import UsageError, WorkerFailure
 from poolbench.core.plan import WorkerSpec
+from poolbench.core.registry import REGISTRY
 from poolbench.engine import bisect, sides
 from poolbench.engine.process import SOURCE, Worker
 from poolbench.engine.sides import Builder, SideRequest
@@ -275,6 +277,20 @@ def test_cli_of_sides_bad_option_is_one_line_and_exit_2(words, says, repository,
     assert done.exit_code == 2, done.output
     assert says in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "ops"),
+    [
+        ({}, {"depth_max_pool", "global_avg_pool"}),
+        ({"ops": ("gem_pool",)}, {"gem_pool"}),
+        ({"names": ("layer-gem_pool",)}, {"gem_pool"}),
+    ],
+)
+def test_compare_of_sides_races_the_ops_of_a_bare_run_or_those_named(options, ops):
+    usual = {"ops": (), "candidates": (), "axis": (), "sweep": "quick", "names": ()}
+    pairs = compare_commands._select(usual | options)
+    assert {case.op for case, _ in pairs if REGISTRY.ops[case.op].builtin} == ops
 
 
 def run_blocks(text):

@@ -254,10 +254,13 @@ def _select(options: Mapping[str, Any]) -> tuple[tuple[Case, str], ...]:
     if unknown := [name for name in options["ops"] if name not in REGISTRY.ops]:
         raise UsageError(f"no op {unknown[0]!r} is registered; there are {', '.join(REGISTRY.ops)}")
     axes = dict(parse_axis(text) for text in options["axis"])
+    # As in a run: further ops where they are named, by a candidate of theirs too, and in the full sweep.
+    every = options["names"] or options["sweep"] == "full"
+    usual = [op.name for op in REGISTRY.ops.values() if every or not op.further]
     pairs = [
         (planned.case, name)
         for op in REGISTRY.ops.values()
-        if op.name in (options["ops"] or REGISTRY.ops)
+        if op.name in (options["ops"] or usual)
         for planned in planned_cases(op, options["sweep"], axes)
         for name in racing(op, planned)
         if name in (options["names"] or (name,))

@@ -110,6 +110,7 @@ class Op:
             else from 'quick'.
         file: the file that registers it.
         builtin: whether it ships with the package.
+        further: whether it is measured only where it is named, or in the sweep 'full'.
     """
 
     name: str
@@ -129,6 +130,7 @@ class Op:
     sweeps: Mapping[str, Sweep]
     file: str = ""
     builtin: bool = False
+    further: bool = False
 
     @property
     def axis_names(self) -> tuple[str, ...]:

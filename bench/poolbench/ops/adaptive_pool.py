@@ -83,7 +83,7 @@ def vjp(case: Case, dy: Any, x: Any) -> tuple[Any]:
 register(
     Op(
         name=OP, title="Adaptive pooling", inputs=inputs, reference=reference, vjp=vjp, builtin=True,
-        by_example=True, baseline=BASELINE, also_compare_to=(STOCK, LAYER),
+        by_example=True, further=True, baseline=BASELINE, also_compare_to=(STOCK, LAYER),
         sweeps={"default": DEFAULT, "backends": BACKENDS, "matrix": MATRIX},
         axes=(*IMAGE_AXES[::2], choice_axis("reduction", "average", "max"), size_axis("output", 7, prefix="to")),
     )

@@ -94,7 +94,7 @@ register(
     Op(
         name=OP, title="Generalised mean pooling", inputs=inputs, reference=reference, vjp=vjp, builtin=True,
         axes=(*IMAGE_AXES, choice_axis("exponent", "constant", "learned", quiet=True)),
-        baseline=BASELINE, also_compare_to=("pow", LAYER),
+        further=True, baseline=BASELINE, also_compare_to=("pow", LAYER),
         sweeps={"default": DEFAULT, "quick": QUICK, "full": FULL},
     )
 )  # fmt: skip

@@ -67,7 +67,7 @@ register(
         by_example=True,
         axes=(shape_axis("shape", SHAPE), *IMAGE_AXES[1:]), inputs=lambda case: {"x": image_spec(case)},
         check_gradient=ties_within(lambda a, case: a.sum(axis=spatial_axes(case))),
-        baseline=MAIN[0], also_compare_to=("reduce_max",),
+        further=True, baseline=MAIN[0], also_compare_to=("reduce_max",),
         sweeps={"default": DEFAULT, "quick": QUICK, "full": FULL},
     )
 )  # fmt: skip

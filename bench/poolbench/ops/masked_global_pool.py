@@ -87,7 +87,7 @@ def vjp(case: Case, dy: Any, x: Any, mask: Any) -> tuple[Any]:
 register(
     Op(
         name=OP, title="Masked global pooling", inputs=inputs, reference=reference, vjp=vjp, builtin=True,
-        by_example=True, baseline=BASELINE, also_compare_to=(STOCK, LAYER),
+        by_example=True, further=True, baseline=BASELINE, also_compare_to=(STOCK, LAYER),
         sweeps={"default": DEFAULT, "backends": BACKENDS, "matrix": MATRIX},
         axes=(
             shape_axis("shape", (32, 256, 256), rank=3),  # (N, T, C) for every data format

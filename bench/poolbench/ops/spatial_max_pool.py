@@ -111,7 +111,7 @@ register(Op(
     inputs=lambda case: {"x": image_spec(case)},
     reference=reference, vjp=vjp, tolerance=no_error, builtin=True,
     check_gradient=ties_within(lambda a, case: windows(case, a, 0)[1].sum((-2, -1))),
-    baseline=NATIVE, also_compare_to=(STOCK,), sweeps={"default": DEFAULT, "quick": QUICK, "full": FULL},
+    further=True, baseline=NATIVE, also_compare_to=(STOCK,), sweeps={"default": DEFAULT, "quick": QUICK, "full": FULL},
 ))  # fmt: skip
 NATIVE_FAILURES = (CHANNELS_LAST_ONLY, narrow_window(lambda case: (case.window, case.window)))
 DISJOINT_ONLY = known(
