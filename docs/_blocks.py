@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean
 
 import pandas as pd
 from _stored import alarms, machine_text
-from poolbench.core.case import Case, case_label, make_case
-from poolbench.core.plan import SMALL_NBYTES, Plan
+from poolbench.core.case import Case, make_case
+from poolbench.core.plan import Plan
 from poolbench.core.records import Measurement, is_right
 from poolbench.core.registry import input_nbytes
 from poolbench.core.text import format_nbytes, format_seconds, format_share, one_line, significant
@@ -27,7 +26,6 @@ from poolbench.store.journal import MAX_NBYTES, encode_line
 from scipy import stats
 
 LARGE_NBYTES = 8_000_000
-OVER, OVER_LARGE = "the Lambda", "the Lambda, 8 MB and more"
 LAYER, TEXTBOOK, OP = "layer-depth_max_pool", "lambda-max_pool", "depth_max_pool"
 MEAN_LAYER, MEAN_OP = "layer-global_avg_pool", "global_avg_pool"
 PREDICTED_CANDIDATES = 14
@@ -63,12 +61,7 @@ def output_block(loaded: RunFrame, root: Path) -> str:
 def short_answer_block(loaded: RunFrame, root: Path) -> str:
     """Return what to use for the two shipped ops, with the figures of the reference run."""
     del root
-    layer = {
-        mode: row["speed"]
-        for mode in ("graph", "xla")
-        for row in _layer_rows(loaded, mode, ("forward",))
-        if row["over"] == OVER_LARGE
-    }
+    layer = {mode: _speeds(_over_lambda(loaded, mode))["speed"] for mode in ("graph", "xla")}
     mean = {
         row["mode"]: row["speed"].split()[0]
         for row in _mean_rows(loaded)
@@ -253,72 +246,15 @@ def _span(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{significant(seconds / 3600, 2)} h"
 
 
-def _layer_rows(
-    loaded: RunFrame, mode: str, directions: Sequence[str] = ("forward", "training")
-) -> list[dict[str, str]]:
-    races = {
-        case: race
+def _over_lambda(loaded: RunFrame, mode: str) -> list[estimate.Estimate]:
+    """Return the layer's speed over the Lambda in each large case that both run forward."""
+    pairs = [
+        (race[TEXTBOOK], race[LAYER])
         for case, race in _races(loaded, OP, mode).items()
-        if case.direction in directions
-    }
-    call = _call_seconds(races)
-    bandwidth_limits = _bandwidth_limits(loaded)
-    estimates: dict[str, list[estimate.Estimate]] = {}
-    limits: list[float] = []
-    for race in races.values():
-        layer = race.get(LAYER)
-        if layer is None or not is_right(layer):
-            continue
-        others = [
-            m
-            for m in race.values()
-            if m.form == "layer" and m is not layer and is_right(m) and len(m.samples)
-        ]
-        textbook = race.get(TEXTBOOK)
-        if textbook is not None and textbook in others:
-            found = estimate.estimate(textbook.samples, layer.samples)
-            estimates.setdefault(OVER, []).append(found)
-            if input_nbytes(layer.case) >= LARGE_NBYTES:
-                estimates.setdefault(OVER_LARGE, []).append(found)
-                limits.append(
-                    _seconds(textbook) / (bandwidth_limits[case_label(layer.case)] + call)
-                )
-        if others:
-            best = min(others, key=_seconds)
-            estimates.setdefault("the fastest other correct layer", []).append(
-                estimate.estimate(best.samples, layer.samples)
-            )
-    limit = f"{math.exp(fmean(map(math.log, limits))):.2f}x" if limits and call else ""
-    return [
-        {
-            "mode": mode, "over": over, "cells": str(len(found)), **_speeds(found),
-            "limit": limit if over == OVER_LARGE else "",
-        }
-        for over, found in estimates.items()
-    ]  # fmt: skip
-
-
-def _seconds(measurement: Measurement) -> float:
-    return float(pd.Series(measurement.samples.seconds).median())
-
-
-def _call_seconds(races: Mapping[Case, Mapping[str, Measurement]]) -> float:
-    """Return the Lambda's seconds per call on arrays too small for a bandwidth limit; 0 if unknown."""
-    small = [
-        _seconds(race[TEXTBOOK])
-        for case, race in races.items()
-        if TEXTBOOK in race
-        and is_right(race[TEXTBOOK])
-        and input_nbytes(case) < SMALL_NBYTES
-        and case.direction == "forward"
+        if case.direction == "forward" and input_nbytes(case) >= LARGE_NBYTES
+        if {TEXTBOOK, LAYER} <= race.keys() and is_right(race[TEXTBOOK]) and is_right(race[LAYER])
     ]
-    return min(small, default=0.0)
-
-
-def _bandwidth_limits(loaded: RunFrame) -> dict[str, float]:
-    """Return the seconds that the memory needs for the layer's traffic, by case label."""
-    rows = loaded.table[(loaded.table["op"] == OP) & (loaded.table["candidate"] == LAYER)]
-    return dict(zip(rows["label"], rows["bandwidth_limit_seconds"], strict=True))
+    return [estimate.estimate(textbook.samples, layer.samples) for textbook, layer in pairs]
 
 
 def _speeds(found: Sequence[estimate.Estimate]) -> dict[str, str]:

@@ -147,10 +147,6 @@ class VersionsRace:
         used = compare_legs(other.processor_columns, base.processor_columns, confidence)
         statuses = base.status == "ok", other.status == "ok"
         verdict, clock = self.rule.judge_both(wall, used, *statuses)
-        # Fewer visits than at the first look do not show how much visits differ: beside heavy load
-        # two of them agreed on a third of the time for a head that was base.
-        if all(statuses) and self.visits < self.rule.looks[0]:
-            verdict = "UNDECIDED"
         seconds = [row[4] for row in base.columns]
         return SideBySide(
             case=self.case, candidate=self.candidate, verdict=verdict, clock=clock, wall=wall, processor=used,
