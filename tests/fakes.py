@@ -5,7 +5,7 @@ from collections import Counter
 from poolbench.core.candidate import Candidate
 from poolbench.core.errors import WorkerFailure
 from poolbench.machine.info import Usage
-from poolbench.worker import contender, session, timing, trace, verify
+from poolbench.worker import contender, session, spots, timing, trace, verify
 
 
 def fake_candidate(name, op="fake", failures=()):
@@ -38,6 +38,8 @@ ANSWERS = {
     session.end_process: WorkerFailure("crashed", "the process exited with code 1", lost=True),
     timing.measure_energy: None,
     verify.verify: {},
+    spots.accepted: {},
+    spots.expect: 0.0,
     trace.time_on_device: lambda names, calls: [None] * len(names),
 }
 

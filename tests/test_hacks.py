@@ -9,7 +9,7 @@ from poolbench.core.errors import UsageError, WorkerFailure
 from poolbench.core.plan import PROBE_NAMES, WorkerSpec
 from poolbench.core.registry import REGISTRY, Registry, import_file
 from poolbench.engine.process import Worker
-from poolbench.worker import again
+from poolbench.worker import again, spots
 from poolbench.worker.backends import BACKENDS
 from poolbench.worker.contender import open_contender
 from poolbench.worker.session import Session, open_case
@@ -87,6 +87,39 @@ def race(session: Session, name: str, mode: str = "") -> dict[str, tuple[str, st
     return found
 
 
+def race_twice(session: Session, name: str, batches: int = 4) -> tuple[dict[str, str], int]:
+    """Race a hack and an honest candidate in a further process; the reasons by name, and the hack's calls.
+
+    What the first process accepted is the honest candidate's. No moment is one of the random ones.
+    """
+    session.backend = BACKENDS["numpy"]
+    names, again.SHARE = ("honest", name), 0.0
+    case = REGISTRY.ops[OP].make_case()
+    open_case(session, case, 0)
+    open_contender(session, "honest", check=True)
+    assert verify(session) == {}
+    accepted = spots.accepted(session)
+    assert set(accepted) == {again.FRESH, again.OLD}
+    expected = {words: dict.fromkeys(names, found["honest"]) for words, found in accepted.items()}
+
+    open_case(session, case, 0)
+    for one in names:
+        open_contender(session, one, check=False)
+    call, arguments = session.open.calls[name]
+    calls = []
+    session.open.calls[name] = (lambda *xs: (calls.append(1), call(*xs))[1], arguments)
+    spots.expect(session, expected)
+    found = {}
+    for _ in range(batches):
+        requests = [BlockRequest(name=one, warmup=2, calls=5) for one in names]
+        for request, block in zip(requests, time_batch(session, requests).blocks, strict=True):
+            if block.status != "ok":
+                found.setdefault(request.name, block.reason)
+    for one, finding in verify(session, fresh=False, old=False).items():
+        found.setdefault(one, finding.reason)
+    return found, len(calls)
+
+
 @pytest.fixture
 def worker():
     worker = Worker(WorkerSpec(backend="numpy"), files=[FILE])
@@ -107,6 +140,28 @@ def test_timing_hack_is_caught_and_the_honest_candidate_is_not(worker, name):
     assert list(found) == [name]
     assert found[name][:2] == (check, status)
     assert re.search(reason, found[name][2]), found[name][2]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [one for one in CAUGHT if CAUGHT[one][0] == "recheck" and one != "output-in-its-input"],
+)
+def test_hack_that_was_honest_in_the_first_process_is_caught_in_a_further_one(worker, name):
+    found, _ = worker.call(race_twice, name, timeout=60)
+    assert list(found) == [name]
+    unseen = "on inputs that it had not seen|on the inputs that were timed"
+    expected = "changed its inputs in place" if name == "changes-its-input" else unseen
+    assert re.search(expected, found[name]), found[name]
+
+
+def test_check_in_a_further_process_makes_no_call_more(worker):
+    found, calls = worker.call(race_twice, "half-of-the-batch", timeout=60)
+    assert (found.keys(), calls) == ({"half-of-the-batch"}, 4 * (2 + 5))
+
+
+def test_candidate_without_a_block_is_called_once_on_each_set_of_inputs(worker):
+    found, calls = worker.call(race_twice, "captured-constant", 0, timeout=60)
+    assert (found.keys(), calls) == ({"captured-constant"}, 2)
 
 
 @pytest.fixture(scope="module")

@@ -274,6 +274,8 @@ class Race:
             self._noise_log.enter_task(done)
             parts.append(self._noise.after(done))
             self.seconds["rechecks"] += done.recheck_seconds
+            if done.recheck_seconds:
+                self._rounds.evict()
             for planned, block in zip(blocks, done.blocks, strict=True):
                 if block.status != "ok" and planned.record.runs:
                     raised = WorkerFailure(block.status, block.reason, tail=worker.tail)

@@ -124,6 +124,10 @@ class Rounds:
         # Legs of several workers are too short for the long warm-up, which both sides of a ratio do without.
         self._after_eviction = self.workers == 1
 
+    def evict(self) -> None:
+        """Let the next block warm up for longer: other work has used the caches."""
+        self._after_eviction = self.workers == 1
+
     def within(self, seconds: float) -> int:
         """Return the number of rounds that take about this long, at least one."""
         return max(1, int(seconds / max(self.seconds, 1e-9)))

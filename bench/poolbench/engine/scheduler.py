@@ -269,7 +269,7 @@ def make_race(spec: RaceSpec) -> Race:
     return Race(
         spec,
         [of[one.candidate] for one in spec.contenders],
-        tasks=Tasks(read_program=contender.read_program),
+        tasks=Tasks(read_program=contender.read_program, compares_processes=True),
     )
 
 

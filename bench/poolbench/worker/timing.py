@@ -21,6 +21,7 @@ from poolbench.machine.idle import idle_states_disabled
 from poolbench.worker import again, isolation
 from poolbench.worker.backends import Call
 from poolbench.worker.session import OpenCase, Session
+from poolbench.worker.spots import expectations
 
 clock, processor_clock = perf_counter, process_time
 # An estimate makes no further call after this time: rounds correct what one call says.
@@ -35,6 +36,11 @@ class BlockRequest(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     warmup: int
     calls: int
+
+
+def one_call(name: str) -> BlockRequest:
+    """Return the request for one call that is not timed."""
+    return BlockRequest(name=name, warmup=1, calls=0)
 
 
 class Block(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,7 +67,7 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
         cpu_seconds: processor time of this process, all threads.
         switches: involuntary context switches.
         dirty: whether a candidate changed what others share: they need a fresh process.
-        recheck_seconds: the check at a random moment.
+        recheck_seconds: checks after the blocks.
     """
 
     blocks: tuple[Block, ...]
@@ -80,7 +86,7 @@ def time_batch(session: Session, requests: Sequence[BlockRequest]) -> Batch:
     end = resource.getrusage(resource.RUSAGE_SELF)
     timed = clock() - begin
     checked = session.open.recheck_seconds
-    for name, reason in _recheck(session, requests, timed).items():
+    for name, reason in _check_results(session, requests, timed).items():
         blocks = [
             Block(status="wrong", reason=reason) if request.name == name else block
             for request, block in zip(requests, blocks, strict=True)
@@ -102,14 +108,19 @@ def run_blocks(
     Args:
         session: whose case is open.
         requests: the blocks.
-        kept: is given what one call of each returns, which is not timed.
+        kept: is given what the first untimed call of each returns.
     """
     blocks = []
     opened = session.open
+    spots = expectations(session) if kept is None else None
     watch = isolation.Watch(session.settings)
     for request in requests:
+        wanted = spots is not None and request.warmup > 0 and spots.wants(request.name)
+        results: list[object] | None = [] if wanted else kept
         try:
-            blocks.append(time_block(session, request.name, request.warmup, request.calls, kept))
+            blocks.append(time_block(session, request.name, request.warmup, request.calls, results))
+            if wanted and spots and results:
+                spots.enter(request.name, results.pop())
         except Exception as error:  # noqa: BLE001 (what a candidate raises is a result)
             blocks.append(Block(status=status_of(error), reason=reason_of(error)))
         if request.name in PROBE_NAMES:
@@ -118,6 +129,20 @@ def run_blocks(
             session.suspects.setdefault(request.name, changed)
             blocks[-1] = Block(status="error", reason=changed)
     return blocks
+
+
+def _check_results(
+    session: Session, requests: Sequence[BlockRequest], timed_seconds: float
+) -> dict[str, str]:
+    """Check what calls of this batch returned, and at a random moment one candidate; return the errors by name."""
+    opened = session.open
+    spots = expectations(session)
+    if not spots or not spots.due:
+        return _recheck(session, requests, timed_seconds)
+    begin = clock()
+    found = spots.settle(opened)
+    opened.recheck_seconds += clock() - begin
+    return found
 
 
 def _recheck(
@@ -134,9 +159,10 @@ def _recheck(
     begin = clock()
     name = names[int(begin * 1e6) % len(names)]
     found = {}
-    for recheck in again.rechecks(opened):
+    opened.rechecked += 1
+    for recheck in again.rechecks(opened, number=opened.rechecked):
         kept: list[object] = []
-        (block,) = run_blocks(session, [BlockRequest(name=name, warmup=0, calls=1)], kept)
+        (block,) = run_blocks(session, [one_call(name)], kept)
         reason = recheck.judge(opened, kept[0]) if block.status == "ok" else ""
         if reason:
             found[name] = reason
@@ -150,19 +176,21 @@ def time_block(
 ) -> Block:
     """Return seconds per call over `calls` consecutive calls, after `warmup` untimed ones.
 
-    This is the one timing loop of the project. With `kept`, make one call that is not timed and keep its result.
+    This is the one timing loop of the project. With `kept`, the result of the first untimed call is kept.
     """
     opened = session.open
     call, arguments = opened.bound(name)
     synchronize, device = opened.backend.synchronize, opened.device
     with opened.backend.on(device):
+        start = clock()
         if kept is not None:
             kept.append(call(*arguments))
+            warmup -= 1
+        if not calls:
             synchronize(device)
             return Block()
         if opened.evict is not None:
             return _time_cold_block(opened, opened.evict, call, arguments, calls)
-        start = clock()
         for _ in repeat(None, warmup):
             call(*arguments)
         synchronize(device)

@@ -7,8 +7,10 @@ import msgspec
 from poolbench.core.errors import Status
 from poolbench.core.plan import PROBE_NAMES
 from poolbench.worker import again, isolation
+from poolbench.worker.contender import answers_of
 from poolbench.worker.session import Session
-from poolbench.worker.timing import BlockRequest, run_blocks
+from poolbench.worker.spots import Spots, accepted, expectations, sample
+from poolbench.worker.timing import one_call, run_blocks
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
@@ -24,6 +26,7 @@ def verify(session: Session, fresh: bool = True, old: bool = True) -> dict[str, 
     Inputs are compared with the host's copy, results with the reference, on the inputs that were
     timed and on others; settings and shared functions with what they were before any candidate's
     code was imported. A change that nothing tells the cause of is a finding of every user's candidate.
+    A candidate of which `expect` awaits a result is called for it here, if no batch had one.
 
     Args:
         session: whose case is open.
@@ -32,26 +35,63 @@ def verify(session: Session, fresh: bool = True, old: bool = True) -> dict[str, 
     """
     opened = session.open
     names = [name for name in opened.calls if name not in PROBE_NAMES]
-    found = dict(session.suspects)
-    left = isolation.left_behind(session.settings, grace_seconds=0)
-    if left and not found:
-        users = [name for name in names if opened.is_users(name)] or names
-        others = f" ({', '.join(users)}: one of these)" if len(users) > 1 else ""
-        found = dict.fromkeys(users, f"{left}{others}")
-    findings = {name: Finding(status="error", reason=reason) for name, reason in found.items()}
-    if changed := again.changed_inputs(opened):
+    findings = {
+        name: Finding(status="error", reason=reason)
+        for name, reason in _suspects(session, names).items()
+    }
+    spots = expectations(session)
+    if spots:
+        findings |= _finish(session, spots, names)
+    found_changed = again.changed_inputs(opened, opened.host)
+    if found_changed:
         again.write(opened, opened.host)
-    for recheck in again.rechecks(opened, fresh=fresh, old=old or changed):
+    changed = found_changed or (spots is not None and spots.changed)
+    if fresh and old and not opened.brings_inputs:
+        answers_of(opened)
+    for recheck in again.rechecks(opened, fresh=fresh or changed, old=old or changed):
+        samples = accepted(session).setdefault(recheck.words, {})
         for name in names:
             if name in findings:
                 continue
             kept: list[object] = []
-            (block,) = run_blocks(session, [BlockRequest(name=name, warmup=0, calls=1)], kept)
+            (block,) = run_blocks(session, [one_call(name)], kept)
             if block.status != "ok":
                 findings[name] = Finding(status=block.status, reason=block.reason)
             elif reason := recheck.judge(opened, kept[0]):
                 findings[name] = Finding(status="wrong", reason=reason)
+            else:
+                samples[name] = sample(kept[0])
     if changed and not findings:
         reason = f"inputs were changed in place by one of {', '.join(names)}"
         findings = {name: Finding(status="wrong", reason=reason) for name in names}
+    return findings
+
+
+def _suspects(session: Session, names: list[str]) -> dict[str, str]:
+    """Return which candidates changed what others share, or may have, and what."""
+    found = dict(session.suspects)
+    left = isolation.left_behind(session.settings, grace_seconds=0)
+    if left and not found:
+        users = [name for name in names if session.open.is_users(name)] or names
+        others = f" ({', '.join(users)}: one of these)" if len(users) > 1 else ""
+        found = dict.fromkeys(users, f"{left}{others}")
+    return found
+
+
+def _finish(session: Session, spots: Spots, names: list[str]) -> dict[str, Finding]:
+    """Call each candidate of which a result is still awaited; return the findings."""
+    opened = session.open
+    findings = {}
+    for words in (again.FRESH, again.OLD):
+        awaited = [name for name in names if name in spots.pending(words)]
+        if not awaited:
+            continue
+        if words == again.FRESH:
+            spots.start(opened)
+        blocks = run_blocks(session, [one_call(name) for name in awaited])
+        for name, block in zip(awaited, blocks, strict=True):
+            if block.status != "ok":
+                findings[name] = Finding(status=block.status, reason=block.reason)
+        for name, reason in spots.settle(opened).items():
+            findings[name] = Finding(status="wrong", reason=reason)
     return findings
