@@ -18,7 +18,7 @@ from poolbench.core.errors import reason_of
 from poolbench.core.registry import REGISTRY
 from poolbench.worker import check as checks
 from poolbench.worker.backends import Array, to_numpy
-from poolbench.worker.inputs import make_inputs
+from poolbench.worker.inputs import draw_inputs, write_repeated
 from poolbench.worker.session import OpenCase
 
 # Random checks take this share of the timed work.
@@ -37,13 +37,11 @@ class Recheck:
 
     Attributes:
         words: which inputs they are.
-        host: the inputs.
         answers: the reference's; None: these inputs are only compared, not what is returned.
         accepted: outputs that were found correct; equal ones need no second comparison.
     """
 
     words: str
-    host: tuple[Array, ...]
     answers: checks.Answers | None
     accepted: list[tuple[Array, ...]] = field(default_factory=list)
 
@@ -57,9 +55,9 @@ class Recheck:
     def _judge(self, opened: OpenCase, result: Any) -> str:
         values = result if isinstance(result, tuple) else (result,)
         outputs = tuple(map(view, values))
-        for value, array in zip(opened.inputs, self.host, strict=True):
+        for value, array in zip(opened.inputs, opened.host, strict=True):
             if not same_bits(view(value), array):
-                write(opened, self.host)
+                write(opened)
                 return f"it changed its inputs in place, {self.words}"
         if any(lies_in(value, given) for value in values for given in opened.inputs):
             return "what it returns lies in the memory of its inputs"
@@ -80,36 +78,46 @@ def rechecks(
     """Yield each set of inputs, written into the memory of the timed inputs; those of another number are others."""
     op = REGISTRY.ops.get(opened.case.op)
     if fresh and op is not None and not opened.brings_inputs:
-        host = fresh_values(opened, number)
         try:
-            write(opened, host)
-            answers = checks.Answers(op=op, case=opened.case, inputs=host, names_ties=False)
-            yield Recheck(FRESH, host, answers)
+            change_values(opened, number)
+            answers = checks.Answers(op=op, case=opened.case, inputs=opened.host, names_ties=False)
+            yield Recheck(FRESH, answers)
         finally:
-            write(opened, opened.host)
+            restore_values(opened)
     if old:
-        yield Recheck(OLD, opened.host, opened.answers)
+        yield Recheck(OLD, opened.answers)
 
 
-def fresh_values(opened: OpenCase, number: int = 0) -> tuple[Array, ...]:
-    """Return the inputs with the middle half of their values from another seed, which the number decides."""
-    mixed = make_inputs(opened.case, opened.seed + 1_000_003 * (number + 1))
-    for old, values in zip(opened.host, mixed, strict=True):
-        count = values.size
-        for kept in slice(count // 4), slice(max(count // 4 + 1, count - count // 4), count):
-            values.reshape(-1)[kept] = old.reshape(-1)[kept]
-    return mixed
+def change_values(opened: OpenCase, number: int = 0) -> None:
+    """Replace the middle half of the values of all inputs by others, which the number decides.
+
+    It is done in place, on the host too: memory that is touched for the first time costs more than
+    all else here.
+    """
+    _replace_values(opened, opened.seed + 1_000_003 * (number + 1))
 
 
-def write(opened: OpenCase, host: tuple[Array, ...]) -> None:
-    """Write values into the inputs' own memory; allocate new memory where that fails."""
-    if not all(map(opened.backend.overwrite, opened.inputs, host)):
-        opened.inputs = opened.backend.put(host, opened.device)
+def restore_values(opened: OpenCase) -> None:
+    """Undo `change_values`."""
+    _replace_values(opened, opened.seed)
 
 
-def changed_inputs(opened: OpenCase, host: tuple[Array, ...]) -> bool:
+def _replace_values(opened: OpenCase, seed: int) -> None:
+    for array, (_, block) in zip(opened.host, draw_inputs(opened.case, seed), strict=True):
+        begin = array.size // 4
+        write_repeated(array, block, begin, max(begin + 1, array.size - begin))
+    write(opened)
+
+
+def write(opened: OpenCase) -> None:
+    """Write the host's values into the inputs' own memory; allocate new memory where that fails."""
+    if not all(map(opened.backend.overwrite, opened.inputs, opened.host)):
+        opened.inputs = opened.backend.put(opened.host, opened.device)
+
+
+def changed_inputs(opened: OpenCase) -> bool:
     """Return whether an input differs from the host's copy of it."""
-    pairs = zip(opened.inputs, host, strict=True)
+    pairs = zip(opened.inputs, opened.host, strict=True)
     return not all(same_bits(view(value), array) for value, array in pairs)
 
 

@@ -27,17 +27,21 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
 
 
 def make_inputs(case: Case, seed: int) -> tuple[Array, ...]:
-    """Return the op's inputs in declared order, in training followed by the gradient of its output.
+    """Return the op's inputs in declared order, in training followed by the gradient of its output."""
+    return tuple(_repeat(spec, block) for spec, block in draw_inputs(case, seed))
 
-    A small random block is repeated: drawing as many normal numbers as the largest case holds takes
-    longer than racing it.
+
+def draw_inputs(case: Case, seed: int) -> list[tuple[TensorSpec, Array]]:
+    """Return the spec of each of these inputs, and the flat values that fill it when they are repeated.
+
+    Drawing as many normal numbers as the largest case holds takes longer than racing it.
     """
     generator = np.random.default_rng(seed)
     op = REGISTRY.ops[case.op]
-    inputs = tuple(fill(generator, spec) for spec in op.inputs(case).values())
-    if case.direction == "forward":
-        return inputs
-    return *inputs, fill(generator, TensorSpec(op.output_shape(case), case.dtype))
+    specs = [*op.inputs(case).values()]
+    if case.direction == "training":
+        specs.append(TensorSpec(op.output_shape(case), case.dtype))
+    return [(spec, _draw(generator, spec)) for spec in specs]
 
 
 FILLS: Mapping[str, Fill] = {
@@ -50,10 +54,25 @@ FILLS: Mapping[str, Fill] = {
 
 def fill(generator: np.random.Generator, spec: TensorSpec) -> Array:
     """Return one input as its spec describes it."""
+    return _repeat(spec, _draw(generator, spec))
+
+
+def write_repeated(array: Array, block: Array, begin: int, end: int) -> None:
+    """Write into places `begin` to `end` of an array, counted flat, what repeating the block gives there."""
+    flat = array.reshape(-1)
+    for start in range(begin - begin % max(1, len(block)), end, max(1, len(block))):
+        low, high = max(start, begin), min(start + len(block), end)
+        flat[low:high] = block[low - start : high - start]
+
+
+def _draw(generator: np.random.Generator, spec: TensorSpec) -> Array:
     count = int(np.prod(spec.shape, dtype=np.int64))
     if callable(spec.fill):  # the op's own; its values may have a structure that repetition breaks
-        values = spec.fill(generator, count).reshape(spec.shape)
-        return np.array(values, numpy_dtype(spec.dtype), order="C")
-    block = FILLS[spec.fill](generator, min(count, BLOCK_LENGTH)).astype(numpy_dtype(spec.dtype))
+        return np.array(spec.fill(generator, count), numpy_dtype(spec.dtype), order="C").reshape(-1)
+    return FILLS[spec.fill](generator, min(count, BLOCK_LENGTH)).astype(numpy_dtype(spec.dtype))
+
+
+def _repeat(spec: TensorSpec, block: Array) -> Array:
+    count = int(np.prod(spec.shape, dtype=np.int64))
     whole = np.tile(block, count // max(1, len(block)) + 1) if count > len(block) else block
     return np.ascontiguousarray(whole[:count].reshape(spec.shape))

@@ -86,14 +86,14 @@ class Spots:
 
     Attributes:
         expected: what the first process accepted.
-        fresh: the inputs that this process has not seen, while they are the ones that are timed.
+        unseen: whether the inputs are now those that this process had not seen.
         done: contenders that were compared, by the words of the inputs.
         seen: results of the last batch.
         changed: whether a candidate changed the inputs in place.
     """
 
     expected: Samples
-    fresh: tuple[Array, ...] | None = None
+    unseen: bool = False
     done: dict[str, set[str]] = field(
         default_factory=lambda: {again.FRESH: set(), again.OLD: set()}
     )
@@ -103,12 +103,12 @@ class Spots:
     @property
     def words(self) -> str:
         """Return which inputs are timed now."""
-        return again.OLD if self.fresh is None else again.FRESH
+        return again.FRESH if self.unseen else again.OLD
 
     @property
     def due(self) -> bool:
         """Tell whether the last batch left something to compare."""
-        return self.fresh is not None or bool(self.seen)
+        return self.unseen or bool(self.seen)
 
     def pending(self, words: str) -> Mapping[str, Sample]:
         """Return what is expected of the contenders that were not compared on these inputs."""
@@ -125,8 +125,9 @@ class Spots:
 
     def start(self, opened: OpenCase) -> None:
         """Write inputs that this process has not seen into the memory of the timed ones."""
-        self.fresh = again.fresh_values(opened)
-        again.write(opened, self.fresh)
+        if not self.unseen:
+            again.change_values(opened)
+            self.unseen = True
 
     def settle(self, opened: OpenCase) -> dict[str, str]:
         """Compare the results of a batch, and go on with the timed inputs; return the errors by name."""
@@ -136,13 +137,12 @@ class Spots:
                 errors[name] = f"{words}: {reason}"
         self.done[words] |= self.seen.keys()
         self.seen.clear()
-        unseen = self.fresh is not None
-        if (errors or unseen) and again.changed_inputs(opened, self.fresh or opened.host):
+        if (errors or self.unseen) and again.changed_inputs(opened):
             # Results on what another candidate has changed are no evidence; `verify` finds out which one it was.
             self.changed, errors = True, {}
-        if unseen:
-            again.write(opened, opened.host)
-            self.fresh = None
+        if self.unseen:
+            again.restore_values(opened)
+            self.unseen = False
         return errors
 
 

@@ -42,9 +42,9 @@ def verify(session: Session, fresh: bool = True, old: bool = True) -> dict[str, 
     spots = expectations(session)
     if spots:
         findings |= _finish(session, spots, names)
-    found_changed = again.changed_inputs(opened, opened.host)
+    found_changed = again.changed_inputs(opened)
     if found_changed:
-        again.write(opened, opened.host)
+        again.write(opened)
     changed = found_changed or (spots is not None and spots.changed)
     if fresh and old and not opened.brings_inputs:
         answers_of(opened)
@@ -84,10 +84,10 @@ def _finish(session: Session, spots: Spots, names: list[str]) -> dict[str, Findi
     findings = {}
     for words in (again.FRESH, again.OLD):
         awaited = [name for name in names if name in spots.pending(words)]
-        if not awaited:
-            continue
-        if words == again.FRESH:
+        if awaited and words == again.FRESH:
             spots.start(opened)
+        if not awaited and not spots.due:
+            continue
         blocks = run_blocks(session, [one_call(name) for name in awaited])
         for name, block in zip(awaited, blocks, strict=True):
             if block.status != "ok":
