@@ -14,7 +14,7 @@ from poolbench import masked_pooling  # noqa: E402
 from poolbench.masked_pooling import MaskedGlobalPooling1D  # noqa: E402
 
 # The acceptance run sets 500; fewer keep the slow tests within minutes.
-MANY = pytest.param(int(os.environ.get("POOLBENCH_EXAMPLES", "50")), marks=pytest.mark.slow)
+MANY = pytest.param(int(os.environ.get("POOLBENCH_EXAMPLES", "25")), marks=pytest.mark.slow)
 EXAMPLES = [6, MANY]
 JAX_EXAMPLES = [MANY]
 RTOL = {"float64": 1e-12, "float32": 1e-6, "float16": 1e-3, "bfloat16": 1e-2, "int32": 1e-6}
