@@ -1,15 +1,19 @@
 """The acceptance checks and the comparison with other tools."""
 
 import math
+import os
+import runpy
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
-from acceptance import checks, criteria, measurements, tool_comparison, tools
+from acceptance import checks, criteria, loops, measurements, tool_comparison, tools
 from poolbench.core.errors import UsageError
 from poolbench.core.records import Contention, TimeBreakdown
 from poolbench.engine import aa
 from poolbench.engine.rounds import block_calls
-from poolbench.worker import contender
+from poolbench.worker import contender, messages
 from synthetic_races import CALM, measured, race_of, samples
 
 
@@ -273,3 +277,14 @@ def test_our_plan_rounds_fill_the_given_seconds():
 def test_to_log_ratios_are_relative_to_baseline():
     times = {"min": {"native": 2.0, "copy": 2.0, "view": 4.0}}
     assert tools.to_log_ratios(times) == {"min": {"copy": 0.0, "view": math.log(2)}}
+
+
+@pytest.mark.parametrize("function", [loops.time_loop, loops.time_loop_without_idle])
+def test_worker_may_run_the_functions_of_a_check(function, monkeypatch):
+    for name in (messages.MODULES_VARIABLE, "PYTHONPATH"):
+        monkeypatch.setenv(name, "")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    runpy.run_path(str(Path(loops.__file__).with_name("__main__.py")), run_name="imported")
+    modules = os.environ[messages.MODULES_VARIABLE].split(",")
+    name = f"{function.__module__}:{function.__qualname__}"
+    assert messages.find_function(name, modules) is function

@@ -8,6 +8,8 @@ TESTS = str(Path(__file__).resolve().parents[1])
 sys.path[0] = TESTS
 # Worker processes import these modules too.
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [TESTS, os.environ.get("PYTHONPATH")]))
+# Modules whose functions a worker may run.
+os.environ["POOLBENCH_TASK_MODULES"] = "acceptance.loops,acceptance.tools"
 
 
 def main(arguments: list[str]) -> int:
