@@ -206,6 +206,19 @@ def test_flag_implausible_noise_alone_flags_nothing(monkeypatch, probe, candidat
     assert ("faster-than-limit" in records["one"].flags) == flagged
 
 
+@pytest.mark.parametrize(("opened", "flagged"), [(0.4, False), (2.7, True)])
+def test_flag_implausible_only_block_of_a_probe_is_no_evidence_against_its_own_calls(
+    monkeypatch, opened, flagged
+):
+    monkeypatch.setattr(recorder, "input_nbytes", lambda case: 1024)
+    probe = recorder.ContenderRecord(IDENTITY, None, WorkerSpec(), call_seconds=opened)
+    one = recorder.ContenderRecord("one", fake_candidate("one"), WorkerSpec())
+    probe.columns = [(0, 0, 0, 4, 2.75, 1)]
+    one.columns = [(0, 0, i, 2, 1.2, 1) for i in range(3)]
+    recorder.flag_implausible({IDENTITY: probe, "one": one}, CASE, slack=0.2)
+    assert (one.status == "implausible") == flagged
+
+
 def test_race_candidate_that_changed_shared_state_costs_the_batch_its_samples():
     clean, _, _ = run({"base": MS})
     found, _, _ = run({"base": MS}, batch=lambda: {"dirty": True})

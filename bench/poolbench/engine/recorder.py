@@ -199,8 +199,12 @@ def flag_implausible(records: Mapping[str, ContenderRecord], case: Case, slack: 
         # Other processes slow a probe in some blocks, and make no call impossible: what the candidate takes in
         # three blocks of four is held against the probe's quickest.
         seconds, *times = _quantile(columns, 0.75), *(_quantile(found, 0.0) for found in rows)
-        limit = times[0] if small else _limit_seconds(record, probes, times)
         few = min(map(len, (columns, *rows))) < ENOUGH_BLOCKS
+        if few:  # the only block of a probe may be a slow one: the calls that sized it count too
+            times = [
+                min(time, one.call_seconds or time) for time, one in zip(times, probes, strict=True)
+            ]
+        limit = times[0] if small else _limit_seconds(record, probes, times)
         if seconds * (1 + (FEW_SLACK if few else slack)) < limit:
             record.flags.append("faster-than-limit")
             if record.status == "ok":
