@@ -164,6 +164,15 @@ def test_candidate_without_a_block_is_called_once_on_each_set_of_inputs(worker):
     assert (found.keys(), calls) == ({"captured-constant"}, 2)
 
 
+@pytest.mark.parametrize(("size", "count"), [(0, 0), (7, 7), (1024, 1024), (10**6, 1024)])
+def test_places_are_all_of_a_small_output_and_the_same_ones_of_a_large_one(size, count):
+    places = spots.places(size)
+    assert len(places) == count
+    assert set(places) <= set(range(size))
+    spots.places.cache_clear()
+    assert (spots.places(size) == places).all()
+
+
 @pytest.fixture(scope="module")
 def found_in_tensorflow():
     """What is found of each hack in TensorFlow, in one worker, one after another."""

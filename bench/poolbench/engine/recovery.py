@@ -120,9 +120,8 @@ class RaceWorkers:
                 self.fail(failure, spec)
                 return
             self.seconds["allocation"] += opened.seconds
-            if all(self._open_contender(record) for record in self._running(spec)) and self._expect(
-                spec
-            ):
+            complete = all(self._open_contender(record) for record in self._running(spec))
+            if complete and self._expect(spec):
                 return
 
     def fail(self, failure: WorkerFailure, spec: WorkerSpec | None = None) -> None:

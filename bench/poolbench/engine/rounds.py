@@ -121,11 +121,11 @@ class Rounds:
             least = 1 if record.candidate else PROBE_TURN
             record.every = max(least, min(MOST_ROUNDS_OUT, turn))
         self.seconds = sum(costs[record.name] / record.every for record in contenders)
-        # Legs of several workers are too short for the long warm-up, which both sides of a ratio do without.
-        self._after_eviction = self.workers == 1
+        self.evict()
 
     def evict(self) -> None:
         """Let the next block warm up for longer: other work has used the caches."""
+        # Legs of several workers are too short for the long warm-up, which both sides of a ratio do without.
         self._after_eviction = self.workers == 1
 
     def within(self, seconds: float) -> int:

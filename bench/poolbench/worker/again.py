@@ -54,9 +54,9 @@ class Recheck:
 
     def _judge(self, opened: OpenCase, result: Any) -> str:
         values = result if isinstance(result, tuple) else (result,)
-        outputs = tuple(map(view, values))
+        outputs = views(result)
         for value, array in zip(opened.inputs, opened.host, strict=True):
-            if not same_bits(view(value), array):
+            if not same_bits(_view(value), array):
                 write(opened)
                 return f"it changed its inputs in place, {self.words}"
         if any(lies_in(value, given) for value in values for given in opened.inputs):
@@ -118,10 +118,15 @@ def write(opened: OpenCase) -> None:
 def changed_inputs(opened: OpenCase) -> bool:
     """Return whether an input differs from the host's copy of it."""
     pairs = zip(opened.inputs, opened.host, strict=True)
-    return not all(same_bits(view(value), array) for value, array in pairs)
+    return not all(same_bits(_view(value), array) for value, array in pairs)
 
 
-def view(value: Any) -> Array:
+def views(result: Any) -> tuple[Array, ...]:
+    """Return the outputs of a call, y or (y, gradients), on the host."""
+    return tuple(map(_view, result if isinstance(result, tuple) else (result,)))
+
+
+def _view(value: Any) -> Array:
     """Return an array on the host, without the copy that TensorFlow makes of a tensor in host memory."""
     return np.asarray(value) if type(value).__name__ == "EagerTensor" else to_numpy(value)
 

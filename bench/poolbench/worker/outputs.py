@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 
 import msgspec
 import numpy as np
@@ -16,18 +15,33 @@ from poolbench.worker.inputs import numpy_dtype
 from poolbench.worker.session import Session
 
 
-class Outputs(msgspec.Struct, frozen=True, kw_only=True):
-    """The outputs of one call of a contender.
+class Values(msgspec.Struct, frozen=True, kw_only=True):
+    """Values of each output of a call, as plain data.
 
     Attributes:
-        inputs: digest of the inputs.
-        shapes, dtypes, data: of each output, in memory order.
+        shapes, dtypes: of each output.
+        data: its values, or those at some places, in memory order.
     """
 
-    inputs: str
     shapes: tuple[tuple[int, ...], ...]
     dtypes: tuple[str, ...]
     data: tuple[bytes, ...]
+
+    @property
+    def kinds(self) -> str:
+        """Return dtype and shape of each output: 'float32[8, 96], float32[8, 28, 28, 96]'."""
+        pairs = zip(self.dtypes, self.shapes, strict=True)
+        return ", ".join(f"{dtype}{list(shape)}" for dtype, shape in pairs)
+
+
+class Outputs(Values, frozen=True, kw_only=True):
+    """All outputs of one call of a contender.
+
+    Attributes:
+        inputs: digest of the inputs.
+    """
+
+    inputs: str
 
     def arrays(self) -> list[Array]:
         """Return the outputs."""
@@ -59,15 +73,8 @@ def difference(case: Case, base: Outputs, head: Outputs) -> str:
     if base.inputs != head.inputs:
         return "their inputs differ: op or generator of inputs changed"
     if (base.shapes, base.dtypes) != (head.shapes, head.dtypes):
-        return f"{_kinds(base)} became {_kinds(head)}"
+        return f"{base.kinds} became {head.kinds}"
     bound = check.bound_for(REGISTRY.ops[case.op], case)
     pairs = zip(head.arrays(), base.arrays(), strict=True)
     worst = max((check.compare(after, before, bound).worst for after, before in pairs), default=0.0)
     return f"outputs differ by {worst:.3g} times the tolerance" if worst > 1.0 else ""
-
-
-def _kinds(outputs: Outputs) -> str:
-    kinds: Sequence[str] = [
-        f"{dtype}{list(shape)}" for dtype, shape in zip(outputs.dtypes, outputs.shapes, strict=True)
-    ]
-    return ", ".join(kinds)

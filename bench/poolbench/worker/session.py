@@ -47,7 +47,7 @@ class OpenCase:
         seed: of the inputs.
         brings_inputs: whether they are no op's, so that others cannot be made for a check.
         rechecked: how often other inputs were made for a check after timing.
-        recheck_seconds: what checks between timed blocks took.
+        recheck_seconds: what such checks took at random moments.
     """
 
     case: Case

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
 
-import msgspec
 import numpy as np
 
 from poolbench.core.registry import REGISTRY
@@ -22,6 +21,7 @@ from poolbench.worker import again
 from poolbench.worker import check as checks
 from poolbench.worker.backends import Array
 from poolbench.worker.inputs import numpy_dtype
+from poolbench.worker.outputs import Values
 from poolbench.worker.session import OpenCase, Session
 
 clock = perf_counter  # before any candidate's code is imported
@@ -29,38 +29,31 @@ clock = perf_counter  # before any candidate's code is imported
 PLACES = 1024
 
 
-class Sample(msgspec.Struct, frozen=True, kw_only=True):
-    """The values of each output at fixed random places, with its shape and dtype."""
-
-    shapes: tuple[tuple[int, ...], ...]
-    dtypes: tuple[str, ...]
-    data: tuple[bytes, ...]
-
-
-Samples = dict[str, dict[str, Sample]]  # by the words of the inputs, by contender
+Samples = dict[str, dict[str, Values]]  # by the words of the inputs, by contender
 
 
 @functools.cache
 def places(size: int) -> Array:
-    """Return the places of an output of so many values; the same ones in every process."""
-    return np.sort(np.random.default_rng(size).integers(0, size, min(size, PLACES)))
+    """Return the places of an output of so many values, all of few; the same ones in every process."""
+    if size <= PLACES:
+        return np.arange(size)
+    return np.sort(np.random.default_rng(size).integers(0, size, PLACES))
 
 
-def sample(result: Any) -> Sample:
-    """Return the values of a result, y or (y, gradients), at its places."""
-    outputs = [again.view(value) for value in (result if isinstance(result, tuple) else (result,))]
-    return Sample(
+def sample(result: Any) -> Values:
+    """Return the values of a result at its places."""
+    outputs = again.views(result)
+    return Values(
         shapes=tuple(output.shape for output in outputs),
         dtypes=tuple(str(output.dtype) for output in outputs),
         data=tuple(np.ravel(output)[places(output.size)].tobytes() for output in outputs),
     )
 
 
-def difference(opened: OpenCase, found: Sample, accepted: Sample) -> str:
+def difference(opened: OpenCase, found: Values, accepted: Values) -> str:
     """Return how a result differs from one that the reference accepted; '' within twice the bound."""
-    kinds = [list(zip(one.dtypes, one.shapes, strict=True)) for one in (found, accepted)]
-    if kinds[0] != kinds[1]:
-        return f"it returned {kinds[0]}, and {kinds[1]} in the first process"
+    if found.kinds != accepted.kinds:
+        return f"it returned {found.kinds}, and {accepted.kinds} in the first process"
     case = opened.case
     bounds = [
         checks.bound_for(REGISTRY.ops[case.op], case),
@@ -97,7 +90,7 @@ class Spots:
     done: dict[str, set[str]] = field(
         default_factory=lambda: {again.FRESH: set(), again.OLD: set()}
     )
-    seen: dict[str, Sample] = field(default_factory=dict)
+    seen: dict[str, Values] = field(default_factory=dict)
     changed: bool = False
 
     @property
@@ -110,7 +103,7 @@ class Spots:
         """Tell whether the last batch left something to compare."""
         return self.unseen or bool(self.seen)
 
-    def pending(self, words: str) -> Mapping[str, Sample]:
+    def pending(self, words: str) -> Mapping[str, Values]:
         """Return what is expected of the contenders that were not compared on these inputs."""
         expected = self.expected.get(words, {})
         return {name: one for name, one in expected.items() if name not in self.done[words]}

@@ -85,8 +85,8 @@ def time_batch(session: Session, requests: Sequence[BlockRequest]) -> Batch:
         blocks = run_blocks(session, requests)
     end = resource.getrusage(resource.RUSAGE_SELF)
     timed = clock() - begin
-    checked = session.open.recheck_seconds
-    for name, reason in _check_results(session, requests, timed).items():
+    errors, recheck_seconds = _check_results(session, requests, timed)
+    for name, reason in errors.items():
         blocks = [
             Block(status="wrong", reason=reason) if request.name == name else block
             for request, block in zip(requests, blocks, strict=True)
@@ -96,7 +96,7 @@ def time_batch(session: Session, requests: Sequence[BlockRequest]) -> Batch:
         cpu_seconds=end.ru_utime + end.ru_stime - start.ru_utime - start.ru_stime,
         switches=end.ru_nivcsw - start.ru_nivcsw,
         dirty=bool(session.suspects),
-        recheck_seconds=session.open.recheck_seconds - checked,
+        recheck_seconds=recheck_seconds,
     )
 
 
@@ -115,12 +115,12 @@ def run_blocks(
     spots = expectations(session) if kept is None else None
     watch = isolation.Watch(session.settings)
     for request in requests:
-        wanted = spots is not None and request.warmup > 0 and spots.wants(request.name)
-        results: list[object] | None = [] if wanted else kept
+        keeper = spots if spots and request.warmup and spots.wants(request.name) else None
+        results: list[object] | None = [] if keeper else kept
         try:
             blocks.append(time_block(session, request.name, request.warmup, request.calls, results))
-            if wanted and spots and results:
-                spots.enter(request.name, results.pop())
+            if keeper and results:
+                keeper.enter(request.name, results.pop())
         except Exception as error:  # noqa: BLE001 (what a candidate raises is a result)
             blocks.append(Block(status=status_of(error), reason=reason_of(error)))
         if request.name in PROBE_NAMES:
@@ -133,16 +133,19 @@ def run_blocks(
 
 def _check_results(
     session: Session, requests: Sequence[BlockRequest], timed_seconds: float
-) -> dict[str, str]:
-    """Check what calls of this batch returned, and at a random moment one candidate; return the errors by name."""
+) -> tuple[dict[str, str], float]:
+    """Check what calls of this batch returned, or at a random moment one candidate.
+
+    Returns:
+        The errors by name, and the seconds that it took; 0 if nothing was checked.
+    """
     opened = session.open
     spots = expectations(session)
-    if not spots or not spots.due:
-        return _recheck(session, requests, timed_seconds)
-    begin = clock()
-    found = spots.settle(opened)
-    opened.recheck_seconds += clock() - begin
-    return found
+    if spots and spots.due:
+        begin = clock()
+        return spots.settle(opened), clock() - begin
+    before = opened.recheck_seconds
+    return _recheck(session, requests, timed_seconds), opened.recheck_seconds - before
 
 
 def _recheck(

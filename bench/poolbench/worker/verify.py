@@ -8,6 +8,7 @@ from poolbench.core.errors import Status
 from poolbench.core.plan import PROBE_NAMES
 from poolbench.worker import again, isolation
 from poolbench.worker.contender import answers_of
+from poolbench.worker.outputs import Values
 from poolbench.worker.session import Session
 from poolbench.worker.spots import Spots, accepted, expectations, sample
 from poolbench.worker.timing import one_call, run_blocks
@@ -46,25 +47,33 @@ def verify(session: Session, fresh: bool = True, old: bool = True) -> dict[str, 
     if found_changed:
         again.write(opened)
     changed = found_changed or (spots is not None and spots.changed)
-    if fresh and old and not opened.brings_inputs:
+    whole = fresh and old and not opened.brings_inputs  # what further processes are compared with
+    if whole:
         answers_of(opened)
     for recheck in again.rechecks(opened, fresh=fresh or changed, old=old or changed):
-        samples = accepted(session).setdefault(recheck.words, {})
+        samples = accepted(session).setdefault(recheck.words, {}) if whole else None
         for name in names:
-            if name in findings:
-                continue
-            kept: list[object] = []
-            (block,) = run_blocks(session, [one_call(name)], kept)
-            if block.status != "ok":
-                findings[name] = Finding(status=block.status, reason=block.reason)
-            elif reason := recheck.judge(opened, kept[0]):
-                findings[name] = Finding(status="wrong", reason=reason)
-            else:
-                samples[name] = sample(kept[0])
+            if name not in findings and (finding := _judge(session, recheck, name, samples)):
+                findings[name] = finding
     if changed and not findings:
         reason = f"inputs were changed in place by one of {', '.join(names)}"
         findings = {name: Finding(status="wrong", reason=reason) for name in names}
     return findings
+
+
+def _judge(
+    session: Session, recheck: again.Recheck, name: str, samples: dict[str, Values] | None
+) -> Finding | None:
+    """Call a candidate once on these inputs; return the finding, or add a sample of a correct result."""
+    kept: list[object] = []
+    (block,) = run_blocks(session, [one_call(name)], kept)
+    if block.status != "ok":
+        return Finding(status=block.status, reason=block.reason)
+    if reason := recheck.judge(session.open, kept[0]):
+        return Finding(status="wrong", reason=reason)
+    if samples is not None:
+        samples[name] = sample(kept[0])
+    return None
 
 
 def _suspects(session: Session, names: list[str]) -> dict[str, str]:
