@@ -10,7 +10,7 @@ from poolbench.core.registry import load_builtin
 
 SOURCE = Path(__file__).parent.parent / "bench"
 PACKAGE = SOURCE / "poolbench"
-MODULE_LINES, CLASS_LINES = 400, 250
+MODULE_LINES, CLASS_LINES, OP_LINES = 400, 250, 200
 
 # Each is one file to copy, and needs Keras alone.
 REUSABLE = tuple(
@@ -73,10 +73,11 @@ def test_modules_are_within_the_limit():
 
 
 def test_ops_of_one_file_are_within_the_limit():
-    """200 lines, and 30 for the functions of JAX and PyTorch."""
     files = [path for path in FILES.values() if path.parent == PACKAGE / "ops"]
     counts = {path.name: len(path.read_text().splitlines()) for path in files}
-    assert {name for name, lines in counts.items() if lines > 230} == set()
+    ops = {name: lines for name, lines in counts.items() if name not in {"shared.py", "natives.py"}}
+    assert len(ops) >= 6  # five ops and the package
+    assert {name for name, lines in ops.items() if lines > OP_LINES} == set()
 
 
 def test_classes_are_within_the_limit():

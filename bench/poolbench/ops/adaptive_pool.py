@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from poolbench import KERAS, Case, Op, Sweep, TensorSpec, choice_axis, product, register, size_axis
-from poolbench.ops.shared import IMAGE_AXES, function, implementation, known
+from poolbench.ops.shared import IMAGE_AXES, MEANS, NARROW_SUM, function, implementation, known
 
 OP = "adaptive_pool"
 BASELINE, STOCK, LAYER = "slices-by_axis", "layer-stock", "layer-adaptive_pool"
@@ -90,22 +90,19 @@ register(
 )  # fmt: skip
 
 # Documented failures; tests/test_upstream.py tests each.
-WRONG, REFUSED = "beyond the bound|not finite", "(?i)compil|unsupported|not implemented"
 # fmt: off
-CRASH = known("oneDNN's max pooling divides by zero where the window is wider than the map.", "SIGFPE",
-              lambda c: c.reduction == "max" and c.output == 1, "tensorflow#125509")
-NEGATIVE = known("The stock layer pools with a window wider than the map.", "Negative dimension|wider|output",
-                 lambda c: c.output == 1 and c.mode != "eager", "keras#21820")
-STRIDES = known("Computed strides give other windows where the size does not divide.", f"{WRONG}|shape|stride|> 0",
-                lambda c: not divides(c))
-HALF = known("It sums in the input's own 16 bits.", WRONG, lambda c: c.dtype in ("float16", "bfloat16"),
-             "tensorflow#57057")
-UNEQUAL = known("Only windows of one size are a view.", "(?i)reshape|dimension|size", lambda c: not divides(c))
-AREA = known("Windows of an area count their edges in part.", WRONG, lambda c: not divides(c))
-UNTRAINED = known("It has no gradient.", "(?i)gradient|None", lambda c: c.direction == "training")
-NO_XLA = known("XLA has no kernel for ResizeArea.", REFUSED, lambda c: c.mode == "xla")
-MEANS = known("It computes the average alone.", WRONG, lambda c: c.reduction == "max")
-LOSSY = known("Differences of large sums lose the digits of a window.", WRONG, lambda _: True)
+CRASH = known("oneDNN's max pooling divides by zero where the window is wider than the map.",
+              lambda c: c.reduction == "max" and c.output == 1, matches="SIGFPE", issue="tensorflow#125509")
+NEGATIVE = known("The stock layer pools with too wide a window.", lambda c: c.output == 1 and c.mode != "eager",
+                 matches="Negative dimension|wider|output", issue="keras#21820")
+FAILS = (CRASH, NEGATIVE, NARROW_SUM)  # not on JAX, where its windows are wrong (tests/test_upstream.py)
+STRIDES = known("Computed strides give other windows where the size does not divide.",
+                lambda c: not divides(c), matches="beyond the bound|shape|stride|> 0")
+UNEQUAL = known("Only windows of one size are a view.", lambda c: not divides(c), matches="(?i)reshape|dimension|size")
+AREA = known("Windows of an area count their edges in part.", lambda c: not divides(c))
+UNTRAINED = known("It has no gradient.", lambda c: c.direction == "training", matches="(?i)gradient|None")
+NO_XLA = known("XLA has no kernel for ResizeArea.", lambda c: c.mode == "xla", matches="(?i)compil|unsupported")
+LOSSY = known("Differences of large sums lose the digits of a window.", lambda _: True)
 # fmt: on
 
 
@@ -120,32 +117,7 @@ def slices_by_axis(case: Case, tf: Any, x: Any) -> Any:
     return tf.stack([reduce(column, 2) for column in columns], 2)
 
 
-@function(op=OP, name="jnp-slices", backend="jax")
-@function(op=OP, name="torch-slices", backend="torch")
-def slices_elsewhere(case: Case, xp: Any, x: Any) -> Any:
-    """Slices by axis in JAX's or PyTorch's own functions."""
-    reduce = xp.mean if case.reduction == "average" else xp.amax
-    o, h, w = case.output, x.shape[1], x.shape[2]
-    x = xp.stack([reduce(x[:, i * h // o : -(-(i + 1) * h // o)], 1) for i in range(o)], 1)
-    return xp.stack([reduce(x[:, :, i * w // o : -(-(i + 1) * w // o)], 2) for i in range(o)], 2)
-
-
-@function(op=OP, name="torch-adaptive_pool2d", backend="torch")
-def torch_adaptive_pool2d(case: Case, torch: Any, x: Any) -> Any:
-    """F.adaptive_avg_pool2d or adaptive_max_pool2d, on a view as NCHW."""
-    pools = torch.nn.functional
-    pool = pools.adaptive_avg_pool2d if case.reduction == "average" else pools.adaptive_max_pool2d
-    return pool(x.movedim(-1, 1), case.output).movedim(1, -1)
-
-
-# Not on JAX, where Keras' windows are wrong (tests/test_upstream.py).
-@implementation(
-    op=OP,
-    name=STOCK,
-    form="layer",
-    backends=("tensorflow", "torch"),
-    failures=(CRASH, NEGATIVE, HALF),
-)
+@implementation(op=OP, name=STOCK, form="layer", backends=("tensorflow", "torch"), failures=FAILS)
 def stock_layer(case: Case) -> Any:
     """keras.layers.AdaptiveAveragePooling2D or AdaptiveMaxPooling2D."""
     import keras
@@ -163,7 +135,7 @@ def adaptive_layer(case: Case) -> Any:
     return AdaptivePooling2D(case.output, case.reduction, dtype=case.dtype)
 
 
-@function(op=OP, name="pool2d-strides", failures=(STRIDES, HALF))
+@function(op=OP, name="pool2d-strides", failures=(STRIDES, NARROW_SUM))
 def pool2d_strides(case: Case, tf: Any, x: Any) -> Any:
     """tf.nn.avg_pool2d or max_pool2d with strides of size // output and the window that is left."""
     pool2d = tf.nn.avg_pool2d if case.reduction == "average" else tf.nn.max_pool2d
@@ -172,7 +144,7 @@ def pool2d_strides(case: Case, tf: Any, x: Any) -> Any:
     return pool2d(x, window, strides, "VALID")
 
 
-@function(op=OP, name="pool2d-same", failures=(STRIDES, HALF))
+@function(op=OP, name="pool2d-same", failures=(STRIDES, NARROW_SUM))
 def pool2d_same(case: Case, tf: Any, x: Any) -> Any:
     """tf.nn.avg_pool2d or max_pool2d with padding SAME and strides of size / output, rounded up."""
     pool2d = tf.nn.avg_pool2d if case.reduction == "average" else tf.nn.max_pool2d
@@ -180,7 +152,7 @@ def pool2d_same(case: Case, tf: Any, x: Any) -> Any:
     return pool2d(x, window, window, "SAME")
 
 
-@function(op=OP, name="reshape-reduce", failures=(UNEQUAL, HALF))
+@function(op=OP, name="reshape-reduce", failures=(UNEQUAL, NARROW_SUM))
 def reshape_reduce(case: Case, tf: Any, x: Any) -> Any:
     """A view of windows of one size, reduced."""
     reduce = tf.reduce_mean if case.reduction == "average" else tf.reduce_max
@@ -189,7 +161,7 @@ def reshape_reduce(case: Case, tf: Any, x: Any) -> Any:
     return reduce(tf.reshape(x, sizes), (2, 4))
 
 
-@function(op=OP, name="slices-by_window", failures=(HALF,))
+@function(op=OP, name="slices-by_window", failures=(NARROW_SUM,))
 def slices_by_window(case: Case, tf: Any, x: Any) -> Any:
     """The reduction of each window by a slice of its own."""
     reduce = tf.reduce_mean if case.reduction == "average" else tf.reduce_max

@@ -101,13 +101,12 @@ register(
 
 NEGATIVE = known(
     "Without a least value the root of a negative mean is NaN.",
-    "not finite|beyond the bound",
     lambda case: case.distribution == "normal",
 )
 CONSTANT = known(
     "It multiplies for one value of p.",
-    "needs a constant p",
     lambda case: case.exponent == "learned",
+    matches="needs a constant p",
 )
 
 

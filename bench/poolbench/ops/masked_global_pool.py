@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from poolbench import KERAS, Case, Op, Sweep, TensorSpec, choice_axis, product, register, shape_axis
-from poolbench.ops.shared import accumulator, function, implementation, known
+from poolbench.ops.shared import MEANS, accumulator, function, implementation, known
 
 OP = "masked_global_pool"
 BASELINE, STOCK, LAYER = "where-reduce", "layer-stock", "layer-masked_global_pool"
@@ -41,8 +41,6 @@ MATRIX = Sweep(
     (product(candidates=ALL), product(candidates=[OF_MAX[3]], reduction=["max"])),
     base={"shape": (6, 8, 5)},  # 240 values, which may all be distinct
 )
-
-WRONG, REFUSED = "beyond the bound|not finite", "(?i)compil|unsupported"
 
 
 def step_axis(case: Case) -> int:
@@ -103,20 +101,18 @@ register(
 
 # Documented failures; tests/test_upstream.py tests each.
 # fmt: off
-HALF = known("It sums and counts the steps in the input's own 16 bits.", WRONG,
-             lambda c: c.reduction == "average" and c.dtype in ("float16", "bfloat16"), "tensorflow#57057")
-EMPTY = known("A row without valid steps is 0/0.", WRONG,
-              lambda c: c.reduction == "average" and c.empty_row == "yes", "keras#18152")
-LOWEST = known("A row without valid steps gives the value in place of the padding.", WRONG,
-               lambda c: c.empty_row == "yes")
-MASK = known("GlobalMaxPooling1D ignores the mask.", WRONG, lambda c: c.reduction == "max", "tensorflow#33260")
-ZERO = known("The padding counts as 0, more than any negative value.", WRONG, lambda c: c.reduction == "max")
-STEPS = known("It divides by the number of all steps, not of the valid ones.", WRONG, lambda _: True)
-MEANS = known("It computes the average alone.", WRONG, lambda c: c.reduction == "max")
-MAXIMA = known("It computes the maximum alone.", WRONG, lambda c: c.reduction == "average")
-INFINITE = known("-1e9 is -inf in float16, and 0 * -inf is NaN in every valid step.", WRONG,
-                 lambda c: c.dtype == "float16")
-SIZES = known("XLA needs sizes that are known before the call.", REFUSED, lambda c: c.mode == "xla", "tensorflow#44904")
+HALF = known("It sums and counts the steps in the input's own 16 bits.",
+             lambda c: c.reduction == "average" and c.dtype in ("float16", "bfloat16"), issue="tensorflow#57057")
+EMPTY = known("A row without valid steps is 0/0.",
+              lambda c: c.reduction == "average" and c.empty_row == "yes", issue="keras#18152")
+LOWEST = known("A row without valid steps gives the value in place of the padding.", lambda c: c.empty_row == "yes")
+MASK = known("GlobalMaxPooling1D ignores the mask.", lambda c: c.reduction == "max", issue="tensorflow#33260")
+ZERO = known("The padding counts as 0, more than any negative value.", lambda c: c.reduction == "max")
+STEPS = known("It divides by the number of all steps, not of the valid ones.", lambda _: True)
+MAXIMA = known("It computes the maximum alone.", lambda c: c.reduction == "average")
+INFINITE = known("-1e9 is -inf in float16, and 0 * -inf is NaN in every valid step.", lambda c: c.dtype == "float16")
+SIZES = known("XLA needs sizes that are known before the call.",
+              lambda c: c.mode == "xla", matches="(?i)compil|unsupported", issue="tensorflow#44904")
 # fmt: on
 
 
@@ -130,18 +126,6 @@ def where_reduce(case: Case, tf: Any, x: Any, mask: Any) -> Any:
         return tf.cast(total / tf.maximum(count, 1), x.dtype)
     y = tf.reduce_max(tf.where(valid, x, float("-inf")), step_axis(case))
     return tf.where(tf.reduce_any(valid, step_axis(case)), y, 0)
-
-
-@function(op=OP, name="jnp-where", backend="jax")
-@function(op=OP, name="torch-where", backend="torch")
-def where_elsewhere(case: Case, xp: Any, x: Any, mask: Any) -> Any:
-    """The same in JAX's or PyTorch's own functions."""
-    valid = (mask != 0)[:, :, None] if step_axis(case) == 1 else (mask != 0)[:, None]
-    if case.reduction == "average":
-        total = xp.sum(xp.where(valid, x, 0), step_axis(case))
-        return total / xp.clip(xp.sum(valid, step_axis(case)), 1)
-    y = xp.amax(xp.where(valid, x, float("-inf")), step_axis(case))
-    return xp.where(xp.any(valid, step_axis(case)), y, 0)
 
 
 @implementation(op=OP, name=STOCK, form="layer", backends=KERAS, failures=(HALF, EMPTY, MASK))

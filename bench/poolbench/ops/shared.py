@@ -62,22 +62,27 @@ def sizes(x: Any) -> list[Any]:
     return [dynamic[i] if size is None else size for i, size in enumerate(known)]
 
 
-def known(reason: str, matches: str, when: Callable[[Case], bool], issue: str = "") -> KnownFailure:
+WRONG = "beyond the bound|not finite"  # as the check says it
+
+
+def known(
+    reason: str, when: Callable[[Case], bool], *, matches: str = WRONG, issue: str = ""
+) -> KnownFailure:
     """Return a documented failure; the arguments are those of KnownFailure."""
     return KnownFailure(when=when, matches=matches, reason=reason, issue=issue)
 
 
+MEANS = known("It computes the average alone.", lambda case: case.reduction == "max")
 # A sum in half precision stops growing when its terms fall below its last digit.
 NARROW_SUM = known(
     "It accumulates in the input's own 16 bits, and large sums lose their small terms.",
-    "beyond the bound|not finite",
     lambda case: case.dtype in ("float16", "bfloat16"),
-    "tensorflow#57057",
+    issue="tensorflow#57057",
 )
 CHANNELS_LAST_ONLY = known(
     "The CPU kernel takes channels_last only.",
-    "only supports NHWC|NHWC tensor format|NCHW",
     lambda case: case.device.startswith("cpu") and not channels_last(case),
+    matches="only supports NHWC|NHWC tensor format|NCHW",
 )
 
 
@@ -85,13 +90,13 @@ def narrow_window(window: Callable[[Case], tuple[int, ...]]) -> KnownFailure:
     """Return the known failure of tf.nn.max_pool2d's gradient, given the window of a case."""
     return known(
         "oneDNN's half-precision gradient is wrong for windows of 256 elements and more.",
-        "beyond the bound",
         lambda case: (
             (case.device, case.mode, case.direction) == ("cpu:0", "graph", "training")
             and case.dtype in ("float16", "bfloat16")
             and math.prod(window(case)) >= 256
         ),
-        "oneDNN#2386",
+        matches="beyond the bound",
+        issue="oneDNN#2386",
     )
 
 

@@ -114,9 +114,8 @@ register(Op(
     further=True, baseline=NATIVE, also_compare_to=(STOCK,), sweeps={"default": DEFAULT, "quick": QUICK, "full": FULL},
 ))  # fmt: skip
 NATIVE_FAILURES = (CHANNELS_LAST_ONLY, narrow_window(lambda case: (case.window, case.window)))
-DISJOINT_ONLY = known(
-    "A reshape shows only windows that do not overlap.", "do not overlap", lambda case: case.window != case.stride
-)  # fmt: skip
+DISJOINT_ONLY = known("A reshape shows only windows that do not overlap.",
+                      lambda case: case.window != case.stride, matches="do not overlap")  # fmt: skip
 
 
 def paddings(case: Case) -> list[list[int]]:

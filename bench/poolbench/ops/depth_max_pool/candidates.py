@@ -28,27 +28,30 @@ def on_cpu_without_xla(case: Case) -> bool:
 # fmt: off
 NATIVE_FAILURES = (
     known("TensorFlow has no GPU kernel for depthwise max pooling without XLA.",
-          "only implemented for CPU devices|Depthwise max pooling",
-          lambda case: case.device.startswith("gpu") and case.mode != "xla", "tensorflow#636"),
-    known("The CPU kernel takes channels_last only.", "only supports NHWC on device type CPU",
-          lambda case: on_cpu_without_xla(case) and case.data_format == "channels_first"),
-    known("The CPU kernel takes only a window that divides the depth.", "evenly divide the input depth",
-          lambda case: on_cpu_without_xla(case) and not divides(case)),
+          lambda case: case.device.startswith("gpu") and case.mode != "xla",
+          matches="only implemented for CPU devices|Depthwise max pooling", issue="tensorflow#636"),
+    known("The CPU kernel takes channels_last only.",
+          lambda case: on_cpu_without_xla(case) and case.data_format == "channels_first",
+          matches="only supports NHWC on device type CPU"),
+    known("The CPU kernel takes only a window that divides the depth.",
+          lambda case: on_cpu_without_xla(case) and not divides(case), matches="evenly divide the input depth"),
     known("The CPU kernel has no gradient over the depth.",
-          "MaxPoolingGrad is not yet supported on the depth dimension",
-          lambda case: on_cpu_without_xla(case) and case.direction == "training"),
+          lambda case: on_cpu_without_xla(case) and case.direction == "training",
+          matches="MaxPoolingGrad is not yet supported on the depth dimension"),
 )
 VERBATIM_FAILURE = known("The textbook's lower-case padding is refused: TensorFlow takes 'VALID' and 'SAME'.",
-                         "attr 'padding'|Value for attr 'padding'|padding", lambda _: True)
+                         lambda _: True, matches="attr 'padding'|Value for attr 'padding'|padding")
 POOL3D_FAILURES = (
-    known("The CPU has no kernel for float16.", "No OpKernel|Could not find device",
-          lambda case: on_cpu_without_xla(case) and case.dtype == "float16"),
-    known("The CPU's kernel gives the gradient to every tied maximum.", "sum of dx over a window",
-          lambda case: on_cpu_without_xla(case) and case.direction == "training", "tensorflow#51682"),
+    known("The CPU has no kernel for float16.",
+          lambda case: on_cpu_without_xla(case) and case.dtype == "float16",
+          matches="No OpKernel|Could not find device"),
+    known("The CPU's kernel gives the gradient to every tied maximum.",
+          lambda case: on_cpu_without_xla(case) and case.direction == "training",
+          matches="sum of dx over a window", issue="tensorflow#51682"),
 )
 PINNED_FAILURE = known("The CPU kernel has no gradient over the depth and needs a dividing window.",
-                       "MaxPoolingGrad is not yet supported|evenly divide the input depth",
-                       lambda case: case.direction == "training" or not divides(case))
+                       lambda case: case.direction == "training" or not divides(case),
+                       matches="MaxPoolingGrad is not yet supported|evenly divide the input depth")
 # fmt: on
 
 
