@@ -344,6 +344,24 @@ def test_run_that_is_killed_leaves_no_process_and_no_folder(number):
     assert not Path(folder).exists()
 
 
+def test_program_that_is_just_starting_is_killed(tmp_path, monkeypatch):
+    """The system shows no environment of it yet."""
+    program = subprocess.Popen(["sleep", "600"], env=os.environ | {cleanup.MARKER: str(tmp_path)})
+    ended = subprocess.Popen(["true"])
+    assert is_gone(ended.pid)  # not waited for: it has no environment, and never gets one
+    read, empty = Path.read_bytes, [b""] * 20
+
+    def shown(path):
+        return empty.pop() if empty and str(program.pid) in path.parts else read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", shown)
+    before = time.monotonic()
+    cleanup.kill_processes(tmp_path)
+    assert time.monotonic() - before < cleanup.STARTING_SECONDS
+    assert program.wait(60) == -signal.SIGKILL
+    assert ended.wait(60) == 0
+
+
 def test_folder_of_a_run_and_a_cleanup_process_that_are_dead_is_removed(tmp_path):
     dead = subprocess.run(
         [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True

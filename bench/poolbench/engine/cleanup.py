@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import math
 import os
 import shutil
 import signal
@@ -27,7 +28,8 @@ PROCESSES = "processes"
 # Workers carry their folder in this variable, and so does every program that they start.
 MARKER = "POOLBENCH_WORKER"
 WAIT_SECONDS = 2.0
-STARTING_SECONDS = 0.15
+AGAIN_SECONDS = 0.15
+STARTING_SECONDS = 2.0
 
 _FOLDERS: dict[int, Path] = {}  # by process: a forked child has its own
 
@@ -139,9 +141,31 @@ def descendants(leaders: Iterable[int], marker: str) -> list[int]:
                 found.append(pid)
                 continue
         with contextlib.suppress(OSError):
-            if needle in b"\0" + Path(f"/proc/{pid}/environ").read_bytes() + b"\0":
+            if needle in b"\0" + _environment(pid) + b"\0":
                 found.append(pid)
     return found
+
+
+def _environment(pid: int) -> bytes:
+    """Return the environment of a process, and wait for that of one that is just starting.
+
+    A program that replaces another has an empty environment for a moment. A kernel's thread and an ended process
+    have one for ever; they have no executable either.
+    """
+    file = Path(f"/proc/{pid}/environ")
+    while not (text := file.read_bytes()) and _age(pid) < STARTING_SECONDS:
+        file.with_name("exe").readlink()
+        time.sleep(0.001)
+    return text
+
+
+def _age(pid: int) -> float:
+    """Return the seconds since a process started; infinite where the system does not tell."""
+    try:
+        uptime = float(Path("/proc/uptime").read_text().split()[0])
+        return uptime - int(start_time(pid)) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError):
+        return math.inf
 
 
 def _process_ids(leaders: set[int]) -> Iterable[int]:
@@ -155,8 +179,8 @@ def _process_ids(leaders: set[int]) -> Iterable[int]:
 def clean(folder: Path) -> None:
     """Kill everything left of the workers under a run's folder, and remove the folder."""
     children = sorted(folder.glob("*/"))
-    # Twice: a program that is just starting has no environment yet to recognise it by.
-    for pause in (0.0, STARTING_SECONDS):
+    # Twice: between the list and its end a process may start another.
+    for pause in (0.0, AGAIN_SECONDS):
         time.sleep(pause)
         for child in children:
             kill_processes(child)
