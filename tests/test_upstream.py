@@ -309,6 +309,15 @@ def test_max_pool3d_gives_every_tied_element_the_whole_gradient():
     assert total == 3, "mended upstream (tensorflow#51682): a tie's gradient adds up to dy"
 
 
+def test_max_pool3d_gives_an_element_just_below_the_maximum_its_gradient_too():
+    x = tf.constant([[1.0, 1 - 5e-6, 0]])[:, None, None]
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = tf.nn.max_pool3d(x[..., None], (1, 1, 3), (1, 1, 3), "VALID")
+    dx = tape.gradient(y, x).numpy().ravel().tolist()
+    assert dx == [1, 1, 0], "mended upstream (tensorflow#51682): the maximum alone has a gradient"
+
+
 def test_max_pool3d_has_no_kernel_for_float16_on_the_cpu():
     with pytest.raises((tf.errors.NotFoundError, tf.errors.InvalidArgumentError)):
         tf.nn.max_pool3d(tf.zeros((1, 1, 1, 3, 1), tf.float16), (1, 1, 3), (1, 1, 3), "VALID")
