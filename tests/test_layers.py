@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 tf = pytest.importorskip("tensorflow")
 import keras  # noqa: E402
+import poolbench.layers  # noqa: E402
 from poolbench.layers import DepthMaxPool2D, pool_windows  # noqa: E402
 
 
@@ -94,8 +95,12 @@ COMPILED = [
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize("small", [poolbench.layers.SMALL, 0], ids=["as-is", "half-in-float32"])
 @pytest.mark.parametrize(("pool_size", "strides", "padding", "data_format", "dtype"), COMPILED)
-def test_the_compiled_layer_is_the_definition(pool_size, strides, padding, data_format, dtype):
+def test_the_compiled_layer_is_the_definition(
+    pool_size, strides, padding, data_format, dtype, small, monkeypatch
+):
+    monkeypatch.setattr(poolbench.layers, "SMALL", small)
     rng = np.random.default_rng(0)
     x = rng.integers(-3, 4, (2, 3, 2, 10)).astype(np.float64)
     y, windows = brute_force(x, pool_size, strides or pool_size, padding)
@@ -111,6 +116,14 @@ def test_the_compiled_layer_is_the_definition(pool_size, strides, padding, data_
     np.testing.assert_array_equal(values if last else values.transpose(0, 2, 3, 1), y)
     expected = first_winner_gradient(x, np.ones_like(y), windows)
     np.testing.assert_array_equal(slope if last else slope.transpose(0, 2, 3, 1), expected)
+
+
+def test_few_windows_of_large_half_precision_are_computed_in_float32():
+    x = np.random.default_rng(0).normal(size=(4, 32, 32, 24)).astype("float16")
+    graph = tf.function(DepthMaxPool2D(8, dtype="float16")).get_concrete_function(x)
+    joined = [node for node in graph.graph.get_operations() if node.type == "Maximum"]
+    assert {node.outputs[0].dtype for node in joined} == {tf.float32}
+    np.testing.assert_array_equal(graph(tf.constant(x)), x.reshape(4, 32, 32, 3, 8).max(-1))
 
 
 def test_eager_calls_after_the_first_are_the_definition():
