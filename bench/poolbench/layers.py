@@ -19,8 +19,8 @@ PADDINGS = ("valid", "same")
 # XLA writes a stack of 3 shares 1.2 times as fast as their broadcast; from 4 on it takes twice the time.
 FEW = 3
 
-# Below 16 windows of a pixel XLA computes half precision element by element, 3 to 10 times as long as float32 with
-# its two conversions. Up to 32768 elements the conversions cost more.
+# On a CPU XLA computes fewer than 16 windows of a pixel element by element in half precision: 3 to 10 times as long as
+# in float32, conversions included. Up to 32768 elements the conversions cost more.
 VECTOR, SMALL = 16, 2**15
 
 
@@ -304,6 +304,8 @@ def _for_tensorflow(pool_size: int, strides: int, same: bool, axis: int) -> Call
     import tensorflow as tf
 
     compiled_scope = tf.xla.experimental.jit_scope
+    # A GPU computes half precision itself.
+    halves = [tf.float16, tf.bfloat16] if not tf.config.list_logical_devices("GPU") else []
 
     def values(x: Any) -> Any:
         parts = [_largest(part) for part in _window_groups(x, pool_size, strides, same, axis)]
@@ -330,7 +332,7 @@ def _for_tensorflow(pool_size: int, strides: int, same: bool, axis: int) -> Call
         return traced
 
     def pool_by_mode(x: Any) -> Any:
-        if x.dtype in (tf.float16, tf.bfloat16) and _is_scalar_loop(x.shape, strides, axis):
+        if x.dtype in halves and _is_scalar_loop(x.shape, strides, axis):
             return tf.cast(pool_by_mode(tf.cast(x, tf.float32)), x.dtype)
         return of_spec(tuple(x.shape), x.dtype)(x) if tf.executing_eagerly() else depth_max_pool(x)
 
