@@ -95,12 +95,12 @@ COMPILED = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("small", [poolbench.layers.SMALL, 0], ids=["as-is", "half-in-float32"])
 @pytest.mark.parametrize(("pool_size", "strides", "padding", "data_format", "dtype"), COMPILED)
 def test_the_compiled_layer_is_the_definition(
-    pool_size, strides, padding, data_format, dtype, small, monkeypatch
+    pool_size, strides, padding, data_format, dtype, monkeypatch
 ):
-    monkeypatch.setattr(poolbench.layers, "SMALL", small)
+    if strides is None:  # of half precision the way of large arrays too
+        monkeypatch.setattr(poolbench.layers, "SMALL", 0)
     rng = np.random.default_rng(0)
     x = rng.integers(-3, 4, (2, 3, 2, 10)).astype(np.float64)
     y, windows = brute_force(x, pool_size, strides or pool_size, padding)
