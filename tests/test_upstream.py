@@ -309,6 +309,13 @@ def test_max_pool3d_gives_every_tied_element_the_whole_gradient():
     assert total == 3, "mended upstream (tensorflow#51682): a tie's gradient adds up to dy"
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_max_pool3d_takes_no_float64(compiled):
+    pool = tf.function(tf.nn.max_pool3d) if compiled else tf.nn.max_pool3d
+    with pytest.raises((TypeError, tf.errors.InvalidArgumentError), match="list of allowed values"):
+        pool(tf.zeros((1, 1, 1, 3, 1), tf.float64), (1, 1, 3), (1, 1, 3), "VALID")
+
+
 def test_max_pool3d_gives_an_element_just_below_the_maximum_its_gradient_too():
     x = tf.constant([[1.0, 1 - 5e-6, 0]])[:, None, None]
     with tf.GradientTape() as tape:

@@ -45,13 +45,16 @@ POOL3D_FAILURES = (
     known("The CPU has no kernel for float16.",
           lambda case: on_cpu_without_xla(case) and case.dtype == "float16",
           matches="No OpKernel|Could not find device"),
+    known("It takes no float64.", lambda case: case.dtype == "float64",
+          matches="not in (the )?list of allowed values"),
     known("The CPU's kernel gives the whole gradient to every element within 1e-5 of the maximum.",
           lambda case: on_cpu_without_xla(case) and case.direction == "training",
           matches="dx is beyond the bound|sum of dx over a window", issue="tensorflow#51682"),
 )
-PINNED_FAILURE = known("The CPU kernel has no gradient over the depth and needs a dividing window.",
-                       lambda case: case.direction == "training" or not divides(case),
-                       matches="MaxPoolingGrad is not yet supported|evenly divide the input depth")
+PINNED_FAILURE = known("The CPU kernel: no gradient over the depth, a dividing window and channels_last only.",
+                       lambda case: (case.direction == "training" or not divides(case)
+                                     or case.data_format == "channels_first"),
+                       matches="MaxPoolingGrad is not yet supported|evenly divide the input depth|only supports NHWC")
 # fmt: on
 
 
