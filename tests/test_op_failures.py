@@ -97,6 +97,7 @@ CASES = [
 ]
 BY_XLA = [
     (SPATIAL, IMAGES | TRAINING, set()),
+    (SPATIAL, OVERLAPPING | {"padding": "same"}, {"reshape-reduce_max", "patches"}),
     (GEM, IMAGES | RELU | LEARNED | TRAINING, {"cube-float32"}),
     (MASKED, MEAN, OTHER | {"ragged-boolean_mask"}),
     (ADAPTIVE, EVEN, {"resize-area"}),
