@@ -116,7 +116,7 @@ register(Op(
 NATIVE_FAILURES = (CHANNELS_LAST_ONLY, narrow_window(lambda case: (case.window, case.window)))
 DISJOINT_ONLY = known("A reshape shows only windows that do not overlap.",
                       lambda case: case.window != case.stride, matches="do not overlap")  # fmt: skip
-CONVOLVED = known("In XLA's convolution 0 * -inf is NaN.", lambda c: c.mode == "xla" and c.padding == "same")  # fmt: skip
+CONVOLVED = known("In a convolution 0 * -inf is NaN.", lambda c: c.mode == "xla" and c.padding == "same")  # fmt: skip
 
 
 def paddings(case: Case) -> list[list[int]]:
