@@ -106,6 +106,7 @@ def tensorflow_operations(function: Any, *inputs: Any) -> Program:
     key = f"tensorflow {tf.__version__}"
     if not hasattr(function, "python_function"):
         return _operations(_eager_operations(function, *inputs), key)
+    key += ", graph"  # earlier versions hashed its nodes in the order of the graph
     from tensorflow.python.eager import context  # there is no public way to see an optimised graph
 
     current = context.context()
@@ -122,30 +123,63 @@ def tensorflow_operations(function: Any, *inputs: Any) -> Program:
     if any(_called(value) for node in nodes for value in node.attr.values()):
         # What such a node calls, a cluster of XLA's, is not among them: the graph as traced stands for it.
         traced = again.get_concrete_function(*inputs).graph.as_graph_def()
-        bodies = {one.signature.name: one.node_def for one in traced.library.function}
+        bodies = {one.signature.name: one for one in traced.library.function}
         lines += _lines(traced.node, bodies)
     return _operations([node.op for node in nodes if node.op not in UNSEEN], key, lines)
 
 
-def _lines(nodes: Sequence[Any], bodies: Mapping[str, Sequence[Any]]) -> list[str]:
-    """Return a line per node without names, then those of the functions that it calls, where they are known."""
-    places = {node.name: f"%{number}" for number, node in enumerate(nodes)}
+def _lines(
+    nodes: Sequence[Any], bodies: Mapping[str, Any], arguments: Sequence[str] = ()
+) -> list[str]:
+    """Return a label per node without names, then those of the functions that it calls, where they are known.
+
+    The order of two clusters changes from call to call. A label therefore tells what a node is, and the labels
+    of what it reads, until a round of labels tells no more nodes apart (colour refinement).
+    """
+    given = [*arguments, *(node.name for node in nodes if node.op == "Placeholder")]
+    places = {name: f"argument {number}" for number, name in enumerate(given)}
+    texts = {node.name: places.get(node.name) or _text(node) for node in nodes}
+    labels, count = texts, 0
+    while count < len(found := set(labels.values())):
+        count = len(found)
+        labels = places | {node.name: _label(node, texts[node.name], labels) for node in nodes}
     lines = []
-    for node in nodes:
+    for node in sorted(nodes, key=lambda node: labels[node.name]):
         if node.op in UNSEEN:
             continue
-        given = [places.get(name.split(":")[0].lstrip("^"), "") for name in node.input]
-        kept = {k: v for k, v in node.attr.items() if not k.startswith("_") and k != SETTINGS}
-        values = [
-            f"{k}={v.SerializeToString(deterministic=True)!r}"
-            for k, v in kept.items()
-            if not _called(v)
-        ]
-        lines.append(f"{node.op}({', '.join(given)}) {' '.join(sorted(values))}")
-        for value in kept.values():
+        lines.append(labels[node.name])
+        for value in _kept(node).values():
             for function in _called(value):
-                lines += _lines(bodies.get(function.name, ()), bodies)
+                if body := bodies.get(function.name):
+                    names = [one.name for one in body.signature.input_arg]
+                    lines += _lines(body.node_def, bodies, names)
     return lines
+
+
+def _kept(node: Any) -> dict[str, Any]:
+    return {k: v for k, v in node.attr.items() if not k.startswith("_") and k != SETTINGS}
+
+
+def _text(node: Any) -> str:
+    """Return a node's operation and the attributes that are not functions."""
+    values = [
+        f"{k}={v.SerializeToString(deterministic=True)!r}"
+        for k, v in _kept(node).items()
+        if not _called(v)
+    ]
+    return f"{node.op} {' '.join(sorted(values))}"
+
+
+def _label(node: Any, text: str, labels: Mapping[str, str]) -> str:
+    """Return a digest of a node's text and the labels of its inputs; what it only waits for has no order."""
+
+    def place(one: str) -> str:
+        name, _, output = one.lstrip("^").partition(":")
+        return f"{labels.get(name, '')}:{output or 0}"
+
+    read = [place(one) for one in node.input if not one.startswith("^")]
+    awaited = [place(one) for one in node.input if one.startswith("^")]
+    return hashlib.sha256("\n".join([text, *read, "", *sorted(awaited)]).encode()).hexdigest()
 
 
 def _called(value: Any) -> Sequence[Any]:
