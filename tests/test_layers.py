@@ -96,11 +96,7 @@ COMPILED = [
 
 
 @pytest.mark.parametrize(("pool_size", "strides", "padding", "data_format", "dtype"), COMPILED)
-def test_the_compiled_layer_is_the_definition(
-    pool_size, strides, padding, data_format, dtype, monkeypatch
-):
-    if strides is None:  # of half precision the way of large arrays too
-        monkeypatch.setattr(poolbench.layers, "SMALL", 0)
+def test_the_compiled_layer_is_the_definition(pool_size, strides, padding, data_format, dtype):
     rng = np.random.default_rng(0)
     x = rng.integers(-3, 4, (2, 3, 2, 10)).astype(np.float64)
     y, windows = brute_force(x, pool_size, strides or pool_size, padding)
@@ -116,6 +112,16 @@ def test_the_compiled_layer_is_the_definition(
     np.testing.assert_array_equal(values if last else values.transpose(0, 2, 3, 1), y)
     expected = first_winner_gradient(x, np.ones_like(y), windows)
     np.testing.assert_array_equal(slope if last else slope.transpose(0, 2, 3, 1), expected)
+
+
+@pytest.mark.parametrize(
+    ("pool_size", "strides", "padding"), [(3, None, "valid"), (9, None, "same"), (4, 3, "same")]
+)
+def test_half_precision_in_float32_is_the_definition(pool_size, strides, padding, monkeypatch):
+    monkeypatch.setattr(poolbench.layers, "SMALL", 0)
+    test_the_compiled_layer_is_the_definition(
+        pool_size, strides, padding, "channels_last", "bfloat16"
+    )
 
 
 def test_few_windows_of_large_half_precision_are_computed_in_float32():

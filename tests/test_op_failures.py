@@ -7,6 +7,7 @@ import re
 
 import pytest
 from poolbench.core.registry import load_builtin
+from poolbench.worker.backends.tensorflow import TensorFlowBackend
 from poolbench.worker.check import check
 from poolbench.worker.inputs import make_inputs
 from poolbench.worker.session import bind
@@ -93,7 +94,6 @@ CASES = [
     (GEM, {"shape": (2, 40, 40, 5)} | RELU | HALF, {"pow", "no-clip", "avg_pool2d", "scaled"}),
     (GEM, NEGATIVE | LEARNED | HALF, {"no-clip", "cube-float32"}),
     (GEM, NEGATIVE, {"no-clip"}),
-    (GEM, IMAGES | RELU | FIRST, set()),  # avg_pool2d fails unless oneDNN computes it
 ]
 BY_XLA = [
     (SPATIAL, IMAGES | TRAINING, set()),
@@ -126,6 +126,12 @@ def test_implementations_fail_where_documented_and_nowhere_else(op, fields, alwa
 
 
 @pytest.mark.slow
+def test_gem_pool_of_channels_first_fails_by_avg_pool2d_where_onednn_is_off():
+    onednn = TensorFlowBackend().settings("graph", "cpu:0")["oneDNN"]
+    always = {"on": set(), "off": {"avg_pool2d"}}[onednn]
+    assert_failing(GEM, IMAGES | RELU | FIRST | {"mode": "graph"}, always)
+
+
 @pytest.mark.parametrize(("op", "fields", "always"), BY_XLA)
 def test_implementations_with_xla_fail_where_documented_and_nowhere_else(op, fields, always):
     assert_failing(op, fields | {"mode": "xla"}, always)

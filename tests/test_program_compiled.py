@@ -150,6 +150,8 @@ def test_lines_of_a_graph_leave_out_the_settings_of_the_session():
         node.attr["config_proto"].s = settings
     assert _lines(nodes[:1], {}) == _lines(nodes[1:], {})
     assert len(_lines(nodes[:1], {})) == 1
+    nodes[1].attr["executor_type"].s = b"another"
+    assert _lines(nodes[:1], {}) != _lines(nodes[1:], {})
 
 
 def test_lines_of_a_graph_do_not_depend_on_the_order_of_its_nodes():

@@ -1,4 +1,4 @@
-"""The operations that ship, one folder each; importing this package registers them."""
+"""The operations that ship, a file or folder each; importing this package registers them."""
 
 import importlib
 import pkgutil
