@@ -7,7 +7,7 @@ import math
 import random
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,9 +54,10 @@ BIASES = {
         mode="graph",
     ),
 }
-# The median of few blocks is dominated by the machine's noise.
-BIAS_ROUNDS = 400
-BIAS_TURN_SECONDS = 15.0
+# The median of few rounds is dominated by the machine's noise: a turn goes on until its standard error is 1%.
+LEAST_BIAS_ROUNDS, MOST_BIAS_ROUNDS = 40, 400
+BIAS_ERROR = 0.01
+BIAS_TURN_SECONDS = 45.0
 # Long enough for slow effects too, such as waking a second CPU.
 LOOP_WARMUP_SECONDS = 0.05
 # Few blocks for a large op: the warm blocks, one per round, need most of the time.
@@ -87,20 +88,22 @@ def measure_bias(bias: Bias, turns: int, worker: Worker, block_seconds: float) -
         contender = worker.call(functools.partial(open_contender, check=True), name, timeout=limit)
         if contender.status != "ok":
             raise ProofError(f"{name}: {contender.status}: {contender.reason}")
+        # As in a race, where the quickest block so far decides on the calls.
+        single = [BlockRequest(name=name, warmup=1, calls=1)] * 10
+        seen = worker.call(time_batch, single, timeout=limit).blocks
+        seconds = min(contender.call_seconds, *(block.seconds for block in seen))
         nbytes = contender.read_nbytes + contender.written_nbytes
-        blocks[name] = functools.partial(
-            block_calls, contender.call_seconds, block_seconds, nbytes=nbytes
-        )
+        blocks[name] = functools.partial(block_calls, seconds, block_seconds, nbytes=nbytes)
         if name == bias.subject:
-            before_loop = math.ceil(LOOP_WARMUP_SECONDS / contender.call_seconds)
-            loop_calls = math.ceil(LOOP_SECONDS / contender.call_seconds)
+            before_loop = math.ceil(LOOP_WARMUP_SECONDS / seconds)
+            loop_calls = math.ceil(LOOP_SECONDS / seconds)
     generator = random.Random(0)
     ratios = []
     for _ in range(turns):
         rounds: list[float] = []
         end = time.perf_counter() + BIAS_TURN_SECONDS
-        for number in range(BIAS_ROUNDS):
-            if rounds and time.perf_counter() > end:
+        for number in range(MOST_BIAS_ROUNDS):
+            if rounds and (time.perf_counter() > end or is_known(rounds)):
                 break
             # As in a race: probes run last, in every fifth round, followed by a longer warm-up. Another candidate goes first,
             # so that the candidate does not profit from the loop before.
@@ -123,6 +126,15 @@ def measure_bias(bias: Bias, turns: int, worker: Worker, block_seconds: float) -
         ratios.append(statistics.median(rounds))
     worker.call(close_case, timeout=limit)
     return ratios
+
+
+def is_known(ratios: Sequence[float]) -> bool:
+    """Return whether the standard error of their median, of a normal distribution by its quartiles, is at most 1%."""
+    if len(ratios) < LEAST_BIAS_ROUNDS:
+        return False
+    low, _, high = statistics.quantiles(ratios, n=4)
+    deviation = (high - low) / 1.349
+    return 1.2533 * deviation / math.sqrt(len(ratios)) <= BIAS_ERROR
 
 
 def time_loop_without_idle(
