@@ -4,15 +4,18 @@ import math
 import os
 import runpy
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import synthetic
 from acceptance import checks, criteria, loops, measurements, tool_comparison, tools
 from poolbench.core.errors import UsageError
 from poolbench.core.records import Contention, TimeBreakdown
 from poolbench.engine import aa
 from poolbench.engine.rounds import block_calls
+from poolbench.store.journal import JOURNAL, encode_line
 from poolbench.worker import contender, messages
 from synthetic_races import CALM, measured, race_of, samples
 
@@ -90,6 +93,56 @@ def test_check_runs_opposite_verdicts_fail():
     turned = criteria.check_runs([run_of(0.8, 0), run_of(1.3, 1)])
     assert not turned.passed
     assert turned.figures["turned"] == 8
+
+
+@pytest.fixture(scope="module")
+def stored_runs(tmp_path_factory):
+    """Measurements over three synthetic runs of one code, stored."""
+    results = tmp_path_factory.mktemp("results")
+    cases = [
+        synthetic.op_case(op, mode=mode) for op in synthetic.FACTORS for mode in ("graph", "xla")
+    ]
+    for seed in range(3):
+        folder = results / f"run-{seed}"
+        folder.mkdir()
+        found = synthetic.records(seed, cases=cases, with_extras=False)
+        end = TimeBreakdown(seconds={"samples": 1.0}, wall_seconds=1.0)
+        lines = [synthetic.header(folder.name), *found, end]
+        (folder / JOURNAL).write_bytes(b"".join(map(encode_line, lines)))
+    return measurements.Measurements(
+        measurements.SCALES["quick"],
+        default_runs=[str(results / f"run-{seed}") for seed in (2, 1, 0)],
+        progress=lambda _: None,
+    )
+
+
+def test_stored_runs_of_one_code_agree_and_none_is_slower(stored_runs):
+    agreed = criteria.check_agreements(stored_runs.agreements)
+    assert agreed.passed and len(agreed.figures["inside"]) == 2
+    assert agreed.figures["comparisons"] == [18, 18]
+    assert criteria.check_falsely_slower(stored_runs.falsely_slower).passed
+
+
+def test_slow_down_multiplies_one_candidate_and_compare_names_it(stored_runs):
+    before, after = stored_runs.stored_runs[:2]
+    op, name = "depth_max_pool", "transpose-reduce_max"
+    other = measurements.slow_down(after, op, name, 1.25)
+    for old, new in zip(after.measurements, other.measurements, strict=True):
+        factor = 1.25 if (old.case.op, old.candidate) == (op, name) else 1.0
+        assert new.samples.seconds == pytest.approx([factor * s for s in old.samples.seconds])
+    assert measurements.slower_between(before, other, Path("none")) == {(op, name)}
+
+
+def test_criteria_of_stored_runs_fail_beyond_their_bounds(stored_runs):
+    assert not criteria.check_falsely_slower([0] * 19 + [2]).passed
+    assert criteria.check_falsely_slower([0] * 19 + [1]).passed
+    assert not criteria.check_falsely_slower([0] * 18 + [1]).passed
+    trials = {f"trial {n}": n >= 2 for n in range(40)}
+    assert criteria.check_slowed_found(trials).passed
+    lost = criteria.check_slowed_found(trials | {"trial 7": False})
+    assert not lost.passed and "trial 7" in lost.figures["missed"]
+    one, *_ = stored_runs.agreements
+    assert not criteria.check_agreements([replace(one, reversed=1)]).passed
 
 
 def test_compare_measurements_incomplete_ones_are_left_out():

@@ -25,15 +25,18 @@ from poolbench.store.journal import read_run
 
 from acceptance.criteria import (
     Outcome,
+    check_agreements,
     check_alarms,
     check_bias,
     check_contention,
     check_equal,
+    check_falsely_slower,
     check_pairs,
     check_power,
     check_runs,
     check_shares,
     check_sleep,
+    check_slowed_found,
     check_time,
     check_undecided,
     check_widths,
@@ -145,8 +148,16 @@ CHECKS: dict[str, Check] = {
         judge=lambda e: check_widths(list(compare_journal(e.default_run).values()), 0.04, 0.25),
     ),
     "default-again": Check(
-        requirement="two default runs: difference covers zero in 93% or more, no FASTER turns SLOWER",
-        judge=lambda e: check_runs(e.two_default_runs),
+        requirement="default runs, each with the next: what is printed agrees in 93% or more, in no pair under 88%, no FASTER turns SLOWER",
+        judge=lambda e: check_agreements(e.agreements),
+    ),
+    "default-compare": Check(
+        requirement="compare of each with the next: names no candidate in at least 95%, and never two",
+        judge=lambda e: check_falsely_slower(e.falsely_slower),
+    ),
+    "default-slowed": Check(
+        requirement="compare, one candidate slowed by 25% in the later run: named in at least 95%",
+        judge=lambda e: check_slowed_found(e.slowed_found),
     ),
     "default-shares": Check(
         requirement="a default run: 30% of the time or more is samples, 10% or less unaccounted for",
@@ -261,7 +272,7 @@ def main(words: list[str]) -> int:
     parser.add_argument("--quick", action="store_true", help="few measurements; stores nothing")
     parser.add_argument(
         "--default-run", action="append", default=[],
-        help="the run for the default-* checks (the newest); twice for default-again",
+        help="the run for the default-* checks (the newest); several for those of pairs",
     )  # fmt: skip
     given = parser.parse_args(words)
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -17,6 +17,7 @@ from poolbench.engine.aa import (
     of_injected,
     share_marked,
 )
+from poolbench.report.history import Agreement
 from poolbench.stats.estimate import difference
 from poolbench.stats.verdict import Comparison, best_set
 
@@ -120,6 +121,41 @@ def check_runs(runs: Sequence[Compared]) -> Outcome:
         text=f"covers zero in {sum(covered)} of {comparisons}; {turned} turned",
         passed=at_most(0.07, comparisons - sum(covered), comparisons) and not turned,
         figures={"covered": covered, "comparisons": comparisons, "turned": turned},
+    )
+
+
+def check_agreements(found: Sequence[Agreement]) -> Outcome:
+    """Require runs to agree as printed: 93% of the comparisons, 88% in each pair, no FASTER that turns SLOWER."""
+    inside = [one.coverage.inside for one in found]
+    comparisons = [one.coverage.comparisons for one in found]
+    turned = sum(one.reversed for one in found)
+    worst = min(one.coverage.observed for one in found)
+    return Outcome(
+        text=f"{sum(inside)} of {sum(comparisons)} agree in {len(found)} pairs, in the worst {worst:.0%}; {turned} turned",
+        passed=at_most(0.07, sum(comparisons) - sum(inside), sum(comparisons))
+        and worst >= 0.88
+        and not turned,
+        figures={"inside": inside, "comparisons": comparisons, "turned": turned},
+    )
+
+
+def check_falsely_slower(counts: Sequence[int]) -> Outcome:
+    """Require `compare` of two runs of one code to name no candidate in 95% of the pairs, and never two."""
+    clean = sum(not count for count in counts)
+    return Outcome(
+        text=f"{clean} of {len(counts)} pairs name none; {max(counts)} named at most",
+        passed=at_most(0.05, len(counts) - clean, len(counts)) and max(counts) <= 1,
+        figures={"named": list(counts)},
+    )
+
+
+def check_slowed_found(found: Mapping[str, bool]) -> Outcome:
+    """Require `compare` to name the candidate that takes 25% longer in 95% of the trials."""
+    missed = [label for label, named in found.items() if not named]
+    return Outcome(
+        text=f"{len(found) - len(missed)} of {len(found)} named",
+        passed=at_most(0.05, len(missed), len(found)),
+        figures={"trials": len(found), "missed": missed},
     )
 
 

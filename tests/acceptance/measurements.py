@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import functools
+import itertools
 import multiprocessing
 import os
 import subprocess
@@ -14,10 +15,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import msgspec
 from poolbench.core.case import Case
 from poolbench.core.errors import StoreError
 from poolbench.core.plan import Plan, WorkerSpec
-from poolbench.core.records import Measurement, TimeBreakdown
+from poolbench.core.records import Measurement, Samples, TimeBreakdown, is_right
 from poolbench.core.registry import REGISTRY
 from poolbench.engine.aa import (
     MARGIN,
@@ -29,6 +31,8 @@ from poolbench.engine.aa import (
 )
 from poolbench.engine.pool import WorkerPool
 from poolbench.engine.process import Worker
+from poolbench.report.compare import compare_runs
+from poolbench.report.history import Agreement, agreements, prior_for, summarise
 from poolbench.stats.estimate import estimate
 from poolbench.stats.verdict import Comparison, compare_run
 from poolbench.store.journal import StoredRun, read_run
@@ -192,14 +196,43 @@ class Measurements:
         return find_default_runs(RESULTS, self._default_runs)
 
     @functools.cached_property
-    def two_default_runs(self) -> list[Compared]:
-        """The newest default run and the one before it."""
+    def stored_runs(self) -> list[StoredRun]:
+        """The default runs, the oldest first; at least two."""
         if len(self.default_runs) < 2:
             raise ProofError(
                 f"{self.default_run.name} is the only default run of this code and machine: "
                 "make another one with nox -s bench-cpu"
             )
-        return [compare_journal(path) for path in reversed(self.default_runs[:2])]
+        return [read_run(path) for path in reversed(self.default_runs)]
+
+    @property
+    def agreements(self) -> list[Agreement]:
+        """How each default run agrees with the next, by the intervals that are printed."""
+        return agreements([summarise(run) for run in self.stored_runs])
+
+    @property
+    def falsely_slower(self) -> list[int]:
+        """How many candidates `poolbench compare` calls slower, of each default run and the next."""
+        return [
+            len(slower_between(*pair, RESULTS)) for pair in itertools.pairwise(self.stored_runs)
+        ]
+
+    @property
+    def slowed_found(self) -> dict[str, bool]:
+        """Whether `poolbench compare` names a candidate that takes 25% longer in the later one of two default runs."""
+        found = {}
+        for before, after in itertools.pairwise(self.stored_runs):
+            for op, name in sorted(
+                {
+                    (m.case.op, m.candidate)
+                    for m in after.measurements
+                    if m.kind == "candidate" and is_right(m)
+                }
+            ):
+                other = slow_down(after, op, name, 1.25)
+                label = f"{before.header.run}, {after.header.run}: {op} {name}"
+                found[label] = (op, name) in slower_between(before, other, RESULTS)
+        return found
 
     def bias(self, name: str) -> list[float]:
         """Return the ratio of the warm median to the loop, per turn."""
@@ -235,6 +268,32 @@ def run_quick(name: str) -> None:
     if done.returncode not in (0, 1):
         tail = (done.stdout + done.stderr).strip().splitlines()[-1:] or ["it printed nothing"]
         raise ProofError(f"the quick run {name} ended with code {done.returncode}: {tail[0]}")
+
+
+def slower_between(before: StoredRun, after: StoredRun, results: Path) -> set[tuple[str, str]]:
+    """Return the op and name of each candidate that `poolbench compare` calls slower."""
+    prior, _ = prior_for(before, results, without=after.header.run)
+    table = compare_runs(before, after, prior=prior).table
+    slower = table[table["verdict"] == "SLOWER"]
+    return set(zip(slower["op"], slower["candidate"], strict=True))
+
+
+def slow_down(run: StoredRun, op: str, name: str, factor: float) -> StoredRun:
+    """Return the run with the times of one candidate multiplied, in all cases."""
+
+    def slowed(samples: Samples) -> Samples:
+        seconds = tuple(factor * value for value in samples.seconds)
+        return msgspec.structs.replace(samples, seconds=seconds)
+
+    records = [
+        msgspec.structs.replace(
+            record, samples=slowed(record.samples), wall_samples=slowed(record.wall_samples)
+        )
+        if isinstance(record, Measurement) and (record.case.op, record.candidate) == (op, name)
+        else record
+        for record in run.records
+    ]
+    return replace(run, records=tuple(records))
 
 
 def compare_journal(folder: Path) -> dict[tuple[Case, str], Comparison]:
