@@ -98,7 +98,7 @@ def bench_quick(session: nox.Session) -> None:
 
 @nox.session(name="bench-full", venv_backend="none")
 def bench_full(session: nox.Session) -> None:
-    """Benchmark all ops over the whole product of their axes, in a night; go on with: -- --resume NAME."""
+    """Benchmark all ops over the whole product of their axes, a night and more; go on with: -- --resume NAME."""
     _poolbench(session, "run", "--sweep", "full")
 
 

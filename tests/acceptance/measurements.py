@@ -342,10 +342,11 @@ def _made_alike(run: StoredRun, other: StoredRun) -> bool:
 
 
 def planned_cases() -> set[Case]:
-    """Return the cases of the built-in ops' default sweeps."""
+    """Return the cases of a default run."""
     import poolbench.ops  # noqa: F401 (registers them)
 
-    return {case for op in REGISTRY.ops.values() for case in op.sweep("default").cases()}
+    default = [op for op in REGISTRY.ops.values() if not op.further]
+    return {case for op in default for case in op.sweep("default").cases()}
 
 
 def cases_of(run: StoredRun) -> set[Case]:
