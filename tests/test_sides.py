@@ -98,6 +98,23 @@ def test_side_of_a_commit_with_the_same_dependencies_runs_in_this_environment(
     assert side.title == f"HEAD~1 ({git(repository, 'rev-parse', '--short=7', 'HEAD~1')})"
 
 
+def test_side_of_this_project_runs_the_checkouts_own_package(repository, tmp_path, monkeypatch):
+    """However the running package was installed: only its checkouts have what a commit changed."""
+    package = repository / "bench" / "poolbench"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    git(repository, "add", "-A")
+    git(repository, "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "own")
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if "site-packages" in entry])
+    builder = make_builder(repository, tmp_path)
+    head, base = (builder.build(SideRequest(ref=ref)) for ref in ("", "HEAD"))
+    assert path_of(head)[0] == str(repository / "bench")
+    assert Path(path_of(base)[0]).parts[-1] == "bench" and path_of(base)[0] != path_of(head)[0]
+    assert not any("harness" in folder for side in (head, base) for folder in path_of(side))
+    old = builder.build(SideRequest(ref="HEAD~1"))
+    assert "harness" in path_of(old)[-1]
+
+
 def test_side_of_the_working_tree_reads_uncommitted_files(repository, tmp_path):
     builder = make_builder(repository, tmp_path, candidates=[repository / "mine.py"])
     (repository / "mine.py").write_text("# changed")

@@ -148,7 +148,10 @@ class Builder:
         return WorkerSpec(interpreter=python, environment=tuple(variables.items()), files=files)
 
     def _code(self, tree: Path | None) -> list[Path]:
-        """Return the folders of a checkout that Python imports from: those of the running process, moved."""
+        """Return the folders of a checkout that Python imports from: those of the running process, moved.
+
+        An installed package is imported from elsewhere. This project's own is then read from its checkouts too.
+        """
         if self.root is None or tree is None:
             return []
         inside = [Path(entry).resolve() for entry in sys.path if entry]
@@ -157,6 +160,8 @@ class Builder:
             if path.is_relative_to(self.root) and "site-packages" not in path.parts
         ]  # fmt: skip
         moved = [self._in(tree, path) for path in (*inside, self.root / "src", self.root)]
+        if (tree / "bench" / "poolbench").is_dir():
+            moved.insert(0, tree / "bench")
         return [path for path in dict.fromkeys(moved) if path.is_dir()]
 
     def _in(self, tree: Path | None, path: Path) -> Path:
