@@ -19,11 +19,12 @@ from poolbench.cli import main
 sys.path.insert(0, str(Path(__file__).parent))
 import synthetic
 from poolbench.core.axes import RESERVED
-from poolbench.core.errors import StoreError
+from poolbench.core.errors import StoreError, UsageError
 from poolbench.core.records import Accuracy, ModelResult
 from poolbench.core.registry import load_builtin
 from poolbench.core.text import format_value, inverse, markdown_cell, with_interval
 from poolbench.report import figures, formats, page, recommend, tables
+from poolbench.report.figures.by_axis import plot_by_axis
 from poolbench.report.figures.choice import plot_heatmap
 from poolbench.report.frame import (
     COLUMNS,
@@ -32,6 +33,7 @@ from poolbench.report.frame import (
     load,
     with_axes,
 )
+from poolbench.report.page_data import page_data
 from poolbench.report.select import select
 from poolbench.report.snippets import snippet
 from poolbench.stats import batch, estimate
@@ -291,6 +293,77 @@ def test_styled_heatmap_is_drawn_where_warnings_are_errors():
     with figures.styled():
         plot = plot_heatmap(xla=False)(found, "global_avg_pool", "cpu:0")
     assert figures.png_of(plot.figure)
+
+
+def run_in_modes(*modes, **fields):
+    """The base case of depthwise max pooling, as if raced in these modes."""
+    records = []
+    for seed, mode in enumerate(modes):
+        case = synthetic.op_case("depth_max_pool", **fields)
+        other = synthetic.op_case("depth_max_pool", mode=mode, **fields)
+        found = synthetic.race(case, np.random.default_rng(seed))
+        records += [msgspec.structs.replace(m, case=other) for m in found]
+    return lay_out(run_of(records))
+
+
+def test_figures_of_torch_compile_have_its_marks():
+    loaded = run_in_modes("eager", "compile")
+    plot = figures.plot_mode_direction(loaded, "depth_max_pool", "cpu:0")
+    marks = {handle.get_text() for handle in plot.figure.legends[0].get_texts()}
+    assert marks == {"in eager mode", "with torch.compile"}
+    alone = run_in_modes("compile")
+    assert plot_heatmap(xla=False)(alone, "depth_max_pool", "cpu:0") is None  # one race
+
+
+def test_heatmap_of_one_mode_that_tensorflow_lacks_is_drawn():
+    records = [run_in_modes("compile", shape=(n, 8, 8, 96)).run.records for n in (1, 2)]
+    loaded = lay_out(run_of([record for some in records for record in some]))
+    plot = plot_heatmap(xla=False)(loaded, "depth_max_pool", "cpu:0")
+    assert [axis.get_title() for axis in plot.figure.axes] == ["forward, compile"]
+
+
+def test_axis_with_all_threads_has_a_mark_per_value():
+    cases = [synthetic.op_case("depth_max_pool", threads=n) for n in (0, 1, 2)]
+    loaded = lay_out(
+        run_of([m for case in cases for m in synthetic.race(case, np.random.default_rng(1))])
+    )
+    plot = plot_by_axis("threads")(loaded, "depth_max_pool", "cpu:0")
+    assert len(plot.figure.legends[0].get_texts()) == 3
+
+
+def test_mode_direction_without_a_row_at_the_base_case_is_no_figure():
+    mixed = [("float16", 2), ("bfloat16", 2), ("float32", 3), ("float32", 4)]
+    cases = [synthetic.op_case("depth_max_pool", dtype=d, pool_size=k) for d, k in mixed]
+    found = [m for case in cases for m in synthetic.race(case, np.random.default_rng(1))]
+    assert figures.plot_mode_direction(lay_out(run_of(found)), "depth_max_pool", "cpu:0") is None
+
+
+def test_page_data_names_the_axes_of_a_case():
+    cases = [synthetic.op_case("depth_max_pool", padding="same", pool_size=5)]
+    loaded = lay_out(
+        run_of([m for c in cases for m in synthetic.race(c, np.random.default_rng(1))])
+    )
+    (settings,) = page_data(loaded, recommend.answer(loaded), [])["settings"]
+    op, label, axes = settings
+    assert (op, label) == ("depth_max_pool", "k5, same")
+    assert axes == [["pool_size", "5"], ["padding", "same"]]
+
+
+def test_pooled_run_named_twice_is_refused(tmp_path):
+    folder = synthetic.write(tmp_path / "one", synthetic.records(1, cases=[CASE]))
+    with pytest.raises(UsageError, match="named twice"):
+        load(folder, folder)
+
+
+def test_textbook_is_named_by_its_name_not_by_its_ratio(loaded):
+    """One process has no interval: another candidate within 0.5% reads 1.00x."""
+    at = loaded.row(0) | {
+        "textbook_reason": "", "textbook_ratio": 1.001, "textbook_low": np.nan, "textbook_high": np.nan,
+    }  # fmt: skip
+    at["candidate"], at["op"] = "max_pool2d-view", "depth_max_pool"
+    assert tables.textbook_text(at) == "0.999x"
+    at["candidate"] = load_builtin().ops["depth_max_pool"].textbook
+    assert tables.textbook_text(at) == "is the textbook"
 
 
 def test_as_csv_carriage_return_begins_no_row():

@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from poolbench.compare_commands import (
+    STORED,
     asks_for_sides,
     bisect,
     compare_programs,
     compare_runs,
     race_sides,
+    refuse_options,
     side_options,
 )
 from poolbench.core.terminal import emit, poolbench_command
@@ -276,10 +278,12 @@ def compare(
 ) -> int:  # fmt: skip
     """Race base against head of a git checkout (--base REF), or compare two stored runs.
 
-    Exit 1 if something became slower, broke, or answers otherwise. Two runs recorded apart cannot tell a
-    difference of the code from one of the hour; --base REF races both sides in one job.
+    Exit 1 if something became slower; with --base also if it broke or answers otherwise. Two runs recorded apart
+    cannot tell a small difference of the code from one of the hour; --base REF races both sides in one job.
     """
-    if asks_for_sides(sides):
+    racing = asks_for_sides(sides)
+    refuse_options(STORED if racing else sides, racing=racing)
+    if racing:
         return race_sides(sides, margin=margin, kind=kind)
     if base is None or run is None:
         raise click.UsageError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -82,6 +82,30 @@ def asks_for_sides(options: Mapping[str, Any]) -> bool:
     )
 
 
+# What `compare` takes of two stored runs alone.
+STORED = ("base", "run", "allow_different", "programs_only", "selected", "out", "show")
+
+
+def refuse_options(names: Container[str], *, racing: bool) -> None:
+    """Refuse what was given of the other kind of comparison.
+
+    Raises:
+        click.UsageError: with the option.
+    """
+    context = click.get_current_context()
+    default = click.core.ParameterSource.DEFAULT
+    for option in context.command.params:
+        name = str(option.name)
+        if name in names and context.get_parameter_source(name) not in (default, None):
+            word = (
+                option.opts[-1] if option.opts[-1].startswith("-") else option.make_metavar(context)
+            )
+            kinds = ("two stored runs", "--base and --head")
+            raise click.UsageError(
+                f"{word} is for {kinds[not racing]} alone, which is not what the rest asks for"
+            )
+
+
 def race_sides(options: Mapping[str, Any], *, margin: float, kind: str | None) -> int:
     """Race base against head and print the report; return 1 if something is slower, broke or answers otherwise.
 
@@ -121,7 +145,7 @@ def compare_runs(
     from poolbench.store.runs import find_run
 
     before, after = (read_run(find_run(results, name)) for name in (base, run))
-    prior, _ = prior_for(before, results, without=after.header.run)
+    prior, _ = prior_for(before, before.path.absolute().parent, without=after.header.run)
     found = comparing.compare_runs(before, after, margin=margin, allowed=list(allowed), prior=prior)
     if selected:
         found = comparing.keep(found, select(found.table, selected))

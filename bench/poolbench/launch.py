@@ -160,7 +160,7 @@ def launch_repeated(
         words = ["-m", "poolbench", "run", *suites, *keyword, *option_words(one, "--")]
         code = subprocess.call([sys.executable, *words])  # noqa: S603 (this program itself)
         folders.append(results / one["run"])
-        codes.append(code)
+        codes.append(code if code >= 0 else 128 - code)  # killed by a signal
         if code not in (0, 1):
             break
     return folders, max(codes)

@@ -33,7 +33,7 @@ def races_of(measurements: Iterable[Measurement]) -> Races:
 
 def backend_and_mode(case: Case, label: str) -> str:
     """Return 'JAX, jit'."""
-    return f"{BACKENDS[label]}, {MODES.get((label, case.mode), case.mode)}"
+    return f"{BACKENDS.get(label, label)}, {MODES.get((label, case.mode), case.mode)}"
 
 
 def ratio_text(one: Measurement | None, other: Measurement | None, prior: Prior = SHIPPED) -> str:

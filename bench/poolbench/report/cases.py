@@ -14,7 +14,8 @@ from poolbench.report.frame import RunFrame, axes_in
 
 GROUP = ("op", "device", "mode", "direction")  # a row of the headline each
 CHOSEN_BY = (*GROUP, "dtype", "shape")  # fields of the page's chooser
-MODE_WORDS = {"xla": "with XLA", "graph": "in graph mode", "eager": "in eager mode"}
+MODE_WORDS = {"xla": "with XLA", "graph": "in graph mode", "eager": "in eager mode",
+              "compile": "with torch.compile"}  # fmt: skip
 
 
 @functools.lru_cache(maxsize=2)  # every figure asks
@@ -68,15 +69,20 @@ def plain(value: object) -> object:
     return value.item() if hasattr(value, "item") else value
 
 
-def others_label(at: Mapping[str, Any]) -> str:
-    """Return the settings that the chooser offers together: 'k3, valid', '1thread', ..."""
+def others(at: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the axes that the chooser offers together, where they have no usual value."""
     op = str(at["op"])
-    parts = []
-    for name in axes_of(op):
-        value: Any = None if name in CHOSEN_BY else plain(at.get(name))
-        if value is not None and not is_usual(op, name, value):
-            parts.append(label_value(op, name, value))
-    return ", ".join(parts) or "as usual"
+    values = {name: plain(at.get(name)) for name in axes_of(op) if name not in CHOSEN_BY}
+    known: dict[str, Any] = {name: value for name, value in values.items() if value is not None}
+    return {name: value for name, value in known.items() if not is_usual(op, name, value)}
+
+
+def others_label(at: Mapping[str, Any]) -> str:
+    """Return these settings in words: 'k3, valid', '1thread', ..."""
+    op = str(at["op"])
+    return (
+        ", ".join(label_value(op, name, value) for name, value in others(at).items()) or "as usual"
+    )
 
 
 def case_words(at: Mapping[str, Any], base: Mapping[str, object]) -> str:

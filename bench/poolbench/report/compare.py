@@ -292,7 +292,11 @@ def _row(
         estimate.ratio_high if estimate else math.nan,
         str(found.verdict) if found else "",
         found.adjusted_p if found else math.nan,
-        detectable_slowdown(change.estimate, margin=margin) if change else math.nan,
+        detectable_slowdown(
+            change.estimate, margin=max(margin, SETTLED_MARGIN) if stopped_early else margin
+        )
+        if change
+        else math.nan,
         _note(old, new, estimate, stopped_early),
     )
 

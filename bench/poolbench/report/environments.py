@@ -42,6 +42,11 @@ def check_poolable(runs: Sequence[StoredRun]) -> None:
 
     The digest of the package decides on the code; a journal without one is told by its commit.
     """
+    names = [run.header.run for run in runs]
+    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+        raise UsageError(
+            f"{twice[0]} is named twice: a run does not confirm itself; name each once"
+        )
     heads = [run.header.environment for run in runs]
     try:
         check_same_machine([{**timing_facts(head), "code": code_of(head)} for head in heads])

@@ -171,7 +171,7 @@ def load(
         UsageError: the runs are of unlike machines or code.
     """
     runs = [read_run(place) if isinstance(place, Path) else place for place in places]
-    known = prior_for(runs[-1], runs[-1].path.parent) if runs else (SHIPPED, 0)
+    known = prior_for(runs[-1], runs[-1].path.absolute().parent) if runs else (SHIPPED, 0)
     return lay_out(*runs, margin=margin, registry=registry, prior=known)
 
 

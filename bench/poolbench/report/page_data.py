@@ -17,7 +17,7 @@ import pandas as pd
 from poolbench.core.axes import STANDARD
 from poolbench.core.records import Samples
 from poolbench.core.text import one_line, significant
-from poolbench.report.cases import CHOSEN_BY, others_label
+from poolbench.report.cases import CHOSEN_BY, others, others_label
 from poolbench.report.frame import RunFrame
 from poolbench.report.recommend import Answers
 from poolbench.report.snippets import snippet
@@ -32,8 +32,11 @@ def page_data(loaded: RunFrame, answers: Answers, matrices: Sequence[Support]) -
     found = []
     used: set[tuple[str, str, str]] = set()
     codes: dict[str, int] = {}
+    axes: dict[tuple[str, str], list[list[str]]] = {}
     for choice in answers.choices:
         at = loaded.row(choice.row)
+        settings = [[name, str(value)] for name, value in others(at).items()]
+        axes[str(at["op"]), others_label(at)] = settings
         used.add((str(at["op"]), str(at["device"]), choice.recommended))
         code = snippet(
             loaded.measurement(choice.row).case,
@@ -53,17 +56,14 @@ def page_data(loaded: RunFrame, answers: Answers, matrices: Sequence[Support]) -
     cells = {(one.op, one.device): one for one in matrices}
     return {
         "answers": found,
+        "settings": [[op, label, some] for (op, label), some in axes.items()],
         "codes": list(codes),
         "caveats": [
             [op, device, name, caveats(cells[op, device].cells, op, name)]
             for op, device, name in sorted(used)
             if (op, device) in cells
         ],
-        "choices": {
-            "mode": list(STANDARD["mode"].choices),
-            "direction": list(STANDARD["direction"].choices),
-            "dtype": list(STANDARD["dtype"].choices),
-        },
+        "choices": {name: list(STANDARD[name].choices) for name in ("mode", "direction", "dtype")},
         "columns": [list(column) for column in PAGE_COLUMNS],
         **_rows(loaded.table),
         "chunk": CHUNK,

@@ -70,14 +70,18 @@ class Programs:
 def compare_programs(base: StoredRun, run: StoredRun) -> Programs:
     """Return which programs changed from one run to another."""
     before, after = (
-        {(m.case, m.candidate): m.program for m in one.measurements if m.program is not None}
+        {
+            (m.case, m.node, m.candidate): m.program
+            for m in one.measurements
+            if m.program is not None
+        }
         for one in (base, run)
     )
     changed: list[str] = []
     keys: dict[str, None] = {}
     common = 0
-    for (case, name), new in after.items():
-        old = before.get((case, name))
+    for (case, node, name), new in after.items():
+        old = before.get((case, node, name))
         if old is None:
             continue
         common += 1

@@ -30,7 +30,7 @@ def headline(report: Report) -> str:
     for words, some in (
         ("Answers differ", differing),
         ("Broke", [one for one in report.heads if one.verdict == "BROKE"]),
-        ("Slower", [one for one in report.heads if one.verdict == "SLOWER"]),
+        ("Slower", [one for one in report.heads if one.verdict == "SLOWER" and not one.difference]),
     ):
         if some:
             names = [f"{one.candidate} ({_headline_of(one)})" for one in some[:5]]

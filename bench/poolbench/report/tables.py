@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from poolbench.core.records import ALL_POOLING, HEAD, ModelResult
+from poolbench.core.registry import REGISTRY
 from poolbench.core.text import (
     format_seconds,
     format_share,
@@ -64,7 +65,9 @@ def headline_rows(loaded: RunFrame, answers: Answers) -> list[HeadlineRow]:
         advice = answers.recommendations.get((at["op"], at["device"]))
         row = loaded.row_of.get((choice.race, advice.candidate)) if advice else None
         losses = {loss.row: loss.ratio for loss in advice.losses} if advice else {}
-        row = choice.row if row is None or not loaded.row(row)["right"] else row
+        # On a GPU a candidate that its own clock did not time is not compared with those that it did.
+        if row is None or not (row in losses or loaded.row(row)["candidate"] in choice.best):
+            row = choice.row
         found.append(HeadlineRow(choice=choice, row=row, loss=losses.get(row, NOTHING)))
     return found
 
@@ -161,8 +164,12 @@ def textbook_text(at: Mapping[str, Any]) -> str:
     """Return a row's speed over the textbook implementation, or the reason why there is none."""
     if at["textbook_reason"]:
         return str(at["textbook_reason"])
-    text = speed_up_text(at, TEXTBOOK)
-    return "is the textbook" if text == "1.00x" else text
+    return "is the textbook" if _is_textbook(at) else speed_up_text(at, TEXTBOOK)
+
+
+def _is_textbook(at: Mapping[str, Any]) -> bool:
+    op = REGISTRY.ops.get(str(at["op"]))
+    return op is not None and at["candidate"] == op.textbook
 
 
 def speed_up_text(at: Mapping[str, Any], columns: tuple[str, str, str]) -> str:
@@ -182,7 +189,7 @@ def sentences(loaded: RunFrame, choice: Choice) -> list[str]:
     baseline = speed_up_text(at, BASELINE)
     if at["textbook_reason"]:
         found.append(f"Textbook implementation: {one_line(str(at['textbook_reason']), 120)}.")
-    elif textbook and textbook != "1.00x":
+    elif textbook and not _is_textbook(at):
         found.append(f"It is {textbook} as fast as the textbook implementation.")
     if baseline and choice.recommended != at["baseline"]:
         found.append(f"It is {baseline} as fast as the baseline, {at['baseline']}.")

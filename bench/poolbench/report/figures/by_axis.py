@@ -129,7 +129,9 @@ def _is_ordinal(op: str, name: str, values: pd.Series) -> bool:
     axis = axes_of(op).get(name)
     if axis is not None and axis.kind == "category":
         return False
-    return bool(pd.api.types.is_numeric_dtype(values)) and values.nunique() > 2
+    # 0 stands for all threads: it has no place along a scale.
+    numeric = bool(pd.api.types.is_numeric_dtype(values)) and values.min() > 0
+    return numeric and values.nunique() > 2
 
 
 def _curves(axis: Axes, rows: pd.DataFrame, x: str, look: Mapping[str, Look]) -> list[End]:
@@ -166,12 +168,12 @@ def _lines(rows: pd.DataFrame, name: str, title: str, look: Mapping[str, Look]) 
 
 def _marks(rows: pd.DataFrame, name: str, title: str, look: Mapping[str, Look]) -> Figure:
     del look  # the shape of a mark shows the value
-    ops = rows["op"]
-    labels = [_label(op, name, value) for op, value in zip(ops, rows[name], strict=True)]
+    values: list[Any] = [plain(value) for value in rows[name]]
+    labels = [label_value(op, name, value) for op, value in zip(rows["op"], values, strict=True)]
     return dots(
         rows.assign(setting=labels),
         value="seconds", low="seconds_low", high="seconds_high", hue="setting",
-        label="time per call (bars span the processes' medians)", title=title, log=True, formatter=format_seconds,
+        label="time per call (bars span the processes' medians)", title=title, formatter=format_seconds,
     )  # fmt: skip
 
 
@@ -199,6 +201,8 @@ def _direction_shapes(loaded: RunFrame, op: str, device: str) -> dict[str, dict[
 def plot_mode_direction(loaded: RunFrame, op: str, device: str) -> Plot | None:
     """Time by mode, a panel a direction, at the base case."""
     shapes = _direction_shapes(loaded, op, device)
+    if not shapes:
+        return None
     rows = pd.concat(
         right_rows(
             at_base(
@@ -218,16 +222,18 @@ def plot_mode_direction(loaded: RunFrame, op: str, device: str) -> Plot | None:
     width = 4.2 * len(directions) + 1
     fig, axes = figure(1, len(directions), width, 1.7 + 0.36 * len(names), sharey=True)
     look = kind_marks(MODES)
+    modes = [mode for mode in MODES if mode in set(rows["mode"])]
     handles: dict[str, Any] = {}
     for axis, direction in zip(axes[0], directions, strict=True):
-        for i, mode in enumerate(MODES):
+        for i, mode in enumerate(modes):
             part = rows[(rows["direction"] == direction) & (rows["mode"] == mode)]
             if part.empty:
                 continue
             low = (part["seconds"] - part["seconds_low"]).clip(lower=0)
             high = (part["seconds_high"] - part["seconds"]).clip(lower=0)
+            offset = (i - (len(modes) - 1) / 2) * 0.22
             handles[MODE_WORDS[mode]] = axis.errorbar(
-                part["seconds"], [place[n] + (i - 1) * 0.22 for n in part["candidate"]], xerr=[low, high],
+                part["seconds"], [place[n] + offset for n in part["candidate"]], xerr=[low, high],
                 ms=5, elinewidth=1.2, capsize=2, **look[mode],
             )  # fmt: skip
         axis.set_xscale("log")
@@ -258,11 +264,6 @@ def _mode_message(rows: pd.DataFrame) -> str:
             f"{direction} is fastest {MODE_WORDS.get(top['mode'], top['mode'])} ({format_seconds(top['seconds'])})"
         )
     return ", ".join(parts)
-
-
-def _label(op: str, name: str, value: object) -> str:
-    known: Any = plain(value)
-    return label_value(op, name, known)
 
 
 def axis_makers(loaded: RunFrame) -> list[Maker]:

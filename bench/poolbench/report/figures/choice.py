@@ -262,7 +262,7 @@ def plot_break_even(loaded: RunFrame, op: str, device: str) -> Plot | None:
     )
     fig = dots(
         paid.assign(low=math.nan, high=math.nan), value="calls", low="low", high="high", hue="mode",
-        label="calls until the first call's cost is won back over eager", title=title, log=True,
+        label="calls until the first call's cost is won back over eager", title=title,
         formatter=lambda v: f"{v:.0f}",
     )  # fmt: skip
     caption = "First call: trace and compile. " + settings(

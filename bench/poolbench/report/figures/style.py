@@ -23,16 +23,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator
 
-from poolbench.core.axes import axes_of, is_usual
+from poolbench.core.axes import STANDARD, axes_of, is_usual
 from poolbench.core.candidate import split_contender
 from poolbench.core.registry import REGISTRY
-from poolbench.core.text import format_nbytes, format_seconds, one_line, significant
+from poolbench.core.text import format_nbytes, format_seconds, one_line
 from poolbench.report.cases import base_values
 from poolbench.report.frame import RunFrame
 from poolbench.report.recommend import answer
 
 INK = "#1a1a1b"  # becomes currentColor on the page, so that figures follow light and dark
-MODES = ("eager", "graph", "xla")
+MODES = STANDARD["mode"].choices
 # Distinguishable with any colour vision, on light and dark backgrounds.
 COLOURS = ("#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#56b4e9", "#a5673f", "#8a6fdb")
 GREY = "#8a8a8a"
@@ -135,7 +135,9 @@ def looks(loaded: RunFrame, op: str) -> dict[str, Look]:
 
 def kind_marks(kinds: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Return marks for modes and settings, distinguished by shape; colour always means a candidate."""
-    shapes = ({"marker": "o"}, {"marker": "s", "mfc": "none"}, {"marker": "^", "alpha": 0.6})
+    shapes = (
+        {"marker": "o"}, {"marker": "s", "mfc": "none"}, {"marker": "^", "alpha": 0.6}, {"marker": "x"},
+    )  # fmt: skip
     return {
         kind: {"color": INK, "linestyle": "none", **shapes[i % len(shapes)]}
         for i, kind in enumerate(kinds)
@@ -290,9 +292,7 @@ def dots(
     hue: str,
     label: str,
     title: str,
-    percent: bool = False,
-    log: bool = False,
-    formatter: Callable[[float], str] | None = None,
+    formatter: Callable[[float], str],
 ) -> Figure:
     """Plot candidates (down) and a value with its interval (across), one colour and marker per value of `hue`."""
     names = list(dict.fromkeys(rows.sort_values(value)["candidate"]))
@@ -319,13 +319,8 @@ def dots(
     axis.set_yticks(range(len(names)), [short(name) for name in names])
     axis.set_ylim(-0.6, len(names) - 0.4)
     axis.set_xlabel(label)
-    if log:
-        axis.set_xscale("log")
-        log_axis(axis.xaxis, formatter or significant)
-    else:
-        axis.set_xlim(left=0)
-    if percent:
-        axis.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{100 * v:.0f}%"))
+    axis.set_xscale("log")
+    log_axis(axis.xaxis, formatter)
     if len(kinds) > 1:
         legend_below(fig, handles, len(kinds))
     finish(fig, title, width)

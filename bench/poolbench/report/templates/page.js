@@ -117,16 +117,9 @@ for (const button of document.querySelectorAll(".card .copy"))
   button.addEventListener("click", () => copy(button, button.previousElementSibling));
 function command(chosen) {
   const [op, device, mode, direction, dtype, shape, others] = chosen;
-  const axes = [...(shape ? [["shape", shape]] : []), ["mode", mode], ["direction", direction], ["dtype", dtype]];
+  const [, , settings] = data.settings.find((one) => one[0] === op && one[1] === others) || [0, 0, []];
+  const axes = [...(shape ? [["shape", shape]] : []), ["mode", mode], ["direction", direction], ["dtype", dtype], ...settings];
   if (!/^(cpu|gpu):0$/.test(device)) axes.push(["device", device]);
-  for (const word of others.split(", ")) {
-    if (/^k\d+$/.test(word)) axes.push(["pool_size", word.slice(1)]);
-    if (/^(valid|same)$/.test(word)) axes.push(["padding", word]);
-    if (/^threads\d+$/.test(word)) axes.push(["threads", word.slice(7)]);
-    if (word === "relu") axes.push(["distribution", word]);
-    if (word === "cold") axes.push(["cache", word]);
-    if (word === "channels_first") axes.push(["data_format", word]);
-  }
   const safe = (text) => (/^[A-Za-z0-9_:.-]+$/.test(text) ? text : "'...'");
   if (device === "gpu:0") axes.push(["device", "gpu"]);
   const select = /^[A-Za-z0-9_]+$/.test(op) ? " --op " + op : "";
