@@ -170,7 +170,7 @@ def test_compare_programs_only_fails_on_a_change_of_one_compiler(tmp_path, key, 
 
 def test_lay_out_unlike_settings_get_no_verdict(tmp_path):
     run = run_of(tmp_path / "a", {}, {VICTIM: {"threads": "1"}})
-    loaded = lay_out(run, registry=REGISTRY)
+    loaded = lay_out(run)
     table = loaded.table.set_index("candidate")
     assert table.loc[VICTIM, "unlike"] == "unlike: threads 1 | 2"
     assert table.loc[VICTIM, "verdict"] == ""
@@ -196,7 +196,7 @@ def test_same_program_needs_equal_hash_and_key(tmp_path):
 
 def test_page_one_program_pairs_are_a_comparison_with_itself(tmp_path):
     run = run_of(tmp_path / "a", {VICTIM: OTHER, "slices-maximum": OTHER})
-    loaded = lay_out(run, registry=REGISTRY)
+    loaded = lay_out(run)
     table = loaded.table.set_index("candidate")
     ranked = table.index[table["right"] & ~table["stopped_early"]]
     count = len(ranked.difference([VICTIM, "slices-maximum"]))
@@ -218,7 +218,7 @@ def test_plot_heatmap_with_xla_one_program_has_one_row(tmp_path):
         for m in records
         if m.kind == "candidate"
     ]
-    loaded = lay_out(store(tmp_path / "a", found), registry=REGISTRY)
+    loaded = lay_out(store(tmp_path / "a", found))
     assert plot_heatmap(xla=False)(loaded, "depth_max_pool", "cpu:0") is None
     plot = plot_heatmap(xla=True)(loaded, "depth_max_pool", "cpu:0")
     rows = [label.get_text() for label in plot.figure.axes[0].get_yticklabels()]
@@ -309,7 +309,7 @@ def test_race_worker_with_another_setting_has_no_verdict(tmp_path):
         run = store(tmp_path / "a", race.run(pool).measurements)
     finally:
         pool.close()
-    table = lay_out(run, registry=REGISTRY).table.set_index("candidate")
+    table = lay_out(run).table.set_index("candidate")
     assert table["right"].all()
     assert table.loc["torch-mean@other", ["unlike", "verdict"]].tolist() == [
         "unlike: oneDNN off | on",

@@ -174,7 +174,7 @@ def test_efficiency_is_limit_over_time_from_one_mebibyte_up():
 
 def test_textbook_ratio_where_textbook_fails_is_empty_with_reason():
     case = synthetic.op_case("depth_max_pool", direction="training")
-    loaded = lay_out(run_of(synthetic.records(cases=[case])), registry=load_builtin())
+    loaded = lay_out(run_of(synthetic.records(cases=[case])))
     row = row_of(loaded, "transpose-reduce_max")
     assert np.isnan(row["textbook_ratio"])
     assert "MaxPoolingGrad" in row["textbook_reason"]

@@ -241,13 +241,14 @@ def _report(
     show: bool,
 ) -> None:
     from poolbench.report.frame import load
-    from poolbench.report.select import select_frame
+    from poolbench.report.select import select
 
     loaded = load(*places, margin=margin)
     for one in loaded.runs:
         if one.dropped:
             emit(f"{one.path.name}: {one.dropped}", err=True)
-    loaded = select_frame(loaded, selected)
+    if selected:
+        loaded = loaded.keep(list(select(loaded.table, selected).index))
     if kind:
         from poolbench.report.formats import WRITERS
         from poolbench.report.tables import measurement_table

@@ -75,11 +75,7 @@ def side_options(command: Command) -> Command:
 
 def asks_for_sides(options: Mapping[str, Any]) -> bool:
     """Tell whether the options of `compare` name a side, rather than two stored runs."""
-    return any(
-        options[f"{side}_{what}"]
-        for side in ("base", "head")
-        for what in ("ref", "python", "with", "env")
-    )
+    return any(value for name, value in options.items() if name.startswith(("base_", "head_")))
 
 
 # What `compare` takes of two stored runs alone.

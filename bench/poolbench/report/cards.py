@@ -6,8 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from poolbench.core.candidate import split_contender
-from poolbench.core.registry import REGISTRY, Registry
+from poolbench.core.registry import REGISTRY
 from poolbench.core.text import format_times, one_line, with_interval
 from poolbench.report.cases import base_values, case_words
 from poolbench.report.frame import RunFrame
@@ -34,7 +33,6 @@ class Card:
     title: str
     device: str
     name: str
-    about: str
     facts: Sequence[Fact]
     lines: Sequence[str]
     exceptions: Sequence[str]
@@ -42,27 +40,18 @@ class Card:
     fails: Sequence[str]
     source: str
     code: str
-    code_case: str
 
 
-def cards(
-    loaded: RunFrame, answers: Answers, supports: Sequence[Support], registry: Registry = REGISTRY
-) -> list[Card]:
+def cards(loaded: RunFrame, answers: Answers, supports: Sequence[Support]) -> list[Card]:
     """Return one card per op and device that has a recommendation."""
     at = {(one.op, one.device): one for one in supports}
     return [
-        _card(loaded, advice, at.get(place), registry)
-        for place, advice in answers.recommendations.items()
+        _card(loaded, advice, at.get(place)) for place, advice in answers.recommendations.items()
     ]
 
 
-def _card(
-    loaded: RunFrame, advice: Recommendation, support: Support | None, registry: Registry
-) -> Card:
-    op, entry = (
-        registry.ops.get(advice.op),
-        registry.candidates.get((advice.op, split_contender(advice.candidate)[0])),
-    )
+def _card(loaded: RunFrame, advice: Recommendation, support: Support | None) -> Card:
+    op = REGISTRY.ops.get(advice.op)
     base = base_values(loaded, advice.op)
     cells = support.of(advice.candidate) if support else []
     bad = [c for c in cells if c.state != "pass"]
@@ -71,7 +60,6 @@ def _card(
         title=(op.title if op else "") or advice.op,
         device=advice.device,
         name=advice.candidate,
-        about=entry.about if entry else "",
         facts=_facts(loaded, advice, base),
         lines=_lines(advice),
         exceptions=_exceptions(loaded, advice, base),
@@ -80,8 +68,7 @@ def _card(
         else "No support matrix is at hand. To record one, type: poolbench matrix",
         fails=[f"{c.probe}: {c.state.replace('_', ' ')}" for c in bad],
         source=STANDS_IN if support and support.borrowed and cells else "",
-        code=snippet(case, advice.candidate, registry, loaded.run.header.sources),
-        code_case=case_words(loaded.row(advice.base_row), base),
+        code=snippet(case, advice.candidate, loaded.run.header.sources),
     )
 
 

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from poolbench.core.axes import STANDARD, Value, format_value
+from poolbench.core.axes import STANDARD, format_value
 from poolbench.core.case import Case, case_label
 from poolbench.core.errors import UsageError
 from poolbench.core.records import Measurement, Samples, is_right
-from poolbench.core.registry import Registry, input_nbytes, load_builtin
+from poolbench.core.registry import input_nbytes, load_builtin
 from poolbench.report import programs, ratios
 from poolbench.report.environments import check_poolable
 from poolbench.report.formats import as_table
@@ -42,7 +42,6 @@ class RunFrame:
         runs: the records of each run, the newest last.
         table: one row per candidate and case; see `COLUMNS` for what each column holds.
         measurements: by run, then by row of `table`; None where the run lacks the row.
-        bandwidth_limits: by run, then by row, the bandwidth limit's time, block by block, or None.
         probes: one row per bandwidth probe of the newest run: case columns, probe, bytes per second.
         margin: the equivalence margin of the verdicts.
         confidence: of every interval.
@@ -54,7 +53,6 @@ class RunFrame:
     runs: tuple[StoredRun, ...]
     table: pd.DataFrame
     measurements: tuple[Sequence[Measurement | None], ...]
-    bandwidth_limits: tuple[Sequence[Samples | None], ...] = ()
     probes: pd.DataFrame = field(default_factory=pd.DataFrame)
     margin: float = MARGIN
     confidence: float = 0.95
@@ -96,7 +94,6 @@ class RunFrame:
             self,
             table=self.table.loc[list(rows)].reset_index(drop=True),
             measurements=tuple([some[row] for row in rows] for some in self.measurements),
-            bandwidth_limits=tuple([some[row] for row in rows] for some in self.bandwidth_limits),
         )
 
     @functools.cached_property
@@ -159,9 +156,7 @@ COLUMNS: dict[str, str] = {
 }
 
 
-def load(
-    *places: Path | StoredRun, margin: float = MARGIN, registry: Registry | None = None
-) -> RunFrame:
+def load(*places: Path | StoredRun, margin: float = MARGIN) -> RunFrame:
     """Load the run in a folder, unless it was read already; several runs of one machine and code are pooled.
 
     What lies between runs comes from the runs of this machine and code beside it, where there are two.
@@ -172,13 +167,12 @@ def load(
     """
     runs = [read_run(place) if isinstance(place, Path) else place for place in places]
     known = prior_for(runs[-1], runs[-1].path.absolute().parent) if runs else (SHIPPED, 0)
-    return lay_out(*runs, margin=margin, registry=registry, prior=known)
+    return lay_out(*runs, margin=margin, prior=known)
 
 
 def lay_out(
     *runs: StoredRun,
     margin: float = MARGIN,
-    registry: Registry | None = None,
     prior: tuple[Prior, int] = (SHIPPED, 0),
 ) -> RunFrame:
     """Return the measurements of one or several runs with every statistic in columns.
@@ -193,7 +187,6 @@ def lay_out(
         raise UsageError("no run to report")
     runs = tuple(sorted(runs, key=lambda run: run.header.created))
     check_poolable(runs)
-    registry = registry or load_builtin()
     found = [_candidates(run) for run in runs]
     keys: dict[Key, None] = {}
     for one in reversed(found):
@@ -218,7 +211,7 @@ def lay_out(
     confidence = ratios.reported_confidence(runs[-1].header.options)
     logs: Logs = {}
     estimates = ratios.estimate_rows(
-        table, there, limits, {name: op.textbook for name, op in registry.ops.items()},
+        table, there, limits, {name: op.textbook for name, op in load_builtin().ops.items()},
         confidence, prior[0], logs,
     )  # fmt: skip
     columns = ratios.columns_of(table, estimates, margin)
@@ -236,7 +229,6 @@ def lay_out(
         runs=runs,
         table=table[with_axes(COLUMNS, axes)],
         measurements=there,
-        bandwidth_limits=limits,
         probes=probe_table(_probes(runs[-1])),
         margin=margin,
         confidence=confidence,
@@ -286,23 +278,15 @@ def axes_in(table: pd.DataFrame) -> tuple[str, ...]:
     return tuple(names[names.index("op") + 1 : names.index("label")])
 
 
-def axis_cell(case: Case, name: str) -> Value | None:
-    """Return the value of an axis as a cell: a shape as text, None if the case has none."""
-    value: Value | None = case.get(name)
-    return format_value(value) if isinstance(value, tuple) else value
-
-
 def _nan(value: float | None) -> float:
     return math.nan if value is None else value
 
 
 def case_cells(case: Case, axes: Sequence[str]) -> tuple[Any, ...]:
-    """Return the columns that the rows of a case share."""
-    return (
-        case.op,
-        *(axis_cell(case, name) for name in axes),
-        case_label(case),
-    )
+    """Return the columns that the rows of a case share: a shape as text, None for an axis that it lacks."""
+    values = (case.get(name) for name in axes)
+    cells = (format_value(value) if isinstance(value, tuple) else value for value in values)
+    return (case.op, *cells, case_label(case))
 
 
 def _row(by_run: Sequence[tuple[Floats, Measurement]], nbytes: int) -> tuple[Any, ...]:

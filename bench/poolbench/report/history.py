@@ -268,7 +268,12 @@ def describe_history(results: Path, say: Callable[[str], object]) -> str:
         )
     found = agreements(known)
     lines = [f"{len(known)} runs of {known[-1].machine.get('processor', 'this machine')}, one code"]
-    lines += [f"{a.runs[0]} and {a.runs[1]}: {describe_agreement(a)}" for a in found]
+    lines += [
+        f"{a.runs[0]} and {a.runs[1]}: {a.coverage.inside} of {a.coverage.comparisons} agree "
+        f"({format_share(a.coverage.observed)}), half-width {format_share(a.half_width)}, of like sides "
+        f"{format_share(a.alike_half_width)}, {a.reversed} FASTER and SLOWER"
+        for a in found
+    ]
     inside = sum(a.coverage.inside for a in found)
     count = sum(a.coverage.comparisons for a in found)
     worst = min(a.coverage.observed for a in found)
@@ -277,13 +282,3 @@ def describe_history(results: Path, say: Callable[[str], object]) -> str:
         f"{found[0].coverage.nominal:.0%}); the worst pair {format_share(worst)}"
     )
     return "\n".join(lines)
-
-
-def describe_agreement(found: Agreement) -> str:
-    """Return one pair's figures in a line."""
-    covered = found.coverage
-    return (
-        f"{covered.inside} of {covered.comparisons} agree ({format_share(covered.observed)}), half-width "
-        f"{format_share(found.half_width)}, of like sides {format_share(found.alike_half_width)}, "
-        f"{found.reversed} FASTER and SLOWER"
-    )

@@ -21,7 +21,7 @@ from poolbench.report.cases import CHOSEN_BY, others, others_label
 from poolbench.report.frame import RunFrame
 from poolbench.report.recommend import Answers
 from poolbench.report.snippets import snippet
-from poolbench.report.support import Support, caveats
+from poolbench.report.support import Support
 from poolbench.report.tables import sentences
 
 CHUNK = 100  # measurements in a file of samples
@@ -59,7 +59,7 @@ def page_data(loaded: RunFrame, answers: Answers, matrices: Sequence[Support]) -
         "settings": [[op, label, some] for (op, label), some in axes.items()],
         "codes": list(codes),
         "caveats": [
-            [op, device, name, caveats(cells[op, device].cells, op, name)]
+            [op, device, name, cells[op, device].caveats(name)]
             for op, device, name in sorted(used)
             if (op, device) in cells
         ],

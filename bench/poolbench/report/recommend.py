@@ -17,7 +17,7 @@ from typing import Any
 import pandas as pd
 
 from poolbench.core.candidate import split_contender
-from poolbench.core.registry import REGISTRY, Registry
+from poolbench.core.registry import REGISTRY
 from poolbench.report.cases import GROUP, base_values, plain
 from poolbench.report.frame import RunFrame
 from poolbench.report.pairs import Interval, Pairs, estimate_pairs, mean_over_cases
@@ -125,9 +125,8 @@ def pick(op: str, best: Sequence[str], failed: Mapping[tuple[str, str], int]) ->
 
 
 @functools.lru_cache(maxsize=1)  # page, terminal and tables of one run need it
-def answer(loaded: RunFrame, registry: Registry | None = None) -> Answers:
+def answer(loaded: RunFrame) -> Answers:
     """Return all recommendations of a run; wrong, failed and implausible candidates are excluded."""
-    registry = registry or REGISTRY
     table = loaded.table
     right = table[table["right"] & table["seconds"].notna()]
     races = {
@@ -141,9 +140,8 @@ def answer(loaded: RunFrame, registry: Registry | None = None) -> Answers:
         by_place[places[rows[0]]][race] = rows
     failed = failed_checks(cell for one in supports(loaded) for cell in one.cells)
     recommendations = {
-        place: found
+        place: _recommendation(loaded, place, some, pairs, failed)
         for place, some in by_place.items()
-        if (found := _recommendation(loaded, place, some, pairs, registry, failed)) is not None
     }
     names = table["candidate"].tolist()
     choices = []
@@ -152,7 +150,7 @@ def answer(loaded: RunFrame, registry: Registry | None = None) -> Answers:
         order = _in_order(table, rows, pairs)
         best = _tied(loaded, order, pairs)
         tied = [names[row] for row in best]
-        usual = recommendations[place].candidate if place in recommendations else ""
+        usual = recommendations[place].candidate
         chosen = usual if usual in tied else pick(place[0], tied, failed)
         choices.append(
             Choice(
@@ -187,14 +185,12 @@ def _in_order(table: pd.DataFrame, rows: Sequence[int], pairs: Pairs) -> list[in
 
 def _tied(loaded: RunFrame, order: Sequence[int], pairs: Pairs) -> list[int]:
     """Return the rows not shown slower than the best, the fastest first."""
-    if len(order) == 1:
-        return list(order)
     row_of = {id(loaded.samples[row]): row for row in order}
     kept = verdicts.best_set(
         {str(row): loaded.samples[row] for row in order},
         estimator=lambda one, other: pairs.mean[row_of[id(one)], row_of[id(other)]],
     )
-    return [row for row in order if str(row) in set(kept)] or list(order[:1])
+    return [row for row in order if str(row) in set(kept)]
 
 
 # Regret.
@@ -205,9 +201,8 @@ def _recommendation(
     place: tuple[str, str],
     races: Mapping[int, Sequence[int]],
     pairs: Pairs,
-    registry: Registry,
     failed: Mapping[tuple[str, str], int],
-) -> Recommendation | None:
+) -> Recommendation:
     """Return the candidate of least regret over the races of an op on a device.
 
     Every candidate counts that is right in all cases. Where there is none, those count that are right wherever
@@ -237,7 +232,7 @@ def _recommendation(
     regret = {name: (found[name][0][0], found[name][1][0]) for name in eligible}
     limit = found[min(eligible, key=regret.__getitem__)][0][2]
     even = [name for name in eligible if not found[name][0][1] > limit]
-    known = {n: registry.candidates.get((place[0], split_contender(n)[0])) for n in even}
+    known = {n: REGISTRY.candidates.get((place[0], split_contender(n)[0])) for n in even}
     chosen = min(
         even,
         key=lambda name: (
@@ -249,7 +244,7 @@ def _recommendation(
     )
     largest, mean, losses = found[chosen]
     beyond = [loss for loss in losses if loss.ratio[1] > 1 + loaded.margin]
-    over, over_rows = _compared(loaded, place[0], chosen, rows_of, race_of, registry)
+    over, over_rows = _compared(loaded, place[0], chosen, rows_of, race_of)
     speeds = [
         e for row, other in over_rows if math.isfinite((e := pairs.next_run[other, row]).log_ratio)
     ]
@@ -319,10 +314,9 @@ def _compared(
     chosen: str,
     rows_of: Mapping[str, Sequence[int]],
     race_of: Mapping[int, Sequence[int]],
-    registry: Registry,
 ) -> tuple[str, list[tuple[int, int]]]:
     """Return the textbook implementation, else the baseline, and its rows beside the chosen one's."""
-    entry = registry.ops.get(op)
+    entry = REGISTRY.ops.get(op)
     baseline = str(loaded.table.at[rows_of[chosen][0], "baseline"])
     over = (entry.textbook if entry else "") or baseline
     if over in (chosen, ""):

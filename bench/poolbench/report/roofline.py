@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 import pandas as pd
 
-from poolbench.core.case import Case, case_label
+from poolbench.core.case import Case
 from poolbench.core.records import Clock, Measurement, Samples, samples_by
 from poolbench.machine.nvml import is_gpu
 from poolbench.report.medians import all_process_medians, median, middle_of
@@ -132,7 +132,6 @@ def limit_seconds(limits: Iterable[Samples | None]) -> list[float]:
 def probe_table(probes: Iterable[Measurement]) -> pd.DataFrame:
     """Return one row per bandwidth probe: its case, and bytes per second by its processes' medians."""
     rows = []
-    labels: dict[Case, str] = {}
     probes = list(probes)
     found = all_process_medians([probe.samples for probe in probes])
     for probe, medians in zip(probes, found, strict=True):
@@ -141,13 +140,10 @@ def probe_table(probes: Iterable[Measurement]) -> pd.DataFrame:
             continue
         rows.append(
             {
-                "op": case.op,
-                "label": labels.get(case) or labels.setdefault(case, case_label(case)),
                 "device": case.device,
                 "dtype": case.dtype,
                 "threads": case.threads,
                 "cache": case.cache,
-                "node": probe.node,
                 "probe": probe.candidate,
                 "nbytes": moved,
                 "bandwidth": moved / median(medians),

@@ -10,8 +10,6 @@ from poolbench.core.errors import UsageError
 if TYPE_CHECKING:
     import pandas as pd
 
-    from poolbench.report.frame import RunFrame
-
 Selection = Sequence[tuple[str, tuple[str, ...]]]
 
 
@@ -30,13 +28,6 @@ def select(table: pd.DataFrame, wanted: Selection) -> pd.DataFrame:
         if table.empty:
             raise UsageError(f"no measurement has {name} in {', '.join(values)} (--select)")
     return table
-
-
-def select_frame(loaded: RunFrame, wanted: Selection) -> RunFrame:
-    """Return the run with the selected measurements alone."""
-    if not wanted:
-        return loaded
-    return loaded.keep(list(select(loaded.table, wanted).index))
 
 
 def _as_text(value: object) -> str:

@@ -31,6 +31,14 @@ class Support:
         """Return the cells of a candidate that were run."""
         return [c for c in self.cells if c.candidate == candidate and c.state != "not_run"]
 
+    def caveats(self, candidate: str) -> list[str]:
+        """Return what the matrix says against a candidate, one line per failed check."""
+        return [
+            f"{cell.probe}: {cell.state}" + (f" ({cell.evidence})" if cell.evidence else "")
+            for cell in self.of(candidate)
+            if cell.state != "pass"
+        ]
+
 
 def kind_of(device: str) -> str:
     """Return 'cpu' from 'cpu:0'."""
@@ -74,15 +82,6 @@ def _cells_in(folder: Path) -> tuple[str, Sequence[MatrixCell]]:
 def _tensorflow(run: StoredRun) -> str:
     versions = run.header.environment.versions
     return next((v for name, v in versions.items() if name.startswith("tensorflow")), "")
-
-
-def caveats(cells: Sequence[MatrixCell], op: str, name: str) -> list[str]:
-    """Return what the support matrix says against a candidate, one line per failed check."""
-    return [
-        f"{cell.probe}: {cell.state}" + (f" ({cell.evidence})" if cell.evidence else "")
-        for cell in cells
-        if cell.op == op and cell.candidate == name and cell.state not in ("pass", "not_run")
-    ]
 
 
 def failed_checks(cells: Iterable[MatrixCell]) -> dict[tuple[str, str], int]:
