@@ -92,7 +92,8 @@ def selftest_block(loaded: RunFrame, root: Path) -> str:
             f"An op raced against itself on the reference machine: {count} false alarms in {total} comparisons, so at "
             f"most {most:.1%} at 95% confidence."
         )
-    if found := agreements(reference_runs(root)):
+    if groups := reference_runs(root):
+        found = agreements(groups[-1])
         inside = sum(one.coverage.inside for one in found)
         comparisons = sum(one.coverage.comparisons for one in found)
         text += (
@@ -102,19 +103,24 @@ def selftest_block(loaded: RunFrame, root: Path) -> str:
     return text.strip() or "Neither `nox -s acceptance` nor two default runs are committed."
 
 
-def reference_runs(root: Path) -> list[RunSummary]:
-    """Return the committed summaries of default runs of one machine and code, the oldest first."""
+def reference_runs(root: Path) -> list[list[RunSummary]]:
+    """Return the committed summaries of default runs, a group for each machine and code, the oldest first."""
     known = read_summaries(root / "results")
     known = [
         one for one in known if (root / "results" / REFERENCE_RUNS / f"{one.run}.json").exists()
     ]
-    return alike(known, known[-1]) if known else []
+    groups = [alike(known, one) for one in known]
+    return [some for at, some in enumerate(groups) if len(some) > 1 and some not in groups[:at]]
 
 
 def runs_block(loaded: RunFrame, root: Path) -> str:
-    """Return a table of consecutive default runs: how many comparisons agreed, and how wide they were."""
+    """Return tables of consecutive default runs: how many comparisons agreed, and how wide they were."""
     del loaded
-    runs = reference_runs(root)
+    tables = [_runs_table(runs) for runs in reference_runs(root)]
+    return "\n\n".join(tables) or "No two runs of one code are committed."
+
+
+def _runs_table(runs: Sequence[RunSummary]) -> str:
     rows = [
         {
             "runs": f"{one.created[:16]} and {other.created[11:16]}".replace("T", " "),
@@ -126,8 +132,6 @@ def runs_block(loaded: RunFrame, root: Path) -> str:
         }
         for (one, other), found in zip(itertools.pairwise(runs), agreements(runs), strict=True)
     ]
-    if not rows:
-        return "No two runs of one code are committed."
     machine = machine_text(runs[-1].machine)
     table = as_markdown(pd.DataFrame(rows)).strip()
     return f"Default runs of one code on {machine}, each with the next; 95% are expected to agree:\n\n{table}"

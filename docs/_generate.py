@@ -141,9 +141,9 @@ each failed check observed stands in the report of the run.
 unknown when traced; `numbers`: dtypes; `values`: NaN, infinities, ties; `repeats`: the same result again, from other
 threads too; `exports`: saving, TensorFlow Lite, ONNX; `backends`: JAX and PyTorch.
 
-`nox -s matrix` fills the matrix on your machine and renders the report; `nox -s matrix -- --with-exports` adds TensorFlow
-Lite and ONNX. The checks of JAX and PyTorch need `pip install '.[cpu,backends]'` and `poolbench matrix`. This page is generated from the reference runs
-by `python docs/_generate.py`.
+`nox -s matrix` fills the matrix on your machine and renders the report; `nox -s matrix -- --with-exports` adds
+TensorFlow Lite and ONNX. The checks of JAX and PyTorch need `pip install '.[cpu,backends]'` and `poolbench matrix`.
+This page is generated from the reference runs by `python docs/_generate.py`.
 """
 
 

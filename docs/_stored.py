@@ -51,9 +51,10 @@ Found = dict[str, Any]
 
 
 def machine_text(machine: Mapping[str, Any]) -> str:
-    """Return a machine's name: 'AMD EPYC, 2 cores, virtual'."""
+    """Return a machine's name: 'AMD EPYC, 2 cores, virtual'; processors of one name differ in AVX-512."""
+    wide = ", AVX-512" if "avx512f" in str(machine.get("features")).split() else ""
     virtual = ", virtual" if machine.get("virtual") else ""
-    return f"{machine.get('processor')}, {machine.get('usable_threads')} cores{virtual}"
+    return f"{machine.get('processor')}, {machine.get('usable_threads')} cores{wide}{virtual}"
 
 
 def _from_file(

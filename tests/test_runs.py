@@ -73,9 +73,9 @@ def test_combine_one_run_with_prior_of_earlier_pairs_covers_the_next_run(form, e
 
 def test_combine_one_run_with_shipped_prior_covers_only_effects_of_its_size():
     # One run shows nothing of what lies between runs, so that no estimator could do better.
-    assert 0.93 <= covered("prior", 0.025, 1) <= 0.975
+    assert 0.93 <= covered("prior", prior.SHIPPED.slope, 1) <= 0.975
     assert covered("constant", 0.0, 1) > 0.975
-    assert covered("prior", 0.04, 1) < 0.93
+    assert covered("prior", 1.6 * prior.SHIPPED.slope, 1) < 0.93
     assert covered("constant", 0.04, 1) < 0.8
 
 
@@ -101,9 +101,9 @@ def test_widen_near_tie_stays_narrow_and_unlike_sides_do_not():
     assert found.source == "prior" and found.runs == 1
     assert one.half_width < found.mean.half_width < 0.015
     assert found.mean.half_width < found.next_run.half_width < 0.021
-    assert widen(make_one(1.0)).mean.half_width > 0.05
-    assert widen(one, one_thread=True).tau == pytest.approx(0.0025)
-    assert widen(one, eager=True).tau == pytest.approx(0.01)
+    assert widen(make_one(1.0)).mean.half_width > 0.035
+    assert widen(one, one_thread=True).tau == pytest.approx(0.5 * prior.SHIPPED.base)
+    assert widen(one, eager=True).tau == pytest.approx(prior.SHIPPED.eager * prior.SHIPPED.base)
 
 
 def test_widen_estimate_without_interval_has_none():
@@ -201,7 +201,7 @@ def test_coverage_two_runs_counts_what_agrees():
 
 def test_coverage_single_runs_of_the_priors_form_is_nominal():
     pairs = []
-    for table, new in simulate("prior", 0.025, 1):
+    for table, new in simulate("prior", prior.SHIPPED.slope, 1):
         kinds = zip(table.eager, table.one_thread)
         first = runs.combine(table)
         second = [

@@ -50,12 +50,12 @@ class Prior:
 
 
 SHIPPED = Prior(
-    base=0.005,
-    slope=0.025,
-    eager=2.0,
+    base=0.004,
+    slope=0.018,
+    eager=1.4,
     one_thread=0.5,
-    provenance="two runs of a two-processor Intel Xeon virtual machine (134 comparisons, commit 9d42b8e),"
-    " checked on two runs of an AMD EPYC one",
+    provenance="eight runs of a two-processor AMD EPYC virtual machine (134 comparisons each),"
+    " checked on runs of another machine",
 )
 
 
