@@ -17,13 +17,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from poolbench.compare_commands import (
-    STORED,
     asks_for_sides,
     bisect,
     compare_programs,
     compare_runs,
     race_sides,
-    refuse_options,
     side_options,
 )
 from poolbench.core.terminal import emit, poolbench_command
@@ -282,9 +280,7 @@ def compare(
     Exit 1 if something became slower; with --base also if it broke or answers otherwise. Two runs recorded apart
     cannot tell a small difference of the code from one of the hour; --base REF races both sides in one job.
     """
-    racing = asks_for_sides(sides)
-    refuse_options(STORED if racing else sides, racing=racing)
-    if racing:
+    if asks_for_sides(sides):
         return race_sides(sides, margin=margin, kind=kind)
     if base is None or run is None:
         raise click.UsageError(

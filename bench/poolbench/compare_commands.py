@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -73,33 +73,33 @@ def side_options(command: Command) -> Command:
     return command
 
 
-def asks_for_sides(options: Mapping[str, Any]) -> bool:
-    """Tell whether the options of `compare` name a side, rather than two stored runs."""
-    return any(value for name, value in options.items() if name.startswith(("base_", "head_")))
-
-
 # What `compare` takes of two stored runs alone.
 STORED = ("base", "run", "allow_different", "programs_only", "selected", "out", "show")
 
 
-def refuse_options(names: Container[str], *, racing: bool) -> None:
-    """Refuse what was given of the other kind of comparison.
+def asks_for_sides(options: Mapping[str, Any]) -> bool:
+    """Tell whether the options of `compare` name a side, rather than two stored runs.
 
     Raises:
-        click.UsageError: with the option.
+        click.UsageError: an option of the other kind of comparison is given too.
     """
+    racing = any(value for name, value in options.items() if name.startswith(("base_", "head_")))
     context = click.get_current_context()
     default = click.core.ParameterSource.DEFAULT
     for option in context.command.params:
         name = str(option.name)
-        if name in names and context.get_parameter_source(name) not in (default, None):
+        if name in (STORED if racing else options) and context.get_parameter_source(name) not in (
+            default,
+            None,
+        ):
             word = (
                 option.opts[-1] if option.opts[-1].startswith("-") else option.make_metavar(context)
             )
-            kinds = ("two stored runs", "--base and --head")
+            kind = "two stored runs" if racing else "--base and --head"
             raise click.UsageError(
-                f"{word} is for {kinds[not racing]} alone, which is not what the rest asks for"
+                f"{word} is for {kind} alone, which is not what the rest asks for"
             )
+    return racing
 
 
 def race_sides(options: Mapping[str, Any], *, margin: float, kind: str | None) -> int:
