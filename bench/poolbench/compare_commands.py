@@ -92,9 +92,8 @@ def asks_for_sides(options: Mapping[str, Any]) -> bool:
             default,
             None,
         ):
-            word = (
-                option.opts[-1] if option.opts[-1].startswith("-") else option.make_metavar(context)
-            )
+            last = option.opts[-1]
+            word = last if last.startswith("-") else option.human_readable_name
             kind = "two stored runs" if racing else "--base and --head"
             raise click.UsageError(
                 f"{word} is for {kind} alone, which is not what the rest asks for"
