@@ -302,7 +302,7 @@ def test_conclude_small_share_says_that_nothing_is_to_be_won():
     lines, chosen = conclude(stepped(**{ORIGINAL: 1.0, ISOLATED + ORIGINAL: 0.016 * 10}))
     assert lines == [
         "Pooling is 1.0% [0.96, 1.0] of your training step at batch 8: no implementation of it can win more than "
-        "1.1%, so nothing is to be won."
+        "1%, so nothing is to be won."
     ]
     assert not chosen
 
