@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import poolbench.ops  # noqa: F401 (registers what ships)
 import pytest
-from poolbench.core.errors import UsageError
+from poolbench.core.errors import UsageError, WorkerFailure
 from poolbench.core.records import MatrixCell
 from poolbench.core.registry import REGISTRY
 from poolbench.matrix.record import run_matrix
@@ -49,7 +49,7 @@ def matrix(request: pytest.FixtureRequest, poolbench: Benchmark, filled: list[Ma
                     count=poolbench.count_ahead,
                 )
             )
-        except UsageError as error:
+        except (UsageError, WorkerFailure) as error:
             pytest.exit(str(error), returncode=4)
     return filled[0]
 

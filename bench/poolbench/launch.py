@@ -157,7 +157,7 @@ def launch_repeated(
         one = {**options, "run": f"{name}-{number}", "budget": budget / repeat, "results": results}
         if number > 1:
             time.sleep(PAUSE_SECONDS)
-        words = ["-m", "poolbench", "run", *suites, *keyword, *option_words(one, "--")]
+        words = ["-m", "poolbench", "run", *keyword, *option_words(one, "--"), "--", *suites]
         code = subprocess.call([sys.executable, *words])  # noqa: S603 (this program itself)
         folders.append(results / one["run"])
         codes.append(code if code >= 0 else 128 - code)  # killed by a signal

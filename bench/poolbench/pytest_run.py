@@ -378,7 +378,9 @@ def resume_command(
         if not skip and not named:
             kept.append(word)
         skip = not skip and named and "=" not in word
-    more = shlex.join([*kept, f"{prefix}resume", name])
+    # Behind "--" are pytest's own words.
+    at = kept.index("--") if "--" in kept else len(kept)
+    more = shlex.join([*kept[:at], f"{prefix}resume", name, *kept[at:]])
     # The words of a command begin with its verb: run, matrix.
     start = poolbench_command() if launcher else f"{shlex.quote(sys.executable)} -m pytest"
     return f"cd {shlex.quote(str(invocation.dir))} && {start} {more}"

@@ -141,12 +141,13 @@ def choice_axis(
     aliases: Mapping[str, str] = MappingProxyType({}),
 ) -> Axis[str]:
     """Return an axis of a few words, in any letter case; the first is the default."""
+    written = {choice.lower(): choice for choice in choices}
 
     def parse(text: str) -> str:
         word = aliases.get(text.lower(), text.lower())
-        if word not in choices:
+        if word.lower() not in written:
             raise ValueError(text)
-        return word
+        return written[word.lower()]
 
     return Axis(
         name=name, parse=parse, choices=choices, default=default or choices[0], quiet=quiet, scope=scope,

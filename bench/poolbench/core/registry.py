@@ -65,6 +65,10 @@ class Registry:
         """
         if entry.name in PROBE_NAMES:
             raise UsageError(f"{entry.name!r} is the name of a probe; pick another (candidate)")
+        if "@" in entry.name:
+            raise UsageError(
+                f"{entry.name!r} has an @, behind which a backend is named; pick another (candidate)"
+            )
         key = (entry.op, entry.name)
         known = self.candidates.get(key)
         if known is not None and known.file != entry.file:
@@ -247,7 +251,7 @@ def load_suites(files: Iterable[str | Path]) -> Registry:
 
 def user_files(named: Iterable[Path] = ()) -> tuple[Path, ...]:
     """Return the files beyond the package that registered an op or a candidate, the named ones first."""
-    package = Path(__file__).parent.parent
+    package = Path(__file__).resolve().parent.parent
     registered = [op.file for op in REGISTRY.ops.values()]
     registered += [entry.file for entry in REGISTRY.candidates.values()]
     files = [*named, *(Path(file).resolve() for file in registered)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from poolbench.core.axes import Value, axes_of
@@ -144,11 +144,13 @@ class Sweep:
         varies = any(axis in part.axes for part in self._each_part())
         parts = []
         for part in self._each_part():
-            if axis in part.axes or not varies:
-                axes = {**part.axes, axis: values}
-                parts.append(
-                    SweepPart(axes=axes, zipped=part.zipped and varies, candidates=part.candidates)
-                )
-            else:
+            if varies and axis not in part.axes:
                 parts.append(part)
+            elif part.zipped:  # what belongs together stays together, once for each value
+                count = max((len(some) for some in part.axes.values()), default=1)
+                parts += [
+                    replace(part, axes={**part.axes, axis: (value,) * count}) for value in values
+                ]
+            else:
+                parts.append(replace(part, axes={**part.axes, axis: values}))
         return Sweep(tuple(parts), base=base.replace(**{axis: values[0]}), rules=self.rules)

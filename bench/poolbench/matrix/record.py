@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from poolbench.core.errors import WorkerFailure
+from poolbench.core.errors import UsageError, WorkerFailure
 from poolbench.core.records import MatrixCell
 from poolbench.engine.process import Worker, WorkerLike
 from poolbench.matrix.probe import PROCESSES
@@ -51,6 +51,8 @@ def run_matrix(
     spare.append(open_worker("shared"))
     try:
         seen: dict[str, str] = spare[0].call(session.list_devices, timeout=60.0)
+        if missing := [device for device in devices if device not in seen]:
+            raise UsageError(f"there is no {missing[0]}; TensorFlow sees {', '.join(sorted(seen))}")
         run.journal(seen)
         return _fill_missing(run, keys, devices or sorted(seen), open_worker, exports, say, count)
     finally:

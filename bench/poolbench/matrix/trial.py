@@ -181,7 +181,8 @@ def on_device(trial: Trial) -> Any:
 def _backend(trial: Trial) -> Any:
     from poolbench.worker.backends import BACKENDS
 
-    return BACKENDS[trial.backend or trial.candidate.backends[0]]
+    own = trial.candidate.backends
+    return BACKENDS[trial.backend or ("tensorflow" if "tensorflow" in own else own[0])]
 
 
 def try_forward(trial: Trial, case: Case, make: MakeInputs = distinct_inputs) -> Finding:

@@ -18,6 +18,7 @@ import msgspec
 
 from poolbench.core.errors import UsageError, WorkerFailure
 from poolbench.core.plan import Plan, WorkerSpec
+from poolbench.engine.cleanup import temporary_folder
 from poolbench.engine.pool import WorkerPool
 from poolbench.machine.limits import total_memory_nbytes
 from poolbench.models import config
@@ -94,6 +95,8 @@ def advise(
         raise UsageError("--processes takes at least 2 and --batch at least 1")
     if write is not None and (write.suffix != ".keras" or write.exists()):
         raise UsageError(f"--write takes a new file called NAME.keras; got {clean(write.name)}")
+    if write is not None and not write.absolute().parent.is_dir():
+        raise UsageError(f"--write takes a file in a folder that exists; got {clean(str(write))}")
     options = tuple(map(config.parse_input, inputs))
     config.read_file(path)
     source = Source(
@@ -231,7 +234,7 @@ class _Answer:
             self.entry.source,
             forms={pool.key: pool.form for pool in found.pools if pool.form is not None},
         )
-        with tempfile.TemporaryDirectory(prefix="poolbench-") as folder:
+        with tempfile.TemporaryDirectory(dir=temporary_folder()) as folder:
             predictions = str(Path(folder) / "predictions.npz")
             written = self.workers.worker(WorkerSpec()).call(
                 write_model, source, self.entry.batch, chosen, str(target.resolve()), predictions,

@@ -190,11 +190,12 @@ def conclude_isolated(stepped: Stepped) -> list[str]:
 
 
 def snippet(text: str) -> str:
-    """Return the code of a replacement, with its import."""
-    if text.startswith("keras."):
-        return f"import keras\n{text}"
-    kind = text.partition("(")[0]
-    return f"from {OWN_LAYERS[kind]} import {kind}  # or copy that one file\n{text}"
+    """Return the code of a replacement, with its imports."""
+    lines = ["import keras"] if "keras." in text else []
+    for kind, module in OWN_LAYERS.items():
+        if f"{kind}(" in text:
+            lines.append(f"from {module} import {kind}  # or copy that one file")
+    return "\n".join([*lines, text])
 
 
 def layer_names(pools: Sequence[Pool]) -> str:

@@ -7,8 +7,10 @@ reaches a message without being shortened and stripped of control characters.
 from __future__ import annotations
 
 import json
+import lzma
 import re
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -107,7 +109,15 @@ def _read_archive(path: Path, name: str) -> bytes:
                 _check_member(member, name)
             with archive.open("config.json") as file:
                 data = file.read(MAX_CONFIG_NBYTES + 1)
-    except (zipfile.BadZipFile, KeyError, ValueError, EOFError, NotImplementedError) as error:
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        lzma.LZMAError,
+        KeyError,
+        ValueError,
+        EOFError,
+        NotImplementedError,
+    ) as error:
         if isinstance(error, UsageError):
             raise
         raise UsageError(f"{name} is no Keras model; {EXPECTED}") from None
@@ -323,9 +333,10 @@ def fill_shapes(
         fitting = [i for i in places if _fits(specs[i], unnamed[0])] or places[:1]
         chosen.update((i, unnamed[0]) for i in fitting)
     else:
-        if len(unnamed) > len(specs):
+        if len(options) > len(specs):
             raise UsageError(f"the model has {len(specs)} inputs, --input is given {len(unnamed)}x")
-        chosen.update((i, option) for i, option in enumerate(unnamed) if i not in chosen)
+        left = (i for i in range(len(specs)) if i not in chosen)
+        chosen.update(zip(left, unnamed, strict=False))
     several = len(specs) > 1
     return tuple(_fill(spec, chosen.get(i), batch, several=several) for i, spec in enumerate(specs))
 

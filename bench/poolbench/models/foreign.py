@@ -6,6 +6,7 @@ import base64
 import binascii
 import importlib.util
 import marshal
+import sys
 import types
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -35,12 +36,16 @@ def custom_classes(paths: tuple[str, ...]) -> dict[str, Any]:
                 f"--custom takes a Python file; {files.clean(path.name)} is not readable as one"
             )
         module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module
+        sys.path.insert(0, str(path.parent.resolve()))
         try:
             spec.loader.exec_module(module)
         except Exception as error:  # noqa: BLE001 (the user's file may raise anything)
             raise UsageError(
                 f"--custom {files.clean(path.name)} cannot be imported: {files.brief(error)}"
             ) from None
+        finally:
+            sys.path.pop(0)
         for name, value in vars(module).items():
             if isinstance(value, (type, types.FunctionType)) and value.__module__ == spec.name:
                 found[name] = found[keras.saving.get_registered_name(value)] = value

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import numpy as np
 
-from poolbench.core.axes import Axis, Shape, declare, size_axis
+from poolbench.core.axes import Axis, declare, size_axis
 from poolbench.core.case import Case, make_case
 from poolbench.core.records import ALL_POOLING, Measurement, ModelResult, Samples
 from poolbench.core.registry import REGISTRY
@@ -37,7 +37,7 @@ class Described(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         pools: its pooling calls.
-        shapes: of its inputs.
+        traced: the batch size at which the pools' shapes are.
         macs: multiplications and additions of one forward call, about.
         pastable: op to the candidates that can be written into the model, with what to write.
         unknown: layers that need code that may not run.
@@ -48,7 +48,7 @@ class Described(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     pools: tuple[Pool, ...]
-    shapes: tuple[Shape, ...]
+    traced: int
     macs: float = 0.0
     pastable: dict[str, dict[str, str]] = {}
     unknown: tuple[Unknown, ...] = ()
@@ -113,7 +113,7 @@ class Stepped:
     @property
     def copies(self) -> int:
         """How often one call of isolated pooling runs each pool."""
-        return isolated_copies(self.described.pools)
+        return isolated_copies(self.described.pools, self.entry.batch / self.described.traced)
 
     def seconds(self, name: str) -> float | None:
         """Return a contender's median time of a call; None where it did not run."""

@@ -79,7 +79,9 @@ def make_inputs(model: Model, seed: int) -> tuple[Array, ...]:
         elif "int" in spec.dtype:
             info = np.iinfo(spec.dtype)
             # Words of an embedding have numbers of their own.
-            low, high = (0, min(limits)) if limits else (int(info.min), int(info.max) + 1)
+            low, high = int(info.min), int(info.max) + 1
+            if limits:
+                low, high = 0, min(*limits, high)
             block = generator.integers(low, high, BLOCK_LENGTH, dtype=spec.dtype)
         elif "float" in spec.dtype:
             block = generator.random(BLOCK_LENGTH).astype(numpy_dtype(spec.dtype))
@@ -95,11 +97,14 @@ def pool_input(pool: Pool, seed: int) -> Array:
     return np.resize(block, pool.given).astype(numpy_dtype(pool.dtype))
 
 
-def isolated_copies(pools: Sequence[Pool]) -> int:
-    """Return how often isolated pooling runs each pool: enough to outweigh one call into TensorFlow."""
+def isolated_copies(pools: Sequence[Pool], scale: float = 1.0) -> int:
+    """Return how often isolated pooling runs each pool: enough to outweigh one call into TensorFlow.
+
+    `scale`: of the step's batch over the one at which the pools were found.
+    """
     if not pools:
         return 0
-    nbytes = sum(4 * math.prod(pool.given) for pool in pools)
+    nbytes = round(scale * sum(4 * math.prod(pool.given) for pool in pools))
     return max(1, min(-(-ISOLATED_CALLS // len(pools)), ISOLATED_NBYTES // max(1, nbytes)))
 
 

@@ -127,7 +127,7 @@ def describe(session: Session, source: Source, batch: int | None) -> Described:
     elif outputs and not any("float" in str(y.dtype) for y in outputs):
         untrained = "its outputs are integers"
     return Described(
-        pools=model.pools, shapes=model.shapes, macs=model.macs / size, pastable=by_op, batch=fixed,
+        pools=model.pools, traced=size, macs=model.macs / size, pastable=by_op, batch=fixed,
         unknown=loaded.unknown, notes=dict(model.notes), untrained=untrained, code=loaded.code,
     )  # fmt: skip
 
@@ -284,8 +284,9 @@ def run_entry(entry: Entry, bench: Run, *, checks_only: bool = False) -> list[Mo
         records = model_records(race_model(entry, bench, plan))
     except WorkerFailure as failure:
         records = [_unloaded(entry, failure)]
-    for record in records:
-        bench.append(record)
+        if checks_only:
+            return records
+    bench.append(*records)  # one line: a race is stored whole or not at all
     return records
 
 

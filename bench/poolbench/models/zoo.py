@@ -311,12 +311,13 @@ def revive(
     import keras
 
     config = copy.deepcopy(saved)
+    config.pop("compile_config", None)  # its loss may be code, and is not used
     registered = {(x.name, x.kind): STAND_IN for x in unknown} | {
         (x.name, x.kind): TRUSTED for x in runs
     }
     for entry in files.layer_entries(config):
         name = registered.get((files.name_of(entry), str(entry.get("class_name"))))
-        if name is not None and not (name != STAND_IN and entry["class_name"] != "Lambda"):
+        if name is not None:
             entry.update(registered_name=name, module=None)
             entry.pop("build_config", None)
             entry["config"].setdefault("name", files.name_of(entry))
