@@ -4,7 +4,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from poolbench.core.axes import DTYPES, axes_of
+from poolbench.core.axes import DTYPES, axes_of, choice_axis
 from poolbench.core.case import Case, case_label, case_slug, make_case
 from poolbench.core.errors import UsageError
 from poolbench.core.registry import load_builtin, parse_axis
@@ -126,6 +126,23 @@ def test_replacing_an_axis_replaces_it_where_it_varies_and_in_the_base():
         (8, "graph"),
         (4, "eager"),
     ]
+
+
+def test_replacing_an_axis_of_zipped_ones_keeps_them_together():
+    sweep = Sweep(base=BASE, parts=(zipped(pool_size=[2, 3], mode=["eager", "graph"]),))
+    for axis, values, expected in (
+        ("pool_size", (4,), [(4, "eager", "cpu:0"), (4, "graph", "cpu:0")]),
+        ("device", ("cpu:1", "cpu:2"), [
+            (size, mode, device) for device in ("cpu:1", "cpu:2") for size, mode in ((2, "eager"), (3, "graph"))
+        ]),
+    ):  # fmt: skip
+        found = sweep.replace(axis, values).cases()
+        assert [(case.pool_size, case.mode, case.device) for case in found] == expected
+
+
+def test_choice_in_upper_case_is_taken_in_any_letter_case():
+    axis = choice_axis("layout", "NHWC", "NCHW")
+    assert [axis.read(text) for text in ("NHWC", "nchw")] == ["NHWC", "NCHW"]
 
 
 def test_replacing_an_axis_that_varies_nowhere_multiplies_every_part():

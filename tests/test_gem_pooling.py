@@ -191,6 +191,42 @@ def test_gem_pooling_bad_argument_names_what_is_expected(arguments, says):
     assert says in str(caught.value)
 
 
+@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize("value", [0.001, 1.0, 100.0, 1e6])
+def test_gem_pooling_large_exponent_comes_near_the_maximum(value, learned):
+    layer = GeMPooling2D(20.0, learned=learned)
+    x = tf.constant(value * np.array([1.0, 0.5, 0.25, 0.5]).reshape(1, 2, 2, 1), tf.float32)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = layer(x)
+    wanted, slope, _ = reference(x.numpy().astype(np.float64), 20.0, np.ones((1, 1)))
+    np.testing.assert_allclose(y, wanted, rtol=1e-5)
+    np.testing.assert_allclose(tape.gradient(y, x), slope, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_gem_pooling_learned_exponent_survives_a_map_of_zeros(jit_compile):
+    layer = GeMPooling2D(9.0, learned=True)
+    x = tf.zeros((1, 3, 3, 2))
+    layer.build(x.shape)
+
+    @tf.function(jit_compile=jit_compile)
+    def slope():
+        with tf.GradientTape() as tape:
+            y = tf.reduce_sum(layer(x))
+        return y, tape.gradient(y, layer.exponent)
+
+    y, found = slope()
+    assert y.numpy() == pytest.approx(2 * LEAST)
+    assert np.isfinite(found).all()
+
+
+def test_gem_pooling_of_infinity_is_infinity():
+    x = np.ones((1, 2, 2, 1), "float32")
+    x[0, 0, 0, 0] = np.inf
+    assert np.isposinf(GeMPooling2D(9.0)(x)).all()
+
+
 @pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
 def test_gem_pooling_output_shape_is_that_of_the_call(data_format):
     layer = GeMPooling2D(data_format=data_format)

@@ -144,7 +144,7 @@ def test_launch_repeated_shares_the_budget_and_stops_at_an_interrupt(tmp_path, m
     options = {"sweep": "quick", "results": tmp_path, "run": "r", "op": ("dense",)}
     folders, code = launch_repeated(["x.py"], options, 4)
     assert code == 130 and [folder.name for folder in folders] == ["r-1", "r-2"]
-    assert asked[0] == ["x.py", "--sweep=quick", "--op=dense", "--budget=1.0", "--run=r-1", f"--results={tmp_path}"]  # fmt: skip
+    assert asked[0] == ["--sweep=quick", "--op=dense", "--budget=1.0", "--run=r-1", f"--results={tmp_path}", "--", "x.py"]  # fmt: skip
 
 
 @pytest.mark.parametrize("option", ["resume", "dry_run", "check_only"])

@@ -252,6 +252,8 @@ def test_layer_bad_argument_raises_value_error(arguments, says):
 def test_layer_window_wider_than_depth_raises_value_error():
     with pytest.raises(ValueError, match="pool_size must be at most the depth of 2"):
         DepthMaxPool2D(3).compute_output_shape((1, 2, 2, 2))
+    with pytest.raises(ValueError, match="pool_size must be at most the depth of 2"):
+        DepthMaxPool2D(3)(tf.zeros((1, 2, 2, 2)))
 
 
 def test_padding_is_accepted_in_any_letter_case():

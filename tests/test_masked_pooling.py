@@ -307,7 +307,7 @@ def test_masked_pooling_bad_argument_names_what_is_expected(arguments, says):
     assert says in str(caught.value)
 
 
-@pytest.mark.parametrize("shape", [(2, 1), (2, 5, 1), (2,)])
+@pytest.mark.parametrize("shape", [(2, 1), (2, 5, 1), (2,), (1, 5), (3, 5)])
 def test_masked_pooling_mask_of_another_shape_is_refused(shape):
     with pytest.raises(ValueError, match=r"mask must have the shape \(N, T\)"):
         MaskedGlobalPooling1D()(np.ones((2, 5, 3), "float32"), mask=np.ones(shape))

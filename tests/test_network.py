@@ -1,5 +1,6 @@
 """Races of a model's step: plan, records, and (slow) one real race."""
 
+import dataclasses
 import math
 from types import SimpleNamespace
 
@@ -55,7 +56,7 @@ def samples(seconds):
 
 
 def described(*pools, **fields):
-    return Described(pools=pools, shapes=((8, 32, 32, 3),), **fields)
+    return Described(pools=pools, **{"traced": 8} | fields)
 
 
 def stepped(seconds, *, pools=(DEPTH_POOL, GLOBAL_POOL), status="ok", **fields):
@@ -198,6 +199,19 @@ def test_scaled_samples_keep_their_places():
     found = scaled(samples(2.0), 0.5)
     assert found.seconds[0] == 1.0
     assert found.process == (0, 1, 2)
+
+
+def test_share_divides_by_the_copies_of_the_batch_that_was_raced():
+    """The model is described at a batch of 2, where more copies fit."""
+    pool = Pool(names=("p",), kind="x", title="", given=(2, 64, 64, 64), made=(2, 32, 32, 64))
+    found = described(pool, traced=2)
+    for batch in (2, 8, 32):
+        raced = Stepped(
+            entry=dataclasses.replace(ENTRY, batch=batch), described=found, measurements={}
+        )
+        whole = msgspec.structs.replace(pool, given=(batch, *pool.given[1:]))
+        assert raced.copies == isolated_copies((whole,))
+    assert isolated_copies((pool,)) != isolated_copies((whole,))
 
 
 def test_isolated_copies_outweigh_a_call_within_memory():

@@ -9,7 +9,7 @@ from poolbench.core.plan import Plan
 from poolbench.engine.race import MOST_SLEEPS, race_in_one_worker
 from poolbench.engine.recovery import MAX_DEATHS
 from poolbench.machine.info import Usage
-from poolbench.worker import contender, session, timing
+from poolbench.worker import contender, session, timing, verify
 
 CASE = make_case(op="pool", shape=(8, 28, 28, 96), pool_size=3)
 CRASH = WorkerFailure("crashed", "killed by SIGABRT", lost=True)
@@ -130,6 +130,19 @@ def test_exception_in_a_block_ends_its_contender_only():
     found, _ = run({(timing.time_batch, "all"): [batch]})
     assert (found["other"].status, found["other"].reason) == ("error", "ValueError: no")
     assert (found["base"].status, found["other"].tail) == ("ok", "what it printed")
+
+
+def test_crash_in_the_check_after_timing_is_traced_to_its_candidate():
+    def check(*arguments):
+        only = arguments[2] if len(arguments) > 2 else ("base", "other")
+        if "other" in only:
+            raise CRASH
+        return {}
+
+    found, tasks = run({(verify.verify, ""): [check] * 5})
+    assert (found["base"].status, found["other"].status) == ("ok", "crashed")
+    # All, each alone, and in the second process the one that is left.
+    assert tasks.count((verify.verify, "")) == 4
 
 
 def test_worker_that_dies_again_and_again_ends_the_race():

@@ -244,6 +244,32 @@ def test_race_of_two_specs_has_both_of_its_workers_per_slot(job):
     assert {spec for spec, _ in races.pool.workers} == {head, one.contenders[0].worker}
 
 
+def test_pool_race_of_more_specs_keeps_the_workers_of_its_own(monkeypatch):
+    ended = []
+
+    class FakeProcess:
+        def __init__(self, spec, **more):
+            self.spec = spec
+
+        def start(self):
+            pass
+
+        def kill(self):
+            ended.append(self.spec)
+
+        wait_started = close = start
+
+    monkeypatch.setattr(pool, "Worker", FakeProcess)
+    workers = WorkerPool()
+    one, two, three = (WorkerSpec(threads=number) for number in (1, 2, 3))
+    workers.prepare((one,), 1)
+    mine = workers.worker(one)
+    workers.prepare((one, two), 1)
+    assert workers.worker(one) is mine and ended == []
+    workers.prepare((three,), 1)
+    assert set(ended) == {one, two}
+
+
 def test_pool_workers_of_another_spec_end_the_former_unless_kept(monkeypatch):
     class FakeProcess:
         def __init__(self, spec, **more):

@@ -1,16 +1,23 @@
 """A user's op with inputs of different rank and axes of its own is swept, stored and reported."""
 
+import dataclasses
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from poolbench.cli import main
-from poolbench.core.case import case_label
+from poolbench.core.axes import STANDARD, AxisInfo, declare_infos
+from poolbench.core.case import Case, case_label
+from poolbench.core.errors import UsageError
+from poolbench.core.plan import WorkerSpec
 from poolbench.core.registry import REGISTRY, import_file
 from poolbench.store.journal import read_run
+from poolbench.store.validate import _check_case
+from poolbench.worker import again
 from poolbench.worker.backends import BACKENDS
 from poolbench.worker.check import check
 from poolbench.worker.contender import open_contender
@@ -114,6 +121,72 @@ def test_user_op_is_traced(results):
     assert done.exit_code == 0, done.output
     (summary,) = read_run(results / "dense").trace_summaries
     assert summary.status == "ok" and summary.parts
+
+
+def tensorflow():
+    pytest.importorskip("tensorflow")
+    backend = BACKENDS["tensorflow"]
+    backend.start(WorkerSpec())
+    return backend
+
+
+def test_copied_input_keeps_the_sign_of_zero():
+    (copy,) = tensorflow().put([np.array([-0.0, 1.0], np.float32)], "cpu:0")
+    assert np.signbit(copy.numpy()).tolist() == [True, False]
+
+
+def test_gradient_of_a_gather_is_an_array():
+    import tensorflow as tf
+
+    call = tensorflow().vjp(lambda x: tf.gather(x, [0, 0, 2]), [0])
+    _, dx = call(tf.zeros((4, 2)), tf.ones((3, 2)))
+    assert dx.numpy().tolist() == [[2, 2], [0, 0], [1, 1], [0, 0]]
+
+
+def test_copy_probe_takes_a_dtype_that_the_framework_cannot_negate(dense):
+    session = Session(backend=tensorflow())
+    open_case(session, dense.make_case(width=1 << 15), 0)
+    session.open.host = [np.ones(1 << 20, np.uint8)]
+    session.open.inputs = session.open.backend.put(session.open.host, "cpu:0")
+    probe = open_contender(session, "bandwidth-copy", check=False)
+    close_case(session)
+    assert (probe.status, probe.read_nbytes) == ("ok", 1 << 20)
+
+
+def test_input_that_the_op_fills_is_replaced_as_a_whole(dense, monkeypatch):
+    """Half of an old and half of a new one may be none: lengths that no longer are one run, indices out of order."""
+    session = Session(backend=BACKENDS["numpy"])
+    case = dense.make_case(width=8)
+    specs = dense.inputs(case)
+    count = specs["scale"].shape[0]
+
+    def rising(generator, size):
+        return np.sort(generator.standard_normal(size))
+
+    filled = specs | {"scale": dataclasses.replace(specs["scale"], fill=rising)}
+    monkeypatch.setitem(REGISTRY.ops, "dense", dataclasses.replace(dense, inputs=lambda _: filled))
+    open_case(session, case, 0)
+    before = session.open.host[1].copy()
+    again.change_values(session.open)
+    after = session.open.host[1]
+    close_case(session)
+    assert len(after) == count and (np.diff(after) >= 0).all() and not np.array_equal(before, after)
+
+
+def test_journal_of_an_unknown_op_may_hold_any_value_of_an_axis(tmp_path):
+    infos = tuple(AxisInfo(name=name) for name in ("rate", "size", "flag"))
+    declare_infos("nowhere", infos)
+    for rate, size, flag in ((0.5, (1000,), True), ("3", 3, "x")):
+        standard = {axis.name: axis.default for axis in STANDARD.values()}
+        case = Case(op="nowhere", axes=standard | {"rate": rate, "size": size, "flag": flag})
+        _check_case(case)
+
+
+def test_candidate_with_an_at_in_its_name_is_refused(dense):
+    with pytest.raises(UsageError, match="has an @, behind which a backend is named"):
+        REGISTRY.add_candidate(
+            dataclasses.replace(REGISTRY.candidates["dense", "matmul"], name="a@v2")
+        )
 
 
 def test_write_probe_writes_as_much_as_an_op_without_a_window(dense):

@@ -189,6 +189,19 @@ def test_difference_of_outputs_tells_its_kind(change, says):
     assert bool(found) == bool(says)
 
 
+def test_difference_of_gradients_has_their_own_tolerance():
+    """A maximum is exact, its gradient in float32 is not."""
+    case = load_builtin().ops["depth_max_pool"].make_case(direction="training")
+    columns = {"shapes": ((1,), (1,)), "dtypes": ("float32",) * 2}
+
+    def answer(y, dx):
+        data = tuple(np.float32([value]).tobytes() for value in (y, dx))
+        return msgspec.structs.replace(ANSWER, **columns, data=data)
+
+    assert outputs.difference(case, answer(1, 1), answer(1, 1 + 2e-7)) == ""
+    assert outputs.difference(case, answer(1, 1), answer(1 + 2e-7, 1)) != ""
+
+
 def test_wall_alone_slower_is_told_to_have_the_same_processor_time():
     (head, *_) = run(fake_pool(1.2, used=1.0)).heads
     assert head.verdict == "SLOWER"

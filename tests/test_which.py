@@ -19,6 +19,7 @@ from poolbench.models.answer import (
     describe_pools,
     is_negligible,
     is_wide,
+    snippet,
     worth_racing,
 )
 from poolbench.models.config import (
@@ -287,7 +288,7 @@ def stepped(status="ok", spread=0.001, code=(), pastable=STOCK, processes=3, **s
             reason="" if status == "ok" else "UnimplementedError: no gradient",
         )  # fmt: skip
     found = Described(
-        pools=(POOL,), shapes=((8, 4, 4, 12),), code=code,
+        pools=(POOL,), traced=8, code=code,
         pastable={DEPTH: {"keras-stock": pastable}} if pastable else {DEPTH: {}},
     )  # fmt: skip
     return Stepped(entry=entry, described=found, measurements=measured)
@@ -406,7 +407,7 @@ def test_worth_racing_step_that_does_not_run_asks_for_a_clear_gain_in_isolation(
 
 def test_describe_layers_names_the_option_that_runs_the_code():
     found = Described(
-        pools=(), shapes=(), notes={"gate": "no pooling"},
+        pools=(), traced=8, notes={"gate": "no pooling"},
         unknown=(Unknown(name="l\x1b", kind="Lambda"), Unknown(name="d", kind="DepthMax")),
     )  # fmt: skip
     one, other, third = describe_layers(found)
@@ -416,8 +417,15 @@ def test_describe_layers_names_the_option_that_runs_the_code():
     assert third == "`gate` is no pooling."
 
 
+def test_snippet_imports_all_that_its_code_names():
+    text = "keras.Sequential([keras.layers.Reshape((1, 8, 12)), DepthMaxPool2D(3)])"
+    own = "from poolbench.layers import DepthMaxPool2D  # or copy that one file"
+    assert snippet(text).splitlines() == ["import keras", own, text]
+    assert snippet("DepthMaxPool2D(3)").splitlines() == [own, "DepthMaxPool2D(3)"]
+
+
 def test_describe_pools_counts_calls_and_comparisons():
-    found = Described(pools=(POOL, POOL), shapes=())
+    found = Described(pools=(POOL, POOL), traced=8)
     (line,) = describe_pools(found, 32)
     assert line == (
         "  `dp` (DepthMaxPool2D): depthwise max pooling of 3 at 32x4x4x12, equal on 8 inputs and 4 gradients, "

@@ -31,7 +31,8 @@ class AdaptivePooling2D(keras.layers.Layer):  # type: ignore[misc]  # Keras is n
 
     Window i of n along an axis of size s begins at floor(i s / n) and ends before ceil((i + 1) s / n), as in
     PyTorch. Height and width may be unknown until the call, and smaller than the output. Averages of
-    half precision are computed in float32. NaN in a window gives NaN. Tied maxima share the gradient.
+    half precision are computed in float32. NaN in a window gives NaN. Tied maxima share the gradient, or where windows
+    overlap it goes to the first of them.
 
     Args:
         output: height and width of the outputs; one number for both.
@@ -91,7 +92,7 @@ class AdaptivePooling2D(keras.layers.Layer):  # type: ignore[misc]  # Keras is n
 
 
 def _pair(output: Any) -> tuple[int, int]:
-    sizes = (output, output) if isinstance(output, (int, np.integer)) else tuple(output)
+    sizes = tuple(output) if isinstance(output, (list, tuple)) else (output, output)
     whole = all(isinstance(n, (int, np.integer)) and not isinstance(n, bool) for n in sizes)
     if len(sizes) != 2 or not whole or min(sizes) < 1:
         raise ValueError(f"output must be one or two whole numbers from 1; got {output!r}")

@@ -10,6 +10,8 @@ from typing import Any
 import keras
 
 LEAST = 1e-6
+# Up to this exponent the powers of 1e-6 and of a million are float32s.
+SAFE, LARGEST = 6.0, 3e38
 
 
 @keras.saving.register_keras_serializable(package="poolbench")
@@ -59,10 +61,19 @@ class GeMPooling2D(keras.layers.Layer):  # type: ignore[misc]  # Keras is not ty
         ops, axes = keras.ops, (1, 2) if self.data_format == "channels_last" else (2, 3)
         wide = "float64" if self.compute_dtype == "float64" else "float32"
         x = ops.maximum(ops.cast(inputs, wide), LEAST)
+        scale: Any = 1.0
+        if self.learned or self.p > SAFE:
+            # The mean is homogeneous: a constant scale changes no gradient.
+            scale = ops.minimum(ops.stop_gradient(ops.max(x, axes, keepdims=True)), LARGEST)
+            x = x / scale
+            scale = ops.squeeze(scale, axes)
         # The gradient of a power with an unknown exponent takes 4 times as long as that of exp and log.
         p = ops.cast(self.exponent, wide) if self.learned else self.p
         powers = ops.exp(p * ops.log(x)) if self.learned else x**p
-        return ops.cast(ops.mean(powers, axes) ** (1 / p), self.compute_dtype)
+        shape = ops.shape(x)
+        # Not ops.mean, which is of float32 on some backends.
+        mean = ops.sum(powers, axes) / ops.cast(shape[axes[0]] * shape[axes[1]], wide)
+        return ops.cast(scale * mean ** (1 / p), self.compute_dtype)
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         """Return the shape of the outputs."""

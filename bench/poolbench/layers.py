@@ -82,11 +82,6 @@ class DepthMaxPool2D(keras.layers.Layer):  # type: ignore[misc]
         channels = shape[self._axis]
         if channels is not None:
             count, _, _ = _layout(channels, self.pool_size, self.strides, self.padding == "same")
-            if count < 1:
-                raise ValueError(
-                    f"pool_size must be at most the depth of {channels} with padding 'valid'; "
-                    f"got {self.pool_size}"
-                )
             shape[self._axis] = count
         return tuple(shape)
 
@@ -129,6 +124,10 @@ def _positive(name: str, value: Any) -> int:
 def _layout(channels: Any, pool_size: int, strides: int, same: bool) -> tuple[Any, Any, Any]:
     """Return (windows, channels padded before, after): numbers, or scalar tensors for an unknown depth."""
     if not same:
+        if isinstance(channels, int) and channels < pool_size:
+            raise ValueError(
+                f"pool_size must be at most the depth of {channels} with padding 'valid'; got {pool_size}"
+            )
         return (channels - pool_size) // strides + 1, 0, 0
     count = -(-channels // strides)
     span = (count - 1) * strides + pool_size

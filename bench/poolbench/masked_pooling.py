@@ -70,7 +70,12 @@ class MaskedGlobalPooling1D(keras.layers.Layer):  # type: ignore[misc]  # Keras 
         steps = ops.shape(inputs)[self._axis]
         if mask is None:
             mask = ops.ones((ops.shape(inputs)[0], steps), "bool")
-        elif len(mask.shape) != 2 or len({mask.shape[1], inputs.shape[self._axis]} - {None}) > 1:
+        elif len(mask.shape) != 2 or any(
+            len({own, given} - {None}) > 1
+            for own, given in zip(
+                (inputs.shape[0], inputs.shape[self._axis]), mask.shape, strict=True
+            )
+        ):
             raise ValueError(
                 f"mask must have the shape (N, T) of inputs {tuple(inputs.shape)}; got {tuple(mask.shape)}"
             )

@@ -81,6 +81,7 @@ class Axis(Generic[V]):
         prefix: precedes a value in labels: 'k' in 'k3'.
         quiet: labels leave the default out.
         example: a value as text, for error messages.
+        inferred: of a journal whose op is not registered here: what `parse` returns is a guess.
     """
 
     name: str
@@ -93,6 +94,7 @@ class Axis(Generic[V]):
     prefix: str = ""
     quiet: bool = False
     example: str = ""
+    inferred: bool = False
 
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name) or self.name in RESERVED:
@@ -273,7 +275,7 @@ def _from_info(info: AxisInfo) -> Axis[Any]:
 
     return Axis(
         name=info.name, parse=parse, default=info.default, kind=info.kind, prefix=info.prefix[:40],
-        quiet=info.quiet,
+        quiet=info.quiet, inferred=True,
     )  # fmt: skip
 
 

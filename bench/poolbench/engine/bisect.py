@@ -15,6 +15,7 @@ from poolbench.core.errors import UsageError, WorkerFailure
 from poolbench.core.plan import WorkerSpec
 from poolbench.core.program import Program
 from poolbench.core.registry import REGISTRY
+from poolbench.core.text import one_line
 from poolbench.engine.contenders import backend_of, worker_spec
 from poolbench.engine.side_by_side import PROCESSES, Pool, merge, start_workers
 from poolbench.engine.sides import Builder, Side, SideRequest
@@ -133,7 +134,7 @@ class Bisection:
         Raises:
             UsageError: the ends do not differ, or cannot be compared.
         """
-        ends, programs = self._race(self._points[-1], self._rule, 2 * self._budget_seconds)
+        ends, programs, _ = self._race(self._points[-1], self._rule, 2 * self._budget_seconds)
         if ends.verdict != "SLOWER":
             size = (
                 f"; it would have found {100 * ends.detectable:.0f}%"
@@ -163,20 +164,20 @@ class Bisection:
         first = " or ".join([*between, self._points[bad]])
         return Found(first=first, before=self._points[good], ends=ends, steps=tuple(self.steps))
 
-    def _judge(self, point: str, rule: Rule) -> bool | None:
+    def _judge(self, point: str, rule: NearerTo) -> bool | None:
         """Return whether a point is slow; None if it cannot be judged."""
         start = self._clock()
-        found, (_, program) = self._race(point, rule, self._budget_seconds)
+        found, (_, program), told = self._race(point, rule, self._budget_seconds)
         seconds = self._clock() - start
-        if program is not None and found.visits == 0 and not found.reason:
+        if told and not found.reason:
             slower = _hash(program) == _hash(self._programs[True])
             return self._enter(
                 point, slower, f"the program of {'the bad' if slower else 'the good'} end", seconds
             )
-        if found.reason:
-            return self._enter(point, None, found.reason, seconds)
+        if found.reason or not found.visits:
+            return self._enter(point, None, found.reason or "no time was left to race it", seconds)
         # Out of time: the nearer end is the better guess, and the line says how sure it is.
-        slower = found.wall.log_ratio > rule.middle if isinstance(rule, NearerTo) else False
+        slower = found.wall.log_ratio > rule.middle
         certain = found.verdict != "UNDECIDED"
         how = f"{found.wall.ratio:.3f}x{'' if certain else ', not certain'}"
         return self._enter(point, slower, how, seconds, certain=certain)
@@ -192,8 +193,12 @@ class Bisection:
 
     def _race(
         self, point: str, rule: Rule, seconds: float
-    ) -> tuple[SideBySide, tuple[Program | None, Program | None]]:
-        """Race a point against the good end, unless its program tells; return programs of both."""
+    ) -> tuple[SideBySide, tuple[Program | None, Program | None], bool]:
+        """Race a point against the good end, unless its program tells.
+
+        Returns:
+            The comparison, the programs of both, and whether they told.
+        """
         try:
             head = merge(self._make_side(point).worker, self._kind)
         except UsageError as error:
@@ -224,7 +229,7 @@ class Bisection:
             raise UsageError(f"{point}: {failure.reason}") from None
         finally:
             self._pool.release(spec)
-        return found, programs
+        return found, programs, told
 
 
 def _hash(program: Program | None) -> str:
@@ -239,10 +244,16 @@ def released_versions(package: str, first: str, last: str) -> list[str]:
     """
     from packaging.version import InvalidVersion, Version
 
-    done = subprocess.run(  # noqa: S603
-        [sys.executable, "-m", "pip", "index", "versions", package],
-        capture_output=True, text=True, check=False, timeout=120,
-    )  # fmt: skip
+    try:
+        done = subprocess.run(  # noqa: S603
+            [sys.executable, "-m", "pip", "index", "versions", package],
+            capture_output=True, text=True, check=False, timeout=120,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        raise UsageError(f"the index did not list the versions of {package} in 120 s") from None
+    if done.returncode:
+        why = one_line((done.stderr.strip().splitlines() or ["it says nothing"])[-1], 200)
+        raise UsageError(f"pip cannot list the versions of {package}: {why}")
     listed = re.search(r"Available versions: (.*)", done.stdout)
     found = []
     try:

@@ -57,5 +57,5 @@ def measure_energy(workers: RaceWorkers, records: Sequence[ContenderRecord]) -> 
                 timing.measure_energy, record.task_name, timeout=workers.timeout_seconds
             )
         except WorkerFailure as failure:  # noqa: PERF203 (each candidate's is its own)
-            if failure.lost:  # the next process starts a fresh one
-                return
+            if failure.lost:
+                workers.reopen(record.worker)

@@ -37,7 +37,7 @@ class WorkerPool:
             WorkerFailure: one cannot be started.
         """
         if not keep_others and not set(specs) <= self._workers.keys():
-            self.close()
+            self._end(self._workers.keys() - set(specs))
         for spec in specs:
             workers = self._workers.setdefault(spec, [])
             while len(workers) < processes:
@@ -64,8 +64,10 @@ class WorkerPool:
 
     def close(self) -> None:
         """End every worker."""
-        workers = [worker for some in self._workers.values() for worker in some]
-        self._workers = {}
+        self._end(set(self._workers))
+
+    def _end(self, specs: Collection[WorkerSpec]) -> None:
+        workers = [worker for spec in specs for worker in self._workers.pop(spec)]
         for worker in workers:
             worker.kill()  # kill all first: waiting for each in turn would delay Ctrl-C
         for worker in workers:

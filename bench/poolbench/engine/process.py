@@ -364,7 +364,9 @@ class Worker:
                 return "out_of_memory", "host memory: killed by the system, which had none left"
             return "crashed", "killed by SIGKILL: from outside, or by the system"
         if code < 0:
-            return "crashed", f"killed by {signal.Signals(-code).name}"
+            known = -code in signal.Signals.__members__.values()
+            name = signal.Signals(-code).name if known else f"signal {-code}"
+            return "crashed", f"killed by {name}"
         return "crashed", f"the process exited with code {code}"
 
 

@@ -9,6 +9,7 @@ actors.
 from __future__ import annotations
 
 import contextlib
+import re
 import shutil
 import tempfile
 import time
@@ -20,6 +21,7 @@ import msgspec
 
 from poolbench.core.plan import RaceSpec
 from poolbench.core.records import Node
+from poolbench.engine.cleanup import temporary_folder
 from poolbench.engine.race import Result
 from poolbench.engine.ray_nodes import (
     PACKAGE,
@@ -78,7 +80,7 @@ class RayScheduler:
         self._kinds = Kinds()
         self._named = 0
         self._lacking_since: dict[str, float] = {}
-        self._shipped = Path(tempfile.mkdtemp(prefix="poolbench-ship-"))
+        self._shipped = Path(tempfile.mkdtemp(dir=temporary_folder()))
         try:
             self._names = ship(self._files, self._shipped)
             self._ray = connect(address, self._shipped if self._names else None)
@@ -91,9 +93,11 @@ class RayScheduler:
         nodes = run.of(Node)
         environments = {"local": run.header.environment} | {n.name: n.environment for n in nodes}
         for measurement in run.measurements:
-            if measurement.status != "not_run":
-                self._kinds.of.setdefault(measurement.case.device, environments[measurement.node])
-        self._named = len(nodes)
+            known = environments.get(measurement.node)  # its line may be damaged
+            if measurement.status != "not_run" and known is not None:
+                self._kinds.of.setdefault(measurement.case.device, known)
+        numbers = [re.search(r"\d+$", node.name) for node in nodes]
+        self._named = max((int(found[0]) for found in numbers if found), default=0)
 
     def submit(self, job: RaceSpec) -> None:
         """Queue a race."""

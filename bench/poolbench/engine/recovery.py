@@ -102,6 +102,7 @@ class RaceWorkers:
     def open(self, process: int, workers: Mapping[WorkerSpec, WorkerLike]) -> None:
         """Open the case and its contenders in the workers of this process of the race."""
         self._process = process
+        self.one_by_one = False  # what killed a worker was found, or comes again
         self._workers = dict(workers)
         for spec in self._workers:
             self.reopen(spec)
@@ -164,24 +165,45 @@ class RaceWorkers:
                 fresh = old = spec not in self._samples
             else:
                 fresh, old = self._process == self._plan.processes - 1, self._process == 0
+            found: dict[str, Finding] = {}
             try:
-                found: dict[str, Finding] = worker.call(
-                    verify, fresh, old, timeout=self._plan.timeout_seconds
-                )
-                if samples and fresh:
+                found = worker.call(verify, fresh, old, timeout=self._plan.timeout_seconds)
+            except WorkerFailure as failure:
+                if not failure.lost:
+                    self.fail(failure, spec)
+                    continue
+                if self._should_retry(failure):  # the next process starts a fresh one
+                    continue
+                found = self._verify_one_by_one(spec, fresh, old)
+            if samples and fresh:
+                with contextlib.suppress(WorkerFailure):  # the next process checks all values then
                     self._samples[spec] = worker.call(
                         spots.accepted, timeout=self._plan.timeout_seconds
                     )
-            except WorkerFailure as failure:
-                if not failure.lost:  # the next process starts a fresh one otherwise
-                    self.fail(failure, spec)
-                continue
             for record in self._running(spec):
                 if finding := found.get(record.task_name):
                     reason = f"{finding.reason} (process {self._process + 1})"
                     record.fail(self._case, WorkerFailure(finding.status, reason))
             if any(finding.status == "error" for finding in found.values()):
                 self._replace(worker)
+
+    def _verify_one_by_one(self, spec: WorkerSpec, fresh: bool, old: bool) -> dict[str, Finding]:
+        """Check the candidates in tasks of their own, to find the one that ends the worker; return the findings."""
+        found: dict[str, Finding] = {}
+        self.reopen(spec)
+        for record in self._running(spec):
+            if record.candidate is None:
+                continue
+            only = (record.task_name,)
+            try:
+                found |= self._workers[spec].call(
+                    verify, fresh, old, only, timeout=self._plan.timeout_seconds
+                )
+            except WorkerFailure as failure:
+                record.fail(self._case, failure)
+                if failure.lost:
+                    self.reopen(spec)
+        return found
 
     def _expect(self, spec: WorkerSpec) -> bool:
         """Tell a worker which results the first process accepted; return False if the worker was lost."""

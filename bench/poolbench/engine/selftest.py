@@ -30,7 +30,7 @@ from poolbench.engine.aa import (
 )
 from poolbench.engine.progress import Progress, own_terminal
 from poolbench.engine.run import Run, RunOptions
-from poolbench.store.journal import JOURNAL
+from poolbench.store.journal import JOURNAL, read_header
 from poolbench.store.runs import COMPARED_OPTIONS, new_run_folder, newest_run
 
 SECONDS = 110.0
@@ -120,15 +120,16 @@ def open_run(results: Path, name: str | None) -> Run:
     folder = results / name if name else newest_run(results)
     if folder is not None and (folder / JOURNAL).exists():
         # Another commit does not make another machine.
-        # Neither do the options of the run's races.
-        options = RunOptions(
-            folder=folder, resume=True, allow_different=("commit", "dirty", *COMPARED_OPTIONS)
-        )
-        bench = Run(options)
+        # Neither do the options of the run's races, or a user's files.
+        bench = None
         try:
+            files = {*read_header(folder).environment.source} - {"code"}
+            allowed = ("commit", "dirty", *COMPARED_OPTIONS, *files)
+            bench = Run(RunOptions(folder=folder, resume=True, allow_different=allowed))
             _start(bench)
         except (UsageError, StoreError) as error:
-            bench.close()
+            if bench is not None:
+                bench.close()
             if name:
                 raise
             emit(f"not added to {folder.name}: {error}")

@@ -136,7 +136,10 @@ class _Group:
         visit, longest = 0, 0.0
         while left and clock() + longest < until:
             if visit < self._processes:
-                self._pool.prepare(self._kinds, visit + 1, keep_others=True)
+                try:
+                    self._pool.prepare(self._kinds, visit + 1, keep_others=True)
+                except WorkerFailure as failure:
+                    raise UsageError(f"cannot start a worker: {failure.reason}") from None
             for number in sorted(left):
                 begun = clock()
                 if begun + longest > until:

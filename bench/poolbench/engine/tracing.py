@@ -18,7 +18,7 @@ from typing import Any
 
 from poolbench.core.candidate import BACKENDS, Candidate
 from poolbench.core.case import Case, case_label, case_slug
-from poolbench.core.errors import UsageError, WorkerFailure
+from poolbench.core.errors import StoreError, UsageError, WorkerFailure
 from poolbench.core.op import Op
 from poolbench.core.plan import WorkerSpec
 from poolbench.core.records import TraceSummary
@@ -292,11 +292,14 @@ def run_folder(results: Path, name: str, ops: set[str]) -> Path:
 
 def _newest(results: Path, fits: Callable[[set[str]], bool]) -> Path | None:
     """Return the newest run of this machine whose measured ops fit."""
-    return newest_run(
-        results,
-        lambda folder: not differs_from(folder) and fits(_measured_ops(folder)),
-        reference=True,
-    )
+
+    def suits(folder: Path) -> bool:
+        try:
+            return not differs_from(folder) and fits(_measured_ops(folder))
+        except StoreError:  # of another version, or damaged
+            return False
+
+    return newest_run(results, suits, reference=True)
 
 
 def _measured_ops(folder: Path) -> set[str]:

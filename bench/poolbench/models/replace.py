@@ -311,7 +311,9 @@ def predict(model: Any, inputs: Sequence[Any]) -> list[Any]:
         found = tf.function(run)(*arguments)
     except (ValueError, tf.errors.OpError):
         found = run(*arguments)
-    return [np.asarray(y) for y in found]
+    arrays = (np.asarray(y) for y in found)
+    # NumPy's files do not hold a bfloat16.
+    return [y.astype("float32") if str(y.dtype) == "bfloat16" else y for y in arrays]
 
 
 def compare(ones: Sequence[Any], others: Sequence[Any]) -> float:

@@ -16,8 +16,7 @@ OP = "adaptive_pool"
 BASELINE, STOCK, LAYER = "slices-by_axis", "layer-stock", "layer-adaptive_pool"
 MEAN = {"reduction": ["average"], "distribution": ["relu"]}
 MAX = {"reduction": ["max"], "distribution": ["normal"]}
-OF_BOTH = (BASELINE, STOCK, LAYER, "pool2d-strides")
-MAIN = (*OF_BOTH, "reshape-reduce", "matmul-weights")
+MAIN = (BASELINE, STOCK, LAYER, "pool2d-strides", "reshape-reduce", "matmul-weights")
 ALL = (*MAIN, "pool2d-same", "slices-by_window", "resize-area", "cumsum")
 OF_MAX = (*MAIN[:5], *ALL[6:8])
 BOTH: dict[str, Any] = {"mode": ["graph", "xla"], "direction": ["forward", "training"]}
@@ -32,7 +31,8 @@ DEFAULT = Sweep(
         product(candidates=MAIN, output=[1], dtype=["float16"], shape=[(8, 112, 112, 64)], **MEAN),
         product(candidates=OF_MAX[:4], mode=["eager"], output=[1], **MAX),  # the stock layer may die
     ),
-    base={"shape": (32, 28, 28, 96)},
+    base={"shape": (32, 28, 28, 96)}, rules=(lambda c: c.reduction == "average" or c.direction == "forward" or not (
+        c.dtype.endswith("16") or c.distribution == "relu"),),  # of maxima that tie, more than one gradient is right
 )  # fmt: skip
 BACKENDS = Sweep(
     product(candidates=MAIN[:3], mode=["eager", "graph", "xla"], direction=["forward", "training"],

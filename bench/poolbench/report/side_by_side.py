@@ -25,25 +25,20 @@ ELSEWHERE = "slower on the wall, same processor time: something else had the mac
 
 def headline(report: Report) -> str:
     """Return one sentence: answers that differ first, then what became slower."""
-    differing = [one for one in report.heads if one.difference]
     parts = []
-    for words, some in (
-        ("Answers differ", differing),
-        ("Broke", [one for one in report.heads if one.verdict == "BROKE"]),
-        ("Slower", [one for one in report.heads if one.verdict == "SLOWER" and not one.difference]),
-    ):
+    for words, some, describe in (
+        ("Answers differ", [one for one in report.heads if one.difference], lambda one: one.difference),
+        ("Broke", [one for one in report.heads if one.verdict == "BROKE"], lambda one: one.reason),
+        ("Slower", [one for one in report.heads if one.verdict == "SLOWER"], _ratio_of),
+    ):  # fmt: skip
         if some:
-            names = [f"{one.candidate} ({_headline_of(one)})" for one in some[:5]]
+            names = [f"{one.candidate} ({describe(one)})" for one in some[:5]]
             more = f"; and {len(some) - 5} more" if len(some) > 5 else ""
             parts.append(f"{words}: {'; '.join(names)}{more}.")
     return " ".join(parts) or "Nothing became slower."
 
 
-def _headline_of(one: SideBySide) -> str:
-    if one.difference:
-        return one.difference
-    if one.verdict == "BROKE":
-        return one.reason
+def _ratio_of(one: SideBySide) -> str:
     ratio = (one.wall if one.clock == "wall" else one.processor).ratio
     return f"{ratio:.3g}x, {one.case.mode} {one.case.direction}"
 

@@ -117,8 +117,10 @@ def source_digests(files: Sequence[Path]) -> dict[str, str]:
     for path in sorted({*package.rglob("*.py")} - readers):
         digest.update(f"{path.relative_to(package).as_posix()}\0".encode() + path.read_bytes())
     digests = {"code": digest.hexdigest()[:16]}
+    of_name: dict[str, Any] = {}  # two files may have one name
     for path in files:
-        digests[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+        of_name.setdefault(path.name, hashlib.sha256()).update(path.read_bytes())
+    digests |= {name: found.hexdigest()[:16] for name, found in of_name.items()}
     return digests
 
 

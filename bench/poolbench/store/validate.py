@@ -115,6 +115,7 @@ def check_record(record: AnyRecord) -> AnyRecord:
     if isinstance(record, (Measurement, ModelResult)):
         _check_samples(record.samples)
     if isinstance(record, Measurement):
+        _check_samples(record.wall_samples)
         _check_counts(record)
     if isinstance(record, TraceSummary):
         if not TRACE_NAME.fullmatch(record.trace):
@@ -150,7 +151,7 @@ def _check_case(case: Case) -> None:
     try:
         for name, value in case.axes.items():
             axis = known.get(name) or Axis(name=name, parse=lambda text: text)  # checks the name
-            if name in known and axis.read(value) != value:
+            if name in known and not axis.inferred and axis.read(value) != value:
                 raise StoreError(f"{name} is not as a case is written: {value!r:.80}")
     except (UsageError, TypeError, ValueError) as error:
         raise StoreError(one_line(str(error) or type(error).__name__)) from None

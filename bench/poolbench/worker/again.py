@@ -91,6 +91,8 @@ def rechecks(
 def change_values(opened: OpenCase, number: int = 0) -> None:
     """Replace the middle half of the values of all inputs by others, which the number decides.
 
+    An input that the op fills itself is replaced as a whole: half of it may break what its values are to each other.
+
     It is done in place, on the host too: memory that is touched for the first time costs more than
     all else here.
     """
@@ -103,8 +105,8 @@ def restore_values(opened: OpenCase) -> None:
 
 
 def _replace_values(opened: OpenCase, seed: int) -> None:
-    for array, (_, block) in zip(opened.host, draw_inputs(opened.case, seed), strict=True):
-        begin = array.size // 4
+    for array, (spec, block) in zip(opened.host, draw_inputs(opened.case, seed), strict=True):
+        begin = 0 if callable(spec.fill) else array.size // 4
         write_repeated(array, block, begin, max(begin + 1, array.size - begin))
     write(opened)
 

@@ -127,9 +127,13 @@ class Answers:
         x = in_float64(self.inputs[0])
         # A slope far below a float32's last digit breaks every tie and separates the first from the last.
         step = 1e-15 / max(1.0, x.size * 1e-6)
+        step = max(
+            step,
+            2 * np.spacing(np.abs(x, where=np.isfinite(x), out=np.zeros_like(x)).max(initial=0)),
+        )
         slope = np.arange(x.size, dtype=np.float64).reshape(x.shape) * step
         first, last = (
-            Answers(op=self.op, case=self.case, inputs=(x + sign * slope, self.inputs[-1]))
+            Answers(op=self.op, case=self.case, inputs=(x + sign * slope, *self.inputs[1:]))
             for sign in (-1.0, 1.0)
         )
         rules = {"split": self, "first": first, "last": last}
@@ -284,15 +288,15 @@ def _judge_gradients(answers: Answers, actual: tuple[Array, ...]) -> tuple[Diffe
         return Difference(
             reason=f"it returned {len(actual)} gradients, expected {', '.join(expected)}"
         ), None
-    if answers.op.check_gradient.window_sum is not None:
-        return _judge_tied_gradient(answers, actual[0])
-    bound = BOUNDS[answers.case.dtype]
+    bound, tie = BOUNDS[answers.case.dtype], None
     found = [
         _judge(name, array, correct, bound, answers.case, _least_nonzero(answers, correct))
         for array, (name, correct) in zip(actual, expected.items(), strict=True)
     ]
+    if answers.op.check_gradient.window_sum is not None:
+        found[0], tie = _judge_tied_gradient(answers, actual[0])
     wrong = [one for one in found if one.reason]
-    return (wrong or [max(found, key=lambda one: one.worst)])[0], "none"
+    return (wrong or [max(found, key=lambda one: one.worst)])[0], tie or "none"
 
 
 def _least_nonzero(answers: Answers, gradient: Array) -> float:

@@ -83,14 +83,12 @@ def time_batch(session: Session, requests: Sequence[BlockRequest]) -> Batch:
     begin = clock()
     with idle_states_disabled():
         blocks = run_blocks(session, requests)
+    failed, recheck_seconds = _check_results(session, requests, clock() - begin)
+    # Behind the checks: what they use is this process' own use too.
     end = resource.getrusage(resource.RUSAGE_SELF)
-    timed = clock() - begin
-    errors, recheck_seconds = _check_results(session, requests, timed)
-    for name, reason in errors.items():
-        blocks = [
-            Block(status="wrong", reason=reason) if request.name == name else block
-            for request, block in zip(requests, blocks, strict=True)
-        ]
+    blocks = [
+        failed.get(request.name, block) for request, block in zip(requests, blocks, strict=True)
+    ]
     return Batch(
         blocks=tuple(blocks),
         cpu_seconds=end.ru_utime + end.ru_stime - start.ru_utime - start.ru_stime,
@@ -133,25 +131,27 @@ def run_blocks(
 
 def _check_results(
     session: Session, requests: Sequence[BlockRequest], timed_seconds: float
-) -> tuple[dict[str, str], float]:
+) -> tuple[dict[str, Block], float]:
     """Check what calls of this batch returned, or at a random moment one candidate.
 
     Returns:
-        The errors by name, and the seconds that it took; 0 if nothing was checked.
+        Failed blocks by name, and the seconds that it took; 0 if nothing was checked.
     """
     opened = session.open
     spots = expectations(session)
     if spots and spots.due:
         begin = clock()
-        return spots.settle(opened), clock() - begin
+        wrong = spots.settle(opened)
+        failed = {name: Block(status="wrong", reason=reason) for name, reason in wrong.items()}
+        return failed, clock() - begin
     before = opened.recheck_seconds
     return _recheck(session, requests, timed_seconds), opened.recheck_seconds - before
 
 
 def _recheck(
     session: Session, requests: Sequence[BlockRequest], timed_seconds: float
-) -> dict[str, str]:
-    """Check one candidate at a random moment between blocks; return the error by its name.
+) -> dict[str, Block]:
+    """Check one candidate at a random moment between blocks; return its failed block by its name.
 
     The calls come from where timed calls come from, so that a candidate cannot tell them apart.
     """
@@ -161,14 +161,15 @@ def _recheck(
         return {}
     begin = clock()
     name = names[int(begin * 1e6) % len(names)]
-    found = {}
+    found: dict[str, Block] = {}
     opened.rechecked += 1
     for recheck in again.rechecks(opened, number=opened.rechecked):
         kept: list[object] = []
         (block,) = run_blocks(session, [one_call(name)], kept)
-        reason = recheck.judge(opened, kept[0]) if block.status == "ok" else ""
-        if reason:
-            found[name] = reason
+        if block.status == "ok" and (reason := recheck.judge(opened, kept[0])):
+            block = Block(status="wrong", reason=reason)
+        if block.status != "ok":
+            found[name] = block
             break
     opened.recheck_seconds += clock() - begin
     return found

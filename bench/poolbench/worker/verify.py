@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
 from poolbench.core.errors import Status
@@ -21,7 +23,9 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
 
 
-def verify(session: Session, fresh: bool = True, old: bool = True) -> dict[str, Finding]:
+def verify(
+    session: Session, fresh: bool = True, old: bool = True, only: Sequence[str] = ()
+) -> dict[str, Finding]:
     """Check every candidate of the open case again; return the findings by name; correct candidates have none.
 
     Inputs are compared with the host's copy, results with the reference, on the inputs that were
@@ -33,9 +37,11 @@ def verify(session: Session, fresh: bool = True, old: bool = True) -> dict[str, 
         session: whose case is open.
         fresh: whether to call the candidates on inputs that they have not seen.
         old: whether to call them on the inputs that were timed.
+        only: the candidates to check; empty: all.
     """
     opened = session.open
     names = [name for name in opened.calls if name not in PROBE_NAMES]
+    names = [name for name in names if not only or name in only]
     findings = {
         name: Finding(status="error", reason=reason)
         for name, reason in _suspects(session, names).items()

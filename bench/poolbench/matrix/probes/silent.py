@@ -34,7 +34,6 @@ def silent(trial: Trial) -> Finding:
         if variant.check != "silent":
             continue
         words_of = describe_variant(trial, variant)
-        compared += 1
         if words_of:
             differing.append(words_of)
     tried = f"{compared} sets of arguments compared" + (

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+import sys
+import types
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -76,7 +78,8 @@ class TensorFlowBackend(Backend):
         import tensorflow as tf
 
         with tf.device(device):
-            copies = tuple(value & True if value.dtype.is_bool else value + 0 for value in values)
+            # Not value + 0, which makes 0 of -0.
+            copies = tuple(value & True if value.dtype.is_bool else value * 1 for value in values)
         tf.test.experimental.sync_devices()
         return copies
 
@@ -106,7 +109,12 @@ class TensorFlowBackend(Backend):
             with tf.GradientTape() as tape:
                 tape.watch(watched)
                 y = function(*inputs)
-            return (y, *tape.gradient(y, watched, output_gradients=dy))
+            found = tape.gradient(y, watched, output_gradients=dy)
+            # The gradient of tf.gather is a sparse one.
+            return (
+                y,
+                *(tf.convert_to_tensor(g) if isinstance(g, tf.IndexedSlices) else g for g in found),
+            )
 
         return training
 
@@ -220,10 +228,14 @@ class TensorFlowBackend(Backend):
         return lambda value: tf.raw_ops.Identity(input=value)
 
     def clear(self) -> None:
-        """Clear Keras' global state, which holds graphs."""
+        """Clear Keras' global state, which holds graphs, and the functions that this package's layers compiled."""
         import keras
 
         keras.backend.clear_session()
+        for name in ("layers", "masked_pooling", "adaptive_pooling"):
+            for value in vars(sys.modules.get(f"poolbench.{name}", types)).values():
+                if hasattr(value, "cache_clear"):
+                    value.cache_clear()
 
 
 @functools.cache
