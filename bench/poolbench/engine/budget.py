@@ -79,19 +79,16 @@ class RoundBudget:
         """Return the numbers of the next rounds, up to a number; empty at the end."""
         return range(self._done, min(self._rounds, self._done + count))
 
-    @property
-    def share_redone(self) -> float:
-        """Return the share of the rounds that are beyond the plan's, in place of noisy ones."""
-        return max(0, self._done - self._most) / max(1, self._done)
-
-    def enter(self, count: int, seconds: float, *, noisy: bool) -> None:
-        """Count finished rounds and their seconds; noisy ones will be repeated within the seconds."""
+    def enter(self, count: int, seconds: float, *, noisy: bool) -> int:
+        """Count finished rounds and their seconds; return how many will be repeated."""
+        again = min(self._most // 2 - self._redone, count) if noisy else 0
         self._done += count
         self._spent += seconds
-        self._redone += min(self._most // 2 - self._redone, count) if noisy else 0
+        self._redone += again
         self._rounds = affordable(
             self._seconds, self._spent / self._done, self._most + self._redone
         )
+        return again
 
 
 def stop_slow_candidates(

@@ -152,12 +152,7 @@ class Race:
         """Run every candidate once against the reference, timing nothing."""
         for name in [name for name, record in self.records.items() if not record.candidate]:
             del self.records[name]
-        try:
-            started = {spec: workers.worker(spec, 0) for spec in self.spec.workers}
-        except WorkerFailure as failure:
-            self.fail(failure)
-            return self.result()
-        self._workers.open(0, started)
+        self._workers.open(0, {spec: workers.worker(spec, 0) for spec in self.spec.workers})
         self._workers.close()
         return self.result()
 
@@ -227,7 +222,6 @@ class Race:
         step = rounds.within(step_seconds)
         batch = max(rounds.within(BATCH_SECONDS), step * (rounds.workers > 1))
         budget = RoundBudget(most=self.plan.rounds, seconds=seconds, round_seconds=rounds.seconds)
-        blocks = 0
         while numbers := budget.next(batch):
             tasks = [
                 task
@@ -239,12 +233,12 @@ class Race:
             if seen == "again":
                 continue
             if seen is not None:
-                budget.enter(len(numbers), seen.wall_seconds, noisy=seen.contended())
-                blocks += sum(len(task.blocks) for task in tasks)
+                again = budget.enter(len(numbers), seen.wall_seconds, noisy=seen.contended())
+                blocks = sum(len(task.blocks) for task in tasks)
+                self._noise_log.enter_redone(blocks * again // len(numbers))
             elif was_one_by_one or not self._workers.one_by_one:
                 return
             # Otherwise repeat the same rounds block by block, to find the contender that killed the worker.
-        self._noise_log.enter_redone(round(blocks * budget.share_redone))
 
     def _run_batch(
         self, process: int, allocation: int, tasks: Sequence[Task]

@@ -102,7 +102,6 @@ class RaceWorkers:
     def open(self, process: int, workers: Mapping[WorkerSpec, WorkerLike]) -> None:
         """Open the case and its contenders in the workers of this process of the race."""
         self._process = process
-        self.one_by_one = False  # what killed a worker was found, or comes again
         self._workers = dict(workers)
         for spec in self._workers:
             self.reopen(spec)
