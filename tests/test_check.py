@@ -2,7 +2,7 @@ import numpy as np
 import poolbench.ops  # noqa: F401 (registers the ops)
 import pytest
 from poolbench.core.case import make_case
-from poolbench.core.op import Op
+from poolbench.core.op import Op, TensorSpec, ties_within
 from poolbench.core.registry import REGISTRY
 from poolbench.worker import check as checks
 from poolbench.worker.check import BOUNDS, Answers, check
@@ -204,6 +204,30 @@ def test_a_tie_s_gradient_may_go_to_one_or_be_split_and_the_rule_is_recorded(giv
 @pytest.mark.parametrize("give", [[1, 1, 0], [0, 0, 1], [0.5, 0, 0], [0, 0, 0]])
 def test_a_tie_s_gradient_given_to_each_or_to_another_or_lost_is_wrong(give):
     assert gradient_at_ties(give).status == "wrong"
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_gradients_beside_that_of_a_maximum_are_checked_too(wrong):
+    """y = the larger of each pair of x, plus b: of two inputs, the first may tie."""
+
+    def vjp(case, dy, x, b):
+        hits = x == x.max(1, keepdims=True)
+        return hits * (dy / hits.sum(1))[:, None], dy
+
+    op = Op(
+        name="pairs", baseline="", sweeps={}, vjp=vjp, reference=lambda case, x, b: x.max(1) + b,
+        inputs=lambda case: {"x": TensorSpec((6, 2), "float32"), "b": TensorSpec((6,), "float32")},
+        check_gradient=ties_within(lambda a, case: a.sum(1)),
+    )  # fmt: skip
+    generator = np.random.default_rng(0)
+    x, b, dy = (generator.standard_normal(shape).astype(np.float32) for shape in ((6, 2), 6, 6))
+    x[0] = 7
+    dx, db = (array.astype(np.float32) for array in vjp(None, dy, x, b))
+    verdict = check(
+        op, depth_case(direction="training"), (x, b, dy), (x.max(1) + b, dx, db + np.float32(wrong))
+    )
+    assert (verdict.status, verdict.reason[:2]) == (("wrong", "db") if wrong else ("ok", ""))
+    assert verdict.accuracy.tie == "split"
 
 
 def test_a_right_gradient_of_a_large_window_is_not_mistrusted():

@@ -85,13 +85,11 @@ def asks_for_sides(options: Mapping[str, Any]) -> bool:
     """
     racing = any(value for name, value in options.items() if name.startswith(("base_", "head_")))
     context = click.get_current_context()
-    default = click.core.ParameterSource.DEFAULT
+    usual = (click.core.ParameterSource.DEFAULT, None)
+    others = STORED if racing else options
     for option in context.command.params:
         name = str(option.name)
-        if name in (STORED if racing else options) and context.get_parameter_source(name) not in (
-            default,
-            None,
-        ):
+        if name in others and context.get_parameter_source(name) not in usual:
             last = option.opts[-1]
             word = last if last.startswith("-") else option.human_readable_name
             kind = "two stored runs" if racing else "--base and --head"

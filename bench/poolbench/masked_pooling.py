@@ -70,12 +70,7 @@ class MaskedGlobalPooling1D(keras.layers.Layer):  # type: ignore[misc]  # Keras 
         steps = ops.shape(inputs)[self._axis]
         if mask is None:
             mask = ops.ones((ops.shape(inputs)[0], steps), "bool")
-        elif len(mask.shape) != 2 or any(
-            len({own, given} - {None}) > 1
-            for own, given in zip(
-                (inputs.shape[0], inputs.shape[self._axis]), mask.shape, strict=True
-            )
-        ):
+        elif not _fits(mask.shape, (inputs.shape[0], inputs.shape[self._axis])):
             raise ValueError(
                 f"mask must have the shape (N, T) of inputs {tuple(inputs.shape)}; got {tuple(mask.shape)}"
             )
@@ -107,6 +102,12 @@ class MaskedGlobalPooling1D(keras.layers.Layer):  # type: ignore[misc]  # Keras 
     @property
     def _axis(self) -> int:
         return 1 if self.data_format == "channels_last" else 2
+
+
+def _fits(shape: Any, expected: tuple[int | None, ...]) -> bool:
+    """Tell whether a shape is the expected one, as far as both are known."""
+    pairs = zip(shape, expected, strict=False)
+    return len(shape) == len(expected) and all(None in pair or pair[0] == pair[1] for pair in pairs)
 
 
 def _add(parts: list[Any]) -> Any:

@@ -22,6 +22,15 @@ BACKENDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 )
 KERAS = ("tensorflow", "jax", "torch")  # those below Keras
 FORMS = ("function", "layer")
+# The reusable layers, and the module of each.
+OWN_LAYERS: Mapping[str, str] = MappingProxyType(
+    {
+        "DepthMaxPool2D": "poolbench.layers",
+        "AdaptivePooling2D": "poolbench.adaptive_pooling",
+        "MaskedGlobalPooling1D": "poolbench.masked_pooling",
+        "GeMPooling2D": "poolbench.gem_pooling",
+    }
+)
 Builder = Callable[[Case], Callable[..., Any]]
 Snippet = Callable[[Case], str]
 

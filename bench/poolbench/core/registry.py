@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
+import types
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -270,16 +271,28 @@ def import_file(path: Path) -> None:
         getattr(module, "__file__", None) == str(path) for module in list(sys.modules.values())
     ):
         return
+    load_module(path, name)
+
+
+def load_module(path: Path, name: str) -> types.ModuleType:
+    """Run a file as the module of a name, beside which its own folder can be imported from; return the module.
+
+    Raises:
+        ImportError: there is no such file, or it is no Python.
+        BaseException: whatever the file raises.
+    """
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ImportError(f"{path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    sys.path.insert(0, str(path.parent))
+    folder = str(path.resolve().parent)
+    sys.path.insert(0, folder)
     try:
         spec.loader.exec_module(module)
     except BaseException:
         del sys.modules[name]
         raise
     finally:
-        sys.path.remove(str(path.parent))
+        sys.path.remove(folder)
+    return module

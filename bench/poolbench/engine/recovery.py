@@ -164,21 +164,22 @@ class RaceWorkers:
                 fresh = old = spec not in self._samples
             else:
                 fresh, old = self._process == self._plan.processes - 1, self._process == 0
-            found: dict[str, Finding] = {}
             try:
-                found = worker.call(verify, fresh, old, timeout=self._plan.timeout_seconds)
+                found: dict[str, Finding] = worker.call(
+                    verify, fresh, old, timeout=self._plan.timeout_seconds
+                )
+                if samples and fresh:
+                    self._samples[spec] = worker.call(
+                        spots.accepted, timeout=self._plan.timeout_seconds
+                    )
             except WorkerFailure as failure:
                 if not failure.lost:
                     self.fail(failure, spec)
                     continue
                 if self._should_retry(failure):  # the next process starts a fresh one
                     continue
+                # The next process checks all values again: nothing was accepted.
                 found = self._verify_one_by_one(spec, fresh, old)
-            if samples and fresh:
-                with contextlib.suppress(WorkerFailure):  # the next process checks all values then
-                    self._samples[spec] = worker.call(
-                        spots.accepted, timeout=self._plan.timeout_seconds
-                    )
             for record in self._running(spec):
                 if finding := found.get(record.task_name):
                     reason = f"{finding.reason} (process {self._process + 1})"

@@ -121,31 +121,29 @@ def open_run(results: Path, name: str | None) -> Run:
     if folder is not None and (folder / JOURNAL).exists():
         # Another commit does not make another machine.
         # Neither do the options of the run's races, or a user's files.
-        bench = None
         try:
             files = {*read_header(folder).environment.source} - {"code"}
             allowed = ("commit", "dirty", *COMPARED_OPTIONS, *files)
-            bench = Run(RunOptions(folder=folder, resume=True, allow_different=allowed))
-            _start(bench)
+            return _start(RunOptions(folder=folder, resume=True, allow_different=allowed))
         except (UsageError, StoreError) as error:
-            if bench is not None:
-                bench.close()
             if name:
                 raise
             emit(f"not added to {folder.name}: {error}")
-        else:
-            return bench
     folder = results / name if name else new_run_folder(results, "selftest")
-    bench = Run(RunOptions(folder=folder, plan=DESIGN.plan, asked={"sweep": "selftest"}))
-    _start(bench)
+    return _start(RunOptions(folder=folder, plan=DESIGN.plan, asked={"sweep": "selftest"}))
+
+
+def _start(options: RunOptions) -> Run:
+    """Return a run with its journal open and its workers started, so that errors appear before the races."""
+    bench = Run(options)
+    try:
+        bench.prepare()
+        bench.worker(WorkerSpec(), DESIGN.plan.processes - 1)
+        bench.journal()
+    except (UsageError, StoreError):
+        bench.close()
+        raise
     return bench
-
-
-def _start(bench: Run) -> None:
-    """Open the journal and start the workers, so that errors appear before the races."""
-    bench.prepare()
-    bench.worker(WorkerSpec(), DESIGN.plan.processes - 1)
-    bench.journal()
 
 
 def run_selftest(results: Path, name: str | None, *, seconds: float = SECONDS) -> str:

@@ -6,8 +6,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from poolbench.core.axes import format_value
+from poolbench.core.candidate import OWN_LAYERS
 from poolbench.core.text import with_interval
-from poolbench.models.config import OWN_LAYERS, brief, clean
+from poolbench.models.config import brief, clean
 from poolbench.models.pools import Pool
 from poolbench.models.results import Described, Interval, Stepped
 from poolbench.models.steps import ISOLATED, ORIGINAL

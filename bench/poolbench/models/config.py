@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 
 from poolbench.core.axes import Shape
+from poolbench.core.candidate import OWN_LAYERS
 from poolbench.core.errors import UsageError
 from poolbench.core.text import ESCAPE_CODES
 
@@ -31,10 +32,6 @@ OpenShape = tuple[int | None, ...]
 # Sizes for an open axis in the options that a message suggests.
 SUGGESTED = {1: (128,), 2: (128, 64), 3: (224, 224, 3), 4: (16, 112, 112, 3)}
 # The reusable layers that ship, by the module that registers each.
-OWN_LAYERS = {
-    "DepthMaxPool2D": "poolbench.layers", "AdaptivePooling2D": "poolbench.adaptive_pooling",
-    "MaskedGlobalPooling1D": "poolbench.masked_pooling", "GeMPooling2D": "poolbench.gem_pooling",
-}  # fmt: skip
 
 
 class Unknown(msgspec.Struct, frozen=True, kw_only=True):
@@ -334,7 +331,7 @@ def fill_shapes(
         chosen.update((i, unnamed[0]) for i in fitting)
     else:
         if len(options) > len(specs):
-            raise UsageError(f"the model has {len(specs)} inputs, --input is given {len(unnamed)}x")
+            raise UsageError(f"the model has {len(specs)} inputs, --input is given {len(options)}x")
         left = (i for i in range(len(specs)) if i not in chosen)
         chosen.update(zip(left, unnamed, strict=False))
     several = len(specs) > 1

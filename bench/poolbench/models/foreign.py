@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-import importlib.util
 import marshal
-import sys
 import types
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from poolbench.core.errors import UsageError
+from poolbench.core.registry import load_module
 from poolbench.models import config as files
 from poolbench.models.config import OpenShape
 
@@ -30,24 +29,19 @@ def custom_classes(paths: tuple[str, ...]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for text in paths:
         path = Path(text)
-        spec = importlib.util.spec_from_file_location(f"poolbench_custom_{path.stem}", path)
-        if spec is None or spec.loader is None or not path.is_file():
+        if path.suffix != ".py" or not path.is_file():
             raise UsageError(
                 f"--custom takes a Python file; {files.clean(path.name)} is not readable as one"
             )
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module
-        sys.path.insert(0, str(path.parent.resolve()))
+        name_of_module = f"poolbench_custom_{path.stem}"
         try:
-            spec.loader.exec_module(module)
+            module = load_module(path, name_of_module)
         except Exception as error:  # noqa: BLE001 (the user's file may raise anything)
             raise UsageError(
                 f"--custom {files.clean(path.name)} cannot be imported: {files.brief(error)}"
             ) from None
-        finally:
-            sys.path.pop(0)
         for name, value in vars(module).items():
-            if isinstance(value, (type, types.FunctionType)) and value.__module__ == spec.name:
+            if isinstance(value, (type, types.FunctionType)) and value.__module__ == name_of_module:
                 found[name] = found[keras.saving.get_registered_name(value)] = value
     return found
 

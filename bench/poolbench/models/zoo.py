@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+from poolbench.core.candidate import OWN_LAYERS
 from poolbench.core.errors import UsageError
 from poolbench.models import config as files
 from poolbench.models.config import InputOption, InputSpec, Unknown
@@ -279,7 +280,7 @@ def read_h5_config(path: Path) -> dict[str, Any]:
 
 def register_layers() -> None:
     """Register the reusable layers, so that Keras loads them in safe mode."""
-    for module in files.OWN_LAYERS.values():
+    for module in OWN_LAYERS.values():
         importlib.import_module(module)
 
 
@@ -288,7 +289,7 @@ def keras_classes() -> frozenset[str]:
     import keras
 
     found = {name for name in dir(keras.layers) if isinstance(getattr(keras.layers, name), type)}
-    return frozenset(found | {"Model", "Functional", "Sequential", *files.OWN_LAYERS}) - {"Lambda"}
+    return frozenset(found | {"Model", "Functional", "Sequential", *OWN_LAYERS}) - {"Lambda"}
 
 
 def substitutes(

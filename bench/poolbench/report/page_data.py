@@ -35,8 +35,8 @@ def page_data(loaded: RunFrame, answers: Answers, matrices: Sequence[Support]) -
     axes: dict[tuple[str, str], list[list[str]]] = {}
     for choice in answers.choices:
         at = loaded.row(choice.row)
-        settings = [[name, str(value)] for name, value in others(at).items()]
-        axes[str(at["op"]), others_label(at)] = settings
+        label = others_label(at)
+        axes[str(at["op"]), label] = [[name, str(value)] for name, value in others(at).items()]
         used.add((str(at["op"]), str(at["device"]), choice.recommended))
         code = snippet(
             loaded.measurement(choice.row).case,
@@ -45,7 +45,7 @@ def page_data(loaded: RunFrame, answers: Answers, matrices: Sequence[Support]) -
         )
         found.append(
             {
-                "key": [str(at.get(name) or "") for name in CHOSEN_BY] + [others_label(at)],
+                "key": [*(str(at.get(name) or "") for name in CHOSEN_BY), label],
                 "use": choice.recommended,
                 "row": choice.row,
                 "text": sentences(loaded, choice),

@@ -126,11 +126,9 @@ class Answers:
         """Return the gradient of the first input by the rule for a tie: 'split', 'first', 'last'."""
         x = in_float64(self.inputs[0])
         # A slope far below a float32's last digit breaks every tie and separates the first from the last.
-        step = 1e-15 / max(1.0, x.size * 1e-6)
-        step = max(
-            step,
-            2 * np.spacing(np.abs(x, where=np.isfinite(x), out=np.zeros_like(x)).max(initial=0)),
-        )
+        # It is no less than two float64s apart.
+        largest = np.abs(x[np.isfinite(x)]).max(initial=0.0)
+        step = max(1e-15 / max(1.0, x.size * 1e-6), 2 * np.spacing(largest))
         slope = np.arange(x.size, dtype=np.float64).reshape(x.shape) * step
         first, last = (
             Answers(op=self.op, case=self.case, inputs=(x + sign * slope, *self.inputs[1:]))
@@ -288,15 +286,19 @@ def _judge_gradients(answers: Answers, actual: tuple[Array, ...]) -> tuple[Diffe
         return Difference(
             reason=f"it returned {len(actual)} gradients, expected {', '.join(expected)}"
         ), None
-    bound, tie = BOUNDS[answers.case.dtype], None
-    found = [
+    tie: str | None = "none"
+    bound = BOUNDS[answers.case.dtype]
+    pairs = list(zip(actual, expected.items(), strict=True))
+    found: list[Difference] = []
+    if answers.op.check_gradient.window_sum is not None:  # of the first input, which may tie
+        first, tie = _judge_tied_gradient(answers, pairs.pop(0)[0])
+        found.append(first)
+    found += [
         _judge(name, array, correct, bound, answers.case, _least_nonzero(answers, correct))
-        for array, (name, correct) in zip(actual, expected.items(), strict=True)
+        for array, (name, correct) in pairs
     ]
-    if answers.op.check_gradient.window_sum is not None:
-        found[0], tie = _judge_tied_gradient(answers, actual[0])
     wrong = [one for one in found if one.reason]
-    return (wrong or [max(found, key=lambda one: one.worst)])[0], tie or "none"
+    return (wrong or [max(found, key=lambda one: one.worst)])[0], tie
 
 
 def _least_nonzero(answers: Answers, gradient: Array) -> float:

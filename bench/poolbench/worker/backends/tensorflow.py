@@ -6,10 +6,10 @@ import ctypes
 import functools
 import os
 import sys
-import types
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from poolbench.core.candidate import OWN_LAYERS
 from poolbench.core.plan import WorkerSpec
 from poolbench.core.program import Program
 from poolbench.machine.info import usable_threads
@@ -232,8 +232,8 @@ class TensorFlowBackend(Backend):
         import keras
 
         keras.backend.clear_session()
-        for name in ("layers", "masked_pooling", "adaptive_pooling"):
-            for value in vars(sys.modules.get(f"poolbench.{name}", types)).values():
+        for module in filter(None, map(sys.modules.get, OWN_LAYERS.values())):
+            for value in vars(module).values():
                 if hasattr(value, "cache_clear"):
                     value.cache_clear()
 
