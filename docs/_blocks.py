@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,12 +17,21 @@ from poolbench.core.registry import input_nbytes
 from poolbench.core.text import format_nbytes, format_seconds, format_share, one_line, significant
 from poolbench.report.formats import as_markdown
 from poolbench.report.frame import RunFrame
-from poolbench.report.history import REFERENCE_RUNS, RunSummary, agreements, alike, read_summaries
+from poolbench.report.history import (
+    LIKE,
+    REFERENCE_RUNS,
+    RunSummary,
+    agreements,
+    alike,
+    read_summaries,
+    table_of,
+)
 from poolbench.report.recommend import answer
 from poolbench.report.tables import headline_table, network_sentence
 from poolbench.report.terminal import headline_text
 from poolbench.stats import estimate
 from poolbench.stats.planning import START_SECONDS, predict_seconds
+from poolbench.stats.runs import combine
 from poolbench.store.journal import MAX_NBYTES, encode_line
 from scipy import stats
 
@@ -29,6 +39,7 @@ LARGE_NBYTES = 8_000_000
 LAYER, TEXTBOOK, OP = "layer-depth_max_pool", "lambda-max_pool", "depth_max_pool"
 MEAN_LAYER, MEAN_OP = "layer-global_avg_pool", "global_avg_pool"
 PREDICTED_CANDIDATES = 14
+POOLED_RUNS = 3
 COMPARED_MEANS = ("lambda-reduce_mean", "avg_pool2d")
 
 
@@ -134,7 +145,23 @@ def _runs_table(runs: Sequence[RunSummary]) -> str:
     ]
     machine = machine_text(runs[-1].machine)
     table = as_markdown(pd.DataFrame(rows)).strip()
-    return f"Default runs of one code on {machine}, each with the next; 95% are expected to agree:\n\n{table}"
+    return (
+        f"Default runs of one code on {machine}, each with the next; 95% are expected to agree:\n\n{table}\n\n"
+        f"{_pooled_text(runs)}"
+    )
+
+
+def _pooled_text(runs: Sequence[RunSummary]) -> str:
+    """Return how wide the intervals are that several of these runs give together."""
+    texts = []
+    for count in sorted({min(POOLED_RUNS, len(runs)), len(runs)}):
+        means = [found.mean for found in combine(table_of(runs[:count])) if found.mean.degrees > 0]
+        like = [one.half_width for one in means if abs(one.log_ratio) < LIKE]
+        texts.append(
+            f"{format_share(statistics.median(one.half_width for one in means))} for the first {count} "
+            f"({format_share(statistics.median(like))} for like sides)"
+        )
+    return f"Median half-width where runs are reported together: {', '.join(texts)}."
 
 
 def network_block(loaded: RunFrame, root: Path) -> str:

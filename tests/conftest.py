@@ -5,12 +5,12 @@ import os
 from hypothesis import HealthCheck, settings
 
 # Modules of the tests whose functions a worker may run.
-os.environ["POOLBENCH_TASK_MODULES"] = (
-    "tests.test_process,test_process,test_profile,test_gpu,test_capabilities,traced,test_hacks"
-)
+os.environ["POOLBENCH_TASK_MODULES"] = "tests.test_process,test_process,test_gpu,traced,test_hacks"
 
 # The runs that a test starts are none of pytest-xdist's workers, which store no benchmark.
 os.environ.pop("PYTEST_XDIST_WORKER", None)
+# A developer's own runs change no test.
+os.environ.pop("POOLBENCH_RESULTS", None)
 
 # On a machine that others share, how long an example takes is no fact of the code.
 settings.register_profile(

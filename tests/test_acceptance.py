@@ -12,7 +12,7 @@ import pytest
 import synthetic
 from acceptance import checks, criteria, loops, measurements, tool_comparison, tools
 from poolbench.core.errors import UsageError
-from poolbench.core.records import Contention, TimeBreakdown
+from poolbench.core.records import Contention, Environment, TimeBreakdown
 from poolbench.engine import aa
 from poolbench.engine.rounds import block_calls
 from poolbench.store.journal import JOURNAL, encode_line
@@ -178,6 +178,17 @@ def test_check_bias_one_turn_off_fails(ratios, passes):
     assert criteria.check_bias(ratios).passed is passes
 
 
+@pytest.mark.parametrize(("ratios", "passes"), [((0.9, 1.1), True), ((0.9, 1.0), False)])
+def test_check_sleep_slower_without_idle_states_fails(ratios, passes):
+    assert criteria.check_sleep(ratios).passed is passes
+
+
+def test_check_widths_wide_intervals_fail():
+    found = list(run_of(0.8, 0).values())
+    assert criteria.check_widths(found, 0.08, 0.0).passed
+    assert not criteria.check_widths(found, 1e-6, None).passed
+
+
 def test_check_contention_unnoticed_load_fails():
     busy = Contention(
         steal=0.0, others=0.4, blocks_marked=400, blocks_redone=10, involuntary_switches=1
@@ -226,8 +237,6 @@ def result_of(name, passed=True):
 
 
 def environment_of(processor):
-    from poolbench.core.records import Environment
-
     machine = {"processor": processor}
     return Environment(machine=machine, devices={}, versions={}, settings={}, source={})
 

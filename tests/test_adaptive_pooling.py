@@ -1,6 +1,7 @@
 """AdaptivePooling2D against a float64 reference with its gradient, in every mode of TensorFlow and on JAX."""
 
 import os
+import re
 
 import numpy as np
 import pytest
@@ -260,9 +261,8 @@ def test_adaptive_pooling_to_one_trains_and_exports(kind, jit_compile, policy, t
     ],
 )
 def test_adaptive_pooling_bad_argument_names_what_is_expected(arguments, says):
-    with pytest.raises(ValueError, match=" ") as caught:
+    with pytest.raises(ValueError, match=re.escape(says)):
         AdaptivePooling2D(**arguments)
-    assert says in str(caught.value)
 
 
 @pytest.mark.slow

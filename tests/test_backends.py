@@ -10,7 +10,6 @@ import synthetic
 from click.testing import CliRunner
 from poolbench.cli import main
 from poolbench.core.candidate import BACKENDS, KERAS, contender_name, split_contender
-from poolbench.core.case import make_case
 from poolbench.core.errors import UsageError
 from poolbench.core.plan import IDENTITY, Contender, Plan, RaceSpec, WorkerSpec
 from poolbench.core.program import Program
@@ -112,6 +111,8 @@ def test_contenders_of_several_backends_have_a_worker_each_with_onednn_alike():
 def test_candidate_unknown_backend_is_refused():
     with pytest.raises(UsageError, match="backends must be of tensorflow, jax, torch, numpy"):
         candidate(op="depth_max_pool", name="x", backends=("mxnet",))
+    with pytest.raises(UsageError, match=r"backends must be of .*; got \(\)"):
+        candidate(op="depth_max_pool", name="x", backends=())
 
 
 # Settings and programs of a run
@@ -166,6 +167,8 @@ def test_compare_programs_only_fails_on_a_change_of_one_compiler(tmp_path, key, 
     assert VICTIM in done.stdout and "are equal" in done.stdout
     assert ("'measure again', not 'worse'" in done.stdout) == (code == 0)
     assert VICTIM in CliRunner().invoke(main, words).stdout, "beside the times too"
+    refused = CliRunner().invoke(main, [*words, "--programs-only", "--format", "json"])
+    assert refused.exit_code == 2 and "--format is for a comparison of times" in refused.output
 
 
 def test_lay_out_unlike_settings_get_no_verdict(tmp_path):
@@ -393,5 +396,8 @@ def test_read_program_of_a_backend_groups_equal_candidates(worker):
     assert found["keras-stock"].hash != found[native].hash
 
 
-def test_sweep_planned_cases_have_no_backend_axis():
-    assert "backend" not in make_case(op="depth_max_pool", shape=(1, 8, 8, 96), pool_size=3).axes
+def test_sweep_asked_for_backends_keeps_its_cases():
+    sweep = REGISTRY.ops["depth_max_pool"].sweep("quick")
+    cases = sweep.replace("backend", ("jax", "torch")).cases()
+    assert cases == sweep.cases()
+    assert not any("backend" in case.axes for case in cases)

@@ -1,10 +1,11 @@
 import itertools
+import operator
 
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from poolbench.core.axes import DTYPES, axes_of, choice_axis
+from poolbench.core.axes import DTYPES, axes_of, choice_axis, size_axis
 from poolbench.core.case import Case, case_label, case_slug, make_case
 from poolbench.core.errors import UsageError
 from poolbench.core.registry import load_builtin, parse_axis
@@ -76,6 +77,25 @@ def test_a_bad_axis_is_one_line_that_says_what_to_type(text, says):
         parse_axis(text)
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_an_axis_that_a_case_lacks_is_named():
+    for ask in (lambda: make_case(op=BASE.op, strid=2), lambda: BASE.replace(strid=2)):
+        with pytest.raises(UsageError, match="depth_max_pool has no axis 'strid'; it has "):
+            ask()
+    with pytest.raises(AttributeError, match="a case of depth_max_pool has no axis 'strid'"):
+        operator.attrgetter("strid")(BASE)
+
+
+@pytest.mark.parametrize("name", ["Width", "1x", "seconds"])
+def test_an_axis_is_no_column_of_a_report_and_has_a_plain_name(name):
+    with pytest.raises(UsageError, match="an axis is named by lower-case letters"):
+        size_axis(name)
+
+
+def test_a_sweep_of_no_op_has_no_cases_yet():
+    with pytest.raises(UsageError, match="a sweep has cases once its op is known"):
+        Sweep(product(mode=["eager"])).cases()
 
 
 def test_an_axis_is_parsed_into_its_values():

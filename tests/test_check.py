@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import poolbench.ops  # noqa: F401 (registers the ops)
 import pytest
@@ -6,7 +8,7 @@ from poolbench.core.op import Op, TensorSpec, ties_within
 from poolbench.core.registry import REGISTRY
 from poolbench.worker import check as checks
 from poolbench.worker.check import BOUNDS, Answers, check
-from poolbench.worker.inputs import make_inputs, numpy_dtype
+from poolbench.worker.inputs import make_inputs, numpy_dtype, write_repeated
 
 DEPTH = REGISTRY.ops["depth_max_pool"]
 MEAN = REGISTRY.ops["global_avg_pool"]
@@ -106,6 +108,15 @@ def test_inputs_are_the_same_for_a_seed_and_others_for_another():
     case = depth_case()
     assert np.array_equal(make_inputs(case, 1)[0], make_inputs(case, 1)[0])
     assert not np.array_equal(make_inputs(case, 1)[0], make_inputs(case, 2)[0])
+
+
+@pytest.mark.parametrize(("begin", "end"), [(0, 20), (3, 5), (6, 8), (13, 20), (20, 20)])
+def test_write_repeated_fills_the_places_and_no_others(begin, end):
+    array, block = np.full((4, 5), -1), np.arange(7)
+    write_repeated(array, block, begin, end)
+    expected = np.full(20, -1)
+    expected[begin:end] = np.tile(block, 3)[begin:end]
+    assert array.ravel().tolist() == expected.tolist()
 
 
 def test_half_of_a_relu_input_ties_at_zero():
@@ -228,6 +239,15 @@ def test_gradients_beside_that_of_a_maximum_are_checked_too(wrong):
     )
     assert (verdict.status, verdict.reason[:2]) == (("wrong", "db") if wrong else ("ok", ""))
     assert verdict.accuracy.tie == "split"
+
+
+def test_a_gradient_without_a_reference_is_wrong_and_says_so():
+    op = dataclasses.replace(DEPTH, vjp=None)
+    case = depth_case(direction="training")
+    x, dy = make_inputs(case, 0)
+    verdict = check(op, case, (x, dy), (DEPTH.reference(case, x), x))
+    assert verdict.status == "wrong"
+    assert verdict.reason.startswith("depth_max_pool has no reference for its gradient")
 
 
 def test_a_right_gradient_of_a_large_window_is_not_mistrusted():

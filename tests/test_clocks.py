@@ -1,6 +1,7 @@
 """The report uses the device's clock on a GPU, and wall time if there is no other."""
 
 import dataclasses
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -12,16 +13,16 @@ from poolbench.report.compare import compare_runs
 from poolbench.report.figures.files import clock_note
 from poolbench.report.frame import lay_out
 from poolbench.report.recommend import answer
-from poolbench.store.journal import read_run
+from poolbench.store.journal import StoredRun, read_run
 
 CASE = synthetic.op_case("depth_max_pool", mode="graph", device="gpu:0")
 PINNED = "slices-maximum"
 LAUNCH = 300e-6
 
 
-def by_device(m, *, slowed=1.0):
+def by_device(m, *, slowed=1.0, pinned=(PINNED,)):
     """The measurement as a GPU gives it: its own time in `samples`, launching in `wall_samples`."""
-    if m.status != "ok" or m.candidate == PINNED:
+    if m.status != "ok" or m.candidate in pinned:
         return m
     wall = tuple(LAUNCH + seconds / 100 for seconds in m.samples.seconds)
     own = tuple(slowed * seconds / 100 for seconds in m.samples.seconds)
@@ -73,6 +74,18 @@ def test_the_best_are_chosen_among_those_of_the_device_s_clock(loaded):
     assert PINNED not in choice.best
     text = " ".join(tables.sentences(loaded, choice))
     assert "by the device's clock (" in text and "from Python)" in text
+
+
+def test_the_only_one_of_the_device_s_clock_is_not_the_only_right_one():
+    found = synthetic.race(CASE, np.random.default_rng(1))
+    right = [m.candidate for m in found if m.status == "ok" and m.kind == "candidate"]
+    records = tuple(by_device(m, pinned=right[1:]) for m in found)
+    run = StoredRun(path=Path("gpu"), header=synthetic.header(), records=records)
+    answers = answer(lay_out(run))
+    (choice,) = answers.choices
+    assert choice.best == (right[0],) and not choice.alone
+    (profile,) = answers.profiles.values()
+    assert not set(profile) & set(right[1:]), "timed by another clock is neither slow nor failed"
 
 
 def test_the_page_says_which_clock(loaded):

@@ -12,7 +12,7 @@ import pytest
 import synthetic
 from click.testing import CliRunner
 from poolbench.cli import main
-from poolbench.core.records import FASTER_THAN_LIMIT, MatrixCell, TimeBreakdown
+from poolbench.core.records import FASTER_THAN_LIMIT, MatrixCell, Node, TimeBreakdown
 from poolbench.report import compare, compare_text
 from poolbench.store.journal import JOURNAL, encode_line, read_run
 
@@ -135,7 +135,7 @@ def test_compare_normalizer_of_two_candidates_is_the_best_of_both_runs(tmp_path,
         assert set(own["verdict"]) == {""}
 
 
-def test_compare_candidate_slowed_by_a_tenth_is_found_among_the_others(base, tmp_path):
+def test_compare_candidate_slowed_by_15_percent_is_found_among_the_others(base, tmp_path):
     near = "max_pool2d-reshape"
     slowed = read_run(write(tmp_path / "near", records(2, slowed={near: 1.15})))
     table = compare.compare_runs(read_run(base), slowed).table
@@ -176,6 +176,7 @@ def test_compare_candidate_stopped_early_needs_a_wide_margin(base, tmp_path, fac
         read_run(base), read_run(write(tmp_path / "stopped_early", found))
     ).table
     rows = table[table["candidate"] == VICTIM]
+    assert len(rows) == 2
     assert set(rows["verdict"]) <= verdicts
     assert rows["note"].str.contains("25%").all()
 
@@ -291,6 +292,15 @@ def test_compare_field_not_allowed_is_refused(base, tmp_path):
     assert "tensorflow (2.21.0 | 2.20.0)" in line and "cores (" not in line
 
 
+def test_compare_different_nodes_of_a_cluster_are_named(tmp_path):
+    pair = []
+    for cores in (2, 4):
+        machine = {**synthetic.ENVIRONMENT.machine, "cores": cores}
+        environment = msgspec.structs.replace(synthetic.ENVIRONMENT, machine=machine)
+        pair.append(write(tmp_path / f"of-{cores}", [Node(name="far", environment=environment)]))
+    assert "--allow-different far.cores" in refusal(*pair)
+
+
 def test_compare_other_commit_is_accepted(base, tmp_path):
     other = write(tmp_path / "other", records(1), source={"commit": "1111111", "dirty": True})
     assert call(base, other)[0] == 0
@@ -350,7 +360,7 @@ def test_compare_unfinished_run_is_noted(base, tmp_path):
     assert "measurements are only in base" in notes[1]
 
 
-def test_select_and_every_format(base, tmp_path):
+def test_compare_selected_rows_decide_and_every_format_names_the_slower(base, tmp_path):
     slowed = write(tmp_path / "slowed", records(2, slowed={VICTIM: 1.25}))
     pick = ("--select", "op=global_avg_pool")
     code, out, _ = call(base, slowed, *pick, "--format", "csv")
@@ -366,7 +376,12 @@ def test_comment_long_table_is_cut_and_says_so(base):
     found = compare.compare_runs(read_run(base), read_run(base))
     many = pd.concat([found.table] * 20, ignore_index=True)
     text = compare_text.as_comment(compare.keep(found, many))
-    assert f"{len(many) - compare_text.ROWS_SHOWN} more rows" in text
+    assert f"{len(many) - 100} more rows" in text
+    assert len(text) < 65_536
+    # Long notes leave room for fewer rows.
+    many["note"], many["base_status"] = "n" * 400, "wrong"
+    text = compare_text.as_comment(compare.keep(found, many))
+    assert text.count(f"{len(many) - 30} more rows") == 2
     assert len(text) < 65_536
 
 
@@ -398,14 +413,10 @@ def test_comment_and_page_hostile_name_is_escaped(base, tmp_path):
     assert np.isfinite(found.table["ratio"][0]) and hostile in found.slower[0]
 
 
-def test_the_options_in_the_ci_page_exist():
-    """A workflow is not run here: at least it calls what there is."""
+def test_options_named_in_the_ci_page_exist():
+    """Options in the text and in the workflow; whole commands are tests/test_docs.py's."""
     page = (ROOT / "docs" / "ci.md").read_text()
-    known = {name for param in main.commands["run"].params for name in param.opts}
-    for option in re.findall(r"bench-quick -- (.*)", page):
-        assert {word for word in option.split() if word.startswith("--")} <= known
-    usage = CliRunner().invoke(main, ["compare", "--help"]).stdout
-    calls = re.findall(r"poolbench compare (?:[^\n]|\\\n)*", page)
-    assert len(calls) == 2
-    options = re.findall(r"--[a-z-]+", "".join(calls))
-    assert options and all(option in usage for option in options)
+    named = set(re.findall(r"(?:`|arguments: )(--[a-z-]+)", page))
+    commands = (main.commands["compare"], main.commands["import"])
+    known = {name for command in commands for param in command.params for name in param.opts}
+    assert {"--base", "--budget", "--candidates", "--allow-different"} <= named <= known

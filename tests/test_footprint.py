@@ -40,7 +40,7 @@ def test_changed_settings_are_named(monkeypatch):
     assert "it changed environment variables" in said
 
 
-def test_describe_changed_working_directory_names_both(tmp_path, monkeypatch):
+def test_describe_changed_working_directory_names_both(monkeypatch):
     monkeypatch.chdir("/")
     before = isolation.read()
     os.chdir("/tmp")

@@ -1,14 +1,10 @@
 """Predictions before a run starts: its duration and its resolution."""
 
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
 import synthetic
 from poolbench.core.plan import Plan
 from poolbench.core.records import Samples

@@ -1,6 +1,7 @@
 """GeMPooling2D against a float64 reference with its gradient, in every mode of TensorFlow and on JAX."""
 
 import os
+import re
 
 import numpy as np
 import pytest
@@ -186,14 +187,13 @@ def test_gem_pooling_learned_exponent_trains_and_reloads_alone_in_safe_mode(
     ],
 )
 def test_gem_pooling_bad_argument_names_what_is_expected(arguments, says):
-    with pytest.raises(ValueError, match=" ") as caught:
+    with pytest.raises(ValueError, match=re.escape(says)):
         GeMPooling2D(**arguments)
-    assert says in str(caught.value)
 
 
 @pytest.mark.parametrize("learned", [False, True])
 @pytest.mark.parametrize("value", [0.001, 1.0, 100.0, 1e6])
-def test_gem_pooling_large_exponent_comes_near_the_maximum(value, learned):
+def test_gem_pooling_large_exponent_equals_the_reference(value, learned):
     layer = GeMPooling2D(20.0, learned=learned)
     x = tf.constant(value * np.array([1.0, 0.5, 0.25, 0.5]).reshape(1, 2, 2, 1), tf.float32)
     with tf.GradientTape() as tape:

@@ -1,14 +1,17 @@
 """Earlier runs of a machine: their summaries, the prior they give, how often they agreed."""
 
+import os
+import signal
+import subprocess
 import sys
-from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
+import synthetic
 from click.testing import CliRunner
 from poolbench.cli import main
-from poolbench.core.plan import Plan
+from poolbench.core.errors import UsageError
 from poolbench.launch import launch_repeated
 from poolbench.report import history, tables
 from poolbench.report.frame import lay_out, load
@@ -16,10 +19,7 @@ from poolbench.report.recommend import answer
 from poolbench.stats.prior import SHIPPED
 from poolbench.store.journal import read_run
 
-sys.path.insert(0, str(Path(__file__).parent))
-import synthetic
-
-PLAN = Plan(processes=5, allocations=2, rounds=6)
+PLAN = synthetic.Plan(processes=5, allocations=2, rounds=6)
 CASES = [
     synthetic.op_case("global_avg_pool", mode=mode, shape=(n, 28, 28, 96))
     for n in (8, 32) for mode in synthetic.MODES
@@ -59,8 +59,17 @@ def test_load_takes_the_prior_from_the_runs_of_the_machine(results, tmp_path):
     alone = load(make_run(tmp_path, "alone", 0))
     assert alone.source == "prior" and alone.prior == SHIPPED
     # These runs differ by nothing but noise: their own variance is below the shipped one.
-    width = [np.nanmedian(np.log(one.table["ratio_high"] / one.table["ratio_low"])) for one in (found, alone)]  # fmt: skip
-    assert width[0] < width[1]
+    widths = [
+        np.nanmedian(np.log(one.table["ratio_high"] / one.table["ratio_low"]))
+        for one in (found, alone)
+    ]
+    assert widths[0] < widths[1]
+
+
+def test_load_takes_what_pooled_runs_show_once(results):
+    pooled = load(results / "run-1", results / "run-0")
+    # Beside them is one run only, which gives no prior: two runs are what is known.
+    assert pooled.source == "this machine: 2 runs" and pooled.prior == SHIPPED
 
 
 @pytest.mark.parametrize(
@@ -81,27 +90,34 @@ def test_prior_for_unlike_runs_is_the_shipped_one(other, tmp_path):
 def test_prior_for_a_compared_run_leaves_it_out(results):
     run = read_run(results / "run-0")
     assert history.prior_for(run, results)[1] == 3
-    assert history.prior_for(run, results, without="run-2")[1] == 2
+    assert history.prior_for(run, results, without=["run-2"])[1] == 2
+
+
+def summary_of(name, *, moved=0.0, op="o"):
+    """The summary of a run with ten comparisons, three of which were moved."""
+    comparisons = tuple(
+        history.Comparison(
+            op=op, case=f"c{number}", node="local", candidate="a", eager=False, one_thread=False,
+            log_ratio=0.4 + moved * (number < 3), standard_error=0.004, degrees=9, processes=10,
+        )
+        for number in range(10)
+    )  # fmt: skip
+    return history.RunSummary(
+        run=name, created="2026", code="c", machine={}, comparisons=comparisons
+    )
 
 
 def test_agree_of_equal_and_of_moved_runs():
-    def summary(name, moved=0.0):
-        comparisons = tuple(
-            history.Comparison(
-                op="o", case=f"c{number}", node="local", candidate="a", eager=False, one_thread=False,
-                log_ratio=0.4 + moved * (number < 3), standard_error=0.004, degrees=9, processes=10,
-            )
-            for number in range(10)
-        )  # fmt: skip
-        return history.RunSummary(
-            run=name, created="2026", code="c", machine={}, comparisons=comparisons
-        )
-
-    same = history.agree(summary("a"), summary("b"))
+    same = history.agree(summary_of("a"), summary_of("b"))
     assert (same.coverage.inside, same.coverage.comparisons, same.reversed) == (10, 10, 0)
-    moved = history.agree(summary("a"), summary("b", -0.8))
+    moved = history.agree(summary_of("a"), summary_of("b", moved=-0.8))
     assert (moved.coverage.inside, moved.reversed) == (7, 3)
     assert moved.coverage.observed == 0.7
+
+
+def test_agree_of_runs_of_other_ops_is_refused():
+    with pytest.raises(UsageError, match="a and b have no comparison in common"):
+        history.agree(summary_of("a"), summary_of("b", op="another"))
 
 
 def test_selftest_runs_prints_nominal_beside_observed_coverage(results):
@@ -139,12 +155,62 @@ def test_launch_repeated_shares_the_budget_and_stops_at_an_interrupt(tmp_path, m
         asked.append(words[4:])
         return 130 if len(asked) == 2 else 1
 
-    monkeypatch.setattr("poolbench.launch.subprocess.call", call)
+    monkeypatch.setattr("poolbench.launch.call_child", call)
     monkeypatch.setattr("poolbench.launch.time.sleep", lambda _: None)
     options = {"sweep": "quick", "results": tmp_path, "run": "r", "op": ("dense",)}
     folders, code = launch_repeated(["x.py"], options, 4)
     assert code == 130 and [folder.name for folder in folders] == ["r-1", "r-2"]
-    assert asked[0] == ["--sweep=quick", "--op=dense", "--budget=1.0", "--run=r-1", f"--results={tmp_path}", "--", "x.py"]  # fmt: skip
+    assert asked[0] == [
+        "--sweep=quick", "--op=dense", "--budget=1.0", "--run=r-1", f"--results={tmp_path}", "--", "x.py",
+    ]  # fmt: skip
+
+
+# The first run is over at once; the second one takes its time to end.
+REPEATED = """
+import sys
+from poolbench import launch
+
+started, call_child = [], launch.call_child
+
+def call(words):
+    started.append(words)
+    return 0 if len(started) == 1 else call_child([sys.executable, "-c", sys.argv[1]])
+
+launch.PAUSE_SECONDS, launch.call_child = 0, call
+sys.exit(launch.launch_repeated([], {"results": sys.argv[2], "run": "r"}, 3)[1])
+"""
+CHILD = """
+import signal, sys, time
+
+def end(*_):
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    time.sleep(0.5)
+    print("ended cleanly", flush=True)
+    sys.exit(130)
+
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, end)
+print("ready", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize(
+    ("send", "number"), [(os.killpg, signal.SIGINT), (os.kill, signal.SIGTERM)]
+)
+def test_launch_repeated_interrupted_waits_for_the_present_run_and_starts_no_other(
+    tmp_path, send, number
+):
+    repeated = subprocess.Popen(
+        [sys.executable, "-c", REPEATED, CHILD, str(tmp_path)], start_new_session=True, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    assert repeated.stdout.readline() == "ready\n"
+    send(repeated.pid, number)
+    said = repeated.stdout.read().splitlines()
+    assert repeated.wait(600) == 130
+    assert said == ["ended cleanly", "interrupted; whole runs stored: r-1"]
 
 
 @pytest.mark.parametrize("option", ["resume", "dry_run", "check_only"])

@@ -72,9 +72,11 @@ def test_the_report_s_help_is_quick_and_loads_no_framework():
 
 
 def test_no_file_carries_a_path_of_a_machine_or_a_registry():
-    tracked = subprocess.run(
+    listed = subprocess.run(
         ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False
-    ).stdout.split("\0")
+    ).stdout
+    if not listed:
+        pytest.skip("git lists no file here")
     needles = [
         "/ro" + "ot/",
         "/wo" + "rk/",
@@ -83,7 +85,7 @@ def test_no_file_carries_a_path_of_a_machine_or_a_registry():
         "files.python" + "hosted",
     ]
     found = []
-    for name in filter(None, tracked):
+    for name in filter(None, listed.split("\0")):
         path = ROOT / name
         if path.suffix in (".png", ".pb") or not path.is_file():
             continue

@@ -1,5 +1,7 @@
 """DepthMaxPool2D, the reusable layer, against the reference and as a single copied file."""
 
+import re
+
 import numpy as np
 import pytest
 from alone import run_alone
@@ -190,7 +192,6 @@ def test_the_second_order_gradient_is_that_of_the_winners():
             y = tf.reduce_sum(layer(x) ** 3)
         dx = inner.gradient(y, x)
     curvature = outer.gradient(dx, x).numpy()
-    winners = np.zeros(x.shape)
     pooled, windows = brute_force(x.numpy(), 3, 3, "valid")
     winners = first_winner_gradient(x.numpy(), 6 * pooled, windows)
     np.testing.assert_allclose(curvature, winners, rtol=1e-5)
@@ -244,9 +245,8 @@ def test_mixed_precision_computes_in_the_narrow_type(policy):
     ],
 )
 def test_layer_bad_argument_raises_value_error(arguments, says):
-    with pytest.raises(ValueError, match=" ") as caught:
+    with pytest.raises(ValueError, match=re.escape(says)):
         DepthMaxPool2D(**arguments)
-    assert says in str(caught.value)
 
 
 def test_layer_window_wider_than_depth_raises_value_error():

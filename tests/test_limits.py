@@ -1,13 +1,17 @@
 """Limits of cgroups, read from folders that look like a system's."""
 
 import os
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from fakes import make_batch
+from poolbench.core.errors import UsageError
 from poolbench.core.records import Environment
 from poolbench.engine.noise import NoiseLog
+from poolbench.engine.run import RunOptions, refuse_different
 from poolbench.machine import limits
-from poolbench.machine.info import Seen, Usage, seen_between, seen_together
+from poolbench.machine.info import Seen, Usage, read_usage, seen_between, seen_together
 from poolbench.machine.limits import Limits, read_limits, throttled_seconds
 from poolbench.report.machine_tables import environment_table
 
@@ -132,6 +136,20 @@ def test_noise_log_sums_throttled_time_by_wall_time():
     assert found.blocks_marked == 1
 
 
+def test_noise_log_of_a_system_without_counters_is_unknown(tmp_path):
+    assert read_usage(tmp_path / "stat").busy_seconds is None
+    start, end = (
+        Usage(clock=clock, busy_seconds=None, steal_seconds=None, own_seconds=0.0)
+        for clock in (0.0, 1.0)
+    )
+    log = NoiseLog()
+    log.enter_task(make_batch([], switches=4))
+    assert not log.enter_blocks(3, seen_between(start, end, 0.0))
+    found = log.contention()
+    assert (found.steal, found.others, found.involuntary_switches) == (None, None, None)
+    assert found.blocks_marked == 0
+
+
 def test_environment_table_shows_limits_and_says_that_there_is_none():
     def shown(**machine):
         table = environment_table(
@@ -143,6 +161,7 @@ def test_environment_table_shows_limits_and_says_that_there_is_none():
     assert shows["cpu_quota"].startswith("0.5 processors; TensorFlow still starts a thread")
     assert shows["memory_limit_nbytes"] == "12.0 MiB"
     assert set(shown(cpu_quota=None, memory_limit_nbytes=None).values()) == {"none"}
+    assert shown(cpu_quota="half") == {"cpu_quota": "half"}  # a journal may hold any text
 
 
 def test_memory_of_the_machine_is_that_of_its_cgroup_where_less(tmp_path, monkeypatch):
@@ -153,3 +172,16 @@ def test_memory_of_the_machine_is_that_of_its_cgroup_where_less(tmp_path, monkey
     used = {"memory.max": str(16 * MIB), "memory.current": str(4 * MIB)}
     system(tmp_path, "0::/", **used)
     assert (limits.total_memory_nbytes(), limits.free_memory_nbytes()) == (16 * MIB, 12 * MIB)
+
+
+def test_refuse_different_total_memory_may_vary_a_little():
+    def environment(nbytes):
+        return Environment(
+            machine={"memory_nbytes": nbytes}, devices={}, versions={}, settings={}, source={}
+        )
+
+    before, options = environment(8192 * MIB), RunOptions(folder=Path("night"))
+    refuse_different(before, environment(8180 * MIB), options)
+    for other in (4096 * MIB, None):
+        with pytest.raises(UsageError, match="memory_nbytes differ"):
+            refuse_different(before, environment(other), options)

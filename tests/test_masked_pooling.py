@@ -1,6 +1,7 @@
 """MaskedGlobalPooling1D against a float64 reference with its gradient, in every mode of TensorFlow and on JAX."""
 
 import os
+import re
 
 import numpy as np
 import pytest
@@ -302,9 +303,8 @@ def test_masked_pooling_integer_maximum_keeps_its_dtype():
     ],
 )
 def test_masked_pooling_bad_argument_names_what_is_expected(arguments, says):
-    with pytest.raises(ValueError, match=" ") as caught:
+    with pytest.raises(ValueError, match=re.escape(says)):
         MaskedGlobalPooling1D(**arguments)
-    assert says in str(caught.value)
 
 
 @pytest.mark.parametrize("shape", [(2, 1), (2, 5, 1), (2,), (1, 5), (3, 5)])

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from matrix_candidates import DENSE, OP
 from poolbench.core.candidate import Candidate
-from poolbench.core.errors import WorkerFailure
+from poolbench.core.errors import UsageError, WorkerFailure
 from poolbench.core.registry import REGISTRY
 from poolbench.engine import cleanup
 from poolbench.engine.run import Run, RunOptions
@@ -89,6 +89,20 @@ def test_fill_crash_costs_its_own_cell_only(candidates):
     assert records["one", "nan"].evidence == "killed by SIGABRT [Check failed: n > 0]"
     assert records["one", "negative"].state == "timeout"
     assert records["one", "tie"].state == "pass"
+
+
+def test_fill_worker_that_cannot_be_opened_leaves_no_other_open(candidates):
+    opened = []
+
+    def open_worker(process):
+        if process == "other":
+            raise OSError("no process")
+        opened.append(FakeWorker(process, {}, []))
+        return opened[-1]
+
+    with pytest.raises(OSError, match="no process"):
+        list(fill(plan_cells([(OP, "one", "threads")], ["cpu:0"]), open_worker, timeout_seconds=1))
+    assert [worker.closed for worker in opened] == [True]
 
 
 def test_fill_steps_run_in_their_processes_until_one_fails(candidates):
@@ -231,6 +245,22 @@ def test_run_matrix_leaves_the_workers_of_races_alone(candidates, opened, tmp_pa
     assert {key: cells[0].state for key, cells in found.items()} == dict.fromkeys(keys, "pass")
     assert opened
     assert all(worker.closed for worker in opened)
+
+
+def test_run_matrix_device_that_is_not_there_is_refused(candidates, opened, tmp_path):
+    with (
+        Run(RunOptions(folder=tmp_path / "run")) as run,
+        pytest.raises(UsageError, match="there is no gpu:3; TensorFlow sees cpu:0"),
+    ):
+        record.run_matrix(run, [(OP, "one", "nan")], devices=["gpu:3"])
+    assert [worker.closed for worker in opened] == [True]
+
+
+def test_run_kept_counts_the_cells_of_the_matrix(candidates, opened, tmp_path):
+    with Run(RunOptions(folder=tmp_path / "run")) as run:
+        assert run.kept() == ""
+        record.run_matrix(run, [(OP, "one", "nan"), (OP, "two", "nan")], say=[].append)
+        assert run.kept() == "2 cells of the matrix"
 
 
 def test_run_matrix_resumed_runs_only_missing_cells(candidates, opened, tmp_path):

@@ -229,6 +229,12 @@ def test_compare_is_relative_to_the_largest_value():
     assert compare([a], [a * np.nan]) == math.inf
 
 
+def test_compare_beside_an_infinite_value_other_values_count():
+    a = np.array([-np.inf, 1.0])
+    assert compare([a], [np.array([-np.inf, 2.0])]) == 1.0
+    assert compare([a], [a]) == 0.0
+
+
 @pytest.mark.slow
 def test_head_of_a_network_is_raced_whole():
     from poolbench.core.plan import Plan, WorkerSpec

@@ -1,6 +1,7 @@
 """Real worker processes, NumPy only: how they end, and that nothing outlives them."""
 
 import contextlib
+import fcntl
 import itertools
 import os
 import re
@@ -197,6 +198,19 @@ def test_worker_that_dies_between_two_tasks_blames_neither(worker):
     assert worker.call(say, "", timeout=600) != pid
 
 
+def test_worker_that_ended_closes_no_pipe_of_a_number_twice():
+    worker = Worker(NUMPY)
+    worker.call(say, "", timeout=600)
+    ended = worker._process
+    ended.kill()
+    ended.end()
+    number = ended._request_number
+    reused = fcntl.fcntl(0, fcntl.F_DUPFD, number)
+    assert reused == number
+    worker.close()  # ends the process once more
+    os.close(reused)  # raises where it was closed already
+
+
 def test_forked_child_that_returns_answers_nothing(worker):
     child = worker.call(fork_and_return, timeout=600)
     assert child > 0
@@ -210,6 +224,13 @@ def test_program_that_a_task_started_does_not_outlive_the_worker(start):
     child = worker.call(start, 600, timeout=600)
     worker.close()
     assert is_gone(child)
+
+
+def test_worker_that_was_closed_starts_no_process():
+    worker = Worker(NUMPY)
+    worker.close()
+    with pytest.raises(WorkerFailure, match="the worker was closed"):
+        worker.call(say, "", timeout=600)
 
 
 def test_user_file_that_cannot_be_imported_is_named(tmp_path):
@@ -376,6 +397,18 @@ def test_folder_of_a_run_and_a_cleanup_process_that_are_dead_is_removed(tmp_path
         (tmp_path / f"poolbench-{name}" / cleanup.OWNER).write_text(owner)
     cleanup.remove_orphans(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["poolbench-alive", "poolbench-odd"]
+
+
+def test_folder_that_a_link_leads_to_is_left_alone(tmp_path):
+    """Anybody may write into a folder for temporary files."""
+    noted = tmp_path / "elsewhere" / "worker" / cleanup.PROCESSES
+    noted.parent.mkdir(parents=True)
+    noted.write_text(f"{os.getpid()} 12345\n")
+    (tmp_path / "elsewhere" / cleanup.OWNER).write_text(f"{os.getpid()} 12345")
+    (tmp_path / "temporary").mkdir()
+    (tmp_path / "temporary" / "poolbench-link").symlink_to(tmp_path / "elsewhere")
+    cleanup.remove_orphans(tmp_path / "temporary")
+    assert noted.read_text() == f"{os.getpid()} 12345\n"
 
 
 @pytest.mark.fault(

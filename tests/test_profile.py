@@ -104,7 +104,10 @@ def test_memory_held_before_the_session_is_not_counted():
 
 
 def test_each_devices_memory_is_its_own():
-    events = [*STEPS, memory("Allocation", 1, 10, 1), memory("Allocation", 2, 99, 2, "GPU_0_bfc")]
+    events = [
+        *STEPS, memory("Allocation", 1, 10, 1), memory("Allocation", 2, 99, 2, "GPU_0_bfc"),
+        memory("Allocation", 3, 7, 3, "gpu_host_bfc"),  # of the host, for transfers
+    ]  # fmt: skip
     assert summarise(*events).memory.peak_nbytes == 10
     assert summarise(*events, device="gpu:0").memory.peak_nbytes == 99
 
@@ -260,7 +263,7 @@ def test_trace_without_words_records_the_ops_of_the_run(runs_of_ops, monkeypatch
     assert seen == [op]
 
 
-def test_trace_command_prints_a_command_for_any_folder(tmp_path, monkeypatch):
+def test_trace_command_takes_its_folder_of_results_as_absolute(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     seen = {}
     monkeypatch.setattr(tracing, "record_selection", lambda *_, **given: seen.update(given) or 0)
@@ -282,13 +285,16 @@ def test_tensorboard_command_without_traces_is_one_line_and_exit_2(tmp_path, wor
 def test_the_deep_link_opens_the_trace_viewer_on_the_run():
     link = tensorboard.deep_link("http://127.0.0.1:1/", "a b", ["h"])
     assert link == "http://127.0.0.1:1/?run=a%20b&tag=trace_viewer%40&host=h#profile"
+    link = tensorboard.deep_link("http://127.0.0.1:1/", "a", ["h", "i"])
+    assert link == "http://127.0.0.1:1/?run=a&tag=trace_viewer%40&hosts=h%2Ci#profile"
 
 
 def test_the_newest_run_with_traces_is_opened(tmp_path):
-    for name in ("old", "new"):
+    for age, name in enumerate(("new", "old")):
         folder = tmp_path / name / "traces" / tensorboard.PROFILES / "t"
         folder.mkdir(parents=True)
         (folder / "t.xplane.pb").touch()
+        os.utime(folder.parent, (1e9 - age, 1e9 - age))
     (tmp_path / "empty").mkdir()
     assert tensorboard.find_logdir(tmp_path) == tmp_path / "new" / "traces"
     assert tensorboard.find_logdir(tmp_path, "old") == tmp_path / "old" / "traces"

@@ -4,7 +4,9 @@ import io
 from types import SimpleNamespace
 
 import pytest
-from poolbench.engine.progress import Progress, describe_shares, format_minutes
+from poolbench.core.case import make_case
+from poolbench.core.records import Measurement, Samples
+from poolbench.engine.progress import Progress, describe_fastest, describe_shares, format_minutes
 from poolbench.options import Asked
 from poolbench.pytest_run import RunSession
 
@@ -113,6 +115,28 @@ def test_describe_shares_names_the_largest_first():
     assert describe_shares({"a": 1, "b": 3}, 4) == "wall 4 s: b 75%, a 25%"
 
 
+def measured(*seconds, **fields):
+    return Measurement(
+        case=make_case(op="pool"), candidate="", samples=Samples(seconds=seconds),
+        **{"status": "ok"} | fields,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("others", "text"),
+    [
+        ({"fast": measured(1.0, 9.0, 1.0)}, "fastest fast, 0.50 of base"),
+        ({"slow": measured(3.0)}, "fastest base"),
+        ({"base": measured(), "fast": measured(1.0)}, "fastest fast"),
+        ({"wrong": measured(1.0, status="wrong")}, "fastest base"),
+        ({"folded": measured(1.0, flags=("faster-than-limit",))}, "fastest base"),
+        ({"base": measured(2.0, status="error")}, "no correct candidate"),
+    ],
+)
+def test_describe_fastest_is_over_the_correct_candidates(others, text):
+    assert describe_fastest({"base": measured(2.0), **others}, "base") == text
+
+
 def test_run_session_without_races_counts_tests_and_what_is_done_ahead(monkeypatch):
     monkeypatch.setattr("poolbench.pytest_run.own_terminal", lambda: None)
     asked = Asked(options={"check_only": False, "dry_run": False}, files=())
@@ -132,3 +156,27 @@ def test_run_session_without_races_counts_tests_and_what_is_done_ahead(monkeypat
         assert progress.done == 1 and progress.share() == 0.75
     finally:
         progress.stop()
+
+
+@pytest.mark.parametrize(
+    ("kept", "says"),
+    [("2 cells of the matrix", "2 cells of the matrix are kept in "), ("", "nothing was stored yet; ")],
+)  # fmt: skip
+def test_run_session_interrupted_says_what_is_kept(tmp_path, lines, kept, says):
+    config = SimpleNamespace(
+        pluginmanager=SimpleNamespace(get_plugins=list),
+        invocation_params=SimpleNamespace(args=(), dir=tmp_path),
+    )
+    run = SimpleNamespace(
+        options=SimpleNamespace(folder=tmp_path / "night"), kept=lambda: kept, shares=dict,
+        close=lambda *, finished: None,
+    )  # fmt: skip
+    session = RunSession(config, Asked(options={"check_only": False}, files=()), [])
+    session.say = lines.append
+    ended = SimpleNamespace(
+        config=config, exitstatus=pytest.ExitCode.INTERRUPTED, shouldfail=False, shouldstop=False
+    )
+    session._finish(ended, run)
+    assert lines[0].startswith(says)
+    assert lines[0].endswith("; go on with:")
+    assert lines[1].endswith("--poolbench-resume night")

@@ -24,7 +24,8 @@ def example(name):
 def run_suite(tmp_path, *words):
     return subprocess.run(
         [
-            sys.executable, "-m", "pytest", "-q", *CONFIG, "--poolbench-results", str(tmp_path), "--poolbench-run", "run",
+            sys.executable, "-m", "pytest", "-q", *CONFIG,
+            "--poolbench-results", str(tmp_path), "--poolbench-run", "run",
             "--poolbench-processes", "2", "--poolbench-budget", "0.3", "--benchmark-quiet", *words,
         ],
         cwd=ROOT, capture_output=True, text=True, check=False, timeout=1200,

@@ -1,5 +1,6 @@
 """One recommendation per op: least regret over all cases, without wrong or implausible candidates."""
 
+import dataclasses
 from pathlib import Path
 
 import msgspec
@@ -10,6 +11,7 @@ from poolbench.core.errors import UsageError
 from poolbench.core.records import FASTER_THAN_LIMIT, Accuracy, MatrixCell
 from poolbench.report import cards, recommend, support, tables
 from poolbench.report.frame import lay_out, load
+from poolbench.report.page_data import page_data
 from poolbench.report.terminal import headline_text
 from poolbench.store.journal import StoredRun
 
@@ -30,14 +32,14 @@ CASES = [
 USUAL = "max_pool2d-reshape"
 
 
-def run_of(records, path=None, **environment):
-    return StoredRun(path=path, header=synthetic.header(**environment), records=tuple(records))
+def run_of(records, head=None):
+    head = head or synthetic.header()
+    return StoredRun(path=Path("synthetic"), header=head, records=tuple(records))
 
 
-def frame(change=lambda m: m, seed=1, cases=CASES, tmp="synthetic"):
-    rng = np.random.default_rng(seed)
-    found = [change(m) for case in cases for m in synthetic.race(case, rng)]
-    return lay_out(run_of(found, Path(tmp)))
+def frame(change=lambda m: m):
+    rng = np.random.default_rng(1)
+    return lay_out(run_of(change(m) for case in CASES for m in synthetic.race(case, rng)))
 
 
 def advice(loaded):
@@ -67,12 +69,12 @@ def test_recommendation_of_equals_fails_the_fewest_checks():
         race = {m.candidate: m for m in synthetic.race(case, rng)}
         twin = fast(race[USUAL], by=0.9999, name=USUAL, candidate="twin")
         records += [*race.values(), twin]
-    assert advice(lay_out(run_of(records, Path("synthetic")))).candidate == USUAL
+    assert advice(lay_out(run_of(records))).candidate == USUAL
     cells = [
         MatrixCell(op=OP, candidate=name, probe="save", state=state)
         for name, state in ((USUAL, "error"), ("twin", "pass"))
     ]
-    assert advice(lay_out(run_of([*records, *cells], Path("synthetic")))).candidate == "twin"
+    assert advice(lay_out(run_of([*records, *cells]))).candidate == "twin"
 
 
 def fast(m, by=100, name="slices-maximum", **changes):
@@ -133,9 +135,12 @@ def test_recommendation_no_candidate_right_everywhere_says_so():
             return msgspec.structs.replace(m, status="error", reason="broke")
         return m
 
-    found = advice(frame(lambda m: break_layer(change(m))))
+    loaded = frame(lambda m: break_layer(change(m)))
+    found = advice(loaded)
     assert not found.complete
     assert found.cases == len(CASES) - 1
+    (card,) = cards.cards(loaded, recommend.answer(loaded), [])
+    assert card.lines[0] == "No implementation is right in all 6 cases: this one is in 5."
 
 
 def test_recommendation_reference_run_has_one_answer_per_op():
@@ -200,15 +205,14 @@ def test_rank_note_explains_a_figure_that_disagrees_with_the_rank():
 
 def test_card_user_candidate_shows_the_source_that_the_run_kept():
     source = "def mine(case):\n    return lambda x: x\n"
-    header = msgspec.structs.replace(synthetic.header(), sources={OP: {"mine": source}})
+    head = msgspec.structs.replace(synthetic.header(), sources={OP: {"mine": source}})
     rng = np.random.default_rng(1)
     records = [
         msgspec.structs.replace(m, candidate="mine") if m.candidate == USUAL else m
         for case in CASES
         for m in synthetic.race(case, rng)
     ]
-    run = StoredRun(path=Path("synthetic"), header=header, records=tuple(records))
-    loaded = lay_out(run)
+    loaded = lay_out(run_of(records, head))
     (card,) = cards.cards(loaded, recommend.answer(loaded), [])
     assert (card.name, card.code) == ("mine", source)
 
@@ -218,6 +222,11 @@ def test_profile_failure_counts_as_never():
     failing = np.isinf(profile["lambda-max_pool"])
     assert failing.sum() == 2  # eager and graph training, for want of a gradient
     assert all(min(some) == 1.0 for some in zip(*profile.values(), strict=True))
+
+
+def test_recommendation_of_absurd_times_is_no_traceback():
+    found = advice(frame(lambda m: fast(m, by=1e305, name=USUAL)))
+    assert found.candidate == USUAL
 
 
 def test_sentences_of_a_card_are_short():
@@ -240,6 +249,19 @@ def test_headline_text_is_ten_lines_without_control_characters():
     assert "[bold]red[/bold]" in text and "\x1b" not in text
     assert lines[0].split()[:4] == ["op", "mode", "pass", "recommended"]
     assert "shipped prior" in lines[-1]
+
+
+def test_headline_text_of_many_rows_leaves_out_eager_mode():
+    cases = [
+        synthetic.op_case(op, mode=mode, direction=direction)
+        for op in synthetic.FACTORS
+        for mode in synthetic.MODES
+        for direction in synthetic.DIRECTIONS
+    ]
+    text = headline_text(lay_out(run_of(synthetic.records(cases=cases, with_extras=False))))
+    assert len(text.splitlines()) == 10
+    assert "eager" not in text
+    assert text.endswith("4 more rows are on the page.")
 
 
 def test_frame_pools_runs_of_one_machine(tmp_path):
@@ -288,8 +310,15 @@ def test_support_reference_run_stands_in_for_the_same_version(tmp_path):
     cell = MatrixCell(op=OP, candidate=USUAL, probe="save-keras", state="wrong")
     synthetic.write(tmp_path / "reference", [cell])
     records = synthetic.records(1, cases=CASES, with_extras=False)
-    (found,) = support.supports(load(synthetic.write(tmp_path / "mine", records)))
+    mine = load(synthetic.write(tmp_path / "mine", records))
+    (found,) = support.supports(mine)
     assert found.borrowed and found.of(USUAL) == [cell]
+    # A candidate that was not checked has not passed.
+    for name, caveats in ((USUAL, [[]]), ("another", [])):
+        passed = msgspec.structs.replace(cell, candidate=name, state="pass")
+        matrix = dataclasses.replace(found, cells=(passed,))
+        shown = page_data(frame(), recommend.answer(frame()), [matrix])["caveats"]
+        assert [lines for *_, name, lines in shown if name == USUAL] == caveats
     other = {"versions": {**synthetic.ENVIRONMENT.versions, "tensorflow": "2.20.0"}}
     newer = synthetic.write(tmp_path / "newer", records, synthetic.header("newer", **other))
     assert support.supports(load(newer)) == []

@@ -153,11 +153,10 @@ def test_worker_that_dies_again_and_again_ends_the_race():
     assert tasks.count((session.open_case, "")) == MAX_DEATHS + 1
 
 
-def test_contender_that_crashed_once_is_not_opened_in_another_process():
-    found, tasks = run({(contender.open_contender, "other"): [CRASH]})
-    assert (found["other"].status, found["base"].status) == ("crashed", "ok")
-    assert tasks.count((contender.open_contender, "other")) == 1
-    assert set(found["base"].samples.process) == {0, 1}
+def test_check_after_timing_that_fails_is_the_result_of_all():
+    failure = WorkerFailure("error", "ValueError: no")
+    found, _ = run({(verify.verify, ""): [failure]})
+    assert {(m.status, m.reason) for m in found.values()} == {("error", "ValueError: no")}
 
 
 def test_contender_that_taints_its_process_is_out_and_the_process_replaced():
@@ -192,6 +191,8 @@ def test_worker_that_cannot_start_fails_every_candidate():
         def worker(self, spec, process):
             raise WorkerFailure("error", "ImportError: no module named mine")
 
-    race = race_in_one_worker(CASE, [fake_candidate("base")], baseline="base", plan=Plan())
-    found = race.run(Workers()).measurements
-    assert {(m.status, m.reason) for m in found} == {("error", "ImportError: no module named mine")}
+    for act in ("run", "check"):
+        race = race_in_one_worker(CASE, [fake_candidate("base")], baseline="base", plan=Plan())
+        found = getattr(race, act)(Workers()).measurements
+        assert {m.status for m in found} == {"error"}
+        assert {m.reason for m in found} == {"ImportError: no module named mine"}

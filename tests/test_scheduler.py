@@ -244,7 +244,9 @@ def test_race_of_two_specs_has_both_of_its_workers_per_slot(job):
     assert {spec for spec, _ in races.pool.workers} == {head, one.contenders[0].worker}
 
 
-def test_pool_race_of_more_specs_keeps_the_workers_of_its_own(monkeypatch):
+@pytest.fixture
+def ended(monkeypatch):
+    """The kinds of the workers that a pool of processes that never start has ended."""
     ended = []
 
     class FakeProcess:
@@ -260,6 +262,10 @@ def test_pool_race_of_more_specs_keeps_the_workers_of_its_own(monkeypatch):
         wait_started = close = start
 
     monkeypatch.setattr(pool, "Worker", FakeProcess)
+    return ended
+
+
+def test_pool_race_of_more_specs_keeps_the_workers_of_its_own(ended):
     workers = WorkerPool()
     one, two, three = (WorkerSpec(threads=number) for number in (1, 2, 3))
     workers.prepare((one,), 1)
@@ -270,17 +276,7 @@ def test_pool_race_of_more_specs_keeps_the_workers_of_its_own(monkeypatch):
     assert set(ended) == {one, two}
 
 
-def test_pool_workers_of_another_spec_end_the_former_unless_kept(monkeypatch):
-    class FakeProcess:
-        def __init__(self, spec, **more):
-            self.spec = spec
-
-        def start(self):
-            pass
-
-        wait_started = kill = close = start
-
-    monkeypatch.setattr(pool, "Worker", FakeProcess)
+def test_pool_workers_of_another_spec_end_the_former_unless_kept(ended):
     workers = WorkerPool()
     one, two, three = (WorkerSpec(threads=number) for number in (1, 2, 3))
     workers.prepare((one,), 2)
@@ -288,8 +284,9 @@ def test_pool_workers_of_another_spec_end_the_former_unless_kept(monkeypatch):
     workers.prepare((two,), 1, keep_others=True)
     assert workers.worker(two).spec == two
     workers.prepare((one,), 2)
-    assert workers.worker(one) is first
+    assert workers.worker(one) is first and ended == []
     workers.prepare((three,), 1)
+    assert Counter(ended) == {one: 2, two: 1}
     workers.prepare((one,), 1)
     assert workers.worker(one) is not first
 
@@ -343,7 +340,7 @@ def test_races_of_a_spec_of_their_own_come_last():
         cwd=ROOT, capture_output=True, text=True, check=True, timeout=600,
     )  # fmt: skip
     alone = ["threads1" in line for line in done.stdout.splitlines() if "x56x56x" in line]
-    assert any(alone) and alone == sorted(alone)
+    assert set(alone) == {False, True} and alone == sorted(alone)
 
 
 class Drift:

@@ -1,7 +1,9 @@
 """The self-test: counts, time limit and records."""
 
+import json
 import math
 import re
+import zlib
 
 import msgspec
 import numpy as np
@@ -101,11 +103,11 @@ def test_selftest_records_survive_the_journal():
 
 
 def test_selftest_record_without_the_new_fields_is_read():
-    old = Selftest(
-        injected=0.0, margin=0.05, comparisons=1, faster=0, slower=0, same=1, undecided=0,
-        noise_floor=0.01, seconds=1.0,
-    )  # fmt: skip
-    assert (old.kind, old.power, old.figures) == ("aa", None, {})
+    fields = dict.fromkeys(("comparisons", "faster", "slower", "same", "undecided"), 0)
+    fields |= dict.fromkeys(("injected", "margin", "noise_floor", "seconds"), 0.5)
+    body = json.dumps([{"type": "selftest"} | fields]).encode()
+    (old,) = decode_line(b'{"crc32":"%08x","schema":2,"records":%s}' % (zlib.crc32(body), body))
+    assert old == Selftest(**fields, kind="aa", power=None, figures={})
 
 
 def test_describe_names_alarms_power_and_floor():

@@ -126,6 +126,9 @@ def test_side_of_the_working_tree_reads_uncommitted_files(repository, tmp_path):
 def test_checkout_is_kept_and_made_again_where_it_was_changed(repository, tmp_path):
     builder = make_builder(repository, tmp_path)
     tree = Path(path_of(builder.build(SideRequest(ref="HEAD~1")))[0])
+    made = (tree / "mine.py").stat().st_mtime_ns
+    builder.build(SideRequest(ref="HEAD~1"))
+    assert (tree / "mine.py").stat().st_mtime_ns == made
     (tree / "mine.py").write_text("# changed")
     builder.build(SideRequest(ref="HEAD~1"))
     assert "range(10000)" in (tree / "mine.py").read_text()
@@ -210,7 +213,8 @@ def test_worker_of_a_side_imports_the_sides_code(tmp_path):
     code.mkdir()
     (code / "poolbench").symlink_to(Path(SOURCE) / "poolbench")
     (code / "only_here.py").write_text("")
-    (tmp_path / "uses.py").write_text("import only_here")
+    mark = tmp_path / "imported"
+    (tmp_path / "uses.py").write_text(f"import only_here\nopen({str(mark)!r}, 'w').close()\n")
     spec = WorkerSpec(
         backend="numpy",
         environment=(("PYTHONPATH", str(code)),),
@@ -221,6 +225,7 @@ def test_worker_of_a_side_imports_the_sides_code(tmp_path):
         worker.wait_started()
     finally:
         worker.close()
+    assert mark.exists()
 
 
 @pytest.mark.parametrize(
@@ -266,6 +271,15 @@ def test_released_versions_include_patches_of_the_last(monkeypatch):
         bisect.released_versions("tensorflow", "2.19", "2.20")
 
 
+def test_released_versions_pip_failure_is_told_by_its_last_line(monkeypatch):
+    said = "WARNING: Retrying\nERROR: no index\n"
+    monkeypatch.setattr(
+        bisect.subprocess, "run", lambda *a, **k: subprocess.CompletedProcess(a, 1, "", said)
+    )
+    with pytest.raises(UsageError, match="cannot list the versions of tensorflow: ERROR: no index"):
+        bisect.released_versions("tensorflow", "2.19", "2.20")
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
@@ -287,6 +301,14 @@ def test_released_versions_include_patches_of_the_last(monkeypatch):
         (
             ["bisect", "global_avg_pool", "avg_pool2d", "graph", "--versions", "a", "2"],
             "--versions: ",
+        ),
+        (
+            ["bisect", "global_avg_pool", "avg_pool2d", "graph", "--versions", "a", "1.0..2.0..3"],
+            "--versions: ",
+        ),
+        (
+            ["bisect", "global_avg_pool", "avg_pool2d", "graph,xla", "--good", "a", "--bad", "b"],
+            "bisect races one case: give one value of mode; got graph,xla",
         ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

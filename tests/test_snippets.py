@@ -70,6 +70,7 @@ def test_snippet_is_at_most_ten_lines_and_names_no_harness(op, name):
 @pytest.mark.parametrize(("op", "name"), PAIRS)
 def test_snippet_in_a_fresh_namespace_gives_the_candidate_s_outputs(tf, op, name):
     entry = REGISTRY.candidates[op, name]
+    compared = 0
     for case in cases_of(op):
         inputs = [tf.constant(array) for array in make_inputs(case, 0)]
         space = {}
@@ -85,6 +86,8 @@ def test_snippet_in_a_fresh_namespace_gives_the_candidate_s_outputs(tf, op, name
         assert found.dtype == expected.dtype
         tolerance = 0 if op == "depth_max_pool" else 1e-3 if case.dtype == "float16" else 1e-6
         np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance)
+        compared += 1
+    assert compared or name == "recipe-verbatim", "TensorFlow refuses the recipe in every case"
 
 
 def test_paste_layer_is_written_without_keras_defaults():

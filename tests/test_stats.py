@@ -4,6 +4,7 @@ import itertools
 import math
 import random
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -106,9 +107,7 @@ def test_log_ratios_pair_by_process_allocation_and_round():
 
 
 def make_samples(cube):
-    rows = [
-        (*place, float(np.exp(value))) for place, value in np.ndenumerate(cube) for place in [place]
-    ]
+    rows = [(*place, float(np.exp(value))) for place, value in np.ndenumerate(cube)]
     process, allocation, number, seconds = zip(*rows, strict=True)
     zeros = (0,) * len(rows)
     return Samples(
@@ -117,9 +116,28 @@ def make_samples(cube):
     )  # fmt: skip
 
 
-def make_pair(seed=0, processes=5, truth=0.0):
-    one, other = make_cubes("independent", 2, processes, seed=seed)
-    return make_samples(one + truth), make_samples(other)
+def make_pair(seed=0, processes=5):
+    return tuple(map(make_samples, make_cubes("independent", 2, processes, seed=seed)))
+
+
+@pytest.mark.parametrize(("processes", "kept"), [(1, 60), (2, 75)])
+def test_log_ratios_contended_blocks_are_left_out_where_enough_are_clean(processes, kept):
+    """Of five processes of fifteen blocks: all blocks count where two have no clean one."""
+    one, other = make_pair()
+    busy = msgspec.structs.replace(one, contended=tuple(int(p < processes) for p in one.process))
+    for pair in ((busy, other), (other, busy)):
+        paired = estimate.log_ratios(*pair)
+        assert len(paired.value) == kept
+        assert paired.contended_used == (kept == 75)
+
+
+def test_interquartile_mean_ignores_the_outer_quarters_and_what_is_missing():
+    missing = math.nan
+    rows = [[-100.0, 1, 2, 100], [4, missing, missing, missing], [missing] * 4]
+    found = estimate.interquartile_mean(np.array(rows))
+    assert found[:2].tolist() == [1.5, 4.0]
+    assert math.isnan(found[2])
+    assert math.isnan(estimate.interquartile_mean(np.empty((1, 0)))[0])
 
 
 def look_up(pairs, estimates):
@@ -151,10 +169,8 @@ def test_the_core_is_what_estimate_runs():
 
 
 def scale(samples, factor):
-    return Samples(**{
-        **{name: getattr(samples, name) for name in ("process", "allocation", "round", "calls", "contended")},
-        "seconds": tuple(factor * value for value in samples.seconds),
-    })  # fmt: skip
+    seconds = tuple(factor * value for value in samples.seconds)
+    return msgspec.structs.replace(samples, seconds=seconds)
 
 
 @settings(max_examples=30)
@@ -183,14 +199,9 @@ def test_the_order_of_blocks_does_not_matter(seed):
 
 def test_estimate_one_outlier_round_hardly_changes_it():
     one, other = make_pair()
-    slow = Samples(**{
-        **{name: getattr(one, name) for name in one.__struct_fields__},
-        "seconds": (1000 * one.seconds[0], *one.seconds[1:]),
-    })  # fmt: skip
-    assert (
-        abs(estimate.estimate(slow, other).log_ratio - estimate.estimate(one, other).log_ratio)
-        < 0.005
-    )
+    slow = msgspec.structs.replace(one, seconds=(1000 * one.seconds[0], *one.seconds[1:]))
+    found, usual = estimate.estimate(slow, other), estimate.estimate(one, other)
+    assert abs(found.log_ratio - usual.log_ratio) < 0.005
 
 
 def test_one_process_has_no_interval_unless_allocations_are_asked_for():
@@ -213,9 +224,21 @@ def test_verdicts(truth, expected):
 
 
 def test_undecided_comparison_predicts_processes_needed():
-    found = verdicts.compare_run({0: estimate.from_error(0.03, 0.01, 4, 5)}, 0.05)[0]
-    assert found.verdict == "UNDECIDED"
-    assert found.processes_needed >= 1
+    at_edge = math.log1p(0.05)
+    pairs = {value: estimate.from_error(value, 0.01, 4, 5) for value in (0.03, at_edge)}
+    found = verdicts.compare_run(pairs, 0.05)
+    assert {one.verdict for one in found.values()} == {"UNDECIDED"}
+    # With eight processes the half-width, t(7) sqrt(5 / 8) 0.01, is first below log(1.05) - 0.03.
+    assert found[0.03].processes_needed == 3
+    assert found[at_edge].processes_needed is None, "no number of processes decides at the margin"
+
+
+def test_best_set_leaves_out_the_slower_and_keeps_what_is_tied():
+    one, _ = make_pair()
+    found = verdicts.best_set({"slow": scale(one, 1.2), "one": one, "twin": scale(one, 1.0)})
+    assert set(found) == {"one", "twin"} and found.best != "slow"
+    with pytest.raises(ValueError, match="at least one name"):
+        verdicts.best_set({})
 
 
 def test_compare_run_adjusts_p_as_benjamini_and_hochberg_do():

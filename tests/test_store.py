@@ -1,16 +1,19 @@
+"""The store: a journal's lines, what damages them, what is refused, and how runs are found and told apart."""
+
 import math
 import random
 import subprocess
 import sys
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
 import synthetic
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from poolbench.core.case import make_case
+from poolbench.core.case import Case, make_case
 from poolbench.core.errors import StoreError
 from poolbench.core.records import (
     Accuracy,
@@ -244,15 +247,6 @@ def test_a_run_is_read_back_in_order(tmp_path):
     assert [m.candidate for m in read_run(tmp_path).measurements] == ["a", "b"]
 
 
-def test_journal_torn_last_line_is_dropped_and_reported(tmp_path):
-    path = write(tmp_path, HEADER, measurement())
-    with path.open("ab") as file:
-        file.write(encode_line(measurement())[:-20])
-    run = read_run(tmp_path)
-    assert len(run.measurements) == 1
-    assert "torn" in run.dropped
-
-
 def test_the_next_writer_cuts_a_torn_line(tmp_path):
     path = write(tmp_path, HEADER)
     with path.open("ab") as file:
@@ -280,6 +274,18 @@ def test_another_schema_version_is_named(tmp_path):
         read_run(tmp_path)
 
 
+def test_line_of_another_schema_version_is_named():
+    line = b'{"crc32":"%08x","schema":99,"records":[]}' % zlib.crc32(b"[]")
+    with pytest.raises(StoreError, match="its schema is 99; this version reads 1 to 2"):
+        decode_line(line)
+
+
+def test_read_run_first_line_of_another_kind_is_refused(tmp_path):
+    write(tmp_path, measurement())
+    with pytest.raises(StoreError, match="does not begin with a header line"):
+        read_run(tmp_path)
+
+
 @pytest.mark.parametrize("data", [b"", b"\n", b"not json\n", b"[" * 100_000 + b"\n", b"\xff\xfe\n"])
 def test_read_run_invalid_journal_is_one_line(tmp_path, data):
     (tmp_path / JOURNAL).write_bytes(data)
@@ -303,7 +309,9 @@ def test_read_run_invalid_journal_is_one_line(tmp_path, data):
         (measurement(read_nbytes=-1), "bytes count from 0"),
         (measurement(first_call_seconds=(math.inf,)), "first calls"),
         (TraceSummary(case=CASE, candidate="a", trace="../../home"), "named by a folder's name"),
-        (ModelResult(model="n", op="o", candidate="s", direction="forward", mode="xla", batch=1, samples=samples([math.inf])), "finite"),
+        (ModelResult(model="n", op="o", candidate="s", direction="forward", mode="xla", batch=1,
+                     samples=samples([math.inf])), "finite"),
+        (measurement(case=Case(op=CASE.op, axes={"mode": "graph"})), "not as a case is written"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )  # fmt: skip
@@ -365,6 +373,19 @@ def test_journal_unwritable_folder_is_reported(tmp_path):
         Journal(tmp_path / "file" / "run")
 
 
+def test_journal_of_a_disk_that_refuses_every_change_is_reported(tmp_path):
+    def refuse(*_):
+        raise OSError(30, "Read-only file system")
+
+    with Journal(tmp_path) as opened:
+        opened._file.close()
+        opened._file = SimpleNamespace(
+            seek=lambda *_: 0, write=refuse, truncate=refuse, close=lambda: None
+        )
+        with pytest.raises(StoreError, match="Read-only file system; what was finished is kept"):
+            opened.append(HEADER)
+
+
 @pytest.mark.fault(
     "two runs of one name",
     "the second is refused in one line",
@@ -412,6 +433,64 @@ def test_lift_renames_what_the_machine_says_of_idle_states():
     lifted = lift({"type": "node", "name": "n", "environment": environment})
     assert lifted["environment"]["machine"] == {"cores": 2, "idle_states_disabled": True}
     assert environment["machine"] == {"cores": 2, "kept_awake": True}
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ({"type": "capability", "probe": "repeat-replicas"}, {"type": "matrix_cell", "probe": "repeat-processes"}),
+        ({"type": "network", "network": "m", "direction": "inference"},
+         {"type": "model", "model": "m", "direction": "forward"}),
+        ({"type": "shares", "seconds": {"lead_in": 1.0}}, {"type": "time", "seconds": {"warmup": 1.0}}),
+        ({"type": "selftest", "figures": {"replicas": 5}}, {"type": "selftest", "figures": {"processes": 5}}),
+        ({"type": "header", "options": {"max_replicas": 9}},
+         {"type": "header", "options": {"max_processes": 9}, "schema": 2}),
+        ({"type": "measurement", "candidate": "ceiling-read", "settled": True, "samples": {"replica": [0]}},
+         {"type": "measurement", "candidate": "bandwidth-read", "stopped_early": True, "samples": {"process": [0]},
+          "flags": []}),
+    ],
+    ids=lambda record: record["type"],
+)  # fmt: skip
+def test_lift_renames_the_fields_of_a_kind(old, new):
+    assert lift(old) == new
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"type": "measurement"},
+        {"type": "measurement", "candidate": ["a"]},
+        {"type": "measurement", "candidate": "a", "flags": None},
+        {"type": "measurement", "candidate": "a", "flags": [{}]},
+        {"type": "capability"},
+        {"type": "capability", "probe": {}},
+    ],
+    ids=str,
+)
+def test_line_of_schema_1_with_a_field_missing_or_of_another_type_is_refused(record):
+    body = msgspec.json.encode(record)
+    with pytest.raises(StoreError):
+        decode_line(b'{"crc32":"%08x","record":%s}' % (zlib.crc32(body), body))
+
+
+def test_new_run_folder_of_a_taken_name_is_another(tmp_path):
+    first = runs.new_run_folder(tmp_path, "quick")
+    write(first, HEADER)
+    assert runs.new_run_folder(tmp_path, "quick") != first
+
+
+def test_differing_fields_and_options_are_named():
+    def environment(cores, **versions):
+        return msgspec.structs.replace(
+            HEADER.environment, machine={"cores": cores, "threads": 4}, versions=versions
+        )
+
+    old, new = environment(2, numpy="2.0", jax="0.7"), environment(4, numpy="2.0")
+    assert runs.differing_fields(old, new) == ["cores", "jax"]
+    options = {"processes": 5, "margin": 0.05, "sweep": "quick"}
+    stored = msgspec.structs.replace(HEADER, options=options)
+    asked = {"processes": 5, "margin": 0.1, "sweep": "full", "seed": 1}
+    assert runs.differing_options(stored, asked) == ["seed", "margin"]
 
 
 def test_source_digests_changed_report_is_the_same_code(tmp_path, monkeypatch):

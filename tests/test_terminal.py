@@ -141,8 +141,8 @@ def test_newest_run_empty_journal_is_skipped_and_reported(results):
     for name, left in (("killed", b""), ("torn", b'{"crc32":"00')):
         (results / name).mkdir()
         (results / name / JOURNAL).write_bytes(left)
-        os.utime(results / name / JOURNAL, (2e9, 2e9))
-    os.utime(results / "base" / JOURNAL, (1.9e9, 1.9e9))
+    for name, written in (("gröber", 1e9), ("base", 1.1e9), ("killed", 1.2e9), ("torn", 1.2e9)):
+        os.utime(results / name / JOURNAL, (written, written))
     said = []
     assert find_run(results, None, say=said.append) == newest_run(results) == results / "base"
     assert sorted(said) == [

@@ -1,6 +1,7 @@
 """A user's op with inputs of different rank and axes of its own is swept, stored and reported."""
 
 import dataclasses
+import re
 import shutil
 import subprocess
 import sys
@@ -10,11 +11,11 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from poolbench.cli import main
-from poolbench.core.axes import STANDARD, AxisInfo, declare_infos
-from poolbench.core.case import Case, case_label
+from poolbench.core.axes import STANDARD, AxisInfo, declare_infos, size_axis
+from poolbench.core.case import Case, case_label, make_case
 from poolbench.core.errors import UsageError
 from poolbench.core.plan import WorkerSpec
-from poolbench.core.registry import REGISTRY, import_file
+from poolbench.core.registry import REGISTRY, candidate, import_file
 from poolbench.store.journal import read_run
 from poolbench.store.validate import _check_case
 from poolbench.worker import again
@@ -173,7 +174,7 @@ def test_input_that_the_op_fills_is_replaced_as_a_whole(dense, monkeypatch):
     assert len(after) == count and (np.diff(after) >= 0).all() and not np.array_equal(before, after)
 
 
-def test_journal_of_an_unknown_op_may_hold_any_value_of_an_axis(tmp_path):
+def test_journal_of_an_unknown_op_may_hold_any_value_of_an_axis():
     infos = tuple(AxisInfo(name=name) for name in ("rate", "size", "flag"))
     declare_infos("nowhere", infos)
     for rate, size, flag in ((0.5, (1000,), True), ("3", 3, "x")):
@@ -182,11 +183,40 @@ def test_journal_of_an_unknown_op_may_hold_any_value_of_an_axis(tmp_path):
         _check_case(case)
 
 
-def test_candidate_with_an_at_in_its_name_is_refused(dense):
-    with pytest.raises(UsageError, match="has an @, behind which a backend is named"):
-        REGISTRY.add_candidate(
-            dataclasses.replace(REGISTRY.candidates["dense", "matmul"], name="a@v2")
-        )
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"file": "elsewhere.py"}, "elsewhere.py must pick another name"),
+        ({"sweeps": {}}, "op 'dense' needs a sweep named 'default'; got []"),
+        ({"axes": (size_axis("width"),) * 2}, "op 'dense' declares the axis 'width' twice"),
+    ],
+)
+def test_op_that_cannot_be_registered_is_refused(dense, changed, says):
+    with pytest.raises(UsageError, match=re.escape(says)):
+        REGISTRY.add_op(dataclasses.replace(dense, **changed))
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"name": "a@v2"}, "has an @, behind which a backend is named"),
+        ({"file": "elsewhere.py"}, "elsewhere.py must pick another name"),
+    ],
+)
+def test_candidate_that_cannot_be_registered_is_refused(dense, changed, says):
+    entry = dataclasses.replace(REGISTRY.candidates["dense", "matmul"], **changed)
+    with pytest.raises(UsageError, match=says):
+        REGISTRY.add_candidate(entry)
+
+
+def test_candidate_of_an_unknown_form_is_refused():
+    with pytest.raises(UsageError, match="form must be one of function, layer; got 'module'"):
+        candidate(op="dense", name="x", form="module")
+
+
+def test_case_without_a_value_of_an_axis_that_has_no_default_is_refused(dense):
+    with pytest.raises(UsageError, match="a case of dense needs a value of width"):
+        make_case(op="dense")
 
 
 def test_write_probe_writes_as_much_as_an_op_without_a_window(dense):

@@ -203,10 +203,9 @@ def test_difference_of_gradients_has_their_own_tolerance():
 
 
 def test_wall_alone_slower_is_told_to_have_the_same_processor_time():
-    (head, *_) = run(fake_pool(1.2, used=1.0)).heads
-    assert head.verdict == "SLOWER"
-    assert head.clocks_disagree
     report = run(fake_pool(1.2, used=1.0))
+    assert report.heads[0].verdict == "SLOWER"
+    assert report.heads[0].clocks_disagree
     assert "something else had the machine" in as_markdown(report)
 
 
@@ -234,6 +233,13 @@ def test_report_prints_base_against_itself_beside_the_verdicts():
     alarm = dataclasses.replace(report.controls[0], verdict="SLOWER")
     report = dataclasses.replace(report, controls=(alarm,))
     assert "do not trust these verdicts" in as_markdown(report)
+    hostile = dataclasses.replace(alarm, candidate="<img>*a*")
+    text = as_markdown(dataclasses.replace(report, controls=(hostile,)))
+    assert "<img>" not in text and "*a*)" not in text
+    broke = dataclasses.replace(report.heads[0], verdict="BROKE", reason="no kernel " * 40)
+    slower = dataclasses.replace(report.heads[0], verdict="SLOWER")
+    text = as_markdown(dataclasses.replace(report, heads=(broke, slower)))
+    assert "Slower: " in text.splitlines()[0], "however long what broke is"
 
 
 def test_report_as_json_has_every_comparison():

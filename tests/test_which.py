@@ -15,6 +15,7 @@ from poolbench.core.records import Measurement, Samples
 from poolbench.models.advise import advise, default_batch
 from poolbench.models.answer import (
     conclude,
+    conclude_isolated,
     describe_layers,
     describe_pools,
     is_negligible,
@@ -33,6 +34,7 @@ from poolbench.models.config import (
     fill_shapes,
     find_unknown,
     fixed_batch,
+    keras_version,
     parse_input,
     read_file,
 )
@@ -138,6 +140,18 @@ def test_read_file_path_out_of_the_archive_is_refused(member, tmp_path):
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["m.keras"]
 
 
+def test_keras_version_of_broken_metadata_is_unknown(tmp_path):
+    path = keras_file(tmp_path, model())
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("metadata.json", '{"keras_version": "3.0.0"}')
+        start = archive.getinfo("metadata.json").header_offset + 30 + len("metadata.json")
+    assert keras_version(path) == "3.0.0"
+    data = bytearray(path.read_bytes())
+    data[start] = 0xFF  # a kind of block that deflate does not have
+    path.write_bytes(data)
+    assert keras_version(path) == ""
+
+
 def test_clean_and_brief_leave_no_dump_and_no_escape_code():
     assert clean("a\x1b[31m\nb" + "x" * 100).isprintable()
     text = brief(
@@ -179,6 +193,7 @@ def test_consumed_shapes_are_those_that_followers_take():
         layer("Lambda", "pool"), layer("Dense", build_config={"input_shape": [None, 4]})
     )
     assert consumed_shapes(sequential) == {"pool": (None, 4)}
+    assert consumed_shapes(model()) == {}
 
 
 # Inputs
@@ -219,6 +234,8 @@ def test_fill_shapes_open_input_is_filled_and_fixed_one_kept():
         ([FIXED], ["48x48x1"], "takes 64x64x1; --input 48x48x1 does not fit it"),
         ([IMAGE], ["photo=48x48x3"], "no input is called `photo`; the model takes `image`"),
         ([IMAGE], ["48x48x3", "48x48x3"], "the model has 1 inputs"),
+        ([IMAGE], ["image=48x48x3", "64x64x3"], "the model has 1 inputs"),
+        ([IMAGE, FIXED], ["image=48x48x3", "64x64x3"], "takes 64x64x1; --input 64x64x3 does not"),
     ],
 )
 def test_fill_shapes_misfit_names_the_input_and_an_option(specs, options, said):
@@ -231,7 +248,8 @@ def test_fill_shapes_suggestion_works():
     from poolbench.models.config import suggest
 
     for spec in (IMAGE, VIDEO, InputSpec(name="t", shape=(None, None, 8))):
-        assert filled([spec], suggest(spec, named=True).removeprefix("--input "))
+        (shape,) = filled([spec], suggest(spec, named=True).removeprefix("--input "))
+        assert len(shape) == len(spec.shape) and None not in shape
 
 
 def test_fixed_batch_is_the_files_own():
@@ -245,6 +263,7 @@ def test_fixed_batch_is_the_files_own():
         ({"processes": 1}, "--processes takes at least 2"),
         ({"batch": 0}, "--batch at least 1"),
         ({"write": Path("model.h5")}, "--write takes a new file called NAME.keras"),
+        ({"write": Path("no-folder/m.keras")}, "--write takes a file in a folder that exists"),
     ],
 )
 def test_advise_options_out_of_range_are_refused(options, said, tmp_path):
@@ -362,6 +381,24 @@ def test_conclude_step_that_fails_is_made_to_run():
         "Your training step does not run as it is here (UnimplementedError: no gradient)."
     )
     assert line == "Replace `dp` by keras.Sequential: the training step runs here."
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        ({}, "no implementation of it ran here."),
+        ({"keras-stock": 0.995, "layer": 1.0}, "in isolation no other implementation is faster"),
+        ({"keras-stock": 0.5, "layer": 1.0}, "in isolation this is fastest, 2.00x ["),
+    ],
+)
+def test_conclude_isolated_step_that_cannot_run_compares_the_pools_alone(seconds, said):
+    isolated = {f"{ISOLATED}{DEPTH}={name}": value for name, value in seconds.items()}
+    raced = stepped(**{ISOLATED + ORIGINAL: 1.0}, **isolated)
+    found = {DEPTH: {"layer": "DepthMaxPool2D(pool_size=3, name='dp')", "keras-stock": STOCK}}
+    described = msgspec.structs.replace(raced.described, pastable=found)
+    head, line, *_ = conclude_isolated(dataclasses.replace(raced, described=described))
+    assert head == "Which share of the step pooling is, is unknown: not every layer runs."
+    assert line.startswith(f"`dp`: {said}")
 
 
 def test_conclude_wide_share_is_not_given_as_known():

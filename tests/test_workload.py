@@ -1,10 +1,12 @@
-"""Tasks of a worker with TensorFlow, in this process."""
+"""Tasks of a worker, in this process."""
+
+from types import SimpleNamespace
 
 import pytest
 from poolbench.core.case import make_case
 from poolbench.core.errors import NotRunError
 from poolbench.core.registry import load_builtin
-from poolbench.worker import contender
+from poolbench.worker import contender, timing
 from poolbench.worker.backends import BACKENDS
 from poolbench.worker.contender import open_contender
 from poolbench.worker.session import Session, close_case, open_case
@@ -50,6 +52,27 @@ def test_open_contender_new_candidate_is_timed_after_autograph_has_seen_it(sessi
     assert converted.status == again.status == "ok"
     assert bound == [name] * 3, "once to convert it, then once a contender"
     assert converted.calibration_seconds > again.calibration_seconds
+
+
+@pytest.mark.parametrize(
+    ("seconds", "calls", "estimate"),
+    [
+        ([0.004, 0.003, 0.002, 0.003, 0.001], 4, 0.002),
+        ([0.001, 0.06, 0.05], 2, 0.06),  # long: one call is enough
+    ],
+)
+def test_estimate_seconds_is_the_least_of_the_calls_after_the_first(
+    monkeypatch, seconds, calls, estimate
+):
+    now, left = [0.0], list(seconds)
+    monkeypatch.setattr(timing, "clock", lambda: now[0])
+
+    def step():
+        now[0] += left.pop(0)
+
+    found = timing.estimate_seconds(SimpleNamespace(make_step=lambda name: step), "one")
+    assert found == pytest.approx(estimate)
+    assert len(seconds) - len(left) == calls
 
 
 @pytest.mark.fault(

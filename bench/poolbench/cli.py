@@ -12,16 +12,19 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from poolbench.compare_commands import (
+    Command,
     asks_for_sides,
     bisect,
     compare_programs,
     compare_runs,
     race_sides,
+    say,
+    show_page,
     side_options,
 )
 from poolbench.core.terminal import emit, poolbench_command
@@ -32,7 +35,6 @@ if TYPE_CHECKING:
 
 EXIT_FOUND, EXIT_UNUSABLE, EXIT_INTERRUPTED = 1, 2, 130
 FORMATS = ("markdown", "csv", "json", "html")
-Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 class Main(click.Group):
@@ -135,12 +137,6 @@ def _no_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _show(page: Path) -> None:
-    import webbrowser
-
-    webbrowser.open(page.resolve().as_uri())
-
-
 def run_options(*left_out: str) -> Callable[[Command], Command]:
     """Add the options of a run to a command, but for some."""
 
@@ -184,12 +180,12 @@ def run(suites: Sequence[str], repeat: int, **options: Any) -> int:
     folders, code = launch_repeated(suites, options, repeat)
     if code in (0, EXIT_FOUND):
         with _no_collection():
-            _report(folders, options["margin"], None, (), None, show=False)
+            _report(folders, options["margin"])
     return code
 
 
 @main.command()
-@run_options("op", "sweep", "budget", "precision", "margin", "ray-address", "dry-run", "check-only")
+@run_options(*"op sweep processes budget precision margin ray-address dry-run check-only".split())
 def matrix(**options: Any) -> int:
     """Check what each candidate supports: modes, dtypes, shapes, saving, threads, exports."""
     return _run_suites(["capabilities"], options)
@@ -206,7 +202,7 @@ def _run_suites(suites: Sequence[str], options: dict[str, Any]) -> int:
 
             stored = read_run(folder)
             write_summary(stored)
-            _report([stored], options.get("margin", 0.05), None, (), None, show=False)
+            _report([stored], options.get("margin", 0.05))
         emit(f"{poolbench_command()} report --open {shlex.quote(str(folder))}")
     return code
 
@@ -222,21 +218,18 @@ def report(
     with _no_collection():
         from poolbench.store.runs import find_run
 
-        folders = [
-            find_run(results, name, say=lambda line: emit(line, err=True))
-            for name in runs or (None,)
-        ]
+        folders = [find_run(results, name, say) for name in runs or (None,)]
         _report(folders, margin, kind, selected, out, show=show)
 
 
 def _report(
     places: Sequence[Path | StoredRun],
     margin: float,
-    kind: str | None,
-    selected: Any,
-    out: Path | None,
+    kind: str | None = None,
+    selected: Any = (),
+    out: Path | None = None,
     *,
-    show: bool,
+    show: bool = False,
 ) -> None:
     from poolbench.report.frame import load
     from poolbench.report.select import select
@@ -259,7 +252,7 @@ def _report(
     written = render(loaded, out or loaded.run.path / "report")
     emit(f"{written.headline}\npage: {written.page}")
     if show:
-        _show(written.page)
+        show_page(written.page)
 
 
 @main.command()
@@ -291,7 +284,7 @@ def compare(
             return compare_programs(base, run, results)
         return compare_runs(
             base, run, results, margin=margin, allowed=allow_different, selected=selected, kind=kind, out=out,
-            show=_show if show else None,
+            show=show,
         )  # fmt: skip
 
 
@@ -381,7 +374,7 @@ def selftest(run: str | None, seconds: float, runs: bool, results: Path) -> None
     if runs:
         from poolbench.report.history import describe_history
 
-        emit(describe_history(results, lambda line: emit(line, err=True)))
+        emit(describe_history(results, say))
         return
     from poolbench.engine.selftest import run_selftest
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -31,7 +31,7 @@ VARIABLE = _Variable(
     "NAME=VALUE", r"([A-Za-z_]\w*)=(.*)", "a variable, such as TF_ENABLE_ONEDNN_OPTS=0"
 )
 PACKAGE = Pattern("PKG==V", r"[A-Za-z0-9].*", "a requirement, such as tensorflow-cpu==2.20.0")
-VERSIONS = Pattern("FIRST..LAST", r"\d[\w.]*?\.\.\d[\w.]*", "versions such as 2.18..2.21")
+VERSIONS = Pattern("FIRST..LAST", r"\d\w*(\.\w+)*\.\.\d\w*(\.\w+)*", "versions such as 2.18..2.21")
 SIDE_KINDS: tuple[tuple[str, dict[str, Any], str], ...] = (
     ("", {"metavar": "REF"}, "{}: a commit, branch or tag{}."),
     ("-python", {"metavar": "PATH"}, "Interpreter of {}."),
@@ -56,7 +56,7 @@ def side_options(command: Command) -> Command:
     """Add the options of `compare` that race two sides."""
     sides = [
         click.option(f"--{side}{ending}", f"{side}_{ending[1:] or 'ref'}", **more,
-                     help=text.format(side, default if not ending else ""))
+                     help=text.format(side, default))
         for side, default in (("base", ""), ("head", "; the working tree by default"))
         for ending, more, text in SIDE_KINDS
     ]  # fmt: skip
@@ -75,6 +75,7 @@ def side_options(command: Command) -> Command:
 
 # What `compare` takes of two stored runs alone.
 STORED = ("base", "run", "allow_different", "programs_only", "selected", "out", "show")
+OF_TIMES = ("allow_different", "margin", "kind", "selected", "out", "show")
 
 
 def asks_for_sides(options: Mapping[str, Any]) -> bool:
@@ -84,19 +85,29 @@ def asks_for_sides(options: Mapping[str, Any]) -> bool:
         click.UsageError: an option of the other kind of comparison is given too.
     """
     racing = any(value for name, value in options.items() if name.startswith(("base_", "head_")))
+    if racing:
+        refuse_given(STORED, "two stored runs")
+    else:
+        refuse_given(options, "--base and --head")
+    return racing
+
+
+def refuse_given(names: Container[str], kind: str) -> None:
+    """Refuse the options of another kind of comparison.
+
+    Raises:
+        click.UsageError: the command line gives one of these names.
+    """
     context = click.get_current_context()
     usual = (click.core.ParameterSource.DEFAULT, None)
-    others = STORED if racing else options
     for option in context.command.params:
         name = str(option.name)
-        if name in others and context.get_parameter_source(name) not in usual:
+        if name in names and context.get_parameter_source(name) not in usual:
             last = option.opts[-1]
             word = last if last.startswith("-") else option.human_readable_name
-            kind = "two stored runs" if racing else "--base and --head"
             raise click.UsageError(
                 f"{word} is for {kind} alone, which is not what the rest asks for"
             )
-    return racing
 
 
 def race_sides(options: Mapping[str, Any], *, margin: float, kind: str | None) -> int:
@@ -119,14 +130,14 @@ def race_sides(options: Mapping[str, Any], *, margin: float, kind: str | None) -
     base, head = (builder.build(_request(options, side)) for side in ("base", "head"))
     job = Job(base=base, head=head, pairs=pairs, rule=rule, budget_seconds=options["budget"])
     with _pool() as pool:
-        report = run_job(job, pool, say=_say)
+        report = run_job(job, pool, say=say)
     emit(FORMATS[kind or "markdown"](report))
     return int(bool(report.found))
 
 
 def compare_runs(
     base: str, run: str, results: Path, *, margin: float, allowed: Sequence[str], selected: Any, kind: str | None,
-    out: Path | None, show: Callable[[Path], None] | None,
+    out: Path | None, show: bool,
 ) -> int:  # fmt: skip
     """Compare two stored runs and print the table; return 1 if something is slower."""
     from poolbench.core.text import one_line
@@ -138,8 +149,8 @@ def compare_runs(
     from poolbench.store.runs import find_run
 
     before, after = (read_run(find_run(results, name)) for name in (base, run))
-    prior, _ = prior_for(before, before.path.absolute().parent, without=after.header.run)
-    found = comparing.compare_runs(before, after, margin=margin, allowed=list(allowed), prior=prior)
+    prior, _ = prior_for(before, before.path.absolute().parent, without=[after.header.run])
+    found = comparing.compare_runs(before, after, margin=margin, allowed=allowed, prior=prior)
     if selected:
         found = comparing.keep(found, select(found.table, selected))
     emit(compare_text.FORMATS[kind or "markdown"](found).rstrip("\n"))
@@ -147,7 +158,7 @@ def compare_runs(
         page = compare_text.write_page(found, out or after.path / "report")
         emit(f"page: {page}", err=True)
         if show:
-            show(page)
+            show_page(page)
     if found.slower:
         emit(one_line(compare_text.headline(found), 500), err=True)
     return int(bool(found.slower))
@@ -155,6 +166,7 @@ def compare_runs(
 
 def compare_programs(base: str, run: str, results: Path) -> int:
     """Print which programs of two stored runs differ; return 1 if any does, of one version of the compiler."""
+    refuse_given(OF_TIMES, "a comparison of times")
     from poolbench.report import programs
     from poolbench.store.journal import read_run
     from poolbench.store.runs import find_run
@@ -180,7 +192,7 @@ def compare_programs(base: str, run: str, results: Path) -> int:
 @click.option("--margin", type=PERCENT, default="2%", help="Smallest difference that counts.")
 @click.option("--budget", type=DURATION, default="60", help="Longest time of one race.")
 @code_options
-def bisect(op: str, candidate: str, case: str, margin: float, **options: Any) -> None:  # fmt: skip
+def bisect(op: str, candidate: str, case: str, margin: float, **options: Any) -> None:
     """Find the commit or version in which a candidate became slower.
 
     CASE is a mode, or values of axes: graph, mode=xla,direction=training.
@@ -197,11 +209,11 @@ def bisect(op: str, candidate: str, case: str, margin: float, **options: Any) ->
         points = engine.commits_between(builder, options["good"], options["bad"])
     else:
         raise UsageError("bisect needs --good REF and --bad REF, or --versions PACKAGE FIRST..LAST")
-    _say(f"{len(points)} points, about {max(1, len(points) - 1).bit_length() + 1} races")
+    say(f"{len(points)} points, about {max(1, len(points) - 1).bit_length() + 1} races")
     with _pool() as pool:
         found = engine.Bisection(
             points, lambda point: engine.side_of(builder, package, point), pair, pool,
-            rule=Rule(margin=margin), budget_seconds=options["budget"], say=_say,
+            rule=Rule(margin=margin), budget_seconds=options["budget"], say=say,
         ).run()  # fmt: skip
     names = [
         point if package else builder.git("log", "-1", "--format=%h %s", point)
@@ -214,8 +226,16 @@ def bisect(op: str, candidate: str, case: str, margin: float, **options: Any) ->
     )
 
 
-def _say(line: str) -> None:
+def say(line: str) -> None:
+    """Print a line on stderr."""
     emit(line, err=True)
+
+
+def show_page(page: Path) -> None:
+    """Open a page in the browser."""
+    import webbrowser
+
+    webbrowser.open(page.resolve().as_uri())
 
 
 def _builder(options: Mapping[str, Any]) -> Builder:
@@ -223,7 +243,7 @@ def _builder(options: Mapping[str, Any]) -> Builder:
 
     files = [Path(name) for name in options["candidates"]]
     install = [word for text in options["install"] for word in text.split()]
-    return Builder(Path.cwd(), candidates=files, install=install, say=_say)
+    return Builder(Path.cwd(), candidates=files, install=install, say=say)
 
 
 def _request(options: Mapping[str, Any], side: str) -> SideRequest:
@@ -249,13 +269,16 @@ def _pool() -> Iterator[WorkerPool]:
         pool.close()
 
 
-def _load(options: Mapping[str, Any]) -> None:
-    from poolbench.core.registry import load_builtin
+def _load(options: Mapping[str, Any], ops: Sequence[str]) -> None:
+    """Register the ops that ship and the user's files; refuse an op that none of them registers."""
+    from poolbench.core.registry import REGISTRY, load_builtin
     from poolbench.pytest_plugin import load_candidates
 
     load_builtin()
     for name in options["candidates"]:
         load_candidates(name)
+    if unknown := [name for name in ops if name not in REGISTRY.ops]:
+        raise UsageError(f"no op {unknown[0]!r} is registered; there are {', '.join(REGISTRY.ops)}")
 
 
 def _select(options: Mapping[str, Any]) -> tuple[tuple[Case, str], ...]:
@@ -267,9 +290,7 @@ def _select(options: Mapping[str, Any]) -> tuple[tuple[Case, str], ...]:
     from poolbench.core.registry import REGISTRY, parse_axis
     from poolbench.pytest_plugin import planned_cases, racing
 
-    _load(options)
-    if unknown := [name for name in options["ops"] if name not in REGISTRY.ops]:
-        raise UsageError(f"no op {unknown[0]!r} is registered; there are {', '.join(REGISTRY.ops)}")
+    _load(options, options["ops"])
     axes = dict(parse_axis(text) for text in options["axis"])
     # As in a run: further ops where they are named, by a candidate of theirs too, and in the full sweep.
     every = options["names"] or options["sweep"] == "full"
@@ -291,14 +312,15 @@ def _one_case(op: str, candidate: str, case: str, options: Mapping[str, Any]) ->
     """Return the case that 'graph' or 'mode=graph,pool_size=2' names, on the base of the quick sweep."""
     from poolbench.core.registry import REGISTRY, parse_axis
 
-    _load(options)
-    found = REGISTRY.ops.get(op)
-    if found is None:
-        raise UsageError(f"no op {op!r} is registered; there are {', '.join(REGISTRY.ops)}")
+    _load(options, [op])
     if (op, candidate) not in REGISTRY.candidates:
         raise UsageError(
             f"{op} has no candidate {candidate!r}; there are {', '.join(REGISTRY.of(op))}"
         )
     words = [word if "=" in word else f"mode={word}" for word in case.split(",") if word]
-    values = {name: some[0] for name, some in (parse_axis(word) for word in words)}
-    return found.sweep("quick").base_case.replace(**values), candidate
+    values: dict[str, Any] = {}
+    for name, some in map(parse_axis, words):
+        if name in values or len(some) > 1:
+            raise UsageError(f"bisect races one case: give one value of {name}; got {case}")
+        values[name] = some[0]
+    return REGISTRY.ops[op].sweep("quick").base_case.replace(**values), candidate

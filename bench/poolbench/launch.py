@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from poolbench.core.errors import UsageError
 from poolbench.core.plan import PRESETS, Plan
+from poolbench.core.terminal import emit
 from poolbench.options import OPTIONS
 from poolbench.store.runs import new_run_folder
 
@@ -49,7 +52,7 @@ def find_suites(named: Sequence[str], *, all_ops: bool = False) -> list[str]:
         return [str(path) for name, path in shipped.items() if name not in left_out]
     found = []
     for name in named:
-        if name.startswith("-") or Path(name.partition("::")[0]).exists():
+        if Path(name.partition("::")[0]).exists():
             found.append(name)
         elif name in shipped:
             found.append(str(shipped[name]))
@@ -62,6 +65,8 @@ def find_suites(named: Sequence[str], *, all_ops: bool = False) -> list[str]:
 
 def option_words(options: Mapping[str, Any], prefix: str = "--poolbench-") -> Iterator[str]:
     """Yield the options of a run as pytest's plugin takes them; with the prefix '--' as a command does."""
+    if options.get("keyword"):
+        yield from ("-k", options["keyword"])
     for option in OPTIONS:
         value = options.get(option.key)
         if option.flag:
@@ -95,7 +100,8 @@ def launch(
     """Run suites under pytest; return the run's folder, None where nothing was stored, and the exit code.
 
     Args:
-        suites: as `find_suites` takes them, and pytest's own arguments.
+        suites: as `find_suites` takes them. From the first word with a dash on, they are pytest's own arguments:
+            a word with a dash comes from behind `--`.
         options: of the run, by name.
         words: the command line, for the command that goes on with the run.
 
@@ -103,8 +109,9 @@ def launch(
         UsageError: a suite is not there, or cannot run here.
     """
     all_ops = bool(options.get("op")) or options.get("sweep") == "full"
-    files = find_suites([word for word in suites if not word.startswith("-")], all_ops=all_ops)
-    given = [word for word in suites if word.startswith("-")]
+    names = list(takewhile(lambda word: not word.startswith("-"), suites))
+    given = suites[len(names) :]
+    files = find_suites(names, all_ops=all_ops)
     require_tensorflow(files)
     for file in options.get("candidates") or ():
         if not Path(file).is_file():
@@ -120,13 +127,12 @@ def launch(
     cache = (
         ["-o", f"cache_dir={results / '.pytest_cache'}"] if given else ["-p", "no:cacheprovider"]
     )
-    keyword = ["-k", options["keyword"]] if options.get("keyword") else []
     status = pytest.main(
         [
             *files, "-p", "poolbench.pytest_plugin", "-q", "--no-header", "--import-mode=importlib",
             # The user's own configuration of pytest is for tests: coverage, parallel processes, ...
             "-o", "addopts=", "--benchmark-quiet", f"--benchmark-storage=file://{os.devnull}",
-            *cache, f"--rootdir={Path.cwd()}", *keyword, *option_words({**options, "results": results}), *given,
+            *cache, f"--rootdir={Path.cwd()}", *option_words({**options, "results": results}), *given,
         ],
         plugins=[launcher],
     )  # fmt: skip
@@ -140,7 +146,8 @@ def launch_repeated(
 ) -> tuple[list[Path], int]:
     """Run suites several times, each in processes of its own; return the folders and the highest exit code.
 
-    The runs share the time of the rounds of one, so that they cost little more than one.
+    The runs share the time of the rounds of one, so that they cost little more than one. Ctrl-C and SIGTERM end
+    the present run, and no other one begins.
 
     Raises:
         UsageError: the options are of a single run.
@@ -151,16 +158,46 @@ def launch_repeated(
     budget = options.get("budget") or replace(Plan(), **PRESETS[sweep]).budget_seconds
     results = Path(options["results"]).absolute()
     name = options.get("run") or new_run_folder(results, sweep).name
-    keyword = ["-k", options["keyword"]] if options.get("keyword") else []
-    folders, codes = [], [0]
-    for number in range(1, repeat + 1):
-        one = {**options, "run": f"{name}-{number}", "budget": budget / repeat, "results": results}
-        if number > 1:
-            time.sleep(PAUSE_SECONDS)
-        words = ["-m", "poolbench", "run", *keyword, *option_words(one, "--"), "--", *suites]
-        code = subprocess.call([sys.executable, *words])  # noqa: S603 (this program itself)
-        folders.append(results / one["run"])
-        codes.append(code if code >= 0 else 128 - code)  # killed by a signal
-        if code not in (0, 1):
-            break
-    return folders, max(codes)
+
+    from poolbench.pytest_run import handle_stops, stop
+
+    codes: dict[Path, int] = {}
+    handlers = handle_stops(stop)
+    try:
+        for number in range(1, repeat + 1):
+            if number > 1:
+                time.sleep(PAUSE_SECONDS)
+            run = f"{name}-{number}"
+            own = {**options, "run": run, "budget": budget / repeat, "results": results}
+            words = ["run", *option_words(own, "--"), "--", *suites]
+            code = call_child([sys.executable, "-m", "poolbench", *words])
+            codes[results / run] = code
+            if code not in (0, 1):
+                break
+        highest = max(codes.values())
+    except KeyboardInterrupt:
+        highest = EXIT_INTERRUPTED
+    finally:
+        for signal_number, handler in handlers.items():
+            signal.signal(signal_number, handler)
+    if highest == EXIT_INTERRUPTED:
+        stored = [folder.name for folder, code in codes.items() if code in (0, 1)]
+        emit(f"interrupted; whole runs stored: {', '.join(stored) or 'none'}")
+    return list(codes), highest
+
+
+def call_child(words: Sequence[str]) -> int:
+    """Run a command and return its exit code, as a shell does.
+
+    Raises:
+        KeyboardInterrupt: the command has ended, because this process was interrupted.
+    """
+    child = subprocess.Popen(words)  # noqa: S603 (this program itself)
+    try:
+        code = child.wait()
+    except KeyboardInterrupt:
+        # A terminal sends Ctrl-C to the child too, `kill` does not. The child ignores a second signal.
+        child.terminate()
+        child.wait()
+        raise
+    return code if code >= 0 else 128 - code  # killed by a signal

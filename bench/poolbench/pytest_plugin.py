@@ -6,7 +6,7 @@ it is. Nothing here imports TensorFlow: collection reads the sweeps, workers do 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,9 +31,7 @@ if TYPE_CHECKING:
     from poolbench.engine.run import Run
     from poolbench.pytest_run import RunSession
 
-PACKAGE = Path(__file__).parent
 EXIT_UNUSABLE = 2
-OUTCOMES: dict[str, Callable[..., Any]] = {"unsupported": pytest.skip, "not_run": pytest.skip}
 
 
 _ASKED = pytest.StashKey[Asked]()
@@ -189,7 +187,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         cases.setdefault(pair[0], len(cases))
         if benchmark:
             group = f"{pair[0].op} {case_label(pair[0])}"
-            item.add_marker(pytest.mark.benchmark(timer=make_replay_clock(), group=group))
+            item.add_marker(pytest.mark.benchmark(timer=ReplayClock(), group=group))
             if "benchmark" not in item.fixturenames:  # type: ignore[attr-defined]  # a function's
                 item.fixturenames.append("benchmark")  # type: ignore[attr-defined]
 
@@ -314,12 +312,10 @@ class Benchmark:
             raise pytest.UsageError("poolbench.replay() needs the marker poolbench(op=...)")
         measurement = self._session.measurements(self.case)[self.candidate]
         extra = describe(measurement)
-        benchmark: Any = None
         if self._request.config.pluginmanager.hasplugin("benchmark"):
-            benchmark = self._request.getfixturevalue("benchmark")
+            seconds = measurement.samples.seconds
+            benchmark: Any = self._request.getfixturevalue("benchmark")
             benchmark.extra_info.update(extra)
-        seconds = measurement.samples.seconds
-        if benchmark is not None:
             benchmark.disabled |= not seconds  # an unused fixture would warn
             marker = self._request.node.get_closest_marker("benchmark")
             marker.kwargs["timer"].load(seconds)
@@ -340,8 +336,8 @@ def _end(measurement: Measurement) -> None:
     text = f"{measurement.status}: {measurement.reason}"
     if measurement.status in ("wrong", "crashed") and "documented" in measurement.flags:
         pytest.xfail(text)
-    if outcome := OUTCOMES.get(measurement.status):
-        outcome(text)
+    if measurement.status in ("unsupported", "not_run"):
+        pytest.skip(text)
     tail = f"\n{measurement.tail}" if measurement.tail else ""
     pytest.fail(text + tail, pytrace=False)
 
@@ -375,8 +371,3 @@ class ReplayClock:
         """Take the samples to replay."""
         # Each round starts at zero: sums over many rounds would lose digits of the samples.
         self._moments = iter([moment for sample in seconds for moment in (0.0, sample)])
-
-
-def make_replay_clock() -> ReplayClock:
-    """Return a clock of its own for a test."""
-    return ReplayClock()

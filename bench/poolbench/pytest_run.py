@@ -98,11 +98,9 @@ class RunSession:
         from poolbench.store.runs import new_run_folder
 
         given, plan = self.asked.options, plan_of(self.asked.options)
-        name = given["resume"] or given["run"]
+        name, results = given["resume"] or given["run"], self.results()
         options = RunOptions(
-            folder=self.results() / name
-            if name
-            else new_run_folder(self.results(), given["sweep"]),
+            folder=results / name if name else new_run_folder(results, given["sweep"]),
             plan=plan,
             asked={
                 "sweep": given["sweep"],
@@ -180,7 +178,7 @@ class RunSession:
         """Print the races and stop, with --dry-run; otherwise show what is to come, and how it goes."""
         if session.config.option.collectonly:
             return None
-        self._handlers = _handle_stops(_stop)  # before anything that takes time
+        self._handlers = handle_stops(stop)  # before anything that takes time
         if not self._cases:
             self._count_tests(session)
             return None
@@ -249,7 +247,7 @@ class RunSession:
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """End the run: workers, journal, and its last line."""
-        before = _handle_stops(signal.SIG_IGN)  # a second Ctrl-C would leave workers behind
+        before = handle_stops(signal.SIG_IGN)  # a second Ctrl-C would leave workers behind
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
@@ -275,7 +273,9 @@ class RunSession:
         folder = run.options.folder.absolute()
         launcher = find_launcher(session.config)
         if stopped:
-            self.say(f"{len(run.done)} measurements are kept in {folder}; go on with:")
+            kept = run.kept()
+            where = f"{kept} are kept in {folder}" if kept else "nothing was stored yet"
+            self.say(f"{where}; go on with:")
             self.say(resume_command(session.config.invocation_params, launcher, folder.name))
         elif run.done:
             self.say(describe_shares(shares.seconds, shares.wall_seconds))
@@ -289,9 +289,8 @@ class RunSession:
         """Open the journal; have pytest-benchmark write benchmark.json beside it, unless another file is given."""
         config, options = self._config, self.asked.options
         benchmarks = getattr(config, "_benchmarksession", None)
-        if config.option.collectonly or options["dry_run"]:
-            return
-        if options["check_only"] or (benchmarks is not None and benchmarks.skip):
+        skipped = benchmarks is not None and benchmarks.skip
+        if config.option.collectonly or options["dry_run"] or options["check_only"] or skipped:
             return
         try:
             self.run.prepare()  # what is wrong with the journal is found before anything is run
@@ -346,16 +345,16 @@ def _save_json(
         session.unwritten = f"cannot write {path.name}: {error.strerror or error}"
 
 
-def _handle_stops(handler: Any) -> dict[int, Any]:
+def handle_stops(handler: Any) -> dict[int, Any]:
     """Handle Ctrl-C and SIGTERM in another way; return the previous handlers."""
     with contextlib.suppress(ValueError):  # pytest runs in a thread: signals go elsewhere
         return {number: signal.signal(number, handler) for number in STOPS}
     return {}
 
 
-def _stop(number: int, frame: object) -> None:  # noqa: ARG001 (a signal handler)
+def stop(number: int, frame: object) -> None:  # noqa: ARG001 (a signal handler)
     """Stop the run at the first signal; a second one would leave workers behind and print nothing."""
-    _handle_stops(signal.SIG_IGN)
+    handle_stops(signal.SIG_IGN)
     raise KeyboardInterrupt
 
 

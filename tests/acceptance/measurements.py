@@ -272,7 +272,7 @@ def run_quick(name: str) -> None:
 
 def slower_between(before: StoredRun, after: StoredRun, results: Path) -> set[tuple[str, str]]:
     """Return the op and name of each candidate that `poolbench compare` calls slower."""
-    prior, _ = prior_for(before, results, without=after.header.run)
+    prior, _ = prior_for(before, results, without=[after.header.run])
     table = compare_runs(before, after, prior=prior).table
     slower = table[table["verdict"] == "SLOWER"]
     return set(zip(slower["op"], slower["candidate"], strict=True))

@@ -32,14 +32,18 @@ HOSTILE = (
     "<input autofocus onfocus=window.pwned=1>", "<video><source onerror=window.pwned=1></video>",
     "<object data=javascript:window.pwned=1></object>", "<embed src=javascript:window.pwned=1>",
     "<form action=javascript:window.pwned=1><button>x</button></form>", "<base href=javascript:window.pwned=1//>",
-    "<meta http-equiv=refresh content='0;url=javascript:window.pwned=1'>", "<link rel=stylesheet href=//nowhere.invalid/x>",
+    "<meta http-equiv=refresh content='0;url=javascript:window.pwned=1'>",
+    "<link rel=stylesheet href=//nowhere.invalid/x>",
     "<marquee onstart=window.pwned=1>x</marquee>", "<template><script>window.pwned=1</script></template>",
-    "<noscript><p title='</noscript><img src=x onerror=window.pwned=1>'>", "<xss style=animation-name:x onanimationend=window.pwned=1>",
-    "</style><script>window.pwned=1</script>", "</title><script>window.pwned=1</script>", "'\"><img/src=x/onerror=window.pwned=1>",
+    "<noscript><p title='</noscript><img src=x onerror=window.pwned=1>'>",
+    "<xss style=animation-name:x onanimationend=window.pwned=1>",
+    "</style><script>window.pwned=1</script>", "</title><script>window.pwned=1</script>",
+    "'\"><img/src=x/onerror=window.pwned=1>",
     "<ScRiPt>window.pwned=1</sCrIpT>", "<script\t>window.pwned=1</script\n>", "<scr\x00ipt>window.pwned=1</script>",
     "\ufeff<script>window.pwned=1</script>", "\uff1cscript\uff1ewindow.pwned=1\uff1c/script\uff1e",
     "%3Cscript%3Ewindow.pwned=1%3C/script%3E", "&#60;script&#62;window.pwned=1&#60;/script&#62;", "${window.pwned=1}",
-    "`-(window.pwned=1)-`", "constructor", "__proto__", "..\\..\\windows\\system32", "/etc/passwd\x00.svg", "{% import os %}",
+    "`-(window.pwned=1)-`", "constructor", "__proto__", "..\\..\\windows\\system32", "/etc/passwd\x00.svg",
+    "{% import os %}",
 )  # fmt: skip
 
 

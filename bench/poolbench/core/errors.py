@@ -6,7 +6,7 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 from poolbench.core.text import escape_controls
 
@@ -21,7 +21,6 @@ Status = Literal[
     "not_run",
     "implausible",
 ]
-STATUSES: tuple[Status, ...] = get_args(Status)
 
 
 class UsageError(ValueError):

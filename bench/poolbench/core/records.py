@@ -18,7 +18,6 @@ from poolbench.core.program import Count, Program
 SCHEMA_VERSION = 2
 
 Status = errors.Status
-STATUSES = errors.STATUSES
 
 
 class Record(
@@ -158,7 +157,7 @@ class Measurement(Record, frozen=True, kw_only=True, tag="measurement"):
     Attributes:
         case, candidate, form: of the request.
         kind: 'candidate', or 'probe' for the memory bandwidth limit ('bandwidth-read', '-write', '-copy').
-        status: one of STATUSES; `reason` says in one line why it is not ok; `tail` is the end of
+        status: a value of Status; `reason` says in one line why it is not ok; `tail` is the end of
             the worker's output.
         issue: the upstream issue of a documented failure.
         baseline: the candidate that ratios are taken to.

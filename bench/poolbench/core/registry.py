@@ -11,8 +11,9 @@ import types
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-from poolbench.core.axes import BACKEND, STANDARD, AxisInfo, Value, declare
+from poolbench.core.axes import BACKEND, STANDARD, Axis, AxisInfo, Value, declare
 from poolbench.core.candidate import (
     BACKENDS,
     FORMS,
@@ -84,17 +85,12 @@ class Registry:
         """Return the candidates of an op by name, in the order of registration."""
         return {name: entry for (o, name), entry in self.candidates.items() if o == op}
 
-    def axis_names(self) -> tuple[str, ...]:
-        """Return the names of all axes of all ops, the standard ones last."""
-        own = (axis.name for op in self.ops.values() for axis in op.axes)
-        return tuple(dict.fromkeys([*own, *STANDARD, BACKEND.name]))
-
     def axis_infos(self, ops: Iterable[str]) -> dict[str, tuple[AxisInfo, ...]]:
         """Return the axes of these ops as a journal's header carries them."""
-        names = [name for name in dict.fromkeys(ops) if name in self.ops]
         return {
             name: tuple(axis.info for axis in (*self.ops[name].axes, *STANDARD.values()))
-            for name in names
+            for name in ops
+            if name in self.ops
         }
 
     def user_sources(self) -> dict[str, dict[str, str]]:
@@ -105,54 +101,16 @@ class Registry:
                 found.setdefault(op, {})[name] = code[:MOST_SOURCE]
         return found
 
-    def parse_axis(self, text: str) -> tuple[str, tuple[Value, ...]]:
-        """Return ('pool_size', (2, 3)) from 'pool_size=2,3'.
-
-        Raises:
-            UsageError: no op has the axis, none takes the values, or there is no value.
-        """
-        name, texts = split_axis(text)
-        axes = [axis for op in self.ops.values() for axis in op.axes if axis.name == name]
-        if name in STANDARD or name == BACKEND.name:
-            axes = [STANDARD.get(name, BACKEND)]
-        if not axes:
-            raise UsageError(self.unknown_axis(name))
-        # Ops may share an axis name and take different values: the last one raises the error.
-        for axis in axes[:-1]:
-            with contextlib.suppress(UsageError):
-                return name, tuple(dict.fromkeys(axis.read(value) for value in texts))
-        return name, tuple(dict.fromkeys(axes[-1].read(value) for value in texts))
-
-    def unknown_axis(self, name: str) -> str:
-        """Return the error message for an axis that no op has."""
-        known = ", ".join(self.axis_names())
-        return f"no op has an axis {name!r}; there are {known} (--axis NAME=...)"
-
-    def input_nbytes(self, case: Case) -> int:
-        """Return the bytes of the case's inputs; 0 where its op is not registered."""
-        op = self.ops.get(case.op)
-        return sum(spec.nbytes for spec in op.inputs(case).values()) if op else 0
-
-
-def split_axis(text: str) -> tuple[str, tuple[str, ...]]:
-    """Return ('pool_size', ('2', '3')) from 'pool_size=2,3'.
-
-    Raises:
-        UsageError: it is not of this form.
-    """
-    name, _, values = text.partition("=")
-    texts = tuple(value.strip() for value in values.split(",") if value.strip())
-    if not texts:
-        raise UsageError(f"--axis takes NAME=VALUE[,VALUE...]; got {text!r} (--axis pool_size=2,3)")
-    return name.strip(), texts
-
 
 REGISTRY = Registry()
 
 
 def register(op: Op) -> Op:
     """Register an op from the calling file."""
-    return REGISTRY.add_op(replace(op, file=op.file or _caller_file()))
+    frame = inspect.currentframe()
+    assert frame is not None
+    assert frame.f_back is not None
+    return REGISTRY.add_op(replace(op, file=op.file or frame.f_back.f_code.co_filename))
 
 
 def candidate(
@@ -175,7 +133,7 @@ def candidate(
         raise UsageError(
             f"form must be one of {', '.join(FORMS)}; got {form!r} (candidate {name!r})"
         )
-    if not backends or (unknown := [one for one in backends if one not in BACKENDS]):
+    if (unknown := [one for one in backends if one not in BACKENDS]) or not backends:
         raise UsageError(
             f"backends must be of {', '.join(BACKENDS)}; got {unknown or backends} (candidate {name!r})"
         )
@@ -203,14 +161,6 @@ def baseline_of(case: Case, names: Iterable[str]) -> str:
     return next(own, next(iter(parts)))
 
 
-def _caller_file() -> str:
-    frame = inspect.currentframe()
-    assert frame is not None
-    assert frame.f_back is not None
-    assert frame.f_back.f_back is not None
-    return frame.f_back.f_back.f_code.co_filename
-
-
 def contender_names(case: Case, candidate: str, backends: Iterable[str]) -> list[str]:
     """Return a candidate's names in a race on these backends: where they run it, and have the case's mode."""
     entry = REGISTRY.candidates[case.op, candidate]
@@ -223,7 +173,8 @@ def contender_names(case: Case, candidate: str, backends: Iterable[str]) -> list
 
 def input_nbytes(case: Case) -> int:
     """Return the bytes of the case's inputs; 0 where its op is not registered."""
-    return REGISTRY.input_nbytes(case)
+    op = REGISTRY.ops.get(case.op)
+    return sum(spec.nbytes for spec in op.inputs(case).values()) if op else 0
 
 
 def parse_axis(text: str) -> tuple[str, tuple[Value, ...]]:
@@ -232,8 +183,22 @@ def parse_axis(text: str) -> tuple[str, tuple[Value, ...]]:
     Raises:
         UsageError: no op has the axis, none takes the values, or there is no value.
     """
-    load_builtin()
-    return REGISTRY.parse_axis(text)
+    name, _, values = text.partition("=")
+    name = name.strip()
+    texts = [value.strip() for value in values.split(",") if value.strip()]
+    if not texts:
+        raise UsageError(f"--axis takes NAME=VALUE[,VALUE...]; got {text!r} (--axis pool_size=2,3)")
+    own = [axis for op in load_builtin().ops.values() for axis in op.axes]
+    shared: dict[str, Axis[Any]] = {**STANDARD, BACKEND.name: BACKEND}
+    axes = [shared[name]] if name in shared else [axis for axis in own if axis.name == name]
+    if not axes:
+        known = ", ".join(dict.fromkeys([*(axis.name for axis in own), *shared]))
+        raise UsageError(f"no op has an axis {name!r}; there are {known} (--axis NAME=...)")
+    # Ops may share an axis name and take different values: the last one raises the error.
+    for axis in axes[:-1]:
+        with contextlib.suppress(UsageError):
+            return name, tuple(dict.fromkeys(axis.read(value) for value in texts))
+    return name, tuple(dict.fromkeys(axes[-1].read(value) for value in texts))
 
 
 def load_builtin() -> Registry:

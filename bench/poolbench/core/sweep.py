@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -53,9 +52,7 @@ def product(*, candidates: Sequence[str] = (), **axes: Sequence[Value]) -> Sweep
 
 def zipped(*, candidates: Sequence[str] = (), **axes: Sequence[Value]) -> SweepPart:
     """Return the axes' first values together, then their second, and so on."""
-    part = SweepPart(
-        axes={k: tuple(v) for k, v in axes.items()}, zipped=True, candidates=tuple(candidates)
-    )
+    part = replace(product(candidates=candidates, **axes), zipped=True)
     list(part.rows())  # raise the error of unequal lengths where the sweep is written
     return part
 
@@ -96,7 +93,7 @@ class Sweep:
                 # An axis without a default must vary somewhere: its first value serves as the base's.
                 if (axis := axes_of(op).get(name)) is not None and axis.default is None:
                     first.setdefault(name, values[0])
-        return dataclasses.replace(self, base=make_case(op=op, **(first | dict(self.base))))
+        return replace(self, base=make_case(op=op, **(first | dict(self.base))))
 
     @property
     def base_case(self) -> Case:

@@ -52,10 +52,7 @@ def format_count(value: float) -> str:
 def _scaled(value: float, units: tuple[tuple[float, str], ...]) -> str:
     if not math.isfinite(value):
         return ""
-    for size, unit in units:
-        if abs(value) >= size:
-            return f"{significant(value / size)} {unit}"
-    size, unit = units[-1]
+    size, unit = next((one for one in units if abs(value) >= one[0]), units[-1])
     return f"{significant(value / size)} {unit}"
 
 
@@ -88,11 +85,8 @@ def with_interval(value: float, low: float, high: float, unit: str = "x") -> str
 
 def inverse(value: float, low: float, high: float) -> tuple[float, float, float]:
     """Return a time ratio with its interval as a speed-up: 1/x, the ends exchanged."""
-    return (_one_over(value), _one_over(high), _one_over(low))
-
-
-def _one_over(value: float) -> float:
-    return 1 / value if value else math.nan
+    speed, slowest, fastest = (1 / end if end else math.nan for end in (value, high, low))
+    return speed, slowest, fastest
 
 
 def join_names(names: list[str] | tuple[str, ...]) -> str:

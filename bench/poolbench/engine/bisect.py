@@ -38,13 +38,9 @@ class NearerTo(Rule):
         """Return the verdict of one clock."""
         if found.low is None or found.high is None:
             return "UNDECIDED"
-        return (
-            "SLOWER"
-            if found.low > self.middle
-            else "SAME"
-            if found.high < self.middle
-            else "UNDECIDED"
-        )
+        if found.low > self.middle:
+            return "SLOWER"
+        return "SAME" if found.high < self.middle else "UNDECIDED"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -79,16 +79,14 @@ class RoundBudget:
         """Return the numbers of the next rounds, up to a number; empty at the end."""
         return range(self._done, min(self._rounds, self._done + count))
 
-    def enter(self, count: int, seconds: float, *, noisy: bool) -> int:
-        """Count finished rounds and their seconds; return how many will be repeated."""
-        again = min(self._most // 2 - self._redone, count) if noisy else 0
+    def enter(self, count: int, seconds: float, *, noisy: bool) -> None:
+        """Count finished rounds and their seconds; noisy ones are repeated where the seconds allow."""
         self._done += count
         self._spent += seconds
-        self._redone += again
+        self._redone += min(self._most // 2 - self._redone, count) if noisy else 0
         self._rounds = affordable(
             self._seconds, self._spent / self._done, self._most + self._redone
         )
-        return again
 
 
 def stop_slow_candidates(

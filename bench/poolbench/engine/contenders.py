@@ -48,14 +48,18 @@ def worker_spec(
         logical_devices: minimum number, so that one kind of worker serves as many cases as possible.
         environment: variables that are set before anything is imported.
     """
-    kind, _, index = case.device.partition(":")
-    logical = int(index) + 1 if kind == "cpu" and index.isdigit() else 1
     return WorkerSpec(
         threads=case.threads,
-        logical_devices=max(logical, logical_devices),
+        logical_devices=max(logical_cpus(case), logical_devices),
         backend=backend,
         environment=environment,
     )
+
+
+def logical_cpus(case: Case) -> int:
+    """Return the number of logical devices of the CPU that a case needs."""
+    kind, _, index = case.device.partition(":")
+    return int(index) + 1 if kind == "cpu" and index.isdigit() else 1
 
 
 def backend_of(candidates: Sequence[Candidate]) -> str:

@@ -36,9 +36,7 @@ def time_on_device(
         order = [(number, record) for number in range(DEVICE_ROUNDS) for record in shuffled(mine)]
         names = [record.task_name for _, record in order]
         try:
-            found = workers[spec].call(
-                trace.time_on_device, names, DEVICE_CALLS, timeout=workers.timeout_seconds
-            )
+            found = workers.call(spec, trace.time_on_device, names, DEVICE_CALLS)
         except WorkerFailure as failure:
             if failure.lost:
                 workers.reopen(spec)
@@ -53,8 +51,8 @@ def measure_energy(workers: RaceWorkers, records: Sequence[ContenderRecord]) -> 
     """Measure the joules per call of every candidate; a task that fails leaves its figure out."""
     for record in records:
         try:
-            record.energy_joules = workers[record.worker].call(
-                timing.measure_energy, record.task_name, timeout=workers.timeout_seconds
+            record.energy_joules = workers.call(
+                record.worker, timing.measure_energy, record.task_name
             )
         except WorkerFailure as failure:  # noqa: PERF203 (each candidate's is its own)
             if failure.lost:

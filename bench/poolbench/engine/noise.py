@@ -65,7 +65,7 @@ class NoiseLog:
         return noisy
 
     def enter_redone(self, blocks: int) -> None:
-        """Count blocks that are run again because they were noisy."""
+        """Count blocks that were run because earlier ones were noisy."""
         self._counts["redone"] += blocks
 
     def contention(self) -> Contention:

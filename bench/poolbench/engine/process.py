@@ -73,10 +73,11 @@ class _Process:
     """A worker's process and this side's ends of its pipes."""
 
     def __init__(self, spec: WorkerSpec, folder: Path, memory_nbytes: int | None) -> None:
-        requests, self._requests = os.pipe()
+        requests, self._request_number = os.pipe()
         self._reply_number, replies = os.pipe()
-        os.set_blocking(self._requests, False)
-        # An object, not its number: after `close` in another thread the number may belong to another file.
+        os.set_blocking(self._request_number, False)
+        # Objects, not their numbers: a number that was closed, by another thread too, may belong to another file.
+        self._requests = io.FileIO(self._request_number, "w")
         self._replies = io.FileIO(self._reply_number)
         environment = os.environ | {
             cleanup.MARKER: str(folder),
@@ -122,11 +123,13 @@ class _Process:
         left = memoryview(data)
         while left:
             try:
-                left = left[os.write(self._requests, left) :]
-            except BlockingIOError:  # noqa: PERF203 (once per full buffer)
-                seconds = self._wait(self._requests, select.POLLOUT, seconds)[1]
+                written = self._requests.write(left)
             except (OSError, ValueError):
                 raise _Ended from None
+            if written is None:  # the pipe is full
+                seconds = self._wait(self._request_number, select.POLLOUT, seconds)[1]
+            else:
+                left = left[written:]
 
     def receive(self, seconds: float) -> bytes:
         """Return the next message; time in which this process is stopped does not count.
@@ -191,7 +194,7 @@ class _Process:
     def _close_pipes(self) -> None:
         with contextlib.suppress(OSError):
             self._replies.close()
-            os.close(self._requests)
+            self._requests.close()
 
 
 class Worker:
@@ -287,8 +290,8 @@ class Worker:
         if reply.status != "ok":
             raise WorkerFailure(reply.status, reply.reason, tail=self.tail)
         first, last = reply.clock
-        inside = begin - CLOCK_SLACK_SECONDS <= first <= last
-        if not inside or last > time.perf_counter() + CLOCK_SLACK_SECONDS:
+        begin, end = begin - CLOCK_SLACK_SECONDS, time.perf_counter() + CLOCK_SLACK_SECONDS
+        if not begin <= first <= last <= end:
             self._discard()
             raise WorkerFailure(
                 "error",

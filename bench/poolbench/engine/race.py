@@ -7,8 +7,8 @@ machine's counters are arguments, so that every rule is tested without a process
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from poolbench.core.candidate import Candidate
@@ -49,8 +49,8 @@ MOST_SLEEPS = 20
 class Result:
     """The measurements of a race, and its time by kind in seconds."""
 
-    measurements: tuple[Measurement, ...]
-    seconds: Seconds
+    measurements: tuple[Measurement, ...] = ()
+    seconds: Seconds = field(default_factory=lambda: Seconds(float))
 
 
 _Timed: TypeAlias = tuple[PlannedBlock, timing.Block]
@@ -132,12 +132,8 @@ class Race:
             Whether another process follows.
         """
         process = self._processes
-        try:
-            started = {spec: workers.worker(spec, process) for spec in self.spec.workers}
-        except WorkerFailure as failure:
-            self.fail(failure)
+        if not self._open(workers, process):
             return False
-        self._workers.open(process, started)
         self._node = self._workers.node
         yield from self._run_process(process, seconds, step_seconds)
         self._processes += 1
@@ -152,8 +148,8 @@ class Race:
         """Run every candidate once against the reference, timing nothing."""
         for name in [name for name, record in self.records.items() if not record.candidate]:
             del self.records[name]
-        self._workers.open(0, {spec: workers.worker(spec, 0) for spec in self.spec.workers})
-        self._workers.close()
+        if self._open(workers, 0):
+            self._workers.close()
         return self.result()
 
     def fail(self, failure: WorkerFailure) -> None:
@@ -173,15 +169,23 @@ class Race:
         )
         return Result(measurements=measurements, seconds=self.seconds)
 
+    def _open(self, workers: Workers, process: int) -> bool:
+        """Open the case in the workers of a process; a failed start is the result of every contender."""
+        try:
+            started = {spec: workers.worker(spec, process) for spec in self.spec.workers}
+        except WorkerFailure as failure:
+            self.fail(failure)
+            return False
+        self._workers.open(process, started)
+        return True
+
     def _running(self) -> list[ContenderRecord]:
         return [record for record in self.records.values() if record.runs]
 
     def _candidates(self) -> list[ContenderRecord]:
         return [record for record in self._running() if record.candidate]
 
-    def _run_process(
-        self, process: int, seconds: float, step_seconds: float
-    ) -> Generator[None, None, None]:
+    def _run_process(self, process: int, seconds: float, step_seconds: float) -> Iterator[None]:
         on_gpu = is_gpu(self.spec.case.device)
         for allocation in range(self.plan.allocations):
             if allocation and self._candidates():
@@ -214,7 +218,7 @@ class Race:
 
     def _run_allocation(
         self, process: int, allocation: int, seconds: float, step_seconds: float
-    ) -> Generator[None, None, None]:
+    ) -> Iterator[None]:
         """Run the rounds of one allocation: the plan's, or as many as the seconds allow."""
         rounds = self._rounds
         if rounds.workers > 1:  # each worker gets the time of a step of one worker
@@ -233,9 +237,7 @@ class Race:
             if seen == "again":
                 continue
             if seen is not None:
-                again = budget.enter(len(numbers), seen.wall_seconds, noisy=seen.contended())
-                blocks = sum(len(task.blocks) for task in tasks)
-                self._noise_log.enter_redone(blocks * again // len(numbers))
+                budget.enter(len(numbers), seen.wall_seconds, noisy=seen.contended())
             elif was_one_by_one or not self._workers.one_by_one:
                 return
             # Otherwise repeat the same rounds block by block, to find the contender that killed the worker.
@@ -267,27 +269,23 @@ class Race:
                     timeout=self.plan.timeout_seconds + 3 * expected,
                 )  # fmt: skip
             except WorkerFailure as failure:
-                contenders = [planned.record for planned in blocks]
-                retry = self._workers.handle_loss(task.worker, contenders, failure)
-                return "again" if retry else None
+                records = [planned.record for planned in blocks]
+                return "again" if self._workers.handle_loss(task.worker, records, failure) else None
             slept |= worker.slept
             self._noise_log.enter_task(done)
             parts.append(self._noise.after(done))
             self.seconds["rechecks"] += done.recheck_seconds
             if done.recheck_seconds:
                 self._rounds.evict()
-            for planned, block in zip(blocks, done.blocks, strict=True):
+            results = list(zip(blocks, done.blocks, strict=True))
+            for planned, block in results:
                 if block.status != "ok" and planned.record.runs:
                     raised = WorkerFailure(block.status, block.reason, tail=worker.tail)
                     planned.record.fail(self.spec.case, raised)
             if done.dirty:  # timed with what a candidate left behind
                 self._workers.renew(task.worker)
                 continue
-            timed += [
-                (planned, block)
-                for planned, block in zip(blocks, done.blocks, strict=True)
-                if block.status == "ok"
-            ]
+            timed += [result for result in results if result[1].status == "ok"]
         if slept and self._sleeps < MOST_SLEEPS:
             self._sleeps += 1
             return "again"
@@ -297,6 +295,8 @@ class Race:
 
     def _enter(self, process: int, allocation: int, timed: Sequence[_Timed], seen: Seen) -> None:
         noisy = self._noise_log.enter_blocks(len(timed), seen)
+        # Rounds beyond the plan's are run only because as many earlier ones were noisy.
+        self._noise_log.enter_redone(sum(one.round >= self.plan.rounds for one, _ in timed))
         for planned, block in timed:
             calls, seconds = planned.request.calls, float(f"{block.seconds:.6g}")
             place = process, allocation, planned.round, calls

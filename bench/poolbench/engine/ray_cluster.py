@@ -20,7 +20,7 @@ from pathlib import Path
 import msgspec
 
 from poolbench.core.plan import RaceSpec
-from poolbench.core.records import Node
+from poolbench.core.records import Node, Status
 from poolbench.engine.cleanup import temporary_folder
 from poolbench.engine.race import Result
 from poolbench.engine.ray_nodes import (
@@ -34,7 +34,6 @@ from poolbench.engine.ray_nodes import (
     ship,
     unlike,
 )
-from poolbench.engine.recorder import Seconds
 from poolbench.engine.scheduler import Done, make_race, refuse
 from poolbench.machine.info import source_state
 from poolbench.store.journal import StoredRun
@@ -228,8 +227,7 @@ class RayScheduler:
     def _lost(self, host: Host, job: RaceSpec | None, error: Exception) -> Done | None:
         """Handle a lost node: its race returns to the head of the queue, at most ATTEMPTS times."""
         if isinstance(error, self._ray.exceptions.RayTaskError) and job is not None:
-            nothing = Result(measurements=(), seconds=Seconds(float))
-            return Done(spec=job, result=nothing, error=error)
+            return Done(spec=job, result=Result(), error=error)
         self._release(host)
         reason = brief(error)
         self._progress(f"{host.name or 'a node'} was lost: {reason}")
@@ -240,7 +238,7 @@ class RayScheduler:
         if self._attempts[job] < ATTEMPTS:
             self._queue.appendleft(job)
             return None
-        return self._refusal(job, f"its node was lost {ATTEMPTS} times: {reason}", crashed=True)
+        return _refusal(job, f"its node was lost {ATTEMPTS} times: {reason}", "crashed")
 
     def _refuse(self) -> Done | None:
         """Return the first race that has waited longer than `patience_seconds` for a node."""
@@ -257,7 +255,7 @@ class RayScheduler:
                 self._progress(f"{why}; waiting {self._patience_seconds:g} s for one")
             if now - self._lacking_since[device] >= self._patience_seconds:
                 self._queue.remove(jobs[0])
-                return self._refusal(jobs[0], self._why_lacking(device, hosts))
+                return _refusal(jobs[0], self._why_lacking(device, hosts))
         return None
 
     def _why_lacking(self, device: str, hosts: Sequence[Host]) -> str:
@@ -275,13 +273,13 @@ class RayScheduler:
             f"{', '.join(nearest)} differ"
         )
 
-    def _refusal(self, job: RaceSpec, reason: str, *, crashed: bool = False) -> Done:
-        measurements = refuse(make_race(job), reason, "crashed" if crashed else "not_run")
-        return Done(spec=job, result=Result(measurements=measurements, seconds=Seconds(float)))
-
     def _release(self, host: Host) -> None:
         """End a host's actor and its workers; keep the node's properties."""
         node_actor, host.node_actor, host.waits_for = host.node_actor, None, None
         if node_actor is not None:
             with contextlib.suppress(Exception):  # it may be dead, or the cluster gone
                 self._ray.kill(node_actor)
+
+
+def _refusal(job: RaceSpec, reason: str, status: Status = "not_run") -> Done:
+    return Done(spec=job, result=Result(measurements=refuse(make_race(job), reason, status)))

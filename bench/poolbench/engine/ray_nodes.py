@@ -23,10 +23,10 @@ from poolbench.core.records import Environment
 from poolbench.core.registry import load_suites
 from poolbench.engine.pool import WorkerPool, device_names
 from poolbench.engine.race import Result
+from poolbench.engine.run import differences
 from poolbench.engine.scheduler import LocalScheduler
 from poolbench.machine.info import collect_environment
 from poolbench.machine.limits import total_memory_nbytes
-from poolbench.store.runs import differing_fields
 
 PACKAGE = Path(__file__).parent.parent
 ACCELERATOR = "accelerator_type:"  # prefix of the resource that names a node's accelerator
@@ -82,11 +82,8 @@ def unlike(one: Environment, other: Environment) -> list[str]:
 
     The code is the driver's on every node; resuming checks whether it has changed.
     """
-    names = differing_fields(*(msgspec.structs.replace(e, source={}) for e in (one, other)))
-    memory = [float(e.machine.get("memory_nbytes") or 0) for e in (one, other)]
-    if abs(memory[0] - memory[1]) <= MEMORY_SLACK * max(memory):
-        names = [name for name in names if name != "memory_nbytes"]
-    return names
+    sides = (msgspec.structs.replace(e, source={}) for e in (one, other))
+    return differences(*sides, memory_slack=MEMORY_SLACK)
 
 
 class NodeActor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from poolbench.core.case import Case
 from poolbench.core.errors import WorkerFailure
@@ -89,10 +89,9 @@ class RaceWorkers:
     def __getitem__(self, spec: WorkerSpec) -> WorkerLike:
         return self._workers[spec]
 
-    @property
-    def timeout_seconds(self) -> float:
-        """Return the time limit of a task."""
-        return self._plan.timeout_seconds
+    def call(self, spec: WorkerSpec, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Return a function's result, run in the worker of this kind within the plan's time limit of a task."""
+        return self._workers[spec].call(function, *arguments, timeout=self._plan.timeout_seconds)
 
     @property
     def node(self) -> str:
@@ -110,10 +109,7 @@ class RaceWorkers:
         """Open the case and every contender of this worker, until no contender kills it."""
         while True:
             try:
-                opened = self._workers[spec].call(
-                    self._tasks.open_case, self._case, self._plan.seed,
-                    timeout=self._plan.timeout_seconds,
-                )  # fmt: skip
+                opened = self.call(spec, self._tasks.open_case, self._case, self._plan.seed)
             except WorkerFailure as failure:
                 if self._should_retry(failure):
                     continue
@@ -131,11 +127,9 @@ class RaceWorkers:
 
     def allocate(self) -> None:
         """Allocate new inputs in every worker."""
-        for spec, worker in self._workers.items():
+        for spec in self._workers:
             try:
-                self.seconds["allocation"] += worker.call(
-                    session.allocate, timeout=self._plan.timeout_seconds
-                )
+                self.seconds["allocation"] += self.call(spec, session.allocate)
             except WorkerFailure as failure:  # noqa: PERF203 (each worker's is its own)
                 if failure.lost:  # continue with a fresh worker
                     self.reopen(spec)
@@ -144,13 +138,13 @@ class RaceWorkers:
 
     def close(self) -> None:
         """Close the case in the workers; replace a worker that fails to."""
-        for worker in self._workers.values():
+        for spec in self._workers:
             try:
-                worker.call(session.close_case, timeout=self._plan.timeout_seconds)
+                self.call(spec, session.close_case)
             except WorkerFailure as failure:  # noqa: PERF203 (each worker's is its own)
                 # A lost worker holds nothing. Otherwise a candidate left something that cannot be released.
                 if not failure.lost:
-                    self._replace(worker)
+                    self._replace(spec)
 
     def verify(self) -> None:
         """Check every candidate again after timing: inputs and settings in each process.
@@ -159,19 +153,15 @@ class RaceWorkers:
         further ones are compared with, or on the timed inputs in the first one and on others in the last one.
         """
         samples = self._tasks.compares_processes and not is_gpu(self._case.device)
-        for spec, worker in self._workers.items():
+        for spec in self._workers:
             if samples:
                 fresh = old = spec not in self._samples
             else:
                 fresh, old = self._process == self._plan.processes - 1, self._process == 0
             try:
-                found: dict[str, Finding] = worker.call(
-                    verify, fresh, old, timeout=self._plan.timeout_seconds
-                )
+                found: dict[str, Finding] = self.call(spec, verify, fresh, old)
                 if samples and fresh:
-                    self._samples[spec] = worker.call(
-                        spots.accepted, timeout=self._plan.timeout_seconds
-                    )
+                    self._samples[spec] = self.call(spec, spots.accepted)
             except WorkerFailure as failure:
                 if not failure.lost:
                     self.fail(failure, spec)
@@ -185,7 +175,7 @@ class RaceWorkers:
                     reason = f"{finding.reason} (process {self._process + 1})"
                     record.fail(self._case, WorkerFailure(finding.status, reason))
             if any(finding.status == "error" for finding in found.values()):
-                self._replace(worker)
+                self._replace(spec)
 
     def _verify_one_by_one(self, spec: WorkerSpec, fresh: bool, old: bool) -> dict[str, Finding]:
         """Check the candidates in tasks of their own, to find the one that ends the worker; return the findings."""
@@ -194,11 +184,8 @@ class RaceWorkers:
         for record in self._running(spec):
             if record.candidate is None:
                 continue
-            only = (record.task_name,)
             try:
-                found |= self._workers[spec].call(
-                    verify, fresh, old, only, timeout=self._plan.timeout_seconds
-                )
+                found |= self.call(spec, verify, fresh, old, (record.task_name,))
             except WorkerFailure as failure:
                 record.fail(self._case, failure)
                 if failure.lost:
@@ -210,9 +197,7 @@ class RaceWorkers:
         if spec not in self._samples:
             return True
         try:
-            self.seconds["rechecks"] += self._workers[spec].call(
-                spots.expect, self._samples[spec], timeout=self._plan.timeout_seconds
-            )
+            self.seconds["rechecks"] += self.call(spec, spots.expect, self._samples[spec])
         except WorkerFailure as failure:
             if not self._should_retry(failure):
                 self.fail(failure, spec)
@@ -228,13 +213,13 @@ class RaceWorkers:
                 continue
             # A program is evidence beside the times: without it they stand.
             with contextlib.suppress(WorkerFailure):
-                record.program = self._workers[record.worker].call(
-                    self._tasks.read_program, record.task_name, timeout=self._plan.timeout_seconds
+                record.program = self.call(
+                    record.worker, self._tasks.read_program, record.task_name
                 )
 
     def renew(self, spec: WorkerSpec) -> None:
         """Replace a worker in which a candidate changed process-wide state."""
-        self._replace(self._workers[spec])
+        self._replace(spec)
         self.reopen(spec)
 
     def handle_loss(
@@ -267,20 +252,19 @@ class RaceWorkers:
         self._deaths += failure.blameless
         return failure.blameless and self._deaths <= MAX_DEATHS
 
-    def _replace(self, worker: WorkerLike) -> None:
+    def _replace(self, spec: WorkerSpec) -> None:
         """End the worker's process; its next task gets a fresh one."""
         # The worker ends without an answer.
         with contextlib.suppress(WorkerFailure):
-            worker.call(session.end_process, timeout=self._plan.timeout_seconds)
+            self.call(spec, session.end_process)
 
     def _open_contender(self, record: ContenderRecord) -> bool:
         """Open one contender; return False if the worker was lost, or must be replaced."""
-        worker = self._workers[record.worker]
+        unchecked = record.accuracy is None
         try:
-            opened = worker.call(
-                self._tasks.open_contender, record.task_name, record.accuracy is None,
-                timeout=self._plan.timeout_seconds,
-            )  # fmt: skip
+            opened = self.call(
+                record.worker, self._tasks.open_contender, record.task_name, unchecked
+            )
         except WorkerFailure as failure:
             if not self._should_retry(failure):
                 record.fail(self._case, failure)
@@ -290,10 +274,10 @@ class RaceWorkers:
         record.accuracy = record.accuracy or opened.accuracy
         record.settings = record.settings or opened.settings
         if opened.status != "ok":
-            refused = WorkerFailure(opened.status, opened.reason, tail=worker.tail)
-            record.fail(self._case, refused)
+            tail = self._workers[record.worker].tail
+            record.fail(self._case, WorkerFailure(opened.status, opened.reason, tail=tail))
         if opened.tainted:
-            self._replace(worker)
+            self._replace(record.worker)
             return False
         if opened.status != "ok":
             return True

@@ -78,12 +78,10 @@ class Rounds:
         seed = f"{plan.seed} {case!r}"
         self._random = random.Random(seed)
         candidates, probes = (_by_worker(records, probes=kind) for kind in (False, True))
-        self._orders = {
-            worker: balanced_orders(names, self._random) for worker, names in candidates.items()
-        }
-        self._probe_orders = {
-            worker: balanced_orders(names, self._random) for worker, names in probes.items()
-        }
+        self._orders, self._probe_orders = (
+            {worker: balanced_orders(names, self._random) for worker, names in some.items()}
+            for some in (candidates, probes)
+        )
         # Contenders that have a worker to themselves: they warm up once per task.
         self._alone = {
             names[0]
@@ -93,9 +91,8 @@ class Rounds:
         # A generator of its own: with one worker the orders do not depend on it.
         self._workers = balanced_orders(list(self._orders), random.Random(f"workers {seed}"))
         self._last = ""  # the contender that ran last
-        self._after_eviction = (
-            True  # the previous work was a probe, another worker, or none on these inputs
-        )
+        # The previous work was a probe, another worker, or none on these inputs.
+        self._after_eviction = True
 
     @property
     def workers(self) -> int:
@@ -168,9 +165,8 @@ class Rounds:
                 continue
             cold = self._after_eviction and record.candidate is not None
             warmup, calls = self._block_calls(record, cold=cold, dither=self._random.random())
-            if (
-                name == self._last
-            ):  # the last contender of a round may be the first of the next one, and is still warm
+            # The last contender of a round may be the first of the next one, and is still warm.
+            if name == self._last:
                 warmup = 0
             self._after_eviction, self._last = record.candidate is None, name
             request = BlockRequest(name=record.task_name, warmup=warmup, calls=calls)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import shlex
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,13 +20,14 @@ from poolbench.core.plan import Plan, RaceSpec, WorkerSpec
 from poolbench.core.records import (
     Environment,
     Header,
+    MatrixCell,
     Measurement,
     ModelResult,
     Record,
     TimeBreakdown,
 )
 from poolbench.core.registry import REGISTRY
-from poolbench.engine.contenders import contenders_of, settings_lines
+from poolbench.engine.contenders import contenders_of, logical_cpus, settings_lines
 from poolbench.engine.pool import WorkerPool, device_names
 from poolbench.engine.process import Worker
 from poolbench.engine.recorder import Seconds
@@ -42,6 +44,8 @@ from poolbench.store.journal import Journal, StoredRun, read_run
 from poolbench.store.runs import differing_fields, differing_options, source_digests
 
 Key = tuple[Case, str]
+# Total memory varies by some megabytes with the kernel, and in a virtual machine with what its host takes back.
+MEMORY_SLACK = 0.03
 ORDER_OF_ROUNDS = "random Latin squares of the contenders by random.Random(f'{seed} {case!r}')"
 
 
@@ -95,6 +99,7 @@ class Run:
         self._told: set[tuple[str, str]] = set()  # backend and mode, whose settings were printed
         self.done: dict[Key, Measurement] = {}
         self.networks: list[ModelResult] = []
+        self._kept: Counter[type[Record]] = Counter()
         self.seconds = Seconds(float)
         self._progress = progress
         self.resumed: StoredRun | None = None
@@ -189,13 +194,23 @@ class Run:
     def check(self, case: Case, names: Sequence[str]) -> dict[str, Measurement]:
         """Check each contender against the reference once; time and store nothing."""
         race = make_race(self._spec(case, names, names[0]))
-        if reason := self.too_large(case):
+        if reason := too_large(case, self.options.memory_nbytes):
             return {m.candidate: m for m in refuse(race, reason)}
         return {m.candidate: m for m in race.check(self._local.pool).measurements}
 
     def append(self, *records: Record) -> None:
         """Write records to the journal, all of them or none; the first call creates it."""
         self.journal().append(*records)
+        self._kept.update(type(record) for record in records)
+
+    def kept(self) -> str:
+        """Return what the journal holds: '12 measurements, 3 models'; '' if it holds nothing."""
+        counts = {
+            "measurements": len(self.done),
+            "models": self._kept[ModelResult],
+            "cells of the matrix": self._kept[MatrixCell],
+        }
+        return ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
 
     def prepare(self) -> None:
         """Open the journal and read what it holds; nothing is run or written.
@@ -260,14 +275,7 @@ class Run:
 
     def expect(self, cases: Sequence[Case]) -> None:
         """Announce the cases, so that one kind of worker serves as many of them as possible."""
-        indices = [case.device.partition(":") for case in cases]
-        self._logical_devices = max(
-            (int(i) + 1 for kind, _, i in indices if kind == "cpu" and i.isdigit()), default=1
-        )
-
-    def too_large(self, case: Case) -> str:
-        """Return why the case is refused before allocation; '' if it fits."""
-        return too_large(case, self.options.memory_nbytes)
+        self._logical_devices = max(map(logical_cpus, cases), default=1)
 
     def _begin(self, journal: Journal, devices: Mapping[str, str] | None) -> None:
         """Write the header; for a resumed run, check the devices, which only a worker can list."""
@@ -308,17 +316,12 @@ class Run:
         self.resumed = run
         self.done = {(m.case, m.candidate): m for m in run.measurements}
         self.networks = run.networks
+        self._kept[ModelResult] = len(run.networks)
+        self._kept[MatrixCell] = len(run.capabilities)
         if self._remote is not None:
             self._remote.adopt(run)
         dropped = "".join(f"; {said}" for said in (journal.dropped, run.dropped) if said)
-        there = {
-            "measurements": self.done,
-            "models": self.networks,
-            "cells of the matrix": run.capabilities,
-        }
-        counts = [f"{len(some)} {kind}" for kind, some in there.items() if some]
-        held = ", ".join(counts) or "nothing"
-        self._progress(f"going on with {name}: {held} so far{dropped}")
+        self._progress(f"going on with {name}: {self.kept() or 'nothing'} so far{dropped}")
 
 
 def make_header(options: RunOptions, environment: Environment) -> Header:
@@ -342,7 +345,7 @@ def refuse_different(
     Raises:
         UsageError: fields differ that `options` do not allow to differ.
     """
-    different = [*differing_fields(old, new), *different_options]
+    different = [*differences(old, new), *different_options]
     if "code" in old.source and "code" in new.source:
         # The digests are more precise: a commit may not change the code, and a dirty tree may.
         different = [field for field in different if field not in ("commit", "dirty")]
@@ -353,3 +356,15 @@ def refuse_different(
             + " ".join(f"--allow-different {shlex.quote(field)}" for field in refused)
             + ", or begin a new run"
         )
+
+
+def differences(
+    one: Environment, other: Environment, *, memory_slack: float = MEMORY_SLACK
+) -> list[str]:
+    """Return the names of the fields that differ; total memory may differ by the share `memory_slack`."""
+    names = differing_fields(one, other)
+    memory = [found.machine.get("memory_nbytes") for found in (one, other)]
+    known = [nbytes for nbytes in memory if isinstance(nbytes, (int, float))]
+    if len(known) == 2 and max(known) - min(known) <= memory_slack * max(known):
+        names = [name for name in names if name != "memory_nbytes"]
+    return names

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -22,7 +22,7 @@ from poolbench.core.registry import REGISTRY, input_nbytes
 from poolbench.core.text import format_nbytes
 from poolbench.engine.pool import RotatedPool, WorkerPool
 from poolbench.engine.race import BATCH_SECONDS, STEP_SECONDS, Race, Result
-from poolbench.engine.recorder import Seconds, make_measurement
+from poolbench.engine.recorder import make_measurement
 from poolbench.engine.recovery import Tasks
 from poolbench.machine.limits import free_memory_nbytes
 from poolbench.machine.nvml import is_gpu
@@ -113,8 +113,7 @@ class LocalScheduler:
             except StopIteration as end:
                 return Done(spec=slot.spec, result=end.value)
             except Exception as error:  # noqa: BLE001 (raised where the race was requested)
-                nothing = Result(measurements=(), seconds=Seconds(float))
-                return Done(spec=slot.spec, result=nothing, error=error)
+                return Done(spec=slot.spec, result=Result(), error=error)
             if process_ends:
                 slot.due += PROCESS_SPACING
                 self._waiting.append(slot)
@@ -134,7 +133,7 @@ class LocalScheduler:
 
     @property
     def _slots(self) -> tuple[_Slot, ...]:
-        """Return the work done on the races in progress, except for the one that is running a step."""
+        """Return the slots of the races in progress, except for the one that is running a step."""
         return (*self._waiting, *self._active)
 
     def _activate(self) -> None:
@@ -158,7 +157,8 @@ class LocalScheduler:
         return (
             not any(slot.workers & other.workers for other in self._active)
             and not any(is_gpu(one.spec.case.device) for one in together)
-            and sum(held_nbytes(one.spec) for one in together) < free_memory_nbytes()
+            and sum(needed_nbytes(one.spec.case) * len(one.spec.workers) for one in together)
+            < free_memory_nbytes()
         )
 
     def _begin_races(self) -> None:
@@ -186,9 +186,6 @@ class LocalScheduler:
         needed = 2 * WORKER_NBYTES * spec.plan.processes * len(new)
         return not is_gpu(spec.case.device) and needed < free
 
-    def _others_under_way(self, workers: Collection[WorkerSpec]) -> bool:
-        return any(not set(slot.spec.workers) <= set(workers) for slot in self._slots)
-
     def _steps(self, spec: RaceSpec, pool: RotatedPool) -> Generator[bool, None, Result]:
         """Run a race in steps; if it cannot run, its measurements hold the reason.
 
@@ -197,13 +194,13 @@ class LocalScheduler:
         """
         race = make_race(spec)
         if reason := too_large(spec.case, self._memory_nbytes, workers=len(spec.workers)):
-            return Result(measurements=refuse(race, reason), seconds=Seconds(float))
-        more = True
+            return Result(measurements=refuse(race, reason))
+        own, more = set(spec.workers), True
         while more:
             start = time.monotonic()
             try:
-                keep_others = self._others_under_way(spec.workers)
-                self.pool.prepare(spec.workers, spec.plan.processes, keep_others=keep_others)
+                others = any(not own.issuperset(slot.spec.workers) for slot in self._slots)
+                self.pool.prepare(spec.workers, spec.plan.processes, keep_others=others)
             except WorkerFailure as failure:
                 reason = f"no worker could be started: {failure.reason}"
                 race.fail(WorkerFailure(failure.status, reason, tail=failure.tail))
@@ -278,11 +275,6 @@ def needed_nbytes(case: Case) -> int:
     return COPIES_HELD * input_nbytes(case)
 
 
-def held_nbytes(spec: RaceSpec) -> int:
-    """Estimate the memory of all workers during one process of the race."""
-    return needed_nbytes(spec.case) * len(spec.workers)
-
-
 def too_large(case: Case, memory_nbytes: int | None, *, workers: int = 1) -> str:
     """Return why this machine, or a worker's limit, cannot hold the case; '' if they can."""
     available = free_memory_nbytes() // workers
@@ -297,12 +289,10 @@ def too_large(case: Case, memory_nbytes: int | None, *, workers: int = 1) -> str
     )
 
 
-def refuse(
-    race: Race, reason: str, status: Status = "not_run", tail: str = ""
-) -> tuple[Measurement, ...]:
+def refuse(race: Race, reason: str, status: Status = "not_run") -> tuple[Measurement, ...]:
     """Return measurements with the reason why the race did not run."""
     for record in race.records.values():
-        record.status, record.reason, record.tail = status, reason, tail
+        record.status, record.reason = status, reason
     return tuple(
         make_measurement(record, race.spec.case, baseline=race.spec.baseline)
         for record in race.records.values()

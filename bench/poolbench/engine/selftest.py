@@ -54,8 +54,6 @@ def summarise(races: Sequence[CopiesRace], design: Design, seconds: float) -> li
         if not compared:
             continue
         counts = count_verdicts(compared, margin)
-        found = counts["SLOWER"] / len(compared)
-        alarms_at_zero = count_verdicts(compared, 0.0)
         figures: dict[str, float | int | str | None] = {
             "case": f"{design.case.op} {case_label(design.case)}",
             "processes": design.plan.processes,
@@ -64,6 +62,7 @@ def summarise(races: Sequence[CopiesRace], design: Design, seconds: float) -> li
             "blocks_contended": round(share_marked(races), 4),
         }
         if not injected:
+            alarms_at_zero = count_verdicts(compared, 0.0)
             figures["alarms_at_margin_zero"] = alarms_at_zero["FASTER"] + alarms_at_zero["SLOWER"]
         records.append(
             Selftest(
@@ -77,7 +76,7 @@ def summarise(races: Sequence[CopiesRace], design: Design, seconds: float) -> li
                 noise_floor=round(floor, 6),
                 seconds=round(seconds, 1),
                 kind="injected" if injected else "aa",
-                power=round(found, 4) if injected else None,
+                power=round(counts["SLOWER"] / len(compared), 4) if injected else None,
                 figures=figures,
             )
         )

@@ -84,7 +84,10 @@ def run_job(
         group = dict(items)
         left = job.budget_seconds - (clock() - start)
         share = left * len(group) / (len(numbered) - len(heads))
-        _Group(job, group, pool, say).run(clock, clock() + share, heads, controls)
+        races = _Group(job, group, pool, say)
+        races.run(clock, clock() + share)
+        heads |= races.heads
+        controls |= races.controls
     return Report(
         base=job.base.title,
         head=job.head.title,
@@ -96,11 +99,17 @@ def run_job(
 
 
 class _Group:
-    """The races of one kind of worker."""
+    """The races of one kind of worker.
+
+    Attributes:
+        heads, controls: the comparisons so far, by the number of their race.
+    """
 
     def __init__(
         self, job: Job, pairs: dict[int, Pair], pool: Pool, say: Callable[[str], None]
     ) -> None:
+        self.heads: dict[int, SideBySide] = {}
+        self.controls: dict[int, SideBySide] = {}
         kind = _kind(*next(iter(pairs.values())))
         self._sides = {
             label: merge(side.worker, kind) for label, side in ((BASE, job.base), (HEAD, job.head))
@@ -121,18 +130,12 @@ class _Group:
         self._processes = max(2, min(PROCESSES, room))
         self._workers = Shared(pool, self._processes)
 
-    def run(
-        self,
-        clock: Callable[[], float],
-        until: float,
-        heads: dict[int, SideBySide],
-        controls: dict[int, SideBySide],
-    ) -> None:
+    def run(self, clock: Callable[[], float], until: float) -> None:
         """Check every pair, then visit the undecided ones in turn until the time is up."""
         start_workers(self._pool, self._sides, 1)
         left = {number for number, race in self.races.items() if race.check(self._workers)}
         for number in self.races.keys() - left:
-            heads[number] = self.races[number].compare()
+            self.heads[number] = self.races[number].compare()
         visit, longest = 0, 0.0
         while left and clock() + longest < until:
             if visit < self._processes:
@@ -146,23 +149,21 @@ class _Group:
                     break
                 look = self.races[number].visit(self._workers)
                 longest = max(longest, clock() - begun)
-                if look and self._is_decided(number, heads, controls):
+                if look and self._is_decided(number):
                     left.remove(number)
             visit += 1
             self._say(f"{len(self.races) - len(left)} of {len(self.races)} decided")
         for number in left:
-            self._is_decided(number, heads, controls)
+            self._is_decided(number)
 
-    def _is_decided(
-        self, number: int, heads: dict[int, SideBySide], controls: dict[int, SideBySide]
-    ) -> bool:
+    def _is_decided(self, number: int) -> bool:
         """Judge head, and base against itself where it races; an alarm of the latter stays."""
         race = self.races[number]
-        heads[number] = race.compare()
-        known = controls.get(number)
+        self.heads[number] = race.compare()
+        known = self.controls.get(number)
         if AGAIN in race.labels and (known is None or known.verdict not in ("SLOWER", "FASTER")):
-            controls[number] = race.compare(AGAIN)
-        return heads[number].verdict != "UNDECIDED" or race.finished
+            self.controls[number] = race.compare(AGAIN)
+        return self.heads[number].verdict != "UNDECIDED" or race.finished
 
 
 def _kind(case: Case, name: str) -> WorkerSpec:

@@ -211,15 +211,16 @@ class Builder:
             return str(python)
         shutil.rmtree(folder, ignore_errors=True)
         folder.parent.mkdir(parents=True, exist_ok=True)
-        uv = shutil.which("uv")
         self._say(
             f"installing an environment for {', '.join(packages) or tree.name} (kept for the next time)"
         )
-        make = [uv, "venv", "--quiet", "--python"] if uv else []
-        _install([*make, sys.executable, *([] if uv else ["-m", "venv"]), str(folder)], tree)
-        pip = [uv, "pip", "install", "--quiet", "--python", str(python)] if uv else [
-            str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check",
-        ]  # fmt: skip
+        if uv := shutil.which("uv"):
+            make = [uv, "venv", "--quiet", "--python", sys.executable]
+            pip = [uv, "pip", "install", "--quiet", "--python", str(python)]
+        else:
+            make = [sys.executable, "-m", "venv"]
+            pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        _install([*make, str(folder)], tree)
         # The packages come last: they may differ from what the project asks for.
         for words in (project, [*WORKER_PACKAGES], list(packages)):
             if words:
@@ -270,7 +271,7 @@ def _project(tree: Path) -> list[str]:
     return words if words[:1] != ["-c"] else []
 
 
-def _install(words: Sequence[str | None], folder: Path) -> None:
+def _install(words: Sequence[str], folder: Path) -> None:
     try:
         done = subprocess.run(  # noqa: S603
             [word for word in words if word], cwd=folder, capture_output=True, text=True,

@@ -1,7 +1,7 @@
 """Record each candidate's trace in a process of its own, and summarise its time.
 
 Traced times are never reported as benchmarks, because the profiler slows small operations by up to 25%.
- Functions that run in the worker come first, the entry point last.
+Functions that run in the worker come first, the entry point last.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from poolbench.core.records import TraceSummary
 from poolbench.core.registry import REGISTRY, load_suites, parse_axis, user_files
 from poolbench.core.sweep import product
 from poolbench.core.terminal import emit, poolbench_command
+from poolbench.engine.contenders import worker_spec
 from poolbench.engine.process import Worker
 from poolbench.engine.run import Run, RunOptions
 from poolbench.machine.info import collect_environment
@@ -160,10 +161,8 @@ class Recorder:
     def record(self, case: Case, name: str) -> TraceSummary:
         """Return the candidate's trace summary; a failed one has a reason and no trace."""
         folder = self.logdir / PROFILES / trace_name(case, name)
-        kind, _, index = case.device.partition(":")
-        logical = int(index) + 1 if kind == "cpu" and index.isdigit() else 1
         worker = Worker(
-            WorkerSpec(threads=case.threads, logical_devices=logical, environment=MEMORY_EVENTS),
+            worker_spec(case, "tensorflow", environment=MEMORY_EVENTS),
             files=self.files,
             memory_nbytes=self.memory_nbytes,
         )

@@ -109,11 +109,8 @@ class VersionsRace:
             self.difference = difference(self.case, base, head)
         if AGAIN in self.labels:
             one, other = self._record(BASE), self._record(AGAIN)
-            other.status, other.accuracy, other.call_seconds = (
-                one.status,
-                one.accuracy,
-                one.call_seconds,
-            )
+            other.status, other.accuracy = one.status, one.accuracy
+            other.call_seconds = one.call_seconds
         return not self.reason
 
     def visit(self, workers: Workers) -> bool:

@@ -25,16 +25,8 @@ PACKAGES = (
     "pytest-benchmark", "tensorboard-plugin-profile", "ray", "ml_dtypes", "jax", "jaxlib", "torch",
 )  # fmt: skip
 SETTING_PREFIXES = (
-    "TF_",
-    "XLA_",
-    "KERAS_",
-    "OMP_",
-    "MKL_",
-    "OPENBLAS_",
-    "CUDA_",
-    "NVIDIA_TF32",
-    "MALLOC_",
-)
+    "TF_", "XLA_", "KERAS_", "OMP_", "MKL_", "OPENBLAS_", "CUDA_", "NVIDIA_TF32", "MALLOC_",
+)  # fmt: skip
 SETTING_NAMES = ("LD_PRELOAD", "PYTHONHASHSEED", "PYTHONMALLOC")
 PROC_STAT = Path("/proc/stat")
 STAT_LINE_NBYTES = 256  # first line: ten counters of at most twenty digits
@@ -190,15 +182,15 @@ class Seen:
     throttled_seconds: float | None = None
     device: DeviceUsage | None = None
 
-    def contended(self, share: float = 0.15, least_seconds: float = 0.035) -> bool:
-        """Whether others used, or a CPU quota withheld, more than `share` of one processor.
+    def contended(self) -> bool:
+        """Tell whether others used, or a CPU quota withheld, more than 15% of one processor.
 
-        The counters of each processor step by 10 ms, so a value below `least_seconds` is not evidence.
+        The counters of each processor step by 10 ms, so less than 35 ms is not evidence.
         """
         used = (self.steal_seconds or 0.0) + max(0.0, self.others_seconds or 0.0)
         used += self.throttled_seconds or 0.0
         on_device = self.device is not None and self.device.contended()
-        return on_device or used > max(least_seconds, share * self.wall_seconds)
+        return on_device or used > max(0.035, 0.15 * self.wall_seconds)
 
 
 def seen_between(start: Usage, end: Usage, worker_seconds: float) -> Seen:

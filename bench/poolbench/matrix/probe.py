@@ -8,8 +8,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
-from poolbench.core.candidate import Candidate
+from poolbench.core.candidate import Candidate, KnownFailure
 from poolbench.core.case import Case
 from poolbench.core.errors import printable
 from poolbench.core.op import Op
@@ -19,8 +20,6 @@ from poolbench.matrix.finding import Finding, features
 from poolbench.matrix.trial import Trial
 
 MODES = ("eager", "graph", "xla")
-
-
 RunStep = Callable[[Trial], Finding]
 Judge = Callable[[Sequence[Finding]], Finding]
 
@@ -89,60 +88,55 @@ def attempt(trial: Trial, case: Case, ask: Callable[[], Finding]) -> Finding:
         return explain_error(trial.candidate, case, error)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Refusal:
-    """An error by which TensorFlow or Keras reports that it does not support something."""
-
-    matches: str
-    reason: str
-    issue: str = ""
+def _refusal(matches: str, reason: str, issue: str = "") -> KnownFailure:
+    return KnownFailure(when=lambda _: True, matches=matches, reason=reason, issue=issue)
 
 
-# Documented refusals of the frameworks. An error that matches none is an `error`.
+# Documented refusals of TensorFlow and Keras. An error that matches none is an `error`.
 REFUSALS = (
-    Refusal(
+    _refusal(
         matches="MaxPoolingGrad is not yet supported on the depth dimension",
         reason="TensorFlow has no gradient of depthwise max pooling outside XLA",
     ),
-    Refusal(
+    _refusal(
         matches="Depthwise max pooling is currently only implemented for CPU",
         reason="TensorFlow has no depthwise max pooling on a GPU outside XLA",
         issue="tensorflow#636",
     ),
-    Refusal(
+    _refusal(
         matches="Depthwise max pooling requires the depth window",
         reason="outside XLA the window must divide the depth and equal the stride",
     ),
-    Refusal(
+    _refusal(
         matches="supports exactly one of pooling across depth",
         reason="outside XLA one call pools along the depth or over height and width, not both",
     ),
-    Refusal(
+    _refusal(
         matches="only supports (NHWC|channels_last)|must be NHWC|only supported on GPU|NCHW",
         reason="this layout has no kernel on the CPU outside XLA",
     ),
-    Refusal(
+    _refusal(
         matches="(?i)lambda.*(unsafe|safe_mode|safe mode|arbitrary)|safe_mode",
         reason="Keras does not load a Lambda in safe mode: its code would run",
         issue="keras#20167",
     ),
-    Refusal(
+    _refusal(
         matches="not in (the )?list of allowed values",
         reason="TensorFlow's op does not take this",
     ),
-    Refusal(
+    _refusal(
         matches="Could not locate (class|function)",
         reason="its class is not registered: Keras cannot find it by its name",
     ),
-    Refusal(
+    _refusal(
         matches="(?i)determinis",
         reason="TensorFlow has no deterministic implementation of this",
     ),
-    Refusal(
+    _refusal(
         matches="UnimplementedError|NotImplementedError|not yet supported|is not supported",
         reason="not implemented",
     ),
-    Refusal(
+    _refusal(
         matches="(?i)could not find device|no registered|No OpKernel was registered|"
         "Could not find compiler|not compilable|unsupported operations|uncompilable",
         reason="there is no kernel for this",
@@ -154,15 +148,10 @@ def explain_error(candidate: Candidate, case: Case, error: BaseException) -> Fin
     """Return `unsupported` if the error is documented by the candidate or upstream; else `error`."""
     whole = " ".join(f"{type(error).__name__}: {error}".split())
     text = error_words(error)
-    for failure in candidate.failures:
-        if failure.when(case) and re.search(failure.matches, whole):
+    for known in (*candidate.failures, *REFUSALS):
+        if known.when(case) and re.search(known.matches, whole):
             return Finding(
-                state="unsupported", evidence=f"{failure.reason} [{text}]", issue=failure.issue
-            )
-    for refusal in REFUSALS:
-        if re.search(refusal.matches, whole):
-            return Finding(
-                state="unsupported", evidence=f"{refusal.reason} [{text}]", issue=refusal.issue
+                state="unsupported", evidence=f"{known.reason} [{text}]", issue=known.issue
             )
     return Finding(state="error", evidence=text)
 
@@ -223,5 +212,5 @@ def combine(findings: Mapping[str, Finding]) -> Finding:
 def in_modes(trial: Trial, ask: Callable[[str], Finding], modes: Sequence[str] = MODES) -> Finding:
     """Return one finding over the modes; each is tried, whatever the others found."""
     return combine(
-        {mode: attempt(trial, trial.case(mode=mode), lambda mode=mode: ask(mode)) for mode in modes}  # type: ignore[misc]
+        {mode: attempt(trial, trial.case(mode=mode), partial(ask, mode)) for mode in modes}
     )

@@ -71,10 +71,8 @@ def _fill_missing(
 ) -> dict[Key, list[MatrixCell]]:
     """Fill and journal the cells that the journal lacks; return all by (op, candidate, check)."""
     start = time.monotonic()
-    found: dict[Key, list[MatrixCell]] = {}
-    for record in read_run(run.options.folder).capabilities:
-        found.setdefault((record.op, record.candidate, record.probe), []).append(record)
-    known = {(record.device, *key) for key, records in found.items() for record in records}
+    records = list(read_run(run.options.folder).capabilities)
+    known = {(record.device, record.op, record.candidate, record.probe) for record in records}
     cells = [
         cell
         for cell in plan_cells(keys, devices)
@@ -84,10 +82,13 @@ def _fill_missing(
     limit = run.options.plan.timeout_seconds
     for record in fill(cells, open_worker, timeout_seconds=limit, exports=exports):
         run.append(record)
-        found.setdefault((record.op, record.candidate, record.probe), []).append(record)
+        records.append(record)
         states[record.state] += 1
         count()
     counts = ", ".join(f"{number} {state}" for state, number in sorted(states.items()))
     say(f"{len(cells)} cells in {time.monotonic() - start:.0f} s: {counts}")
     say(f"stored in {run.options.folder}")
+    found: dict[Key, list[MatrixCell]] = {}
+    for record in records:
+        found.setdefault((record.op, record.candidate, record.probe), []).append(record)
     return found

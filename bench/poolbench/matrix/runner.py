@@ -177,16 +177,16 @@ def _run_stage(  # noqa: C901 (the threads of a stage share its queues)
     done: queue.SimpleQueue[PendingCell | None] = queue.SimpleQueue()
     stop = threading.Event()
     # The cells of a candidate stay with one worker, which has traced and imported it already.
-    batches: dict[tuple[str, ...], queue.SimpleQueue[list[PendingCell]]] = {}
-    for processes in threads:
-        batches.setdefault(
-            tuple(processes), _batches(cell for cell in todo if cell.process in processes)
-        )
+    batches = {
+        tuple(processes): _batches(cell for cell in todo if cell.process in processes)
+        for processes in threads
+    }
 
     def work(processes: Sequence[str]) -> None:
         workers: dict[str, WorkerLike] = {}
         try:
-            workers |= {process: open_worker(process) for process in processes}
+            for process in processes:
+                workers[process] = open_worker(process)
             for batch in _drain(batches[tuple(processes)]):
                 for cell in batch:
                     while cell.process in workers and not stop.is_set():

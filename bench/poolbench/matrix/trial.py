@@ -13,7 +13,8 @@ import numpy as np
 from poolbench.core.candidate import Candidate
 from poolbench.core.case import Case, make_case
 from poolbench.core.op import Op, TensorSpec, Tolerance
-from poolbench.matrix.finding import Finding, features
+from poolbench.core.registry import input_nbytes
+from poolbench.matrix.finding import Figures, Finding, features
 from poolbench.worker.check import BOUNDS, EXACT, bound_for, differences, in_float64
 from poolbench.worker.check import compare as compare_arrays
 from poolbench.worker.inputs import fill, numpy_dtype
@@ -58,7 +59,7 @@ class Trial:
         name = self.candidate.name if self.candidate else ""
         planned = sweep.planned()
         mine = [one for one in planned if not one.candidates or name in one.candidates] or planned
-        small = min((one.case for one in mine), key=self._nbytes)
+        small = min((one.case for one in mine), key=input_nbytes)
         own: dict[str, Any] = {
             axis.name: small.get(axis.name) for axis in self.op.axes if not axis.quiet
         }
@@ -71,9 +72,6 @@ class Trial:
             name: value for name, value in values.items() if name in self.op.axis_names
         }
         return make_case(op=self.op.name, **own).replace(**known, device=self.device)
-
-    def _nbytes(self, case: Case) -> int:
-        return sum(spec.nbytes for spec in self.op.inputs(case).values())
 
     def specs(self, case: Case) -> list[TensorSpec]:
         """Return the op's inputs for the case, in declared order."""
@@ -158,14 +156,13 @@ def output_gradient(trial: Trial, case: Case, inputs: Sequence[Array], seed: int
 
 def call(trial: Trial, case: Case, *host: Array) -> Arrays:
     """Return the candidate's outputs for the case, on the host: (y,) or, in training, (y, gradients)."""
-    from poolbench.worker.backends import to_numpy
+    from poolbench.worker.contender import outputs_of
     from poolbench.worker.session import bind
 
     with on_device(trial):
         bound = bind(trial.candidate, case, _backend(trial))
         result = bound(*(tensor(trial, array) for array in host))
-    results = result if isinstance(result, tuple) else (result,)
-    return tuple(to_numpy(value) for value in results)
+    return outputs_of(result)
 
 
 def tensor(trial: Trial, array: Array) -> Any:
@@ -225,25 +222,17 @@ def tolerance_of(trial: Trial, case: Case) -> Tolerance:
     return bound_for(trial.op, case)
 
 
-def compare(
-    name: str,
-    actual: Array,
-    expected: Array,
-    case: Case,
-    tolerance: Tolerance,
-    dtype: str | None = None,
-) -> Finding:
+def compare(name: str, actual: Array, expected: Array, case: Case, tolerance: Tolerance) -> Finding:
     """Pass if shape and dtype are correct and the error is at most absolute + relative * |expected|."""
     if actual.shape != expected.shape:
         return Finding(
             state="wrong", evidence=f"{name} has shape {actual.shape}; {expected.shape} is right"
         )
-    wanted = dtype or case.dtype
-    if actual.dtype != numpy_dtype(wanted):
-        return Finding(state="wrong", evidence=f"{name} is {actual.dtype}; {wanted} is right")
+    if actual.dtype != numpy_dtype(case.dtype):
+        return Finding(state="wrong", evidence=f"{name} is {actual.dtype}; {case.dtype} is right")
     found = compare_arrays(actual, expected, tolerance)
     absolute, relative = found.absolute, found.relative
-    figures: dict[str, float | int | str | None] = {
+    figures: Figures = {
         f"{name} largest relative error": relative,
         f"{name} largest absolute error": absolute,
     }

@@ -8,8 +8,6 @@ from typing import Any
 from poolbench.core.case import Case
 from poolbench.matrix.trial import Trial
 
-LAMBDA_WORDS = "wrapped in a keras.layers.Lambda"
-
 
 def as_layer(trial: Trial, case: Case, *, mixed: bool = False) -> Any:
     """Return the candidate if it is a Keras layer; a Lambda around it if it is a function.
@@ -35,10 +33,3 @@ def _as_global(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
     names = {"candidate": function, "__name__": __name__}
     found: Callable[[Any], Any] = eval("lambda x: candidate(x)", names)  # noqa: S307 (a constant text)
     return found
-
-
-def is_lambda(layer: Any) -> bool:
-    """Return whether the layer is a Lambda, the candidate's own or that of `as_layer`."""
-    import keras
-
-    return isinstance(layer, keras.layers.Lambda)

@@ -230,10 +230,7 @@ class _Answer:
             reason = " while layers of it do not run" if found.unknown else ""
             self.say(f"Nothing is to be replaced{reason}: {clean(target.name)} is not written.")
             return
-        source = msgspec.structs.replace(
-            self.entry.source,
-            forms={pool.key: pool.form for pool in found.pools if pool.form is not None},
-        )
+        source = msgspec.structs.replace(self.entry.source, forms=found.forms)
         with tempfile.TemporaryDirectory(dir=temporary_folder()) as folder:
             predictions = str(Path(folder) / "predictions.npz")
             written = self.workers.worker(WorkerSpec()).call(

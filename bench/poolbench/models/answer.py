@@ -29,11 +29,9 @@ def needs_code(pool: Pool, found: Described) -> bool:
     return bool(set(pool.names).intersection(found.code))
 
 
-def stands(found: Described, op: str, candidate: str) -> bool:
-    """Tell whether every pool of the op is this candidate already."""
-    kinds = {pool.kind for pool in found.pools if pool.op == op}
-    text = found.pastable[op][candidate].removeprefix("keras.layers.")
-    return kinds == {text.partition("(")[0]}
+def kind_of(text: str) -> str:
+    """Return the class that the code of a replacement makes: 'MaxPooling2D', 'keras.Sequential'."""
+    return text.removeprefix("keras.layers.").partition("(")[0]
 
 
 def describe_layers(found: Described) -> Iterator[str]:
@@ -87,7 +85,9 @@ def isolated_seconds(stepped: Stepped, op: str) -> dict[str, float]:
 
 def own_candidate(found: Described, op: str) -> str:
     """Return the candidate that every pool of the op is already; '' if there is none."""
-    return next((name for name in found.pastable[op] if stands(found, op, name)), "")
+    kinds = {pool.kind for pool in found.pools if pool.op == op}
+    names = (name for name, text in found.pastable[op].items() if {kind_of(text)} == kinds)
+    return next(names, "")
 
 
 def worth_racing(look: Stepped, op: str) -> str:
@@ -126,9 +126,8 @@ def conclude(raced: Stepped) -> tuple[list[str], dict[str, str]]:
         gains += [f"the {STEPS[raced.entry.direction]} runs here"] if built.status != "ok" else []
         gains += ["safe mode loads it"] if code else []
         text = found.pastable[op][candidate]
-        kind = text.removeprefix("keras.layers.").partition("(")[0]
         named = layer_names(pools if faster or not code else code)
-        lines += [f"Replace {named} by {kind}: {', and '.join(gains)}.", snippet(text)]
+        lines += [f"Replace {named} by {kind_of(text)}: {', and '.join(gains)}.", snippet(text)]
         chosen[op] = candidate
     head = describe_share(raced)
     if lines:

@@ -6,6 +6,7 @@ reaches a message without being shortened and stripped of control characters.
 
 from __future__ import annotations
 
+import itertools
 import json
 import lzma
 import re
@@ -31,7 +32,16 @@ EXPECTED = "expected a file that model.save('model.keras') wrote"
 OpenShape = tuple[int | None, ...]
 # Sizes for an open axis in the options that a message suggests.
 SUGGESTED = {1: (128,), 2: (128, 64), 3: (224, 224, 3), 4: (16, 112, 112, 3)}
-# The reusable layers that ship, by the module that registers each.
+# What reading a broken archive raises.
+BROKEN = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    KeyError,
+    ValueError,
+    EOFError,
+    NotImplementedError,
+)
 
 
 class Unknown(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,7 +72,7 @@ def clean(text: object, limit: int = 60) -> str:
 
 def brief(error: BaseException | str) -> str:
     """Return the first sentence of an error of Keras, without the dump of a config."""
-    text = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", str(error)).strip() or type(error).__name__
+    text = ESCAPE_CODES.sub("", str(error)).strip() or type(error).__name__
     text = re.split(r"\n|[,.:]?\s*(?:Full )?(?:object )?config\s*[=:]|[{\[]", text, maxsplit=1)[0]
     sentence = re.split(r"(?<=[a-z`'\")])\.\s", text, maxsplit=1)[0]
     return clean(sentence.rstrip(" .:,("), 160)
@@ -106,15 +116,7 @@ def _read_archive(path: Path, name: str) -> bytes:
                 _check_member(member, name)
             with archive.open("config.json") as file:
                 data = file.read(MAX_CONFIG_NBYTES + 1)
-    except (
-        zipfile.BadZipFile,
-        zlib.error,
-        lzma.LZMAError,
-        KeyError,
-        ValueError,
-        EOFError,
-        NotImplementedError,
-    ) as error:
+    except BROKEN as error:
         if isinstance(error, UsageError):
             raise
         raise UsageError(f"{name} is no Keras model; {EXPECTED}") from None
@@ -175,7 +177,7 @@ def keras_version(path: Path) -> str:
     try:
         with zipfile.ZipFile(path) as archive, archive.open("metadata.json") as file:
             return clean(json.loads(file.read(1 << 16)).get("keras_version", ""), 20)
-    except (OSError, KeyError, ValueError, AttributeError, zipfile.BadZipFile):
+    except (OSError, RuntimeError, AttributeError, *BROKEN):
         return ""
 
 
@@ -240,7 +242,7 @@ def consumed_shapes(config: dict[str, Any]) -> dict[str, OpenShape]:
         layers = inner.get("layers") if isinstance(inner, dict) else None
         if not isinstance(layers, list):
             continue
-        for entry, following in zip(layers, [*layers[1:], {}], strict=True):
+        for entry, following in itertools.pairwise([*layers, {}]):
             for tensor in saved_tensors(entry.get("inbound_nodes")):
                 history = tensor.get("keras_history") or [None]
                 found.setdefault(str(history[0]), tuple(tensor.get("shape") or ()))
@@ -324,15 +326,14 @@ def fill_shapes(
                     f"no input is called `{clean(option.name)}`; the model takes {names}"
                 )
             chosen[places[0]] = option
+    if len(options) > len(specs):
+        raise UsageError(f"the model has {len(specs)} inputs, --input is given {len(options)}x")
+    left = [i for i in range(len(specs)) if i not in chosen]
     if len(unnamed) == 1:
-        open_places = [i for i, s in enumerate(specs) if None in s.shape[1:] and i not in chosen]
-        places = open_places or list(range(len(specs)))
+        places = [i for i in left if None in specs[i].shape[1:]] or left
         fitting = [i for i in places if _fits(specs[i], unnamed[0])] or places[:1]
-        chosen.update((i, unnamed[0]) for i in fitting)
+        chosen.update(dict.fromkeys(fitting, unnamed[0]))
     else:
-        if len(options) > len(specs):
-            raise UsageError(f"the model has {len(specs)} inputs, --input is given {len(options)}x")
-        left = (i for i in range(len(specs)) if i not in chosen)
         chosen.update(zip(left, unnamed, strict=False))
     several = len(specs) > 1
     return tuple(_fill(spec, chosen.get(i), batch, several=several) for i, spec in enumerate(specs))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,7 +18,7 @@ import msgspec
 
 from poolbench.core.axes import Shape
 from poolbench.models.config import fixed_batch
-from poolbench.models.pools import Pool, other_pool, pool_key, title_of
+from poolbench.models.pools import Pool, pool_key, title_of
 from poolbench.models.probe import Finding, Form, identify
 from poolbench.models.zoo import Loaded, flatten
 
@@ -25,6 +26,8 @@ Call = Callable[..., Any]
 MAX_STRETCH = 4
 # Limit on the sequences tried in a model of many weightless layers.
 MAX_STRETCHES = 24
+# Keras's own pooling layers, which a shipped op may not cover.
+KERAS_POOLING = re.compile(r"(Global|Adaptive)?(Max|Average)(Pooling)[123]D")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +145,22 @@ def find_pools(
 
 
 def _other_pool(parts: Sequence[Part]) -> Pool | None:
-    return other_pool(parts[0].operation, parts[0].given, parts[0].made, parts[0].dtype)
+    """Return a pooling layer of Keras that no shipped op covers; None if it is not one."""
+    import keras
+
+    part = parts[0]
+    kind = type(part.operation)
+    words = KERAS_POOLING.fullmatch(kind.__name__)
+    if not words or not part.given or getattr(keras.layers, kind.__name__, None) is not kind:
+        return None
+    title = " ".join(filter(None, words.groups())).lower()
+    window = getattr(part.operation, "pool_size", None)
+    if isinstance(window, (tuple, list)):
+        title += f" of {'x'.join(map(str, window))}"
+    return Pool(
+        names=(part.operation.name,), kind=kind.__name__, title=title, given=part.given,
+        made=part.made, dtype=part.dtype,
+    )  # fmt: skip
 
 
 def trace_parts(loaded: Loaded, shapes: tuple[Shape, ...]) -> tuple[list[Part], float]:
@@ -201,7 +219,7 @@ def trace_parts(loaded: Loaded, shapes: tuple[Shape, ...]) -> tuple[list[Part], 
 
 
 def _ends(x: Any, y: Any) -> dict[str, Any]:
-    if x.shape.rank is None or y.shape.rank is None:
+    if not x.shape.rank or not y.shape.rank:
         return {}
     if None in tuple(x.shape) or None in tuple(y.shape)[1:]:
         return {}
@@ -250,7 +268,7 @@ class _Findings:
     def pool_of(self, parts: Sequence[Part]) -> Pool | None:
         """Return the pool that the parts are, one after another; None if they match no shipped op."""
         first, last = parts[0], parts[-1]
-        if not first.given or any(_is_stand_in(part.operation) for part in parts):
+        if not first.given or any(type(part.operation).__name__ == "StandIn" for part in parts):
             return None
         own = len(parts) == 1 and first.operation.name in self._code
         if not own and (math.prod(last.made) >= math.prod(first.given) or len(first.given) < 3):
@@ -293,10 +311,6 @@ class _Findings:
         if elsewhere.form == found.form or not elsewhere.inputs:
             return found
         return Finding(note="at other sizes it is another function")
-
-
-def _is_stand_in(operation: Any) -> bool:
-    return type(operation).__name__ == "StandIn"
 
 
 def run_parts(operations: Sequence[Any], x: Any, training: bool) -> Any:

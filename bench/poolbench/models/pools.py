@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,9 +9,6 @@ from poolbench.core.axes import Shape
 from poolbench.core.case import Case
 from poolbench.core.registry import REGISTRY
 from poolbench.models.probe import Finding, Form
-
-# Keras's own pooling layers, which a shipped op may not cover.
-KERAS_POOLING = re.compile(r"(Global|Adaptive)?(Max|Average)(Pooling)[123]D")
 
 
 class Pool(Finding, frozen=True, kw_only=True):
@@ -59,27 +55,6 @@ def pool_key(names: Sequence[str], given: Shape) -> str:
     return f"{','.join(names)}:{'x'.join(map(str, given[1:]))}"
 
 
-def other_pool(operation: Any, given: Shape, made: Shape, dtype: str) -> Pool | None:
-    """Return a pooling layer of Keras that no shipped op covers; None if it is not one."""
-    import keras
-
-    kind = type(operation)
-    words = KERAS_POOLING.fullmatch(kind.__name__)
-    if not words or not given or getattr(keras.layers, kind.__name__, None) is not kind:
-        return None
-    title = " ".join(filter(None, words.groups())).lower()
-    window = getattr(operation, "pool_size", None)
-    return Pool(
-        names=(operation.name,),
-        kind=kind.__name__,
-        title=title
-        + (f" of {'x'.join(map(str, window))}" if isinstance(window, (tuple, list)) else ""),
-        given=given,
-        made=made,
-        dtype=dtype,
-    )
-
-
 def title_of(form: Form, given: Shape, made: Shape) -> str:
     """Say what a form computes: 'depthwise max pooling of 3, same'."""
     op = REGISTRY.ops[form.op]
@@ -89,9 +64,11 @@ def title_of(form: Form, given: Shape, made: Shape) -> str:
     pooled = [
         i for i in range(1, len(given)) if len(given) == len(made) and made[i] == 1 < given[i]
     ]
-    if not parameters and (pooled == [len(given) - 1] or _lost(given, made) == [len(given) - 1]):
+    # The axis that `made` lacks.
+    lost = [i for i in range(1, len(given)) if (*given[:i], *given[i + 1 :]) == made][-1:]
+    if not parameters and [len(given) - 1] in (pooled, lost):
         text += " over all channels"
-    elif _lost(given, made) == [1] and len(given) == 3:
+    elif lost == [1] and len(given) == 3:
         text += " over time"
     notes = [value for value in parameters.values() if value not in form.sizes]
     if form.data_format == "channels_first" and not form.is_view(given):
@@ -99,10 +76,3 @@ def title_of(form: Form, given: Shape, made: Shape) -> str:
     if pooled:
         notes.append("dimensions kept")
     return ", ".join([text, *map(str, notes)])
-
-
-def _lost(given: Shape, made: Shape) -> list[int]:
-    """Return the axis that `made` lacks, in a list; [] if not exactly one."""
-    if len(made) != len(given) - 1:
-        return []
-    return [i for i in range(1, len(given)) if (*given[:i], *given[i + 1 :]) == made][-1:]

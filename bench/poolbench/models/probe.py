@@ -254,7 +254,7 @@ def identify(
         outputs = [runner.values(x, training=i % 2 == 1) for i, x in enumerate(inputs)]
     except Exception as error:  # noqa: BLE001 (the function is untrusted)
         return Finding(note=f"it does not run alone ({type(error).__name__})")
-    if outputs[0].size >= inputs[0].size or outputs[0].dtype != inputs[0].dtype:
+    if not 0 < outputs[0].size < inputs[0].size or outputs[0].dtype != inputs[0].dtype:
         return Finding(inputs=len(inputs), note="no pooling")
     for form in forms(shape, outputs[0].size):
         if all(equals(form, x, y) for x, y in zip(inputs, outputs, strict=True)):
@@ -267,8 +267,7 @@ def equals(form: Form, x: Array, y: Array) -> bool:
     op = REGISTRY.ops[form.op]
     case = form.case(x.shape, str(x.dtype))
     seen = x.astype(np.float64).reshape(form.layout(x.shape))
-    expected = op.reference(case, seen)
-    expected = expected.ravel()
+    expected = op.reference(case, seen).ravel()
     # A sum's error grows with its terms, not with the remainder when they cancel.
     scale = op.reference(case, np.where(np.isfinite(seen), np.abs(seen), 0.0)).ravel()
     size = np.maximum(np.abs(expected), scale)
@@ -277,6 +276,7 @@ def equals(form: Form, x: Array, y: Array) -> bool:
 
 def _with_gradients(runner: Runner, form: Form, inputs: list[Array]) -> Finding:
     op, agreed, note = REGISTRY.ops[form.op], 0, ""
+    finding = functools.partial(Finding, form=form, inputs=len(inputs))
     for i, x in enumerate(inputs[:4] if op.vjp else ()):
         case = form.case(x.shape, str(x.dtype), direction="training")
         seen = x.reshape(form.layout(x.shape))
@@ -285,18 +285,16 @@ def _with_gradients(runner: Runner, form: Form, inputs: list[Array]) -> Finding:
         try:
             found = runner.slopes(x, dy)
         except Exception as error:  # noqa: BLE001 (the function is untrusted)
-            return Finding(
-                form=form, inputs=len(inputs), note=f"no gradient here ({type(error).__name__})"
-            )
+            return finding(note=f"no gradient here ({type(error).__name__})")
         if found is None:
-            return Finding(form=form, inputs=len(inputs), note="it has no gradient")
+            return finding(note="it has no gradient")
         y, dx = (value.reshape(s) for value, s in zip(found, (shape, seen.shape), strict=True))
         verdict = judge(Answers(op=op, case=case, inputs=(seen, dy)), (y, dx))
         if verdict.status != "ok":
             note = f"its gradient differs: {verdict.reason}"
         else:
             agreed += 1
-    return Finding(form=form, inputs=len(inputs), gradients=0 if note else agreed, note=note)
+    return finding(gradients=0 if note else agreed, note=note)
 
 
 def explain(runner: Runner, shape: Shape, dtype: str) -> str:
@@ -308,16 +306,15 @@ def explain(runner: Runner, shape: Shape, dtype: str) -> str:
     before = runner.values(base)
     if before.ndim != base.ndim or before.shape[-1] >= channels:
         return "none of the shipped ops"
-    groups: dict[int, list[int]] = {}
+    first: list[int] = []
     for channel in range(channels):
         raised = base.copy()
         raised[..., channel] += 100
         changed = (runner.values(raised) != before).reshape(-1, before.shape[-1]).any(axis=0)
         if changed.sum() > 1:
             return "no pooling: each channel changes several of its outputs"
-        for place in np.flatnonzero(changed):
-            groups.setdefault(int(place), []).append(channel)
-    first = groups.get(0, [])
+        if changed[0]:
+            first.append(channel)
     if len(first) < 2:
         return "none of the shipped ops"
     if first == list(range(len(first))):

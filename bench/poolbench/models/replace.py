@@ -251,7 +251,8 @@ def write(
     new = revive(saved, objects, [], [layer for layer in left if layer.kind == "Lambda"])
     new.set_weights(model.model.get_weights())
     difference = compare(predict(model.model, inputs), predict(new, inputs))
-    if not difference <= _allowed(model):
+    narrow = any(pool.dtype in ("float16", "bfloat16") for pool in model.pools)
+    if not difference <= (2e-2 if narrow else 1e-4):
         raise UsageError(
             f"the model with the replacement predicts otherwise, by {difference:.2g} of the largest "
             "value; it is not written"
@@ -264,12 +265,6 @@ def write(
         gradients=min(found[1] for found in done.values()),
         code=tuple(dict.fromkeys(code)),
     )
-
-
-def _allowed(model: Model) -> float:
-    """Return the allowed difference of two correct models, over the largest prediction."""
-    narrow = any(pool.dtype in ("float16", "bfloat16") for pool in model.pools)
-    return 2e-2 if narrow else 1e-4
 
 
 def _swap(saved: dict[str, Any], names: Sequence[str], entry: dict[str, Any]) -> bool:
@@ -288,17 +283,16 @@ def _swap(saved: dict[str, Any], names: Sequence[str], entry: dict[str, Any]) ->
         first, last = own.index(names[0]), own.index(names[-1])
         new = {**entry, "name": names[-1]}
         if "inbound_nodes" in layers[last]:  # functional: what lies between is left without a use
-            new["inbound_nodes"] = [_bare(node) for node in layers[first]["inbound_nodes"]]
+            # Without arguments that only the replaced operation took.
+            new["inbound_nodes"] = [
+                {**node, "kwargs": {}} if isinstance(node, dict) else node
+                for node in layers[first]["inbound_nodes"]
+            ]
             layers[last] = new
         else:
             layers[first : last + 1] = [new]
         return True
     return False
-
-
-def _bare(node: Any) -> Any:
-    """Return a saved call without arguments that only the replaced operation took."""
-    return {**node, "kwargs": {}} if isinstance(node, dict) else node
 
 
 def predict(model: Any, inputs: Sequence[Any]) -> list[Any]:
@@ -317,12 +311,13 @@ def predict(model: Any, inputs: Sequence[Any]) -> list[Any]:
 
 
 def compare(ones: Sequence[Any], others: Sequence[Any]) -> float:
-    """Return the largest difference over the largest value; inf where shapes differ or one is not finite."""
+    """Return the largest difference over the largest finite value; inf where shapes or infinities differ."""
     if len(ones) != len(others):
         return math.inf
+    sizes = [float(np.abs(one[np.isfinite(one)]).max(initial=0.0)) or 1.0 for one in ones]
     errors = [
-        compare_arrays(other, one, size=float(np.abs(one).max(initial=0.0)) or 1.0).relative
-        for one, other in zip(ones, others, strict=True)
+        compare_arrays(other, one, size=size).relative
+        for one, other, size in zip(ones, others, sizes, strict=True)
     ]
     return max(errors, default=0.0)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from poolbench.core.records import ALL_POOLING, Measurement, ModelResult, Sample
 from poolbench.core.registry import REGISTRY
 from poolbench.models.config import Unknown
 from poolbench.models.pools import Pool
+from poolbench.models.probe import Form
 from poolbench.models.steps import ISOLATED, ORIGINAL, isolated_copies, parse_contender
 from poolbench.models.zoo import Source
 
@@ -56,6 +58,11 @@ class Described(msgspec.Struct, frozen=True, kw_only=True):
     untrained: str = ""
     batch: int | None = None
     code: tuple[str, ...] = ()
+
+    @property
+    def forms(self) -> dict[str, Form]:
+        """Return the forms of its pools by `Pool.key`, for `Source.forms`."""
+        return {pool.key: pool.form for pool in self.pools if pool.form is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,11 +158,9 @@ class Stepped:
 
 
 def _interval(found: Estimate) -> Interval:
-    return _rounded(found.ratio_low), _rounded(found.ratio), _rounded(found.ratio_high)
-
-
-def _rounded(value: float) -> float:
-    return float(f"{value:.4g}")
+    ends = found.ratio_low, found.ratio, found.ratio_high
+    low, middle, high = (float(f"{value:.4g}") for value in ends)
+    return low, middle, high
 
 
 def scaled(samples: Samples, factor: float) -> Samples:
@@ -197,10 +202,9 @@ def figures(stepped: Stepped, name: str) -> dict[str, float | int | str | None]:
     if stepped.latencies.get(name):
         found |= percentiles(stepped.latencies[name])
     if name == ORIGINAL and (best := fastest_isolated(stepped)) is not None:
-        found["fastest_pooling"], found["pooling_nbytes"] = (
-            best,
-            sum(4 * int(np.prod(pool.given)) for pool in stepped.described.pools if pool.op),
-        )
+        pools = [pool for pool in stepped.described.pools if pool.op]
+        found["fastest_pooling"] = best
+        found["pooling_nbytes"] = sum(4 * math.prod(pool.given) for pool in pools)
     return found
 
 

@@ -31,7 +31,7 @@ from poolbench.models.zoo import Source
 from poolbench.worker.check import BOUNDS, Verdict, bound_for
 from poolbench.worker.check import compare as compare_arrays
 from poolbench.worker.contender import OpenedContender, open_call
-from poolbench.worker.inputs import numpy_dtype
+from poolbench.worker.inputs import BLOCK_LENGTH, numpy_dtype
 from poolbench.worker.session import Opened, Session, close_case, hold
 from poolbench.worker.timing import time_block
 
@@ -45,7 +45,6 @@ ISOLATED_NBYTES = 96 << 20
 # Rounding differences of a pool grow through the layers that follow it and through the whole backward pass.
 GROWTH = {"forward": 1.0, "training": 10.0}
 LATENCY_CHUNK = 50
-BLOCK_LENGTH = 65_537
 
 
 @dataclass
@@ -180,13 +179,13 @@ def _open_step(session: Session, name: str, *, check: bool) -> OpenedContender:
 
         return _in_mode(replaced_step, case.mode)
 
-    outputs = 1 if case.direction == "training" else 0  # the last is the gradient
+    values = -1 if case.direction == "training" else None  # the last output is the gradient
     return open_call(
         session,
         name,
         make,
         places=tuple(range(opened.inputs)),
-        judge=partial(_judge, opened, "step", -outputs or None) if check else None,
+        judge=partial(_judge, opened, "step", values) if check else None,
         calibrate=check,
         measure_peak=check,
     )

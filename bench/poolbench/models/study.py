@@ -74,10 +74,9 @@ def contenders(entry: Entry, described: Described) -> list[Candidate]:
             candidate = entries[name]
             if "tensorflow" not in candidate.backends:
                 continue  # it cannot be part of a graph
-            own = [(pool, candidate) for pool in pools if pool.op == op]
-            step = replace(
-                candidate, op=case.op, name=f"{op}={name}", failures=_failures(own, case)
-            )
+            own = [pool for pool in pools if pool.op == op]
+            failures = _failures(candidate, own, case)
+            step = replace(candidate, op=case.op, name=f"{op}={name}", failures=failures)
             found += [step] if entry.replaced and not described.unknown else []
             found += [replace(step, name=f"{ISOLATED}{op}={name}")] if entry.isolated else []
     return found
@@ -87,17 +86,15 @@ def _opened_whole(case: Case) -> Callable[..., Any]:
     raise UsageError(f"a {case.op} is opened whole (poolbench.models.steps.open_contender)")
 
 
-def _failures(uses: Sequence[tuple[Pool, Candidate]], case: Case) -> tuple[KnownFailure, ...]:
-    """Return the known failures of implementations for the cases of the pools instead of the model's."""
+def _failures(candidate: Candidate, pools: Sequence[Pool], case: Case) -> tuple[KnownFailure, ...]:
+    """Return the known failures of an implementation for the cases of the pools instead of the model's."""
     fields = call_fields(case)
 
     def asked(known: KnownFailure, pool: Pool) -> Callable[[Case], bool]:
         return lambda _: known.when(pool.case(**fields))
 
     return tuple(
-        replace(known, when=asked(known, pool))
-        for pool, candidate in uses
-        for known in candidate.failures
+        replace(known, when=asked(known, pool)) for pool in pools for known in candidate.failures
     )
 
 
@@ -188,9 +185,7 @@ class StepRace:
         self._described = described or self.worker.call(
             describe, entry.source, entry.batch, timeout=plan.timeout_seconds
         )
-        pools = self._described.pools
-        forms = {pool.key: pool.form for pool in pools if pool.form is not None}
-        self.source = msgspec.structs.replace(entry.source, forms=forms)
+        self.source = msgspec.structs.replace(entry.source, forms=self._described.forms)
         most = most or entry.processes
         self._race = race_in_one_worker(
             entry.case,
@@ -279,7 +274,9 @@ def run_entry(entry: Entry, bench: Run, *, checks_only: bool = False) -> list[Mo
             return model_records(StepRace(entry, bench, plan).check())
         bench.worker(WorkerSpec(), entry.processes - 1)
         bench.journal()
-        if done := [record for record in bench.networks if _is_of(record, entry)]:
+        own = (entry.name, entry.direction, entry.mode, entry.batch)
+        known = bench.networks
+        if done := [r for r in known if (r.model, r.direction, r.mode, r.batch) == own]:
             return done
         records = model_records(race_model(entry, bench, plan))
     except WorkerFailure as failure:
@@ -288,11 +285,6 @@ def run_entry(entry: Entry, bench: Run, *, checks_only: bool = False) -> list[Mo
             return records
     bench.append(*records)  # one line: a race is stored whole or not at all
     return records
-
-
-def _is_of(record: ModelResult, entry: Entry) -> bool:
-    keys = (record.model, record.direction, record.mode, record.batch)
-    return keys == (entry.name, entry.direction, entry.mode, entry.batch)
 
 
 def _unloaded(entry: Entry, failure: WorkerFailure) -> ModelResult:

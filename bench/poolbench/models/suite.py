@@ -12,7 +12,6 @@ from poolbench.models.zoo import APPLICATIONS, Source
 
 IMAGE = (96, 96, 3)
 HEAD_IMAGE = (224, 224, 3)
-DIRECTIONS = ("forward", "training")
 Candidates = Mapping[str, tuple[str, ...]]
 OPS = load_builtin().ops.values()
 PLACED = {op.name: op.in_models for op in OPS if op.in_models}
@@ -43,24 +42,16 @@ def _whole(name: str, direction: str) -> Entry:
     )
 
 
-def default_entries() -> list[Entry]:
-    """Return the races of `nox -s networks`: at most six minutes on two cores."""
+def entries_of(sweep: str) -> list[Entry]:
+    """Return the races of a sweep: 'quick', half a minute, or the default ones, at most six minutes on two cores."""
+    if sweep == "quick":
+        textbook = replace(_textbook("training", "graph", COMPILED), batch=16, budget_seconds=4.0)
+        return [textbook, _head("mobilenetv2", "forward", 8, 1.0)]
     heads = (("forward", 1, 1.0, 2000), ("forward", 8, 1.0), ("forward", 64, 2.0), ("training", 32, 2.0))  # fmt: skip
     return [
         _textbook("forward", "graph", PLACED),
         _textbook("training", "graph", PLACED),
         _textbook("forward", "xla", COMPILED),
         *(_head(name, *fields) for name in APPLICATIONS for fields in heads),
-        *(_whole(name, direction) for name in APPLICATIONS for direction in DIRECTIONS),
+        *(_whole(name, way) for name in APPLICATIONS for way in ("forward", "training")),
     ]
-
-
-def quick_entries() -> list[Entry]:
-    """Return one model and one head: half a minute."""
-    textbook = replace(_textbook("training", "graph", COMPILED), batch=16, budget_seconds=4.0)
-    return [textbook, _head("mobilenetv2", "forward", 8, 1.0)]
-
-
-def entries_of(sweep: str) -> list[Entry]:
-    """Return the races of a sweep: 'quick', or the default ones."""
-    return quick_entries() if sweep == "quick" else default_entries()

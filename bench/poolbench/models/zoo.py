@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import importlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -266,11 +266,10 @@ def read_h5_config(path: Path) -> dict[str, Any]:
         with h5py.File(path, "r") as file:
             text = file.attrs.get("model_config")
             version = str(file.attrs.get("keras_version", ""))
-            weights_only = text is None and len(file.keys()) > 0
+            what = "weights only" if len(file) else "no model"
     except (OSError, ValueError, KeyError, RuntimeError):
         raise UsageError(f"{name} is a broken HDF5 file; {files.EXPECTED}") from None
     if text is None:
-        what = "weights only" if weights_only else "no model"
         raise UsageError(f"{name} holds {what}; {files.EXPECTED}")
     if len(text) > files.MAX_CONFIG_NBYTES:
         raise UsageError(f"{name} has a config of over {files.MAX_CONFIG_NBYTES} bytes")
@@ -346,12 +345,9 @@ def input_specs(model: Any, saved: Mapping[str, Any]) -> tuple[InputSpec, ...]:
     )
 
 
-def flatten(model: Any) -> Iterator[Any]:
-    """Yield every layer of a model and every operation of its functional graphs, each once."""
-    seen: set[int] = set()
+def flatten(model: Any) -> list[Any]:
+    """Return every layer of a model and every operation of its functional graphs, each once."""
     layers = [model, *model._flatten_layers(include_self=False)]  # noqa: SLF001 (Keras has no public one)
-    for layer in layers:
-        for operation in (layer, *getattr(layer, "_operations", ())):
-            if id(operation) not in seen and operation is not model:
-                seen.add(id(operation))
-                yield operation
+    found = {id(x): x for layer in layers for x in (layer, *getattr(layer, "_operations", ()))}
+    del found[id(model)]
+    return list(found.values())

@@ -135,13 +135,9 @@ def stock_layer(case: Case) -> Any:
 
     if case.reduction == "average":
         layer = keras.layers.GlobalAveragePooling1D(case.data_format, dtype=case.dtype)
-    else:
-        layer = keras.layers.GlobalMaxPooling1D(case.data_format, dtype=case.dtype)
-    return (
-        (lambda x, mask: layer(x, mask=mask))
-        if case.reduction == "average"
-        else (lambda x, _: layer(x))
-    )
+        return lambda x, mask: layer(x, mask=mask)
+    layer = keras.layers.GlobalMaxPooling1D(case.data_format, dtype=case.dtype)
+    return lambda x, _: layer(x)
 
 
 @implementation(op=OP, name=LAYER, form="layer", backends=KERAS)

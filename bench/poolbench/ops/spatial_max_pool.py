@@ -6,16 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from poolbench import (
-    Case,
-    Op,
-    Sweep,
-    choice_axis,
-    product,
-    register,
-    size_axis,
-    ties_within,
-)
+from poolbench import Case, Op, Sweep, choice_axis, product, register, size_axis, ties_within
 from poolbench.ops.shared import (
     CHANNELS_LAST_ONLY,
     IMAGE_AXES,

@@ -80,22 +80,15 @@ def _fact(value: tuple[float, float, float], text: str, unit: str = "x") -> Fact
 def _facts(loaded: RunFrame, advice: Recommendation, base: Mapping[str, object]) -> list[Fact]:
     found = []
     if advice.over_cases:
-        span = ""
+        text = f"as fast as {advice.over}: mean of {advice.over_cases} cases"
         if advice.over_cases > 1:
-            span = f", {format_times(advice.least)} to {format_times(advice.most)}"
-        found.append(
-            _fact(
-                advice.speed_up,
-                f"as fast as {advice.over}: mean of {advice.over_cases} cases{span}",
-            )
-        )
-    found.append(
-        _fact(
-            advice.mean,
-            f"the time of the best of each case: mean of {advice.cases} cases, "
-            f"at most {format_times(advice.largest[0])}",
-        )
+            text += f", {format_times(advice.least)} to {format_times(advice.most)}"
+        found.append(_fact(advice.speed_up, text))
+    text = (
+        f"the time of the best of each case: mean of {advice.cases} cases, "
+        f"at most {format_times(advice.largest[0])}"
     )
+    found.append(_fact(advice.mean, text))
     at = loaded.row(advice.base_row)
     share = (at["efficiency"], at["efficiency_low"], at["efficiency_high"])
     if math.isfinite(share[0]):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -50,12 +50,12 @@ def base_values(loaded: RunFrame, op: str) -> Mapping[str, object]:
 
 
 def at_base(
-    loaded: RunFrame, op: str, free: Iterable[str], fixed: Mapping[str, object] | None = None
+    loaded: RunFrame, op: str, free: Collection[str], fixed: Mapping[str, object] | None = None
 ) -> pd.DataFrame:
     """Return the op's rows in which every axis but `free` has its base value, or the one in `fixed`."""
     keep = _rows_at(loaded, "op", op)
     for name, value in {**base_values(loaded, op), **(fixed or {})}.items():
-        if name not in set(free):
+        if name not in free:
             keep &= _rows_at(loaded, name, value)
     return loaded.table[keep]
 
@@ -80,9 +80,8 @@ def others(at: Mapping[str, Any]) -> dict[str, Any]:
 def others_label(at: Mapping[str, Any]) -> str:
     """Return these settings in words: 'k3, valid', '1thread', ..."""
     op = str(at["op"])
-    return (
-        ", ".join(label_value(op, name, value) for name, value in others(at).items()) or "as usual"
-    )
+    words = [label_value(op, name, value) for name, value in others(at).items()]
+    return ", ".join(words) or "as usual"
 
 
 def case_words(at: Mapping[str, Any], base: Mapping[str, object]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections import defaultdict
@@ -9,13 +10,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from poolbench.core.case import Case
-from poolbench.core.records import Clock, Measurement, Samples, is_right, samples_by
+from poolbench.core.records import Clock, Measurement, Samples, common_clock, is_right, samples_by
 from poolbench.report import ratios
 from poolbench.report.pairs import mirrored
 from poolbench.report.roofline import limit_samples
 from poolbench.stats import estimate
 from poolbench.stats.batch import Logs
-from poolbench.stats.prior import SHIPPED, Prior
+from poolbench.stats.prior import Prior
 from poolbench.stats.runs import RunsEstimate, widen
 from poolbench.store.journal import StoredRun
 
@@ -32,18 +33,14 @@ class Race:
     probes: dict[str, Measurement] = field(default_factory=dict)
     bandwidth_limits: dict[tuple[int, int, str], Samples | None] = field(default_factory=dict)
 
-    def bandwidth_limit(
-        self, read_nbytes: int, written_nbytes: int, clock: Clock
-    ) -> Samples | None:
-        """Return the time that the memory needs for these bytes, block by block."""
-        key = (read_nbytes, written_nbytes, clock)
+    def bandwidth_limit(self, asked: Measurement) -> Samples | None:
+        """Return the time that the memory needs for a measurement's bytes, block by block."""
+        read, written, clock = asked.read_nbytes, asked.written_nbytes, asked.clock
+        if not (read or written):
+            return None
+        key = (read, written, clock)
         if key not in self.bandwidth_limits:
-            moved = read_nbytes or written_nbytes
-            self.bandwidth_limits[key] = (
-                limit_samples(self.probes, read_nbytes, written_nbytes, clock=clock)
-                if moved
-                else None
-            )
+            self.bandwidth_limits[key] = limit_samples(self.probes, read, written, clock=clock)
         return self.bandwidth_limits[key]
 
 
@@ -72,10 +69,6 @@ def common(
     ]
 
 
-def _from_bandwidth_limit(race: Race, asked: Measurement) -> Samples | None:
-    return race.bandwidth_limit(asked.read_nbytes, asked.written_nbytes, asked.clock)
-
-
 def _from_copy(race: Race, asked: Measurement) -> Samples | None:
     # The probe copies the case's own input: the same bytes in both runs.
     probe = race.probes.get("bandwidth-copy")
@@ -91,7 +84,7 @@ def _from_baseline(race: Race, asked: Measurement) -> Samples | None:
 
 # The first that both runs have. The baseline last: it may itself be what changed.
 NORMALIZERS: dict[str, Callable[[Race, Measurement], Samples | None]] = {
-    "bandwidth_limit": _from_bandwidth_limit,
+    "bandwidth_limit": Race.bandwidth_limit,
     "copy": _from_copy,
     "baseline": _from_baseline,
 }
@@ -122,9 +115,7 @@ def _change(old: RunsEstimate, new: RunsEstimate, normalizer: str, within: Pair)
 
 
 def peer_changes(
-    raced: Sequence[tuple[Race, Race, str]],
-    prior: Prior = SHIPPED,
-    logs: Logs | None = None,
+    raced: Sequence[tuple[Race, Race, str]], prior: Prior, logs: Logs
 ) -> list[Change | None]:
     """Return for each candidate how its time changed against the other candidates of its race.
 
@@ -139,10 +130,13 @@ def peer_changes(
     places = [pair for some in races.values() for pair in itertools.combinations(some, 2)]
     pairs, classes = [], []
     for one, two in places:
-        for race in raced[one][:2]:
-            found = (race.candidates[raced[at][2]] for at in (one, two))
-            pairs.append(ratios.paired(*found))
-        classes += [ratios.class_of(raced[one][0].candidates[raced[one][2]])] * 2
+        before, after, name = raced[one]
+        other = raced[two][2]
+        found = [(r.candidates[name], r.candidates[other]) for r in (before, after)]
+        # One clock for both runs: one of them may lack the device's.
+        clock = functools.reduce(common_clock, [m.clock for both in found for m in both])
+        pairs += [(samples_by(m, clock), samples_by(peer, clock)) for m, peer in found]
+        classes += [ratios.class_of(before.candidates[name])] * 2
     over, within = ratios.pool([pairs], classes, prior=prior, logs=logs)
     against: dict[int, list[Change]] = defaultdict(list)
     for i, (one, two) in enumerate(places):
@@ -162,9 +156,7 @@ def _middle(changes: Sequence[Change]) -> Change:
 
 
 def changes(
-    raced: Sequence[tuple[Race, Race, str]],
-    prior: Prior = SHIPPED,
-    logs: Logs | None = None,
+    raced: Sequence[tuple[Race, Race, str]], prior: Prior, logs: Logs
 ) -> list[Change | None]:
     """Return for each candidate its change by its best normalizer.
 
@@ -192,9 +184,8 @@ def changes(
 
 
 def _one_change(before: Race, after: Race, name: str, prior: Prior) -> Change | None:
-    asked = before.candidates[
-        name
-    ]  # its bytes for both: another count of them is no change of time
+    # Its bytes for both: another count of them is no change of time.
+    asked = before.candidates[name]
     for normalizer, left, right in _normalizers(before, after, asked):
         within = (
             _estimate(asked, left, asked.clock),

@@ -52,11 +52,10 @@ from poolbench.store.journal import StoredRun
 # change by this much to count. Between processes a true ratio moves by a few percent (docs/method.md).
 SETTLED_MARGIN = 0.25
 ORDER = {"SLOWER": 0, "FASTER": 1, "UNDECIDED": 2, "SAME": 3, "": 4}
-MEASURED = """
-    label candidate node base_status status base_seconds seconds normalizer ratio ratio_low ratio_high
-    verdict adjusted_p detectable note
-"""
-COLUMNS = ("op", *MEASURED.split())
+COLUMNS = """
+    op label candidate node base_status status base_seconds seconds normalizer ratio ratio_low
+    ratio_high verdict adjusted_p detectable note
+""".split()
 CELL_COLUMNS = ("change", "op", "candidate", "probe", "device", "before", "after", "evidence")
 NEWS = {True: "went away", False: "new"}
 
@@ -104,7 +103,8 @@ class Compared:
         """Return the names and cases that became slower: by verdict, or correct before and timed out now."""
         table = self.table
         timed_out = (table["base_status"] == "ok") & (table["status"] == "timeout")
-        return [name_of(row) for row in rows_of(table[(table["verdict"] == "SLOWER") | timed_out])]
+        rows = table[(table["verdict"] == "SLOWER") | timed_out].to_dict("records")
+        return [name_of(row) for row in rows]
 
 
 def compare_runs(
@@ -137,8 +137,8 @@ def compare_runs(
     _refuse(differences, allowed)
     before, after = races_of(base), races_of(run)
     pairs = common(before, after)
-    cells = moved_cells(base.capabilities, run.capabilities)
-    if not pairs and (before or after or not _common_cells(base, run)):
+    both_checked = _cells(base.capabilities).keys() & _cells(run.capabilities).keys()
+    if not pairs and (before or after or not both_checked):
         raise UsageError(
             f"{base.path.name} and {run.path.name} have no case and candidate in common; "
             "compare runs of the same sweep"
@@ -148,7 +148,7 @@ def compare_runs(
         run=run.header.run,
         margin=margin,
         table=_sorted(_table(before, after, pairs, margin, prior)),
-        cells=cells,
+        cells=moved_cells(base.capabilities, run.capabilities),
         differences=tuple(differences),
         notes=(
             *_notes(base, run, before, after),
@@ -159,20 +159,16 @@ def compare_runs(
 
 def keep(found: Compared, table: pd.DataFrame) -> Compared:
     """Return the comparison of these rows alone, with the verdicts of the whole run."""
-    ops = set(table["op"])
-    cells = found.cells[[op in ops for op in found.cells["op"]]]
+    cells = found.cells[found.cells["op"].isin(table["op"])]
     return replace(found, table=table, cells=cells)
 
 
 def differing(base: StoredRun, run: StoredRun) -> list[Difference]:
     """Return the fields on which a timing depends and in which the runs differ; 'NODE.FIELD' of a cluster."""
     found = _differing(base.header.environment, run.header.environment)
-    before, after = ({n.name: n.environment for n in one.of(Node)} for one in (base, run))
-    for name in sorted(before.keys() & after.keys()):
-        found += [
-            replace(difference, name=f"{name}.{difference.name}")
-            for difference in _differing(before[name], after[name])
-        ]
+    old, new = ({n.name: n.environment for n in one.of(Node)} for one in (base, run))
+    for name in sorted(old.keys() & new.keys()):
+        found += [replace(d, name=f"{name}.{d.name}") for d in _differing(old[name], new[name])]
     return found
 
 
@@ -213,30 +209,21 @@ def _table(
     raced = [(before[key], after[key], name) for key, name in (pairs[row] for row in right)]
     logs: Logs = {}
     found_in: dict[tuple[bool, int], Change] = {}  # by (against the other candidates, row)
-    for by_peers, changed in (
-        (True, peer_changes(raced, prior, logs)),
-        (False, changes(raced, prior, logs)),
-    ):
-        for row, found in zip(right, changed, strict=True):
+    for by_peers, judge in ((True, peer_changes), (False, changes)):
+        for row, found in zip(right, judge(raced, prior, logs), strict=True):
             if found is not None:
                 found_in[by_peers, row] = found
     stopped = {row for row in right if any(m.stopped_early for m in measured[row])}
     judged = _verdicts(found_in, stopped, margin)
-    axes = axis_names(old.case for old, _ in measured)
-    cells = {
-        case: case_cells(case, axes) for case in dict.fromkeys(old.case for old, _ in measured)
-    }
-    before_s, after_s = (
-        [median(one) for one in all_process_medians([both[side].samples for both in measured])]
-        for side in (0, 1)
-    )
-    rows = [
-        cells[old.case]
-        + _row(old, new, times, *_decisive(found_in, judged, row), row in stopped, margin)
-        for row, ((old, new), times) in enumerate(
-            zip(measured, zip(before_s, after_s, strict=True), strict=True)
-        )
-    ]
+    cases = dict.fromkeys(old.case for old, _ in measured)
+    axes = axis_names(cases)
+    cells = {case: case_cells(case, axes) for case in cases}
+    medians = map(median, all_process_medians([m.samples for both in measured for m in both]))
+    rows = []
+    for row, (old, new) in enumerate(measured):
+        seconds = next(medians), next(medians)
+        decisive = _decisive(found_in, judged, row)
+        rows.append(cells[old.case] + _row(old, new, seconds, decisive, row in stopped, margin))
     return as_table(rows, with_axes(COLUMNS, axes))
 
 
@@ -256,48 +243,44 @@ def _decisive(
     found: Mapping[tuple[bool, int], Change],
     judged: Mapping[tuple[bool, int], verdicts.Comparison],
     row: int,
-) -> tuple[Change | None, verdicts.Comparison | None]:
+) -> tuple[Change, verdicts.Comparison] | None:
     """Return a row's change with its verdict: the worse of that by the others and that by the normalizer.
 
     Against the others a change of one candidate is seen best, and one of all candidates not at all.
     """
     there = [key for key in ((True, row), (False, row)) if key in found]
-    if not there:
-        return None, None
-    order = {name: place for place, name in enumerate(("SLOWER", "FASTER", "SAME", "UNDECIDED"))}
-    key = min(there, key=lambda one: order[str(judged[one].verdict)])
-    return found[key], judged[key]
+    order = ("SLOWER", "FASTER", "SAME", "UNDECIDED")
+    key = min(there, key=lambda one: order.index(judged[one].verdict), default=None)
+    return (found[key], judged[key]) if key else None
 
 
 def _row(
     old: Measurement,
     new: Measurement,
     seconds: tuple[float, float],
-    change: Change | None,
-    found: verdicts.Comparison | None,
+    decisive: tuple[Change, verdicts.Comparison] | None,
     stopped_early: bool,
     margin: float,
 ) -> tuple[Any, ...]:
     """Return a row's columns behind those of its case."""
-    estimate = found.estimate if found else None
+    found = None
+    figures: tuple[Any, ...] = ("", math.nan, math.nan, math.nan, "", math.nan, math.nan)
+    if decisive:
+        change, judged = decisive
+        found = change.estimate
+        least = max(margin, SETTLED_MARGIN) if stopped_early else margin
+        figures = (
+            change.normalizer, found.ratio, found.ratio_low, found.ratio_high, judged.verdict,
+            judged.adjusted_p, detectable_slowdown(found, margin=least),
+        )  # fmt: skip
     return (
         old.candidate,
         old.node,
         _state(old),
         _state(new),
         *seconds,
-        change.normalizer if change else "",
-        estimate.ratio if estimate else math.nan,
-        estimate.ratio_low if estimate else math.nan,
-        estimate.ratio_high if estimate else math.nan,
-        str(found.verdict) if found else "",
-        found.adjusted_p if found else math.nan,
-        detectable_slowdown(
-            change.estimate, margin=max(margin, SETTLED_MARGIN) if stopped_early else margin
-        )
-        if change
-        else math.nan,
-        _note(old, new, estimate, stopped_early),
+        *figures,
+        _note(old, new, found, stopped_early),
     )
 
 
@@ -327,7 +310,7 @@ def _note(
 
 
 def _sorted(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the sort key: verdict, then certainty, then size."""
+    """Return the rows by verdict, then certainty, then size."""
     keys = pd.DataFrame(
         {
             "order": table["verdict"].map(ORDER),
@@ -360,10 +343,6 @@ def _cells(cells: Sequence[MatrixCell]) -> dict[tuple[str, str, str, str], Matri
     return {(c.op, c.candidate, c.probe, c.device): c for c in cells}
 
 
-def _common_cells(base: StoredRun, run: StoredRun) -> bool:
-    return bool(_cells(base.capabilities).keys() & _cells(run.capabilities).keys())
-
-
 def _notes(
     base: StoredRun, run: StoredRun, before: Mapping[RaceKey, Race], after: Mapping[RaceKey, Race]
 ) -> tuple[str, ...]:
@@ -382,11 +361,6 @@ def _notes(
             shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
             notes.append(f"{len(missing)} measurements are only in {where.header.run}: {shown}.")
     return tuple(one_line(note, 500) for note in notes)
-
-
-def rows_of(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return the rows as dicts."""
-    return list(table.to_dict("records"))
 
 
 def place_of(row: Mapping[str, Any]) -> str:

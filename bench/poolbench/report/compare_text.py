@@ -10,13 +10,12 @@ from pathlib import Path
 import pandas as pd
 
 from poolbench.core.text import format_seconds, format_share, markdown_cell, with_interval
-from poolbench.report.compare import ORDER, Compared, place_of, rows_of
+from poolbench.report.compare import ORDER, Compared, place_of
 from poolbench.report.formats import WRITERS, as_markdown
 from poolbench.report.template import fill_template
 
-ROWS_SHOWN = (
-    100  # rows of a Markdown table: a comment on a pull request has at most 65,536 characters
-)
+# A comment on a pull request has at most 65,536 characters: its tables have the first of these rows that fit.
+COMMENT_LENGTH, ROWS_SHOWN = 65_536, (100, 30, 10)
 FINER = "For finer ones, race both sides in one job: poolbench compare --base REF."
 
 
@@ -32,7 +31,7 @@ def changed_statuses(table: pd.DataFrame) -> pd.DataFrame:
             row["status"],
             row["note"],
         )
-        for row in rows_of(table[table["base_status"] != table["status"]])
+        for row in table[table["base_status"] != table["status"]].to_dict("records")
     ]  # fmt: skip
     order = {"broke": 0, "changed": 1, "works now": 2}
     rows.sort(key=lambda row: order[row[0]])
@@ -54,7 +53,7 @@ def verdict_table(table: pd.DataFrame) -> pd.DataFrame:
             "normalised by": row["normalizer"],
             "note": row["note"],
         }
-        for row in rows_of(table)
+        for row in table.to_dict("records")
     ]
     return pd.DataFrame(rows)
 
@@ -62,19 +61,14 @@ def verdict_table(table: pd.DataFrame) -> pd.DataFrame:
 def summary(found: Compared) -> str:
     """Return 'Slower: 1. Faster: 0. Same: 40. Undecided: 3. Not judged: 2.'."""
     counts = Counter(found.table["verdict"])
-    words = {name: name.capitalize() or "Not judged" for name in ORDER}
-    words["SAME"] = "Same"
-    return " ".join(f"{word}: {counts.get(name, 0)}." for name, word in words.items())
+    return " ".join(f"{name.capitalize() or 'Not judged'}: {counts[name]}." for name in ORDER)
 
 
 def headline(found: Compared) -> str:
     """Return one sentence with the names that became slower."""
     slower = found.slower
-    if not slower:
-        return "Nothing became slower."
-    return f"Slower: {'; '.join(slower[:5])}" + (
-        f"; and {len(slower) - 5} more." if len(slower) > 5 else "."
-    )
+    more = f"; and {len(slower) - 5} more" if len(slower) > 5 else ""
+    return f"Slower: {'; '.join(slower[:5])}{more}." if slower else "Nothing became slower."
 
 
 def method(found: Compared) -> list[str]:
@@ -93,6 +87,15 @@ def method(found: Compared) -> list[str]:
 
 def as_comment(found: Compared) -> str:
     """Return the comparison as Markdown for a pull request."""
+    text = ""
+    for rows in ROWS_SHOWN:
+        text = _with_rows(found, rows)
+        if len(text) <= COMMENT_LENGTH:
+            break
+    return text
+
+
+def _with_rows(found: Compared, shown: int) -> str:
     judged = found.table
     clear = judged[judged["verdict"].isin(["SLOWER", "FASTER"])]
     rest = judged[~judged["verdict"].isin(["SLOWER", "FASTER"])]
@@ -107,21 +110,23 @@ def as_comment(found: Compared) -> str:
         words = ", ".join(f"{d.name} ({d.before} | {d.after})" for d in found.differences)
         parts.append(f"Different, and allowed: {markdown_cell(words)}.\n")
     if len(clear):
-        parts.append(f"### Slower and faster\n\n{_shown(clear, verdict_table)}")
+        parts.append(f"### Slower and faster\n\n{_shown(clear, verdict_table, shown)}")
     if len(statuses):
-        parts.append(f"### Statuses that changed\n\n{_shown(statuses, pd.DataFrame)}")
+        parts.append(f"### Statuses that changed\n\n{_shown(statuses, pd.DataFrame, shown)}")
     if len(found.cells):
-        parts.append(f"### Limitations that came and went\n\n{_shown(found.cells, pd.DataFrame)}")
+        parts.append(
+            f"### Limitations that came and went\n\n{_shown(found.cells, pd.DataFrame, shown)}"
+        )
     if len(rest):
         parts.append(
-            f"<details><summary>The other {len(rest)}</summary>\n\n{_shown(rest, verdict_table)}\n</details>\n"
+            f"<details><summary>The other {len(rest)}</summary>\n\n{_shown(rest, verdict_table, shown)}\n</details>\n"
         )
     return "\n".join(parts)
 
 
-def _shown(frame: pd.DataFrame, as_text: Callable[[pd.DataFrame], pd.DataFrame]) -> str:
-    text = as_markdown(as_text(frame.head(ROWS_SHOWN)))
-    left = len(frame) - ROWS_SHOWN
+def _shown(frame: pd.DataFrame, as_text: Callable[[pd.DataFrame], pd.DataFrame], shown: int) -> str:
+    text = as_markdown(as_text(frame.head(shown)))
+    left = len(frame) - shown
     return text + (f"\n{left} more rows: `--format csv` prints all.\n" if left > 0 else "")
 
 

@@ -43,7 +43,7 @@ def check_poolable(runs: Sequence[StoredRun]) -> None:
     The digest of the package decides on the code; a journal without one is told by its commit.
     """
     names = [run.header.run for run in runs]
-    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+    if twice := [name for name in names if names.count(name) > 1]:
         raise UsageError(
             f"{twice[0]} is named twice: a run does not confirm itself; name each once"
         )

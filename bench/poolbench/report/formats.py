@@ -56,8 +56,7 @@ def as_csv(frame: pd.DataFrame) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")  # pandas' own takes three times as long
     writer.writerow(map(_csv_cell, frame.columns))
-    columns = [[_csv_cell(value) for value in frame[name].tolist()] for name in frame.columns]
-    writer.writerows(zip(*columns, strict=True))
+    writer.writerows([_csv_cell(value) for value in row] for row in rows_of(frame))
     return out.getvalue()
 
 
@@ -83,9 +82,7 @@ def as_json(frame: pd.DataFrame) -> str:
 
 
 def _json_cell(value: object) -> object:
-    if value is None or isinstance(value, float):
-        return value if value is not None and math.isfinite(value) else None
-    return value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _cell(value: object) -> str:

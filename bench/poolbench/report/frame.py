@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +53,12 @@ class RunFrame:
     runs: tuple[StoredRun, ...]
     table: pd.DataFrame
     measurements: tuple[Sequence[Measurement | None], ...]
-    probes: pd.DataFrame = field(default_factory=pd.DataFrame)
-    margin: float = MARGIN
-    confidence: float = 0.95
-    prior: Prior = SHIPPED
-    source: str = "prior"
-    logs: Logs = field(default_factory=dict)
+    probes: pd.DataFrame
+    margin: float
+    confidence: float
+    prior: Prior
+    source: str
+    logs: Logs
 
     @property
     def run(self) -> StoredRun:
@@ -68,11 +68,7 @@ class RunFrame:
     @functools.cached_property
     def samples(self) -> list[Samples]:
         """Return the raw samples of the newest run that has any, by row."""
-        found = []
-        for row in range(len(self.table)):
-            there = [some[row] for some in reversed(self.measurements)]
-            found.append(next((m.samples for m in there if m is not None), Samples()))
-        return found
+        return [self.measurement(row).samples for row in range(len(self.table))]
 
     def measurement(self, row: int) -> Measurement:
         """Return the newest run's measurement of a row."""
@@ -159,15 +155,20 @@ COLUMNS: dict[str, str] = {
 def load(*places: Path | StoredRun, margin: float = MARGIN) -> RunFrame:
     """Load the run in a folder, unless it was read already; several runs of one machine and code are pooled.
 
-    What lies between runs comes from the runs of this machine and code beside it, where there are two.
+    What lies between runs comes from the runs of this machine and code beside it, where there are two; runs that
+    are pooled show it themselves.
 
     Raises:
         StoreError: a journal cannot be read.
         UsageError: the runs are of unlike machines or code.
     """
     runs = [read_run(place) if isinstance(place, Path) else place for place in places]
-    known = prior_for(runs[-1], runs[-1].path.absolute().parent) if runs else (SHIPPED, 0)
-    return lay_out(*runs, margin=margin, prior=known)
+    if not runs:
+        raise UsageError("no run to report")
+    pooled = [run.header.run for run in runs] if len(runs) > 1 else []
+    newest = max(runs, key=lambda run: run.header.created)
+    prior, known = prior_for(newest, newest.path.absolute().parent, without=pooled)
+    return lay_out(*runs, margin=margin, prior=(prior, known + len(pooled)))
 
 
 def lay_out(
@@ -178,32 +179,29 @@ def lay_out(
     """Return the measurements of one or several runs with every statistic in columns.
 
     A row that a run found wrong, or faster than the memory allows, is not ranked in any. `prior` comes
-    with the number of runs that gave it.
+    with the number of runs that give it.
 
     Raises:
         UsageError: the runs are of unlike machines or code.
     """
-    if not runs:
-        raise UsageError("no run to report")
     runs = tuple(sorted(runs, key=lambda run: run.header.created))
     check_poolable(runs)
     found = [_candidates(run) for run in runs]
-    keys: dict[Key, None] = {}
-    for one in reversed(found):
-        keys |= dict.fromkeys(one)
+    keys = dict.fromkeys(key for one in reversed(found) for key in one)
     there = tuple([one.get(key, (0, None))[1] for key in keys] for one in found)
     limits = tuple(limits_of(some, _probes(run)) for some, run in zip(there, runs, strict=True))
     by_row = [[m for m in some if m is not None] for some in zip(*there, strict=True)]
-    axes = axis_names(key[0] for key in keys)
+    cases = dict.fromkeys(case for case, *_ in keys)
+    axes = axis_names(cases)
     races: dict[tuple[Case, str], int] = {}
-    cases = dict.fromkeys(key[0] for key in keys)
     shared = {case: (case_cells(case, axes), input_nbytes(case)) for case in cases}
     medians = iter(all_process_medians([m.samples for some in by_row for m in some]))
     rows = []
     for (case, *_), some in zip(keys, by_row, strict=True):
         cells, nbytes = shared[case]
         rows.append(cells + _row([(next(medians), m) for m in some], nbytes))
-    table = as_table(rows, _row_columns(axes))
+    later = {"line", "race", "unlike", *ratios.COLUMNS}
+    table = as_table(rows, [name for name in with_axes(COLUMNS, axes) if name not in later])
     table.insert(0, "race", [races.setdefault(key[:2], len(races)) for key in keys])
     # A candidate that did not run moved no bytes; the size of the input comes from others of its race.
     table["nbytes"] = table.groupby("race")["nbytes"].transform("max")
@@ -215,16 +213,16 @@ def lay_out(
         confidence, prior[0], logs,
     )  # fmt: skip
     columns = ratios.columns_of(table, estimates, margin)
-    partners = [None if at is None else by_row[at][-1] for at in estimates.baselines]
     unlike = [
-        programs.unlike(some[-1], other) if other else ""
-        for some, other in zip(by_row, partners, strict=True)
+        "" if at is None else programs.unlike(some[-1], by_row[at][-1])
+        for some, at in zip(by_row, estimates.baselines, strict=True)
     ]
     verdicts = ratios.withhold(columns, noise_floor(runs[-1]), margin)
     verdicts = ["" if words else one for one, words in zip(verdicts, unlike, strict=True)]
     columns["verdict"] = pd.Series(verdicts, dtype=object)
     columns["unlike"] = pd.Series(unlike, dtype=object)
     table = pd.concat([table, columns], axis=1)
+    known = max(len(runs), prior[1])
     return RunFrame(
         runs=runs,
         table=table[with_axes(COLUMNS, axes)],
@@ -234,9 +232,7 @@ def lay_out(
         confidence=confidence,
         prior=prior[0],
         logs=logs,
-        source=f"this machine: {known} runs"
-        if (known := max(len(runs), prior[1])) > 1
-        else "prior",
+        source=f"this machine: {known} runs" if known > 1 else "prior",
     )
 
 
@@ -330,11 +326,3 @@ def _row(by_run: Sequence[tuple[Floats, Measurement]], nbytes: int) -> tuple[Any
         contention.blocks_redone if contention else 0,
         m.node,
     )
-
-
-def _row_columns(axes: Sequence[str]) -> list[str]:
-    return [
-        name
-        for name in with_axes(COLUMNS, axes)
-        if name not in ("line", "race", "unlike", *ratios.COLUMNS)
-    ]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -162,14 +162,14 @@ def _alike(
     return [s for s in summaries if s.code == code and s.machine == machine]
 
 
-def prior_for(run: StoredRun, results: Path, *, without: str = "") -> tuple[Prior, int]:
+def prior_for(run: StoredRun, results: Path, *, without: Collection[str] = ()) -> tuple[Prior, int]:
     """Return the between-run prior for a run and how many runs of its machine and code gave it.
 
-    The shipped prior, with 0, where there are fewer than two. `without` names a run to leave out.
+    The shipped prior, with 0, where there are fewer than two. `without` names runs to leave out.
     """
     head = run.header.environment
     known = _alike(read_summaries(results), code_of(head), timing_facts(head))
-    known = [one for one in known if one.run != without]
+    known = [one for one in known if one.run not in without]
     if len(known) < 2:
         return SHIPPED, 0
     return fit_prior([table_of(known)]), len(known)

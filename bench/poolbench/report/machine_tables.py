@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
@@ -46,17 +46,17 @@ def selftest_table(selftests: Sequence[Selftest]) -> pd.DataFrame:
 
 def environment_table(environment: Environment) -> pd.DataFrame:
     """Return one row per field with its value."""
-    groups: tuple[tuple[str, dict[str, object]], ...] = (
-        ("machine", dict(environment.machine)),
-        ("device", dict(environment.devices)),
-        ("version", dict(environment.versions)),
-        ("setting", dict(environment.settings)),
-        ("source", dict(environment.source)),
-    )
+    groups: dict[str, Mapping[str, object]] = {
+        "machine": environment.machine,
+        "device": environment.devices,
+        "version": environment.versions,
+        "setting": environment.settings,
+        "source": environment.source,
+    }
     return pd.DataFrame(
         [
             {"what": group, "field": name, "value": _environment_value(name, value)}
-            for group, fields in groups
+            for group, fields in groups.items()
             for name, value in fields.items()
         ],
         columns=["what", "field", "value"],
@@ -68,13 +68,11 @@ LIMITS = ("cpu_quota", "memory_limit_nbytes")
 
 
 def _environment_value(name: str, value: object) -> str:
-    if value is None and name in LIMITS:
-        return "none"
     if value is None:
-        return "cannot be seen here"
+        return "none" if name in LIMITS else "cannot be seen here"
     if name.endswith("nbytes") and isinstance(value, (int, float)):
         return format_nbytes(float(value))
-    if name == "cpu_quota":
+    if name == "cpu_quota" and isinstance(value, (int, float)):
         return f"{value:.3g} processors; TensorFlow still starts a thread per usable processor"
     return one_line(str(value), 600)
 
@@ -104,10 +102,8 @@ def device_table(loaded: RunFrame) -> pd.DataFrame:
     """Return the GPU's figures per candidate, and its state during the race; empty without a GPU."""
     rows = []
     for m in loaded.run.measurements:
-        if m.kind != "candidate" or m.status != "ok" or not is_gpu(m.case.device):
-            continue
         seen = m.contention
-        if seen is None:
+        if m.kind != "candidate" or m.status != "ok" or not is_gpu(m.case.device) or seen is None:
             continue
         low, high = seen.device_clock_mhz or (math.nan, math.nan)
         rows.append(

@@ -153,8 +153,8 @@ def _matrix(support: Support) -> dict[str, Any]:
 def _accounts(loaded: RunFrame) -> list[dict[str, Any]]:
     """Return traced steps as text: time and memory by operation."""
     found = []
-    for trace_summary in loaded.run.trace_summaries:
-        parts = sorted(trace_summary.parts, key=lambda part: -_number(part.get("seconds", 0)))
+    for one in loaded.run.trace_summaries:
+        parts = sorted(one.parts, key=lambda part: -_number(part.get("seconds", 0)))
         rows = [
             (
                 str(part.get("kind", "")),
@@ -162,31 +162,25 @@ def _accounts(loaded: RunFrame) -> list[dict[str, Any]]:
                 format_seconds(_number(part.get("seconds", math.nan))),
                 significant(_number(part.get("count", 0))),
                 format_nbytes(_number(part.get("nbytes", math.nan))),
-                format_share(_number(part.get("seconds", 0)) / trace_summary.step_seconds)
-                if trace_summary.step_seconds
-                else "",
+                format_share(_number(part.get("seconds", 0)) / (one.step_seconds or math.nan)),
             )
             for part in parts[:TOP_PARTS]
         ]
         facts = {
-            "a traced step": format_seconds(trace_summary.step_seconds)
-            if trace_summary.steps
-            else "",
-            "peak memory": _nbytes(trace_summary.peak_nbytes),
-            "allocated": _nbytes(trace_summary.allocated_nbytes),
-            "freed": _nbytes(trace_summary.freed_nbytes),
-            "the compiler's peak": _nbytes(trace_summary.compiler_nbytes),
-            "threads busy": significant(trace_summary.threads_busy)
-            if trace_summary.threads_busy is not None
-            else "",
+            "a traced step": format_seconds(one.step_seconds) if one.steps else "",
+            "peak memory": _nbytes(one.peak_nbytes),
+            "allocated": _nbytes(one.allocated_nbytes),
+            "freed": _nbytes(one.freed_nbytes),
+            "the compiler's peak": _nbytes(one.compiler_nbytes),
+            "threads busy": "" if one.threads_busy is None else significant(one.threads_busy),
         }
         found.append(
             {
-                "op": trace_summary.case.op,
-                "title": f"{trace_summary.case.op}: {trace_summary.candidate}, {case_label(trace_summary.case)}",
-                "status": trace_summary.status,
-                "reason": trace_summary.reason,
-                "trace": trace_summary.trace,
+                "op": one.case.op,
+                "title": f"{one.case.op}: {one.candidate}, {case_label(one.case)}",
+                "status": one.status,
+                "reason": one.reason,
+                "trace": one.trace,
                 "facts": {name: value for name, value in facts.items() if value},
                 "rows": rows,
                 "hidden": max(0, len(parts) - TOP_PARTS),

@@ -38,11 +38,8 @@ def page_data(loaded: RunFrame, answers: Answers, matrices: Sequence[Support]) -
         label = others_label(at)
         axes[str(at["op"]), label] = [[name, str(value)] for name, value in others(at).items()]
         used.add((str(at["op"]), str(at["device"]), choice.recommended))
-        code = snippet(
-            loaded.measurement(choice.row).case,
-            choice.recommended,
-            sources=loaded.run.header.sources,
-        )
+        case = loaded.measurement(choice.row).case
+        code = snippet(case, choice.recommended, loaded.run.header.sources)
         found.append(
             {
                 "key": [*(str(at.get(name) or "") for name in CHOSEN_BY), label],
@@ -61,10 +58,10 @@ def page_data(loaded: RunFrame, answers: Answers, matrices: Sequence[Support]) -
         "caveats": [
             [op, device, name, cells[op, device].caveats(name)]
             for op, device, name in sorted(used)
-            if (op, device) in cells
+            if (op, device) in cells and cells[op, device].of(name)
         ],
-        "choices": {name: list(STANDARD[name].choices) for name in ("mode", "direction", "dtype")},
-        "columns": [list(column) for column in PAGE_COLUMNS],
+        "choices": {name: STANDARD[name].choices for name in ("mode", "direction", "dtype")},
+        "columns": PAGE_COLUMNS,
         **_rows(loaded.table),
         "chunk": CHUNK,
     }

@@ -23,11 +23,10 @@ def same_program(one: Measurement, other: Measurement) -> bool:
 
 def unlike(one: Measurement, other: Measurement) -> str:
     """Return 'unlike: threads 2 | 1' for settings that both have and that differ; '' if none does."""
-    shared = [name for name in one.settings if name in other.settings]
     found = [
-        f"{name} {one.settings[name]} | {other.settings[name]}"
-        for name in shared
-        if one.settings[name] != other.settings[name]
+        f"{name} {value} | {other.settings[name]}"
+        for name, value in one.settings.items()
+        if other.settings.get(name, value) != value
     ]
     return f"unlike: {', '.join(found)}" if found else ""
 
@@ -77,19 +76,14 @@ def compare_programs(base: StoredRun, run: StoredRun) -> Programs:
         }
         for one in (base, run)
     )
-    changed: list[str] = []
-    keys: dict[str, None] = {}
-    common = 0
-    for (case, node, name), new in after.items():
-        old = before.get((case, node, name))
-        if old is None:
-            continue
-        common += 1
-        if old.key != new.key:
-            keys[f"{old.key} | {new.key}"] = None
-        if old.hash != new.hash:
-            changed.append(f"{case.op} {name} ({case_label(case)}) {_counts(old, new)}".rstrip())
-    return Programs(common=common, changed=tuple(changed), keys=tuple(keys))
+    shared = [(place, before[place], new) for place, new in after.items() if place in before]
+    changed = [
+        f"{case.op} {name} ({case_label(case)}) {_counts(old, new)}".rstrip()
+        for (case, _, name), old, new in shared
+        if old.hash != new.hash
+    ]
+    keys = dict.fromkeys(f"{old.key} | {new.key}" for _, old, new in shared if old.key != new.key)
+    return Programs(common=len(shared), changed=tuple(changed), keys=tuple(keys))
 
 
 def _counts(old: Program, new: Program) -> str:

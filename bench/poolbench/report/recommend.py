@@ -129,10 +129,8 @@ def answer(loaded: RunFrame) -> Answers:
     """Return all recommendations of a run; wrong, failed and implausible candidates are excluded."""
     table = loaded.table
     right = table[table["right"] & table["seconds"].notna()]
-    races = {
-        int(race): _by_one_clock(table, right.index[rows].tolist())
-        for race, rows in right.groupby("race", sort=True).indices.items()
-    }
+    all_right = right.groupby("race", sort=True).groups
+    races = {int(race): _by_one_clock(table, rows.tolist()) for race, rows in all_right.items()}
     pairs = estimate_pairs(loaded, races.values())
     places = list(zip(table["op"], table["device"], strict=True))
     by_place: dict[tuple[str, str], dict[int, list[int]]] = defaultdict(dict)
@@ -155,7 +153,7 @@ def answer(loaded: RunFrame) -> Answers:
         choices.append(
             Choice(
                 race=race, row=best[tied.index(chosen)], fastest_row=best[0], fastest=tied[0],
-                best=tuple(tied), recommended=chosen, alone=len(rows) == 1,
+                best=tuple(tied), recommended=chosen, alone=len(all_right[race]) == 1,
             )
         )  # fmt: skip
     profiles = {place: _profile(table, some, pairs) for place, some in by_place.items()}
@@ -284,7 +282,7 @@ def _regret(
             losses.append(Loss(row=row, best_row=row, ratio=(1.0, 1.0, 1.0)))
             kept.append(estimate.from_error(0.0, 0.0, 1, 1))
             continue
-        lowest, highest = (math.exp(_end(found, sign * 0.025 / count)) for sign in (-1, 1))
+        lowest, highest = (_exp(_end(found, sign * 0.025 / count)) for sign in (-1, 1))
         ends = (max(1.0, lowest), highest)
         losses.append(Loss(row=row, best_row=other, ratio=(found.ratio, *ends)))
         kept.append(found)
@@ -293,10 +291,15 @@ def _regret(
     largest = losses[0].ratio[0]
     lowest = max(loss.ratio[1] for loss in losses)
     return (
-        (largest, lowest, max(largest, math.exp(upper))),
+        (largest, lowest, max(largest, _exp(upper))),
         (mean, max(1.0, low), high),
         losses,
     )
+
+
+def _exp(log_ratio: float) -> float:
+    # Times of a damaged journal may overflow.
+    return math.exp(min(log_ratio, estimate.MOST_LOG))
 
 
 def _end(found: Estimate, tail: float) -> float:
@@ -343,18 +346,16 @@ def _profile(
 ) -> dict[str, tuple[float, ...]]:
     """Return by candidate its time over the best one's in each race it was in; inf where it failed."""
     found: dict[str, list[float]] = defaultdict(list)
-    names = table["candidate"].tolist()
-    everyone = table[table["race"].isin(races)].groupby("race", sort=False).indices
-    positions = table[table["race"].isin(races)].index
+    names, right = table["candidate"].tolist(), table["right"].tolist()
+    everyone = table[table["race"].isin(races)].groupby("race", sort=False).groups
     for race, rows in races.items():
         ranked = set(rows)
-        for place in everyone[race]:
-            row = int(positions[place])
+        for row in everyone[race]:
             if row in ranked:
                 logs = (pairs.mean[row, other].log_ratio for other in rows if other != row)
                 worst = max((value for value in logs if math.isfinite(value)), default=0.0)
-                found[names[row]].append(math.exp(max(0.0, worst)))
-            else:
+                found[names[row]].append(_exp(max(0.0, worst)))
+            elif not right[row]:  # else it was timed by another clock
                 found[names[row]].append(math.inf)
     return {
         name: tuple(some)
@@ -364,15 +365,12 @@ def _profile(
 
 
 def _headline(loaded: RunFrame, choices: Sequence[Choice]) -> tuple[Choice, ...]:
-    bases: dict[str, dict[str, object]] = {}
     found: dict[tuple[str, ...], tuple[tuple[int, float], Choice]] = {}
     for choice in choices:
         at = loaded.row(choice.row)
-        if at["op"] not in bases:
-            values = base_values(loaded, at["op"]).items()
-            bases[at["op"]] = {name: value for name, value in values if name not in GROUP}
+        base = base_values(loaded, at["op"]).items()
         place = tuple(at[name] for name in GROUP)
-        distance = _distance(at, bases[at["op"]])
+        distance = _distance(at, {name: value for name, value in base if name not in GROUP})
         if place not in found or distance < found[place][0]:
             found[place] = distance, choice
     return tuple(choice for _, choice in found.values())

@@ -17,7 +17,6 @@ from poolbench.report.medians import all_process_medians, median, middle_of
 EFFICIENCY_FROM_NBYTES = 1 << 20  # below it the cost of the call itself decides, not the memory
 
 RaceKey = tuple[Case, str]
-Columns = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 
 
 def limits_of(
@@ -59,7 +58,7 @@ def limit_samples(
     read_nbytes: int,
     written_nbytes: int,
     *,
-    clock: Clock = "wall",
+    clock: Clock,
 ) -> Samples | None:
     """Return the time that the memory needs for these bytes, block by block, or None.
 
@@ -81,7 +80,7 @@ def limit_samples(
         return None
     source, written = samples_by(read, clock), samples_by(write, clock)
     copy = probes.get("bandwidth-copy")
-    left, right = _common_places(_places(source), _places(written))
+    left, right = _common_places(source, written)
     if not len(left):
         return None
     seconds = (
@@ -105,34 +104,29 @@ def limit_samples(
     )
 
 
-def _places(samples: Samples) -> Columns:
-    return samples.process, samples.allocation, samples.round
-
-
-def _common_places(one: Columns, other: Columns) -> tuple[Sequence[int], Sequence[int]]:
+def _common_places(one: Samples, other: Samples) -> tuple[Sequence[int], Sequence[int]]:
     """Return the indices on either side of the blocks that both have, in the order of the first."""
-    if one == other:  # as of two probes that raced together
-        everything = range(len(one[0]))
+    left, right = ((some.process, some.allocation, some.round) for some in (one, other))
+    if left == right:  # as of two probes that raced together
+        everything = range(len(one.process))
         return everything, everything
-    places = {place: i for i, place in enumerate(zip(*other, strict=True))}
+    places = {place: i for i, place in enumerate(zip(*right, strict=True))}
     found = [
-        (i, places[place]) for i, place in enumerate(zip(*one, strict=True)) if place in places
+        (i, places[place]) for i, place in enumerate(zip(*left, strict=True)) if place in places
     ]
     return [i for i, _ in found], [i for _, i in found]
 
 
-def limit_seconds(limits: Iterable[Samples | None]) -> list[float]:
+def limit_seconds(limits: Sequence[Samples | None]) -> list[float]:
     """Return the median of the processes' medians of each; nan without a limit. Many are the same object."""
-    limits = list(limits)
     known = {id(one): one for one in limits if one is not None}
     medians = dict(zip(known, map(median, all_process_medians([*known.values()])), strict=True))
     return [medians.get(id(one), math.nan) for one in limits]
 
 
-def probe_table(probes: Iterable[Measurement]) -> pd.DataFrame:
+def probe_table(probes: Sequence[Measurement]) -> pd.DataFrame:
     """Return one row per bandwidth probe: its case, and bytes per second by its processes' medians."""
     rows = []
-    probes = list(probes)
     found = all_process_medians([probe.samples for probe in probes])
     for probe, medians in zip(probes, found, strict=True):
         case, moved = probe.case, probe.read_nbytes + probe.written_nbytes
@@ -149,5 +143,4 @@ def probe_table(probes: Iterable[Measurement]) -> pd.DataFrame:
                 "bandwidth": moved / median(medians),
             }
         )
-    names = "op label device dtype threads cache node probe nbytes bandwidth".split()
-    return pd.DataFrame(rows, columns=names)
+    return pd.DataFrame(rows)

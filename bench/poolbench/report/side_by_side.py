@@ -24,7 +24,11 @@ ELSEWHERE = "slower on the wall, same processor time: something else had the mac
 
 
 def headline(report: Report) -> str:
-    """Return one sentence: answers that differ first, then what became slower."""
+    """Return a sentence of each kind: answers that differ first, then what became slower."""
+    return " ".join(_sentences(report))
+
+
+def _sentences(report: Report) -> list[str]:
     parts = []
     for words, some, describe in (
         ("Answers differ", [one for one in report.heads if one.difference], lambda one: one.difference),
@@ -35,7 +39,7 @@ def headline(report: Report) -> str:
             names = [f"{one.candidate} ({describe(one)})" for one in some[:5]]
             more = f"; and {len(some) - 5} more" if len(some) > 5 else ""
             parts.append(f"{words}: {'; '.join(names)}{more}.")
-    return " ".join(parts) or "Nothing became slower."
+    return parts or ["Nothing became slower."]
 
 
 def _ratio_of(one: SideBySide) -> str:
@@ -47,7 +51,7 @@ def as_markdown(report: Report) -> str:
     """Return the comparison for a pull request's comment."""
     counts = Counter(one.verdict for one in report.heads)
     lines = [
-        f"## {markdown_cell(headline(report))}",
+        f"## {' '.join(map(markdown_cell, _sentences(report)))}",  # each is cut by itself
         "",
         f"Head: {markdown_cell(report.head)}. Base: {markdown_cell(report.base)}. "
         + " ".join(
@@ -55,22 +59,16 @@ def as_markdown(report: Report) -> str:
         ),
         "",
     ]
-    shown = [
-        one for one in _ordered(report.heads) if one.verdict not in COLLAPSED or one.difference
-    ]
-    lines += _table(shown)
-    rest = [one for one in _ordered(report.heads) if one not in shown]
+    order = list(WORDS)
+    ordered = sorted(
+        report.heads, key=lambda one: (order.index(one.verdict), -abs(_finite(one.wall.log_ratio)))
+    )
+    lines += _table([one for one in ordered if one.verdict not in COLLAPSED or one.difference])
+    rest = [one for one in ordered if one.verdict in COLLAPSED and not one.difference]
     if rest:
         lines += ["<details><summary>The others</summary>", "", *_table(rest), "</details>", ""]
     lines += [_control_line(report), "", *_undecided_line(report), _method_line(report)]
     return "\n".join(lines)
-
-
-def _ordered(heads: Sequence[SideBySide]) -> list[SideBySide]:
-    order = list(WORDS)
-    return sorted(
-        heads, key=lambda one: (order.index(one.verdict), -abs(_finite(one.wall.log_ratio)))
-    )
 
 
 def _table(rows: Sequence[SideBySide]) -> list[str]:
@@ -114,7 +112,7 @@ def _control_line(report: Report) -> str:
     widest = max(abs(_finite(one.wall.log_ratio)) for one in report.controls)
     said = f"none of {count} differed" if not alarms else (
         f"**{len(alarms)} of {count} differed, falsely: do not trust these verdicts** "
-        f"({', '.join(one.candidate for one in alarms[:5])})"
+        f"({', '.join(markdown_cell(one.candidate) for one in alarms[:5])})"
     )  # fmt: skip
     return (
         f"Base against itself, in this job: {said}; the largest ratio was {math.exp(widest):.3f}x."
@@ -145,7 +143,7 @@ def _method_line(report: Report) -> str:
 
 
 def as_json(report: Report) -> str:
-    """Return every comparison, for programs."""
+    """Return every comparison, for programs; msgspec writes numbers that are not finite as null."""
     found = {
         "base": report.base,
         "head": report.head,
@@ -169,21 +167,16 @@ def _plain(one: SideBySide) -> dict[str, Any]:
         "clock": one.clock,
         "wall": _interval(one.wall),
         "processor": _interval(one.processor),
-        "base_seconds": _or_none(one.seconds),
-        "could_have_found": _or_none(one.detectable),
+        "base_seconds": one.seconds,
+        "could_have_found": one.detectable,
         "visits": one.visits,
         "difference": one.difference,
         "note": note(one),
     }
 
 
-def _interval(found: Estimate) -> dict[str, float | None]:
-    ratios = {"ratio": found.ratio, "low": found.ratio_low, "high": found.ratio_high}
-    return {name: _or_none(value) for name, value in ratios.items()}
-
-
-def _or_none(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+def _interval(found: Estimate) -> dict[str, float]:
+    return {"ratio": found.ratio, "low": found.ratio_low, "high": found.ratio_high}
 
 
 def _finite(value: float) -> float:

@@ -22,6 +22,7 @@ from poolbench.core.text import (
 )
 from poolbench.machine.nvml import is_gpu
 from poolbench.report.cases import MODE_WORDS
+from poolbench.report.formats import rows_of
 from poolbench.report.frame import RunFrame, axes_in
 from poolbench.report.history import runs_of_machine
 from poolbench.report.pairs import NOTHING, Interval
@@ -98,9 +99,8 @@ def headline_table(loaded: RunFrame, answers: Answers) -> pd.DataFrame:
 
 
 def fastest_text(loaded: RunFrame, one: HeadlineRow) -> str:
-    """Return the fastest of a headline row: 'this one', 'tied with x (401 us)', 'x (401 us), 1.31x as fast'."""
+    """Return the fastest of a headline row: 'this one', 'tied with x', 'x (401 us), 1.31x as fast'."""
     choice, own = one.choice, loaded.row(one.row)["candidate"]
-    fastest = f"{choice.fastest} ({format_seconds(loaded.row(choice.fastest_row)['seconds'])})"
     if choice.alone:
         return "no other is right here"
     if own in choice.best:
@@ -108,19 +108,20 @@ def fastest_text(loaded: RunFrame, one: HeadlineRow) -> str:
         words = [f"same program as {', '.join(same)}"] if same else []
         words += [f"tied with {', '.join(rest)}"] if rest else []
         return "; ".join(words) or "this one"
-    return f"{fastest}, {with_interval(*one.loss)} as fast"
+    seconds = format_seconds(loaded.row(choice.fastest_row)["seconds"])
+    return f"{choice.fastest} ({seconds}), {with_interval(*one.loss)} as fast"
 
 
 def _same_program(loaded: RunFrame, row: int, choice: Choice) -> tuple[list[str], list[str]]:
     """Return the others of a race's best of which XLA made the row's program, and those left."""
     own, name = loaded.measurement(row), loaded.row(row)["candidate"]
+    others = [other for other in choice.best if other != name]
     same = [
         other
-        for other in choice.best
-        if other != name
-        and same_program(own, loaded.measurement(loaded.row_of[choice.race, other]))
+        for other in others
+        if same_program(own, loaded.measurement(loaded.row_of[choice.race, other]))
     ]
-    return same, [other for other in choice.best if other != name and other not in same]
+    return same, [other for other in others if other not in same]
 
 
 def history_table(loaded: RunFrame, answers: Answers) -> pd.DataFrame:
@@ -221,22 +222,14 @@ def time_text(at: Mapping[str, Any]) -> str:
 
 def measurement_table(table: pd.DataFrame) -> pd.DataFrame:
     """Return every measurement in at most twelve columns of text."""
-    speed = [
-        with_interval(*inverse(r, low, high))
-        for r, low, high in zip(*(table[name].tolist() for name in BASELINE), strict=True)
-    ]
+    speed = [with_interval(*inverse(*three)) for three in rows_of(table[[*BASELINE]])]
     textbook = [
-        with_interval(*inverse(r, low, high)) or reason
-        for r, low, high, reason in zip(
-            *(table[name].tolist() for name in (*TEXTBOOK, "textbook_reason")), strict=True
-        )
+        with_interval(*inverse(*three)) or reason
+        for *three, reason in rows_of(table[[*TEXTBOOK, "textbook_reason"]])
     ]
     efficiency = [
-        with_interval(e, low, high, "%")
-        for e, low, high in zip(
-            *(table[name].tolist() for name in ("efficiency", "efficiency_low", "efficiency_high")),
-            strict=True,
-        )
+        with_interval(share, low, high, "%")
+        for share, low, high in rows_of(table[["efficiency", "efficiency_low", "efficiency_high"]])
     ]
     return pd.DataFrame(
         {
@@ -354,22 +347,18 @@ def break_even_table(loaded: RunFrame) -> pd.DataFrame:
     """
     table = loaded.table
     right = table[table["right"] & table["first_seconds"].notna()]
-    keys = [name for name in ("op", *axes_in(table), "candidate", "node") if name != "mode"]
+    axes = [name for name in axes_in(table) if name != "mode"]
+    keys = ["op", *axes, "candidate", "node"]
     # The cost for the caller: first calls are wall time on a GPU too.
     right = right.assign(seconds=right["wall_seconds"])
+    for name in axes:  # pandas joins no missing value
+        right[name] = right[name].astype(object).where(right[name].notna(), "")
     eager = right[right["mode"] == "eager"][[*keys, "seconds", "first_seconds"]]
-    compiled = right[right["mode"] != "eager"][
-        [*keys, "mode", "seconds", "first_seconds", "nbytes"]
-    ]
-    for frame in (eager, compiled):
-        for name in axes_in(table):  # pandas joins no missing value
-            if name != "mode":
-                frame[name] = frame[name].astype(object).where(frame[name].notna(), "")
+    compiled = right[right["mode"] != "eager"][[*keys, "mode", "seconds", "first_seconds"]]
     joined = compiled.merge(eager, on=keys, suffixes=("", "_eager"))
     saved = joined["seconds_eager"] - joined["seconds"]
     paid = (joined["first_seconds"] - joined["seconds"]) - (
         joined["first_seconds_eager"] - joined["seconds_eager"]
     )
-    joined["saved"] = saved
     joined["calls"] = (paid / saved).where(saved > 0).clip(lower=1)
     return joined

@@ -82,7 +82,11 @@ def serve(
         raise UsageError("TensorBoard did not start: " + "".join(said[-3:]).strip())
     finally:
         process.terminate()
-        process.wait(timeout=30)
+        try:
+            process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def view(

@@ -34,24 +34,19 @@ def headline_text(loaded: RunFrame) -> str:
         return NOTHING
     shown = _shorten(loaded, rows)
     devices = {loaded.row(one.row)["device"] for one in rows}
+    place = ["device"] if len(devices) > 1 else []
     table = Table(box=None, pad_edge=False, header_style="")
     headings = (
-        "op",
-        "mode",
-        "pass",
-        "recommended",
-        "time/call",
-        "vs textbook",
-        "vs best",
+        "op", *place, "mode", "pass", "recommended", "time/call", "vs textbook", "vs best",
         "% of bandwidth",
-    )
-    for name in headings[:1] + (("device",) if len(devices) > 1 else ()) + headings[1:]:
-        table.add_column(name, no_wrap=True, justify="left")
+    )  # fmt: skip
+    for name in headings:
+        table.add_column(name, no_wrap=True)
     for one in shown:
         at = loaded.row(one.row)
-        place = (at["device"],) if len(devices) > 1 else ()
         cells = (
-            at["op"], *place, at["mode"], at["direction"], at["candidate"], time_text(at), _textbook(at),
+            at["op"], *(at[name] for name in place), at["mode"], at["direction"], at["candidate"],
+            time_text(at), _textbook(at),
             _rank(one, at["candidate"]) or with_interval(*one.loss).split(" ")[0],
             format_share(at["efficiency"]),
         )  # fmt: skip

@@ -36,7 +36,7 @@ def estimate_all(
     """
     pairs = list(pairs)
     logs = {} if logs is None else logs
-    _take_logs([one for pair in pairs for one in pair if id(one) not in logs], logs)
+    _take_logs((one for pair in pairs for one in pair), logs)
     found: list[Estimate | None] = [None] * len(pairs)
     alike: dict[_Place, list[tuple[int, Array, Array]]] = {}
     for place, (one, other) in enumerate(pairs):
@@ -65,9 +65,9 @@ def _take_logs(some: Iterable[Samples], logs: Logs) -> None:
             if len(one) and not any(one.contended):
                 alike.setdefault((one.process, one.allocation, one.round), []).append(one)
     for where, rows in alike.items():
-        layout = _layout(where)
-        for start in range(0, len(rows) if layout else 0, _AT_ONCE):
-            assert layout is not None
+        if (layout := _layout(where)) is None:
+            continue
+        for start in range(0, len(rows), _AT_ONCE):
             part = rows[start : start + _AT_ONCE]
             with np.errstate(divide="ignore", invalid="ignore"):
                 cubes = np.log(np.array([one.seconds for one in part])[:, layout[1]])

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -23,7 +23,6 @@ from poolbench.core.records import Samples
 
 Array = npt.NDArray[Any]
 Level = Literal["process", "allocation"]
-Key = TypeVar("Key", bound=Hashable)
 
 MOST_LOG = 709.0  # beyond it math.exp overflows
 
@@ -64,7 +63,6 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     high: float | None
     confidence: float = 0.95
     contended_used: bool = False
-    processes_disagree: bool = False
 
     @property
     def ratio(self) -> float:
@@ -92,20 +90,16 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     def p_faster(self, margin: float) -> float:
         """Return the one-sided p against 'not faster than 1/(1 + margin)'."""
-        return float(
-            _p_below(self.log_ratio, self.standard_error, self.degrees, -log_margin(margin))
-        )
+        return _p_below(self.log_ratio, self.standard_error, self.degrees, -log_margin(margin))
 
     def p_slower(self, margin: float) -> float:
         """Return the one-sided p against 'not slower than 1 + margin'."""
-        return float(
-            _p_below(-self.log_ratio, self.standard_error, self.degrees, -log_margin(margin))
-        )
+        return _p_below(-self.log_ratio, self.standard_error, self.degrees, -log_margin(margin))
 
     def p_same(self, margin: float) -> float:
         """Return the larger p of the two one-sided tests (TOST) against 'outside the margin'."""
         args = (self.standard_error, self.degrees, log_margin(margin))
-        return float(max(_p_below(self.log_ratio, *args), _p_below(-self.log_ratio, *args)))
+        return max(_p_below(self.log_ratio, *args), _p_below(-self.log_ratio, *args))
 
 
 def _exp(value: float) -> float:
@@ -125,13 +119,13 @@ def quantile(confidence: float, degrees: Any) -> Any:
     return special.stdtrit(degrees, (1 + confidence) / 2)
 
 
-def _p_below(value: Any, error: Any, degrees: Any, bound: float) -> Any:
+def _p_below(value: float, error: float, degrees: float, bound: float) -> float:
     """Return the one-sided p against 'the true value is at or above bound'; 1 without an interval."""
     if not degrees > 0:
         return 1.0
     if error == 0:
         return 0.0 if value < bound else 1.0
-    return special.stdtr(degrees, (value - bound) / error)
+    return float(special.stdtr(degrees, (value - bound) / error))
 
 
 def interquartile_mean(values: Array) -> Array:
@@ -150,11 +144,6 @@ def interquartile_mean(values: Array) -> Array:
     total = np.sum(np.where(weights > 0, ordered, 0.0) * weights, axis=-1)
     with np.errstate(invalid="ignore"):  # 0/0 gives nan, as intended
         return np.asarray(total / np.sum(weights, axis=-1))
-
-
-def allocation_values(cube: Array) -> Array:
-    """Return one value per allocation: (..., process, allocation, round), nan missing -> (..., process, allocation)."""
-    return interquartile_mean(cube)
 
 
 def process_values(cube: Array) -> Array:
@@ -217,15 +206,6 @@ def to_cube(paired: Paired) -> Array:
     return cube
 
 
-def units_of(paired: Paired, level: Level = "process") -> Array:
-    """Return the (n,) independent units at a level."""
-    if not len(paired.value):
-        return np.empty(0)
-    cube = to_cube(paired)
-    units = process_values(cube) if level == "process" else allocation_values(cube).ravel()
-    return units[~np.isnan(units)]
-
-
 def estimate(
     candidate: Samples, baseline: Samples, *, confidence: float = 0.95, level: Level = "process"
 ) -> Estimate:
@@ -234,9 +214,11 @@ def estimate(
     Below 'process' the interval covers only the sampled process (or allocation).
     """
     paired = log_ratios(candidate, baseline)
-    units = units_of(paired, level)
-    if not len(units):
+    if not len(paired.value):
         return from_error(math.nan, math.nan, 0, 0, confidence)
+    cube = to_cube(paired)
+    units = process_values(cube) if level == "process" else interquartile_mean(cube).ravel()
+    units = units[~np.isnan(units)]
     mean, error, degrees = mean_and_error(units)
     return from_error(
         float(mean),

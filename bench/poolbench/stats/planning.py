@@ -19,7 +19,7 @@ from poolbench.core.registry import input_nbytes
 from poolbench.machine.info import machine_facts
 from poolbench.machine.nvml import is_gpu
 from poolbench.stats.estimate import (
-    allocation_values,
+    interquartile_mean,
     log_ratios,
     process_values,
     quantile,
@@ -130,13 +130,12 @@ def resolution(
     processes: int,
     allocations: int,
     rounds: float,
-    confidence: float = 0.95,
 ) -> float:
     """Return the expected relative half width from the standard deviations of the log at the three levels."""
     if processes < 2:
         return math.inf
     per_process = process**2 + MIDMEAN_VARIANCE * (allocation**2 + round**2 / rounds) / allocations
-    reach = float(quantile(confidence, processes - 1)) * math.sqrt(per_process / processes)
+    reach = float(quantile(0.95, processes - 1)) * math.sqrt(per_process / processes)
     return math.expm1(reach)
 
 
@@ -159,10 +158,10 @@ def pace(half_width: float, precision: float, *, done: int, processes: int) -> f
 def components(candidate: Samples, baseline: Samples) -> Components | None:
     """Return the variation of a log ratio at each level; None if a level was not repeated."""
     cube = to_cube(log_ratios(candidate, baseline))
-    if cube.ndim != 3 or min(cube.shape) < 2:
+    if min(cube.shape) < 2:
         return None
     rounds = float(np.mean(np.sum(~np.isnan(cube), axis=-1)))
-    values = allocation_values(cube)
+    values = interquartile_mean(cube)
     with warnings.catch_warnings():
         # An allocation of one round has no variance: nan.
         warnings.simplefilter("ignore", RuntimeWarning)

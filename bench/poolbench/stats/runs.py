@@ -127,14 +127,14 @@ def widen(
     return combine(table, prior, confidence=estimate.confidence)[0]
 
 
-def detectable_slowdown(found: Estimate, *, margin: float = 0.0, power: float = 0.9) -> float:
-    """Return the slowdown, 0.1 for 10%, that an estimate like this one shows with probability `power`; or inf.
+def detectable_slowdown(found: Estimate, *, margin: float = 0.0) -> float:
+    """Return the slowdown, 0.1 for 10%, that an estimate like this one shows with probability 0.9; or inf.
 
     Shown is a slowdown whose interval lies beyond `margin`.
     """
     if found.low is None:
         return math.inf
-    luck = float(special.stdtrit(found.degrees, power)) * found.standard_error
+    luck = float(special.stdtrit(found.degrees, 0.9)) * found.standard_error
     return math.expm1(math.log1p(margin) + found.log_ratio - found.low + luck)
 
 

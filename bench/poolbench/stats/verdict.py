@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -66,10 +67,10 @@ def _verdict_p(found: Estimate, margin: float) -> tuple[float, Verdict]:
     return min(1.0, 2 * p), name
 
 
-def verdict(found: Estimate, margin: float = 0.05, *, alpha: float = 0.05) -> Verdict:
+def verdict(found: Estimate, margin: float = 0.05) -> Verdict:
     """Return the verdict of one comparison by itself."""
     p, name = _verdict_p(found, margin)
-    return name if p <= alpha else UNDECIDED
+    return name if p <= 0.05 else UNDECIDED
 
 
 def compare_run(
@@ -137,21 +138,19 @@ def best_set(
     alpha = (1 - confidence) / max(1, len(names) - 1)
     slower: set[str] = set()
     total = dict.fromkeys(names, 0.0)
-    for place, one in enumerate(names):
-        for other in names[place + 1 :]:
-            found = estimator(samples[one], samples[other])
-            if not math.isfinite(found.log_ratio):
-                continue
-            total[one] += found.log_ratio
-            total[other] -= found.log_ratio
-            if found.p_slower(0.0) <= alpha:
-                slower.add(one)
-            if found.p_faster(0.0) <= alpha:
-                slower.add(other)
-    kept = tuple(sorted((name for name in names if name not in slower), key=total.__getitem__))
-    return BestSet(
-        names=kept or (min(names, key=total.__getitem__),), best=min(names, key=total.__getitem__)
-    )
+    for one, other in itertools.combinations(names, 2):
+        found = estimator(samples[one], samples[other])
+        if not math.isfinite(found.log_ratio):
+            continue
+        total[one] += found.log_ratio
+        total[other] -= found.log_ratio
+        if found.p_slower(0.0) <= alpha:
+            slower.add(one)
+        if found.p_faster(0.0) <= alpha:
+            slower.add(other)
+    ranked = sorted(names, key=total.__getitem__)
+    kept = tuple(name for name in ranked if name not in slower)
+    return BestSet(names=kept or (ranked[0],), best=ranked[0])
 
 
 def flag_disagreeing(pairs: Mapping[Key, Estimate]) -> set[Key]:

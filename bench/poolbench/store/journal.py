@@ -10,6 +10,7 @@ A journal may come from anybody. One damaged line costs its own race: the others
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import os
@@ -233,7 +234,8 @@ class Journal:
                 left = left[self._file.write(left) :]
             os.fsync(self._file.fileno())
         except OSError as error:
-            self._file.truncate(size)
+            with contextlib.suppress(OSError):  # the next writer cuts a torn line
+                self._file.truncate(size)
             raise StoreError(
                 f"cannot write {self.path.name}: {error.strerror or error}; what was finished is "
                 f"kept: make room, then go on with --resume {self.path.parent.name}"

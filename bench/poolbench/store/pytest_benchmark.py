@@ -82,11 +82,9 @@ def import_file(path: Path, results: Path, name: str | None = None) -> Path:
     except (StoreError, OSError) as error:
         if not existed:
             shutil.rmtree(folder, ignore_errors=True)
-        raise (
-            error
-            if isinstance(error, StoreError)
-            else StoreError(f"cannot write {run}: {error.strerror}")
-        ) from None
+        if isinstance(error, StoreError):
+            raise
+        raise StoreError(f"cannot write {run}: {error.strerror}") from None
     return folder
 
 
@@ -148,11 +146,7 @@ def _header(run: str, file: _File) -> Header:
         created=_word(file.datetime)[:40]
         or dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds"),
         environment=Environment(
-            machine=text,
-            devices={"cpu:0": "CPU"},
-            versions=versions,
-            settings={},
-            source={},
+            machine=text, devices={"cpu:0": "CPU"}, versions=versions, settings={}, source={}
         ),
         options={"imported": True},
         seed=0,

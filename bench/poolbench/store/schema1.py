@@ -46,10 +46,10 @@ def lift(record: dict[str, Any]) -> dict[str, Any]:
         lifted["schema"] = 2
         _rename(lifted, "options", OPTIONS)
     if kind == "measurement":
-        lifted["candidate"] = WORDS.get(lifted["candidate"], lifted["candidate"])
-        lifted["flags"] = [WORDS.get(flag, flag) for flag in lifted.get("flags", ())]
+        lifted["candidate"] = _word(lifted.get("candidate"), WORDS)
+        lifted["flags"] = _word(lifted.get("flags", []), WORDS)
     if kind == "capability":
-        lifted["probe"] = CHECKS.get(lifted["probe"], lifted["probe"])
+        lifted["probe"] = _word(lifted.get("probe"), CHECKS)
     if kind == "network" and lifted.get("direction") == "inference":
         lifted["direction"] = "forward"
     if kind == "shares":
@@ -63,6 +63,13 @@ def _lift_case(case: dict[str, Any]) -> dict[str, Any]:
     """Return a case as op and axes; a null field is an axis that the op does not have."""
     axes = {name: value for name, value in case.items() if name != "op" and value is not None}
     return {"op": case.get("op"), "axes": axes}
+
+
+def _word(value: Any, words: dict[str, str]) -> Any:
+    """Return a word, or a list of them, in schema 2; other values stay, for the validation to refuse."""
+    if isinstance(value, list):
+        return [_word(item, words) for item in value]
+    return words.get(value, value) if isinstance(value, str) else value
 
 
 def _rename(record: dict[str, Any], field: str, names: dict[str, str]) -> None:

@@ -59,10 +59,8 @@ _list_decoder = msgspec.json.Decoder(
     ],
     strict=False,
 )  # fmt: skip
-_column_decoder = msgspec.json.Decoder(tuple[Count, ...], strict=False)
-_case_decoder = msgspec.json.Decoder(Case)
-_column = functools.lru_cache(maxsize=256)(_column_decoder.decode)
-_case = functools.lru_cache(maxsize=4096)(_case_decoder.decode)
+_column = functools.lru_cache(256)(msgspec.json.Decoder(tuple[Count, ...], strict=False).decode)
+_case = functools.lru_cache(4096)(msgspec.json.Decoder(Case).decode)
 
 
 def _whole(raw: _RawMeasurement) -> Measurement:
@@ -128,10 +126,7 @@ def check_record(record: AnyRecord) -> AnyRecord:
 
 
 def _restore(figures: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: NON_FINITE.get(value, value) if isinstance(value, str) else value
-        for name, value in figures.items()
-    }
+    return {name: NON_FINITE.get(value, value) for name, value in figures.items()}
 
 
 def _declare_axes(header: Header) -> None:
@@ -158,9 +153,7 @@ def _check_case(case: Case) -> None:
 
 
 def _check_samples(samples: Samples) -> None:
-    columns = (
-        samples.process, samples.allocation, samples.round, samples.calls, samples.contended,
-    )  # fmt: skip
+    columns = [getattr(samples, name) for name in SHARED]
     count = len(samples)
     if not {*map(len, columns)} <= {0, count}:
         raise StoreError("its samples' columns have unequal lengths")

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 
 from poolbench.core.case import Case
@@ -156,13 +157,8 @@ def judge(answers: Answers, outputs: tuple[Array, ...]) -> Verdict:
             accuracy, f"{op.name} has no reference for its gradient; race it forward only"
         )
     slope, tie = _judge_gradients(answers, outputs[1:])
-    accuracy = Accuracy(
-        worst=max(value.worst, slope.worst),
-        max_relative=value.relative,
-        max_absolute=value.absolute,
-        gradient_worst=slope.worst,
-        tie=tie,
-        bound=accuracy.bound,
+    accuracy = msgspec.structs.replace(
+        accuracy, worst=max(value.worst, slope.worst), gradient_worst=slope.worst, tie=tie
     )
     return _verdict(accuracy, slope.reason)
 

@@ -28,25 +28,16 @@ OWN_THREADS = "poolbench-"  # prefix of the names of the harness's threads
 THREADS = "threads that stay"
 PROCESSES = "processes that stay"
 GRACE_SECONDS = 0.2
-TASKS = Path("/proc/self/task")
 
 
 def _affinity() -> Any:
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
 
 
-def _priority() -> Any:
-    return os.getpriority(os.PRIO_PROCESS, 0) if hasattr(os, "getpriority") else None
-
-
-def _signal_handlers() -> Any:
-    return {int(number): repr(signal.getsignal(number)) for number in signal.valid_signals()}
-
-
-def child_processes(tasks: Path = TASKS) -> set[int]:
+def child_processes() -> set[int]:
     """Return the children of this process; none if the system does not list them."""
     found: set[int] = set()
-    for path in tasks.glob("*/children"):
+    for path in Path("/proc/self/task").glob("*/children"):
         with contextlib.suppress(OSError, ValueError):
             found.update(map(int, path.read_text().split()))
     return found
@@ -97,10 +88,12 @@ PROCESS: dict[str, Callable[[], Any]] = {
     "working directory": os.getcwd,
     "environment variables": relevant_settings,
     "processor affinity": _affinity,
-    "priority": _priority,
+    "priority": lambda: os.getpriority(os.PRIO_PROCESS, 0),
     "gc.isenabled": gc.isenabled,
     "gc.get_threshold": gc.get_threshold,
-    "signal handlers": _signal_handlers,
+    "signal handlers": lambda: {
+        int(number): repr(signal.getsignal(number)) for number in signal.valid_signals()
+    },
     "sys.getrecursionlimit": sys.getrecursionlimit,
     "sys.getswitchinterval": sys.getswitchinterval,
     THREADS: lambda: {

@@ -76,14 +76,12 @@ def jax_program(function: Any, *inputs: Any) -> Program:
     lowered = (function if hasattr(function, "lower") else jax.jit(function)).lower(*inputs)
     compiled = lowered.compile()
     memory: Any = compiled.memory_analysis()
+    temporary = memory.temp_size_in_bytes
     return _program(
         str(compiled.as_text()),
         lowered.as_text,
         key=f"jax {jax.__version__}, threads={usable_threads()}",
-        buffers=(
-            memory.output_size_in_bytes + memory.temp_size_in_bytes,
-            memory.temp_size_in_bytes,
-        ),
+        buffers=(memory.output_size_in_bytes + temporary, temporary),
     )
 
 

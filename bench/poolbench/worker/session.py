@@ -20,6 +20,7 @@ from poolbench.core.candidate import Candidate
 from poolbench.core.case import Case
 from poolbench.core.errors import NotRunError
 from poolbench.core.registry import REGISTRY
+from poolbench.machine.info import last_level_cache_nbytes
 from poolbench.machine.nvml import EVICT_NBYTES
 from poolbench.worker import isolation
 from poolbench.worker.backends import BACKENDS, Array, Backend, Call
@@ -164,9 +165,11 @@ def hold(session: Session, case: Case, host: tuple[Array, ...]) -> Opened:
         raise NotRunError(f"there is no {case.device} here; there is {', '.join(devices)}")
     opened = OpenCase(case=case, backend=backend, host=host, brings_inputs=True)
     if case.cache == "cold":
-        nbytes = evict_nbytes() if opened.on_cpu else EVICT_NBYTES
-        # NumPy evicts the host's caches for every backend.
-        evicting = BACKENDS["numpy"] if opened.on_cpu else backend
+        evicting, nbytes = backend, EVICT_NBYTES
+        if opened.on_cpu:  # NumPy evicts the host's caches for every backend
+            evicting = BACKENDS["numpy"]
+            # So many that no input stays in a cache.
+            nbytes = min(2 * last_level_cache_nbytes(), EVICT_CAP_NBYTES)
         opened.evict = evicting.make_evict(opened.device, nbytes)
     session.opened = opened
     session.settings = isolation.read()
@@ -249,10 +252,3 @@ def end_process(session: Session) -> None:  # noqa: ARG001
 def process_id(session: Session) -> int:  # noqa: ARG001
     """Return this worker's process id."""
     return os.getpid()
-
-
-def evict_nbytes() -> int:
-    """Return the number of bytes to touch so that no input stays in a cache."""
-    from poolbench.machine.info import last_level_cache_nbytes
-
-    return min(2 * last_level_cache_nbytes(), EVICT_CAP_NBYTES)

@@ -18,6 +18,7 @@ import msgspec
 from poolbench.core.errors import Status, reason_of, status_of
 from poolbench.core.plan import PROBE_NAMES
 from poolbench.machine.idle import idle_states_disabled
+from poolbench.machine.nvml import energy_joules
 from poolbench.worker import again, isolation
 from poolbench.worker.backends import Call
 from poolbench.worker.session import OpenCase, Session
@@ -246,17 +247,14 @@ def measure_energy(
     name: str,
     seconds: float = ENERGY_SECONDS,
     *,
-    read: Callable[[str], float | None] | None = None,
+    read: Callable[[str], float | None] = energy_joules,
 ) -> float | None:
     """Return joules per call, including the device's idle power; None if the device does not count energy.
 
     The counter steps several times a second: what is counted is the calls between the step that comes first
     and the first one after `seconds` more.
     """
-    from poolbench.machine.nvml import energy_joules
-
     device = session.open.device
-    read = read or energy_joules
     joules = read(device)
     if joules is None:
         return None

@@ -6,6 +6,7 @@ traced time is ever reported as a benchmark.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import statistics
@@ -19,7 +20,9 @@ from poolbench.core.case import Case
 from poolbench.core.errors import own_folders
 from poolbench.core.records import TraceSummary
 from poolbench.worker.contender import open_contender
+from poolbench.worker.program import buffer_nbytes
 from poolbench.worker.session import Session, open_case
+from poolbench.worker.xspace import read_device_seconds, read_trace
 
 STEPS = 20
 WARM_UP_CALLS = 3
@@ -76,11 +79,9 @@ def _without_folders(recording: bytes) -> bytes:
     return recording
 
 
-def trace_candidate(
-    session: Session, case: Case, name: str, folder: str, seed: int = 0
-) -> TraceSummary:
+def trace_candidate(session: Session, case: Case, name: str, folder: str) -> TraceSummary:
     """Warm up a candidate, record it, and summarise its time and memory."""
-    open_case(session, case, seed)
+    open_case(session, case, 0)
     contender = open_contender(session, name, check=False)
     if contender.status != "ok":
         return TraceSummary(
@@ -91,71 +92,35 @@ def trace_candidate(
     for _ in range(WARM_UP_CALLS):
         step()
     path = record_trace(step, Path(folder), name=name)
-    call, arguments = opened.bound(name)
-    return read_account(path, case, name, compiler_nbytes=_compiler_nbytes(call, arguments, case))
-
-
-def read_account(
-    path: Path, case: Case, candidate: str, *, compiler_nbytes: int | None = None
-) -> TraceSummary:
-    """Return the trace summary of a recorded trace."""
-    from poolbench.worker.xspace import read_trace
-
-    reading = read_trace(load_trace(path), device=case.device)
-    memory = reading.memory
+    compiler_nbytes = _compiler_nbytes(*opened.bound(name), case)
+    # The fields of a reading, and of its memory, are those of a summary.
+    reading = dataclasses.asdict(read_trace(load_trace(path), device=case.device))
+    memory = reading.pop("memory") or {}
     return TraceSummary(
-        case=case,
-        candidate=candidate,
-        trace=path.parent.name,
-        steps=reading.steps,
-        step_seconds=reading.step_seconds,
-        parts=tuple(
-            {
-                "kind": part.kind,
-                "name": part.name,
-                "seconds": part.seconds,
-                "count": part.count,
-                "nbytes": part.nbytes,
-            }
-            for part in reading.parts
-        ),
-        peak_nbytes=memory.peak_nbytes if memory else None,
-        allocated_nbytes=memory.allocated_nbytes if memory else None,
-        freed_nbytes=memory.freed_nbytes if memory else None,
-        threads_busy=reading.threads_busy,
-        compiler_nbytes=compiler_nbytes,
-        covered=reading.covered,
-        device_seconds=reading.device_seconds,
-        launches=reading.launches,
-        gap_seconds=reading.gap_seconds,
-    )
+        case=case, candidate=name, trace=path.parent.name, compiler_nbytes=compiler_nbytes,
+        **reading, **memory,
+    )  # fmt: skip
 
 
-def time_turns(
-    turns: Sequence[tuple[Callable[[], object], Callable[[], object] | None]], *, calls: int
-) -> list[float | None]:
-    """Return the seconds per call during which the GPU was busy, per recording: the median over `calls` calls.
+def time_on_device(session: Session, names: Sequence[str], calls: int) -> list[float | None]:
+    """Return the seconds per call of each contender during which the GPU was busy, by the device's own clock.
 
-    One recording serves all turns. What launches the work, and waits for it, is not in it.
-
-    Args:
-        turns: (step, before): `step` returns when the device has finished; `before` is called, and not
-            timed, before each.
-        calls: of each turn.
+    The median over `calls` calls. One recording serves all contenders; the time of launching the work and of waiting
+    for it is not in it. Where the case asks for cold caches they are emptied, untimed, before every call.
 
     Returns:
         None where no GPU was at work, or a step went on on the host.
     """
     import tensorflow as tf
 
-    from poolbench.worker.xspace import read_device_seconds
-
+    opened = session.open
+    steps = [opened.make_step(name) for name in names]
     with tempfile.TemporaryDirectory() as scratch:
         with tf.profiler.experimental.Profile(scratch):
-            for turn, (step, before) in enumerate(turns):
+            for turn, step in enumerate(steps):
                 for number in range(-WARM_UP_CALLS, calls):
-                    if before:
-                        before()
+                    if opened.evict:
+                        opened.evict()
                     if number < 0:
                         step()
                         continue
@@ -165,7 +130,7 @@ def time_turns(
         found = read_device_seconds(load_trace(files[0])) if files else {}
     return [
         statistics.median(seconds) if any(seconds := found.get(f"turn {turn}", [])) else None
-        for turn in range(len(turns))
+        for turn in range(len(steps))
     ]
 
 
@@ -184,16 +149,5 @@ def _compiler_nbytes(call: Any, arguments: Sequence[Any], case: Case) -> int | N
     """Return the bytes of XLA's buffer assignment besides inputs and constants; None without XLA."""
     if case.mode != "xla" or not hasattr(call, "experimental_get_compiler_ir"):
         return None
-    from poolbench.worker.program import buffer_nbytes
-
     show = call.experimental_get_compiler_ir(*arguments)
     return buffer_nbytes(show(stage="optimized_hlo_proto_serialized"))[0]
-
-
-def time_on_device(session: Session, names: Sequence[str], calls: int) -> list[float | None]:
-    """Return seconds per call of each contender in turn by the device's own clock; None if it has none.
-
-    Where the case asks for cold caches they are emptied before every call, and that not timed.
-    """
-    opened = session.open
-    return time_turns([(opened.make_step(name), opened.evict) for name in names], calls=calls)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 Interval = tuple[int, int]
@@ -151,23 +151,19 @@ def kind_of(line: str, name: str, display: str, stats: dict[str, Any]) -> str:
     return "tf_op" if display and name.endswith(f":{display}") else ""
 
 
-def _finish_asynchronous(events: Iterable[Event]) -> list[Event]:
+def _finish_asynchronous(events: Sequence[Event]) -> list[Event]:
     """Extend each HLO operation to its `end:`.
 
     XLA's event spans only the calling thread's share; the pool's last thread marks the true end,
     and the two name each other by the ids of a producer and its consumer.
     """
-    events = list(events)
     ends = {e.stats["_c"]: e.end for e in events if e.name.startswith(END) and "_c" in e.stats}
     return [
-        Event(
-            kind=e.kind, name=e.name, line=e.line, start=e.start, returned=e.end, stats=e.stats,
-            end=max(e.end, ends.get(e.stats.get("_p"), 0)),
-        )
+        replace(e, returned=e.end, end=max(e.end, ends.get(e.stats.get("_p"), 0)))
         if e.kind == "hlo"
         else e
         for e in events
-    ]  # fmt: skip
+    ]
 
 
 def read_trace(space: Any, *, device: str = "cpu:0") -> Reading:

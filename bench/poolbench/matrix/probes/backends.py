@@ -6,28 +6,25 @@ import dataclasses
 from collections.abc import Callable
 
 from poolbench.core.candidate import BACKENDS
+from poolbench.core.case import Case
 from poolbench.matrix import trial as trials
 from poolbench.matrix.finding import Finding
 from poolbench.matrix.probe import Step, SupportProbe
 from poolbench.matrix.trial import Trial
 
 OTHERS = {"jax": "JAX", "torch": "PyTorch"}
+Ask = Callable[[Trial, Case], Finding]
+# Key, title, question, and what is run.
+ASKED: tuple[tuple[str, str, str, Ask], ...] = (
+    ("forward", "values", "give the reference's values", trials.try_forward),
+    ("gradient", "gradient", "give the reference's gradients", trials.try_gradient),
+)
 
 
-def on(backend: str, ask: Callable[[Trial, str], Finding]) -> Callable[[Trial], Finding]:
+def on(backend: str, ask: Ask) -> Callable[[Trial], Finding]:
     """Return a check that runs in a worker of this backend, in its first mode."""
     mode = BACKENDS[backend][0]
-    return lambda trial: ask(dataclasses.replace(trial, backend=backend), mode)
-
-
-def values(trial: Trial, mode: str) -> Finding:
-    """Compare the output with the reference."""
-    return trials.try_forward(trial, trial.case(mode=mode))
-
-
-def gradients(trial: Trial, mode: str) -> Finding:
-    """Compare the output and every gradient with the reference."""
-    return trials.try_gradient(trial, trial.case(mode=mode))
+    return lambda trial: ask(dataclasses.replace(trial, backend=backend), trial.case(mode=mode))
 
 
 PROBES = tuple(
@@ -40,8 +37,5 @@ PROBES = tuple(
         accelerators=False,
     )
     for backend, words in OTHERS.items()
-    for key, title, question, ask in (
-        ("forward", "values", "give the reference's values", values),
-        ("gradient", "gradient", "give the reference's gradients", gradients),
-    )
+    for key, title, question, ask in ASKED
 )

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
 
 from poolbench.core.case import Case
-from poolbench.core.op import Tolerance
 from poolbench.matrix import trial as trials
 from poolbench.matrix.finding import Finding
 from poolbench.matrix.probe import Step, SupportProbe, in_modes
 from poolbench.matrix.trial import Trial
+from poolbench.worker.check import EXACT
 
 if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
@@ -26,16 +27,12 @@ TWO_SHORT = (2, 4, 5, 4)
 
 def remainder(shape: tuple[int, ...], padding: str, words: str) -> Callable[[Trial], Finding]:
     """Return a check of a depth that the window does not divide, on negative values."""
-
-    def probe(trial: Trial) -> Finding:
-        return in_modes(
-            trial,
-            lambda mode: describe_remainder(
-                trial, trial.case(mode=mode, shape=shape, padding=padding), words
-            ),
-        )
-
-    return probe
+    return lambda trial: in_modes(
+        trial,
+        lambda mode: describe_remainder(
+            trial, trial.case(mode=mode, shape=shape, padding=padding), words
+        ),
+    )
 
 
 def describe_remainder(trial: Trial, case: Case, words: str) -> Finding:
@@ -52,10 +49,8 @@ def describe_remainder(trial: Trial, case: Case, words: str) -> Finding:
 
 def tail_words(trial: Trial, case: Case, x: Array, y: Array) -> str:
     """Describe how an incorrect answer treated a tail, as far as its values show it."""
-    dropped = case.replace(padding="valid")
-    padded = case.replace(padding="same")
-    for other, words in ((dropped, "drops the tail"), (padded, "pads with the lowest value")):
-        expected = trials.reference(trial, other, (x,))
+    for padding, words in (("valid", "drops the tail"), ("same", "pads with the lowest value")):
+        expected = trials.reference(trial, case.replace(padding=padding), (x,))
         if y.shape == expected.shape and np.array_equal(y.astype(np.float64), expected):
             return words
     if (y == 0).any():
@@ -67,14 +62,12 @@ def remainder_gradient(trial: Trial) -> Finding:
     """Check the gradient where `same` pads, before and behind, in graph mode and with XLA."""
 
     def ask(mode: str) -> Finding:
-        found = None
         for shape in (ONE_SHORT, TWO_SHORT):
             found = trials.try_gradient(trial, trial.case(mode=mode, shape=shape, padding="same"))
             if found.state != "pass":
                 return msgspec.structs.replace(
                     found, evidence=f"depth {shape[-1]}: {found.evidence}"
                 )
-        assert found is not None
         return found
 
     return in_modes(trial, ask, ("graph", "xla"))
@@ -95,59 +88,47 @@ def overlap(trial: Trial) -> Finding:
         case = trial.case(mode=mode, shape=(2, 4, 5, 9))
         (x,) = trials.distinct_inputs(trial, case)
         build = variant.make()
-        run = {"eager": build, "graph": tf.function(build)}.get(mode) or tf.function(
-            build, jit_compile=True
-        )
+        run = build if mode == "eager" else tf.function(build, jit_compile=mode == "xla" or None)
         with trials.on_device(trial):
             y = run(tf.constant(x)).numpy()
-        exact = Tolerance(relative=0.0, absolute=0.0)
-        return trials.compare("y", y, variant.right(x).astype(np.float64), case, exact)
+        return trials.compare("y", y, variant.right(x).astype(np.float64), case, EXACT)
 
     return in_modes(trial, ask)
 
 
+_probe = partial(SupportProbe, group="depth", requires=("pool_size", "image"))
 PROBES = (
-    SupportProbe(
+    _probe(
         key="depth-remainder-valid",
         title="depth 5, window 3, valid",
-        group="depth",
         question="Where the window does not divide the depth, does padding valid drop the tail, "
         "in eager, graph and XLA?",
         steps=(Step(run=remainder(ONE_SHORT, "valid", "drops the tail")),),
-        requires=("pool_size", "image"),
     ),
-    SupportProbe(
+    _probe(
         key="depth-remainder-same",
         title="depth 5, window 3, same",
-        group="depth",
         question="Where the window does not divide the depth, does padding same pad with the "
         "lowest value, in eager, graph and XLA? All values are negative: zero would show.",
         steps=(Step(run=remainder(ONE_SHORT, "same", "pads with the lowest value")),),
-        requires=("pool_size", "image"),
     ),
-    SupportProbe(
+    _probe(
         key="padding-same",
         title="padding same by its definition",
-        group="depth",
         question="At depth 4 and window 3, does padding same put one value before and one behind, "
         "as TensorFlow defines it: groups {0,1} and {2,3}?",
         steps=(Step(run=remainder(TWO_SHORT, "same", "pads one before and one behind")),),
-        requires=("pool_size", "image"),
     ),
-    SupportProbe(
+    _probe(
         key="remainder-gradient",
         title="gradient where same pads",
-        group="depth",
         question="Is the gradient right where padding same pads, in graph and XLA?",
         steps=(Step(run=remainder_gradient),),
-        requires=("pool_size", "image"),
     ),
-    SupportProbe(
+    _probe(
         key="overlap",
         title="overlapping windows",
-        group="depth",
         question="Are windows of 3 with a stride of 2 right, in eager, graph and XLA?",
         steps=(Step(run=overlap),),
-        requires=("pool_size", "image"),
     ),
 )

@@ -90,6 +90,6 @@ PROBES = (
             steps=(Step(run=mixed(name)),),
             requires=("image",),
         )
-        for name in ("float16", "bfloat16")
+        for name in MIXED_RELATIVE
     ),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -31,18 +32,8 @@ def concrete(trial: Trial, case: Case) -> Any:
     )
 
 
-def tflite_builtins(trial: Trial) -> Finding:
-    """Convert with TFLite's own ops alone, run and compare."""
-    return tflite(trial, ("TFLITE_BUILTINS",))
-
-
-def tflite_flex(trial: Trial) -> Finding:
-    """Convert with TensorFlow's ops too, run if the interpreter can, and compare."""
-    return tflite(trial, ("TFLITE_BUILTINS", "SELECT_TF_OPS"))
-
-
-def tflite(trial: Trial, ops: tuple[str, ...]) -> Finding:
-    """Convert with these sets of ops, run and compare."""
+def tflite(trial: Trial, *ops: str) -> Finding:
+    """Convert with these sets of ops, run if the interpreter can, and compare."""
     import tensorflow as tf
 
     case = trial.case(mode="graph")
@@ -110,36 +101,27 @@ def onnx(trial: Trial) -> Finding:
     return msgspec.structs.replace(found, evidence=f"opset {ONNX_OPSET}: {found.evidence}")
 
 
+_probe = partial(
+    SupportProbe, group="exports", accelerators=False, exports=True, requires=("one-input",)
+)
 PROBES = (
-    SupportProbe(
+    _probe(
         key="tflite-builtins",
         title="TFLite, builtins",
-        group="exports",
         question="Does it convert to TFLite's builtin ops alone, and give the right values there?",
-        steps=(Step(run=tflite_builtins),),
-        accelerators=False,
-        exports=True,
-        requires=("one-input",),
+        steps=(Step(run=lambda trial: tflite(trial, "TFLITE_BUILTINS")),),
     ),
-    SupportProbe(
+    _probe(
         key="tflite-flex",
         title="TFLite with Flex",
-        group="exports",
         question="Does it convert to TFLite with TensorFlow's own ops allowed, and give the right "
         "values where the interpreter can run it?",
-        steps=(Step(run=tflite_flex),),
-        accelerators=False,
-        exports=True,
-        requires=("one-input",),
+        steps=(Step(run=lambda trial: tflite(trial, "TFLITE_BUILTINS", "SELECT_TF_OPS")),),
     ),
-    SupportProbe(
+    _probe(
         key="onnx",
         title="ONNX",
-        group="exports",
         question="Does tf2onnx convert it, and does onnxruntime give the right values?",
         steps=(Step(run=onnx),),
-        accelerators=False,
-        exports=True,
-        requires=("one-input",),
     ),
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -12,7 +13,7 @@ import numpy as np
 from poolbench.core.case import Case
 from poolbench.matrix import trial as trials
 from poolbench.matrix.finding import Finding
-from poolbench.matrix.probe import Step, SupportProbe, attempt, combine, in_modes
+from poolbench.matrix.probe import MODES, Step, SupportProbe, attempt, combine, in_modes
 from poolbench.matrix.trial import Trial
 from poolbench.worker.inputs import fill, numpy_dtype
 
@@ -36,10 +37,8 @@ def repeat_mode(trial: Trial, mode: str) -> Finding:
     """Check repetition in one mode; the figure `digest` is a hash of the bits."""
     case = trial.case(mode=mode, shape=REPEAT_SHAPE)
     training = case.replace(direction="training")
-    what, found = (
-        "values and gradient",
-        attempt(trial, training, lambda: repeat_case(trial, training)),
-    )
+    what = "values and gradient"
+    found = attempt(trial, training, partial(repeat_case, trial, training))
     if found.state not in ("pass", "wrong"):
         what, found = "values (no gradient here)", repeat_case(trial, case)
     return msgspec.structs.replace(found, evidence=f"{what}: {found.evidence}")
@@ -47,7 +46,7 @@ def repeat_mode(trial: Trial, mode: str) -> Finding:
 
 def repeat_case(trial: Trial, case: Case) -> Finding:
     """Check repetition in one case."""
-    from poolbench.worker.backends import to_numpy
+    from poolbench.worker.contender import outputs_of
     from poolbench.worker.session import bind
 
     inputs = random_inputs(trial, case)
@@ -60,8 +59,7 @@ def repeat_case(trial: Trial, case: Case) -> Finding:
         digests = []
         for _ in range(CALLS):
             result = bound(*tensors)
-            results = result if isinstance(result, tuple) else (result,)
-            digests.append(digest([to_numpy(value) for value in results]))
+            digests.append(digest(outputs_of(result)))
     if len(set(digests)) > 1:
         return Finding(state="wrong", evidence=f"{CALLS} calls gave {len(set(digests))} answers")
     return Finding(
@@ -98,8 +96,8 @@ def same_digests(findings: Sequence[Finding]) -> Finding:
 def digests(trial: Trial) -> Finding:
     """Return the digests of every mode that runs; other checks report the modes that do not."""
     found = {
-        mode: attempt(trial, trial.case(mode=mode), lambda mode=mode: repeat_mode(trial, mode))  # type: ignore[misc]
-        for mode in ("eager", "graph", "xla")
+        mode: attempt(trial, trial.case(mode=mode), partial(repeat_mode, trial, mode))
+        for mode in MODES
     }
     running = {mode: finding for mode, finding in found.items() if finding.state == "pass"}
     return combine(running or found)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from poolbench.matrix import trial as trials
-from poolbench.matrix.finding import Finding
+from poolbench.matrix.finding import Figures, Finding
 from poolbench.matrix.probe import Step, SupportProbe
 from poolbench.matrix.trial import Trial
 from poolbench.matrix.wrap import as_layer
@@ -56,7 +56,7 @@ def second_order(mode: str) -> Callable[[Trial], Finding]:
                 size = tf.reduce_sum(first**2)
             return outer.gradient(size, x)
 
-        run = tf.function(second, jit_compile=mode == "xla") if mode != "eager" else second
+        run = tf.function(second, jit_compile=mode == "xla")
         (x,) = trials.distinct_inputs(trial, case)
         with trials.on_device(trial):
             result = run(tf.constant(x))
@@ -76,7 +76,7 @@ def second_order(mode: str) -> Callable[[Trial], Finding]:
             )
             ratios.append(float((result.numpy() * direction).sum()) / slope - 1)
         error = max(map(abs, ratios))
-        figures: dict[str, float | int | str | None] = {"largest relative error": error}
+        figures: Figures = {"largest relative error": error}
         if not error < 1e-3:
             words = f"off by {100 * error:.3g}% along a random direction"
             return Finding(state="wrong", evidence=words, figures=figures)
@@ -87,11 +87,7 @@ def second_order(mode: str) -> Callable[[Trial], Finding]:
 
 def fit(jit: str) -> Callable[[Trial], Finding]:
     """Return a check that one step of model.fit gives the weights of the same step in NumPy."""
-
-    def probe(trial: Trial) -> Finding:
-        return fit_once(trial, JIT_NAMES[jit][1], "float32", relative=1e-3)
-
-    return probe
+    return lambda trial: fit_once(trial, JIT_NAMES[jit][1], "float32", relative=1e-3)
 
 
 def fit_once(
@@ -127,7 +123,7 @@ def fit_once(
     dy = 2 * (y - target) / y.size
     expected = rate * (x64 * trial.op.vjp(case, dy, x64)[0]).sum((0, 1, 2))
     error = float(np.abs(update - expected).max() / np.abs(expected).max())
-    figures: dict[str, float | int | str | None] = {"error of the weights' update": error}
+    figures: Figures = {"error of the weights' update": error}
     if not error <= relative:
         words = f"the weights' update is off by {100 * error:.3g}%{auto}"
         return Finding(state="wrong", evidence=words, figures=figures)
@@ -138,21 +134,15 @@ def fit_once(
 PROBES = (
     *(
         SupportProbe(
-            key=f"forward-{mode}",
-            title=f"forward, {name}",
-            group="runs",
-            question=f"Are its values those of the reference in {name} mode?",
-            steps=(Step(run=forward(mode)),),
+            key=f"{key}-{mode}",
+            title=f"{key}, {name}",
+            group=group,
+            question=f"{question} of the reference in {name} mode?",
+            steps=(Step(run=run(mode)),),
         )
-        for mode, name in MODE_NAMES.items()
-    ),
-    *(
-        SupportProbe(
-            key=f"gradient-{mode}",
-            title=f"gradient, {name}",
-            group="trains",
-            question=f"Is its gradient that of the reference in {name} mode?",
-            steps=(Step(run=gradient(mode)),),
+        for key, group, question, run in (
+            ("forward", "runs", "Are its values those", forward),
+            ("gradient", "trains", "Is its gradient that", gradient),
         )
         for mode, name in MODE_NAMES.items()
     ),

@@ -14,7 +14,7 @@ from poolbench.matrix import trial as trials
 from poolbench.matrix.finding import Finding
 from poolbench.matrix.probe import Step, SupportProbe, explain_error
 from poolbench.matrix.trial import Trial
-from poolbench.matrix.wrap import LAMBDA_WORDS, as_layer, is_lambda
+from poolbench.matrix.wrap import as_layer
 
 KERAS_FILE = "model.keras"
 EXPORT_FOLDER = "exported"
@@ -31,7 +31,7 @@ def save_keras(trial: Trial) -> Finding:
     inputs = keras.Input(spec.shape[1:])
     model = keras.Model(inputs, layer(inputs))
     model.save(trial.folder / KERAS_FILE)
-    note = {"module": type(layer).__module__, "lambda": is_lambda(layer)}
+    note = {"module": type(layer).__module__, "lambda": isinstance(layer, keras.layers.Lambda)}
     (trial.folder / NOTE).write_text(json.dumps(note), encoding="utf-8")
     return Finding(state="pass", evidence="saved")
 
@@ -41,7 +41,7 @@ def load_keras(trial: Trial) -> Finding:
     import keras
 
     note = json.loads((trial.folder / NOTE).read_text(encoding="utf-8"))
-    words = f"{LAMBDA_WORDS}: " if note["lambda"] else ""
+    words = "wrapped in a keras.layers.Lambda: " if note["lambda"] else ""
     case = trial.case()
     try:
         model, needs = load_with_imports(trial.folder / KERAS_FILE, note["module"])

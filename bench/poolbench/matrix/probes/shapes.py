@@ -9,7 +9,7 @@ import msgspec
 
 from poolbench.matrix import trial as trials
 from poolbench.matrix.finding import Finding
-from poolbench.matrix.probe import MODES, Step, SupportProbe, in_modes
+from poolbench.matrix.probe import Step, SupportProbe, in_modes
 from poolbench.matrix.trial import Trial
 
 # Name, the dimensions of (N, H, W, C) that are None, and a second shape for the same function.
@@ -41,7 +41,6 @@ def dynamic(which: str) -> Callable[[Trial], Finding]:
                     input_signature=[tf.TensorSpec(signature, case.dtype)],
                     jit_compile=mode == "xla" or None,
                 )
-            finding = Finding(state="not_run")
             for shape in (case.shape, second):
                 of_shape = case.replace(shape=shape)
                 (x,) = trials.distinct_inputs(trial, of_shape)
@@ -81,7 +80,6 @@ def channels_first(trial: Trial) -> Finding:
     return in_modes(
         trial,
         lambda mode: trials.try_forward(trial, trial.case(mode=mode, data_format="channels_first")),
-        MODES,
     )
 
 

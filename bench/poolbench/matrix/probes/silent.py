@@ -96,9 +96,9 @@ def describe_variant(trial: Trial, variant: Variant) -> str | None:
     (x,) = trials.distinct_inputs(trial, trial.case())
     right = variant.right(x)
     wrong, answered = [], False
-    for mode, jit in (("eager", None), ("XLA", True)):
+    for mode in ("eager", "XLA"):
         function = variant.make()
-        run = tf.function(function, jit_compile=True) if jit else function
+        run = function if mode == "eager" else tf.function(function, jit_compile=True)
         try:
             with trials.on_device(trial):
                 y = run(tf.constant(x)).numpy()

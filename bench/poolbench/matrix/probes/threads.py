@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 
+from poolbench.machine.info import usable_threads
 from poolbench.matrix import trial as trials
-from poolbench.matrix.finding import Finding
+from poolbench.matrix.finding import Figures, Finding
 from poolbench.matrix.probe import Step, SupportProbe
 from poolbench.matrix.trial import Trial
 
@@ -41,14 +41,8 @@ def scaling(findings: Sequence[Finding]) -> Finding:
     """Describe the ratio of the two processes' shortest times; their steps alternate."""
     times = [float(finding.figures["seconds"] or 0) for finding in findings]
     one, every = min(times[::2]), min(times[1::2])
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    figures: dict[str, float | int | str | None] = {
-        "seconds, one thread": one,
-        "seconds, all threads": every,
-        "cores": cores,
-    }
+    cores = usable_threads()
+    figures: Figures = {"seconds, one thread": one, "seconds, all threads": every, "cores": cores}
     if cores == 1:
         words = "this machine has one core"
         return Finding(state="not_run", evidence=words, figures=figures)
@@ -62,8 +56,6 @@ def scaling(findings: Sequence[Finding]) -> Finding:
     return Finding(state="pass", evidence=words, figures=figures)
 
 
-VISITS = 2
-
 PROBES = (
     SupportProbe(
         key="threads",
@@ -71,11 +63,7 @@ PROBES = (
         group="repeats",
         question="How much faster is it with all threads than with one? A single reading of two "
         "processes, in graph mode; it passes when it was read.",
-        steps=VISITS
-        * (
-            Step(run=time_call, process="one-thread"),
-            Step(run=time_call, process="other"),
-        ),
+        steps=2 * tuple(Step(run=time_call, process=one) for one in ("one-thread", "other")),
         judge=scaling,
         accelerators=False,
     ),

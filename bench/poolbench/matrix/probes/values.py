@@ -11,7 +11,7 @@ import numpy as np
 from poolbench.core.case import Case
 from poolbench.core.op import Tolerance
 from poolbench.matrix import trial as trials
-from poolbench.matrix.finding import Finding
+from poolbench.matrix.finding import Figures, Finding
 from poolbench.matrix.probe import Step, SupportProbe, in_modes
 from poolbench.matrix.trial import Trial
 from poolbench.worker.check import Answers, compare, tie_rule
@@ -117,7 +117,7 @@ def judge_ties(answers: Answers, dx: Array) -> Finding:
     whole = np.divide(split, weight, out=np.zeros_like(split), where=weight > 0)
     each = compare(dx, whole, SHARES).agrees
     rule = "all of it to every tied value" if each else TIE_RULES[tie_rule(answers, dx)]
-    figures: dict[str, float | int | str | None] = {"rule": rule}
+    figures: Figures = {"rule": rule}
     if (dx[weight == 0] != 0).any():
         words = f"{rule}; some of the gradient goes to values below the maximum"
         return Finding(state="wrong", evidence=words, figures=figures)

@@ -9,9 +9,19 @@ import numpy as np
 
 from poolbench import KERAS, Case, candidate
 from poolbench.ops.depth_max_pool import snippets, variants
-from poolbench.ops.depth_max_pool.op import windows
+from poolbench.ops.depth_max_pool.op import kept, paddings, windows
 from poolbench.ops.depth_max_pool.sweeps import OP
-from poolbench.ops.shared import channel_axis, kernel_layout, known, narrow_window, sizes
+from poolbench.ops.shared import Builder, channel_axis, kernel_layout, known, narrow_window, sizes
+
+
+def shipped(name: str, **options: Any) -> Callable[[Builder], Builder]:
+    """Register a builder as a candidate; the code to paste is what its namesake in `snippets` returns."""
+
+    def enter(build: Builder) -> Builder:
+        snippet = getattr(snippets, build.__name__)
+        return candidate(op=OP, name=name, snippet=snippet, **options)(build)
+
+    return enter
 
 
 def divides(case: Case) -> bool:
@@ -78,14 +88,12 @@ def _fitting(case: Case) -> Callable[[Any], Any]:
     import tensorflow as tf
 
     count, before, after = windows(case)
-    axis = channel_axis(case)
-    begin, size, paddings = [0] * 4, [-1] * 4, [[0, 0]] * 4
-    size[axis] = count * case.pool_size
-    paddings[axis] = [before, after]
+    begin, size, widths = [0] * 4, [-1] * 4, paddings(case)
+    size[channel_axis(case)] = count * case.pool_size
     if after < 0:
         return lambda x: tf.slice(x, begin, size)
     if before or after:
-        return lambda x: tf.pad(x, paddings, constant_values=tf.constant(-np.inf, x.dtype))
+        return lambda x: tf.pad(x, widths, constant_values=tf.constant(-np.inf, x.dtype))
     return lambda x: x
 
 
@@ -100,14 +108,7 @@ def _shaping(case: Case, *channels: int) -> Callable[[Any], list[Any]]:
     return shape_of
 
 
-@candidate(
-    op=OP,
-    name="recipe-verbatim",
-    form="layer",
-    failures=(VERBATIM_FAILURE,),
-    variants=variants.VERBATIM,
-    snippet=snippets.recipe_verbatim,
-)
+@shipped("recipe-verbatim", form="layer", failures=(VERBATIM_FAILURE,), variants=variants.VERBATIM)
 def recipe_verbatim(case: Case) -> Any:
     """The textbook Lambda verbatim, with padding="valid" in lower case."""
     import keras
@@ -115,14 +116,7 @@ def recipe_verbatim(case: Case) -> Any:
     return keras.layers.Lambda(_native(case, padding=str(case.padding)), dtype=case.dtype)
 
 
-@candidate(
-    op=OP,
-    name="lambda-max_pool",
-    form="layer",
-    failures=NATIVE_FAILURES,
-    variants=variants.NATIVE,
-    snippet=snippets.lambda_max_pool,
-)
+@shipped("lambda-max_pool", form="layer", failures=NATIVE_FAILURES, variants=variants.NATIVE)
 def lambda_max_pool(case: Case) -> Any:
     """The textbook implementation: a Lambda around tf.nn.max_pool."""
     import keras
@@ -132,14 +126,7 @@ def lambda_max_pool(case: Case) -> Any:
     return keras.layers.Lambda(lambda x: native(x), dtype=case.dtype)  # noqa: PLW0108
 
 
-@candidate(
-    op=OP,
-    name="layer-max_pool",
-    form="layer",
-    failures=NATIVE_FAILURES,
-    variants=variants.NATIVE,
-    snippet=snippets.layer_max_pool,
-)
+@shipped("layer-max_pool", form="layer", failures=NATIVE_FAILURES, variants=variants.NATIVE)
 def layer_max_pool(case: Case) -> Any:
     """A custom Keras layer around tf.nn.max_pool."""
     import keras
@@ -153,19 +140,13 @@ def layer_max_pool(case: Case) -> Any:
     return MaxPool(dtype=case.dtype)
 
 
-@candidate(
-    op=OP,
-    name="max_pool",
-    failures=NATIVE_FAILURES,
-    variants=variants.NATIVE,
-    snippet=snippets.max_pool,
-)
+@shipped("max_pool", failures=NATIVE_FAILURES, variants=variants.NATIVE)
 def max_pool(case: Case) -> Any:
     """tf.nn.max_pool over the depth, without a layer."""
     return _native(case)
 
 
-@candidate(op=OP, name="reshape-reduce_max", snippet=snippets.reshape_reduce_max)
+@shipped("reshape-reduce_max")
 def reshape_reduce_max(case: Case) -> Any:
     """tf.reshape to (..., C/k, k), tf.reduce_max over the last axis."""
     import tensorflow as tf
@@ -180,12 +161,7 @@ def reshape_reduce_max(case: Case) -> Any:
     return reshape_max
 
 
-@candidate(
-    op=OP,
-    name="layer-reshape-reduce_max",
-    form="layer",
-    snippet=snippets.layer_reshape_reduce_max,
-)
+@shipped("layer-reshape-reduce_max", form="layer")
 def layer_reshape_reduce_max(case: Case) -> Any:
     """A custom Keras layer around reshape and reduce_max."""
     import keras
@@ -199,7 +175,7 @@ def layer_reshape_reduce_max(case: Case) -> Any:
     return ReshapeMax(dtype=case.dtype)
 
 
-@candidate(op=OP, name="slices-maximum", variants=variants.SLICES, snippet=snippets.slices_maximum)
+@shipped("slices-maximum", variants=variants.SLICES)
 def slices_maximum(case: Case) -> Any:
     """tf.maximum over the k strided slices x[..., i::k]."""
     import functools
@@ -218,12 +194,10 @@ def slices_maximum(case: Case) -> Any:
     return maximum_of_slices
 
 
-@candidate(
-    op=OP,
-    name="max_pool2d-view",
+@shipped(
+    "max_pool2d-view",
     failures=(narrow_window(lambda case: (case.pool_size,)),),
     variants=variants.POOL2D,
-    snippet=snippets.max_pool2d_view,
 )
 def max_pool2d_view(case: Case) -> Any:
     """tf.nn.max_pool2d with window (1, k) over the view (N, H*W, C, 1)."""
@@ -243,9 +217,7 @@ def max_pool2d_view(case: Case) -> Any:
     return pool_view
 
 
-@candidate(
-    op=OP, name="max_pool3d", failures=POOL3D_FAILURES, variants=variants.POOL3D, snippet=snippets.max_pool3d
-)  # fmt: skip
+@shipped("max_pool3d", failures=POOL3D_FAILURES, variants=variants.POOL3D)
 def max_pool3d(case: Case) -> Any:
     """tf.nn.max_pool3d with window (1, 1, k) over x[..., None]."""
     import tensorflow as tf
@@ -260,7 +232,7 @@ def max_pool3d(case: Case) -> Any:
     return pool3d
 
 
-@candidate(op=OP, name="transpose-reduce_max", snippet=snippets.transpose_reduce_max)
+@shipped("transpose-reduce_max")
 def transpose_reduce_max(case: Case) -> Any:
     """Transpose the windows to (k, E/k), reduce over the first axis, which compares whole vectors."""
     import tensorflow as tf
@@ -276,21 +248,20 @@ def transpose_reduce_max(case: Case) -> Any:
     return transpose_max
 
 
-@candidate(op=OP, name="keras-ops", backends=KERAS, snippet=snippets.keras_ops)
+@shipped("keras-ops", backends=KERAS)
 def keras_ops(case: Case) -> Any:
     """keras.ops.reshape and keras.ops.max: any Keras backend."""
     import keras
 
     count, before, after = windows(case)
     axis, k = channel_axis(case), case.pool_size
-    kept = tuple(slice(count * k) if i == axis else slice(None) for i in range(4))
-    missing = [(before, after) if i == axis else (0, 0) for i in range(4)]
+    whole, widths = kept(case), paddings(case)
 
     def ops_max(x: Any) -> Any:
         if after < 0:
-            x = x[kept]
+            x = x[whole]
         elif before or after:
-            x = keras.ops.pad(x, missing, constant_values=-float("inf"))
+            x = keras.ops.pad(x, widths, constant_values=-float("inf"))
         shape = list(keras.ops.shape(x))
         shape[axis : axis + 1] = [count, k]
         return keras.ops.max(keras.ops.reshape(x, shape), axis=axis + 1)
@@ -298,14 +269,7 @@ def keras_ops(case: Case) -> Any:
     return ops_max
 
 
-@candidate(
-    op=OP,
-    name="keras-stock",
-    form="layer",
-    backends=KERAS,
-    variants=variants.STOCK,
-    snippet=snippets.keras_stock,
-)
+@shipped("keras-stock", form="layer", backends=KERAS, variants=variants.STOCK)
 def keras_stock(case: Case) -> Any:
     """Stock layers: Reshape, MaxPooling2D((1, k)), Reshape; reloads without custom code."""
     import keras
@@ -328,12 +292,7 @@ def keras_stock(case: Case) -> Any:
     )
 
 
-@candidate(
-    op=OP,
-    name="nested-jit-max_pool",
-    variants=variants.NESTED_JIT,
-    snippet=snippets.nested_jit_max_pool,
-)
+@shipped("nested-jit-max_pool", variants=variants.NESTED_JIT)
 def nested_jit_max_pool(case: Case) -> Any:
     """tf.nn.max_pool inside its own function with jit_compile=True, in every mode."""
     import tensorflow as tf
@@ -341,13 +300,7 @@ def nested_jit_max_pool(case: Case) -> Any:
     return tf.function(_native(case), jit_compile=True)
 
 
-@candidate(
-    op=OP,
-    name="cpu-pinned-max_pool",
-    failures=(PINNED_FAILURE,),
-    variants=variants.PINNED,
-    snippet=snippets.cpu_pinned_max_pool,
-)
+@shipped("cpu-pinned-max_pool", failures=(PINNED_FAILURE,), variants=variants.PINNED)
 def cpu_pinned_max_pool(case: Case) -> Any:
     """tf.nn.max_pool pinned to the CPU inside a GPU model, its transfers included."""
     import tensorflow as tf
@@ -361,14 +314,7 @@ def cpu_pinned_max_pool(case: Case) -> Any:
     return pinned
 
 
-@candidate(
-    op=OP,
-    name="layer-depth_max_pool",
-    backends=KERAS,
-    form="layer",
-    variants=variants.LAYER,
-    snippet=snippets.layer_depth_max_pool,
-)
+@shipped("layer-depth_max_pool", backends=KERAS, form="layer", variants=variants.LAYER)
 def layer_depth_max_pool(case: Case) -> Any:
     """poolbench.layers.DepthMaxPool2D, the reusable layer."""
     from poolbench.layers import DepthMaxPool2D

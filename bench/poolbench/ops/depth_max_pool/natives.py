@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from poolbench import Case, candidate
-from poolbench.ops.depth_max_pool.op import windows
+from poolbench.ops.depth_max_pool.op import kept, paddings, windows
 from poolbench.ops.depth_max_pool.sweeps import OP
 from poolbench.ops.shared import channel_axis
 
@@ -21,20 +21,6 @@ def _grouped(case: Case) -> tuple[list[int], int]:
     return shape, axis + 1
 
 
-def _kept(case: Case) -> tuple[slice, ...]:
-    """Return the part of x whose channels fill the windows."""
-    places = [slice(None)] * 4
-    places[channel_axis(case)] = slice(windows(case)[0] * case.pool_size)
-    return tuple(places)
-
-
-def _missing(case: Case) -> list[tuple[int, int]]:
-    """Return the padding of each axis: of the channels alone."""
-    _, before, after = windows(case)
-    axis = channel_axis(case)
-    return [(before, max(after, 0)) if i == axis else (0, 0) for i in range(4)]
-
-
 @candidate(op=OP, name="jnp-max", backends=("jax",))
 def jnp_max(case: Case) -> Any:
     """jnp.reshape to (..., C/k, k), jnp.max over the last axis."""
@@ -44,8 +30,8 @@ def jnp_max(case: Case) -> Any:
 
     def reshape_max(x: Any) -> Any:
         if case.padding == "same":
-            x = jnp.pad(x, _missing(case), constant_values=-jnp.inf)
-        return jnp.max(x[_kept(case)].reshape(shape), axis=axis)
+            x = jnp.pad(x, paddings(case), constant_values=-jnp.inf)
+        return jnp.max(x[kept(case)].reshape(shape), axis=axis)
 
     return reshape_max
 
@@ -59,7 +45,7 @@ def lax_reduce_window(case: Case) -> Any:
 
     def pool(x: Any) -> Any:
         lowest = np.array(-np.inf, x.dtype)  # a constant: JAX differentiates no other
-        return lax.reduce_window(x, lowest, lax.max, window, window, _missing(case))
+        return lax.reduce_window(x, lowest, lax.max, window, window, paddings(case))
 
     return pool
 
@@ -70,15 +56,15 @@ def _padding(case: Case) -> Any:
 
     if case.padding != "same":
         return lambda x: x
-    widths = [size for pair in reversed(_missing(case)) for size in pair]
+    widths = [size for pair in reversed(paddings(case)) for size in pair]
     return lambda x: torch.nn.functional.pad(x, widths, value=-float("inf"))
 
 
 @candidate(op=OP, name="torch-amax", backends=("torch",))
 def torch_amax(case: Case) -> Any:
     """torch.reshape to (..., C/k, k), torch.amax over the last axis."""
-    pad, kept, (shape, axis) = _padding(case), _kept(case), _grouped(case)
-    return lambda x: pad(x)[kept].reshape(shape).amax(axis)
+    pad, whole, (shape, axis) = _padding(case), kept(case), _grouped(case)
+    return lambda x: pad(x)[whole].reshape(shape).amax(axis)
 
 
 @candidate(op=OP, name="torch-max_pool1d", backends=("torch",))

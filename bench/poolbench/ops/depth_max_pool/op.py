@@ -11,16 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from poolbench import (
-    Case,
-    Op,
-    TensorSpec,
-    Traffic,
-    choice_axis,
-    register,
-    size_axis,
-    ties_within,
-)
+from poolbench import Case, Op, TensorSpec, Traffic, choice_axis, register, size_axis, ties_within
 from poolbench.ops.depth_max_pool.sweeps import (
     ALSO_COMPARE_TO,
     BASELINE,
@@ -44,14 +35,25 @@ def windows(case: Case) -> tuple[int, int, int]:
     return count, missing // 2, missing - missing // 2
 
 
+def paddings(case: Case) -> list[tuple[int, int]]:
+    """Return the padding of each axis of x: of the channels alone."""
+    _, before, after = windows(case)
+    axis = channel_axis(case)
+    return [(before, max(after, 0)) if i == axis else (0, 0) for i in range(4)]
+
+
+def kept(case: Case) -> tuple[slice, ...]:
+    """Return the part of x whose channels fill the windows."""
+    end, axis = windows(case)[0] * case.pool_size, channel_axis(case)
+    return tuple(slice(end) if i == axis else slice(None) for i in range(4))
+
+
 def _window_slices(x: Array, case: Case) -> list[Array]:
     """Return k arrays shaped as y: the first elements of all windows, the second ones, and so on."""
     count, before, after = windows(case)
     k, axis = case.pool_size, channel_axis(case)
     if before or after > 0:
-        widths = [(0, 0)] * x.ndim
-        widths[axis] = (before, max(after, 0))
-        x = np.pad(x, widths, constant_values=-np.inf)
+        x = np.pad(x, paddings(case), constant_values=-np.inf)
     rows = np.moveaxis(x, axis, -1)[..., : count * k]
     return [np.moveaxis(rows[..., i::k], -1, axis) for i in range(k)]
 
@@ -88,11 +90,8 @@ def _scatter(parts: Sequence[Array], shape: tuple[int, ...], case: Case) -> Arra
 
 def window_sum(a: Array, case: Case) -> Array:
     """Return the sum over each window of an array shaped as x."""
-    count, before, after = windows(case)
-    axis = channel_axis(case)
-    widths = [(0, 0)] * a.ndim
-    widths[axis] = (before, max(after, 0))
-    padded = np.moveaxis(np.pad(a, widths), axis, -1)[..., : count * (case.pool_size)]
+    count, axis = windows(case)[0], channel_axis(case)
+    padded = np.moveaxis(np.pad(a, paddings(case))[kept(case)], axis, -1)
     return np.moveaxis(padded.reshape(*padded.shape[:-1], count, -1).sum(-1), -1, axis)
 
 

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from poolbench import Case
-from poolbench.ops.depth_max_pool.op import windows
+from poolbench.ops.depth_max_pool.op import paddings, windows
+from poolbench.ops.shared import channel_axis, channels_last
 
 TF = "import tensorflow as tf\n\n"
 KERAS = "import keras\nimport tensorflow as tf\n\n"
-
-
-def _last(case: Case) -> bool:
-    return bool(case.data_format == "channels_last")
 
 
 def _dtype(case: Case) -> str:
@@ -18,15 +15,12 @@ def _dtype(case: Case) -> str:
 
 
 def _window(case: Case) -> str:
-    return (
-        f"window = (1, 1, 1, {case.pool_size})"
-        if _last(case)
-        else f"window = (1, {case.pool_size}, 1, 1)"
-    )
+    k = case.pool_size
+    return f"window = {(1, 1, 1, k) if channels_last(case) else (1, k, 1, 1)}"
 
 
 def _native(case: Case, padding: str = "") -> str:
-    layout = "" if _last(case) else ', data_format="NCHW"'
+    layout = "" if channels_last(case) else ', data_format="NCHW"'
     return f'tf.nn.max_pool(x, window, window, padding="{padding or str(case.padding).upper()}"{layout})'
 
 
@@ -35,29 +29,26 @@ def _fit(case: Case, module: str = "tf") -> list[str]:
     count, before, after = windows(case)
     whole = count * case.pool_size
     if after < 0:
-        return [f"x = x[..., :{whole}]" if _last(case) else f"x = x[:, :{whole}]"]
+        return [f"x = x[..., :{whole}]" if channels_last(case) else f"x = x[:, :{whole}]"]
     if before or after:
-        widths = [[0, 0], [0, 0], [0, 0], [0, 0]]
-        widths[3 if _last(case) else 1] = [before, after]
+        widths = [list(pair) for pair in paddings(case)]
         return [f'x = {module}.pad(x, {widths}, constant_values=float("-inf"))']
     return []
 
 
-def _grouped(case: Case) -> tuple[str, int]:
+def _shape(case: Case, *channels: int) -> tuple[int, ...]:
+    """Return the sizes of an image with these in place of the channels."""
+    space = case.shape[1:3]
+    return (*space, *channels) if channels_last(case) else (*channels, *space)
+
+
+def _grouped(case: Case) -> tuple[tuple[int, ...], int]:
     """Return the shape with the channels as (windows, k), and the axis of k."""
-    _, h, w, _ = case.shape
-    count, k = windows(case)[0], case.pool_size
-    return (
-        (f"(-1, {h}, {w}, {count}, {k})", 4)
-        if _last(case)
-        else (f"(-1, {count}, {k}, {h}, {w})", 2)
-    )
+    return (-1, *_shape(case, windows(case)[0], case.pool_size)), channel_axis(case) + 1
 
 
-def _pooled(case: Case) -> str:
-    _, h, w, _ = case.shape
-    count = windows(case)[0]
-    return f"(-1, {h}, {w}, {count})" if _last(case) else f"(-1, {count}, {h}, {w})"
+def _pooled(case: Case) -> tuple[int, ...]:
+    return (-1, *_shape(case, windows(case)[0]))
 
 
 def _function(*lines: str, indent: str = "    ", head: str = "def pool(x):") -> str:
@@ -116,7 +107,7 @@ def layer_reshape_reduce_max(case: Case) -> str:
 def slices_maximum(case: Case) -> str:
     """Return the maximum over strided slices."""
     k = case.pool_size
-    part = f"x[..., i::{k}]" if _last(case) else f"x[:, i::{k}]"
+    part = f"x[..., i::{k}]" if channels_last(case) else f"x[:, i::{k}]"
     return "import functools\n" + TF + _function(
         *_fit(case), f"return functools.reduce(tf.maximum, [{part} for i in range({k})])"
     )  # fmt: skip
@@ -125,7 +116,7 @@ def slices_maximum(case: Case) -> str:
 def max_pool2d_view(case: Case) -> str:
     """Return max_pool2d over a view of the channels."""
     _, h, w, c = case.shape
-    k, last = case.pool_size, _last(case)
+    k, last = case.pool_size, channels_last(case)
     view = f"(-1, {h * w}, {c}, 1)" if last else f"(-1, {c}, {h * w}, 1)"
     window = f"(1, {k})" if last else f"({k}, 1)"
     return TF + _function(
@@ -137,7 +128,7 @@ def max_pool2d_view(case: Case) -> str:
 
 def max_pool3d(case: Case) -> str:
     """Return max_pool3d over x[..., None]."""
-    window = f"(1, 1, {case.pool_size})" if _last(case) else f"({case.pool_size}, 1, 1)"
+    window = f"(1, 1, {case.pool_size})" if channels_last(case) else f"({case.pool_size}, 1, 1)"
     return TF + _function(
         f'y = tf.nn.max_pool3d(x[..., None], {window}, {window}, "{str(case.padding).upper()}")',
         "return tf.squeeze(y, -1)",
@@ -146,7 +137,7 @@ def max_pool3d(case: Case) -> str:
 
 def transpose_reduce_max(case: Case) -> str:
     """Return transposed windows, reduced over the first axis."""
-    if not _last(case):
+    if not channels_last(case):
         return reshape_reduce_max(case)
     return TF + _function(
         *_fit(case),
@@ -167,18 +158,16 @@ def keras_ops(case: Case) -> str:
 def keras_stock(case: Case) -> str:
     """Return stock layers."""
     _, h, w, c = case.shape
-    k, last = case.pool_size, _last(case)
-    given = (h, w, c) if last else (c, h, w)
+    k, last = case.pool_size, channels_last(case)
     view = (h * w, c, 1) if last else (c, h * w, 1)
-    pooled = _pooled(case).replace("-1, ", "")
     window = (1, k) if last else (k, 1)
     ending = f", {_dtype(case)}" if _dtype(case) else ""
     return (
         "import keras\n\npool = keras.Sequential([\n"
-        f"    keras.Input({given}{ending}),\n"
+        f"    keras.Input({_shape(case, c)}{ending}),\n"
         f"    keras.layers.Reshape({view}{ending}),\n"
         f'    keras.layers.MaxPooling2D({window}, padding="{case.padding}", data_format="channels_last"{ending}),\n'
-        f"    keras.layers.Reshape({pooled}{ending}),\n"
+        f"    keras.layers.Reshape({_pooled(case)[1:]}{ending}),\n"
         "])\n"
     )
 
@@ -197,7 +186,7 @@ def cpu_pinned_max_pool(case: Case) -> str:
 def layer_depth_max_pool(case: Case) -> str:
     """Return the layer of this package."""
     words = [str(case.pool_size), f'padding="{case.padding}"']
-    words += [] if _last(case) else ['data_format="channels_first"']
+    words += [] if channels_last(case) else ['data_format="channels_first"']
     words += [_dtype(case)] if _dtype(case) else []
     return (
         "# One file: bench/poolbench/layers.py may be copied.\n"

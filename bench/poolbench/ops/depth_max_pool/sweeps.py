@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from poolbench import Case, Sweep, product, zipped
+from poolbench.ops.shared import LARGEST, trainable_size
 
 OP = "depth_max_pool"
 # Small enough for many rounds in a few seconds on two cores, too large for a core's own cache.
@@ -10,7 +11,6 @@ BASE = {"shape": (8, 56, 56, 96), "pool_size": 3, "padding": "valid"}
 BATCH = (32, 56, 56, 96)
 SMALL = (1, 8, 8, 96)
 SHAPES = (SMALL, (1, 56, 56, 96), (32, 14, 14, 512), (32, 28, 28, 256))
-LARGEST = (32, 112, 112, 96)
 
 BASELINE = "reshape-reduce_max"
 LAYER = "layer-depth_max_pool"
@@ -22,9 +22,7 @@ ALL = (
     *MAIN, "max_pool", "layer-max_pool", "layer-reshape-reduce_max", "slices-maximum",
     "max_pool3d", "keras-ops", "nested-jit-max_pool", "recipe-verbatim",
 )  # fmt: skip
-IN_MODELS = (
-    BASELINE, LAMBDA, "max_pool2d-view", "transpose-reduce_max", "keras-stock", LAYER,
-)  # fmt: skip
+IN_MODELS = (BASELINE, LAMBDA, "max_pool2d-view", "transpose-reduce_max", "keras-stock", LAYER)
 IN_COMPILED_MODELS = (BASELINE, LAMBDA, LAYER)
 XLA_MAIN = (BASELINE, LAMBDA, LAYER, "max_pool2d-view")
 
@@ -32,11 +30,6 @@ XLA_MAIN = (BASELINE, LAMBDA, LAYER, "max_pool2d-view")
 def fits(case: Case) -> bool:
     """Tell whether the window is within the depth."""
     return bool(case.pool_size <= case.shape[-1])
-
-
-def trainable_size(case: Case) -> bool:
-    """Exclude training at the largest shape, whose gradients take seconds to compile and to run."""
-    return bool(case.direction == "forward" or case.shape != LARGEST)
 
 
 RULES = (fits, trainable_size)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from poolbench import KERAS, Case, KnownFailure
+from poolbench import KERAS, Case
 from poolbench.ops.global_avg_pool.sweeps import OP
 from poolbench.ops.shared import (
     CHANNELS_LAST_ONLY,
@@ -15,23 +15,22 @@ from poolbench.ops.shared import (
     image_spec,
     implementation,
     kernel_layout,
+    known,
     sizes,
     spatial_axes,
 )
 
 # keras.ops.mean computes in the type that Keras promotes to, which on these backends is at most float32.
-DEMOTED = KnownFailure(
-    when=lambda case: case.dtype == "float64",
+DEMOTED = known(
+    "On JAX and PyTorch keras.ops.mean computes float64 in float32.",
+    lambda case: case.dtype == "float64",
     matches="beyond the bound",
-    reason="On JAX and PyTorch keras.ops.mean computes float64 in float32.",
 )
-
-
 # TensorFlow enables TensorFloat-32 by default; an H100 used it for some shapes only.
-NARROW_PRODUCT = KnownFailure(
-    when=lambda case: case.device.startswith("gpu") and case.dtype == "float32",
+NARROW_PRODUCT = known(
+    "NVIDIA's matrix units round a float32 product's factors to ten bits (TensorFloat-32).",
+    lambda case: case.device.startswith("gpu") and case.dtype == "float32",
     matches="beyond the bound",
-    reason="NVIDIA's matrix units round a float32 product's factors to ten bits (TensorFloat-32).",
 )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from poolbench import Case, Sweep, product, zipped
+from poolbench import Sweep, product, zipped
+from poolbench.ops.shared import LARGEST, trainable_size
 
 OP = "global_avg_pool"
 # These layers receive post-ReLU inputs, which also show a sum that loses terms; sums of normal inputs stay
@@ -10,7 +11,6 @@ OP = "global_avg_pool"
 BASE = {"shape": (8, 56, 56, 96), "distribution": "relu"}
 BATCH = (32, 56, 56, 96)
 HEADS = ((1, 7, 7, 2048), (32, 7, 7, 2048), (32, 14, 14, 672), (1, 56, 56, 96))
-LARGEST = (32, 112, 112, 96)
 SMALL = HEADS[0]
 
 BASELINE = "layer-global_avg_pool"
@@ -21,13 +21,6 @@ ALL = (*MAIN, "reduce_mean", "reduce_mean-float32", "einsum", "keras-ops")
 IN_MODELS = (BASELINE, LAMBDA, "avg_pool2d", "mean-of-means")
 IN_COMPILED_MODELS = (BASELINE, LAMBDA)
 XLA_MAIN = (BASELINE, LAMBDA, "avg_pool2d", "matmul-ones")
-
-
-def trainable_size(case: Case) -> bool:
-    """Exclude training at the largest shape, whose gradients take seconds to compile and to run."""
-    return bool(case.direction == "forward" or case.shape != LARGEST)
-
-
 RULES = (trainable_size,)
 
 DEFAULT = Sweep(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -20,7 +21,6 @@ from poolbench.report.figures.style import (
     Look,
     Maker,
     Plot,
-    curve,
     dots,
     figure,
     finish,
@@ -28,7 +28,9 @@ from poolbench.report.figures.style import (
     label_ends,
     legend_below,
     looks,
+    mark_candidates,
     nbytes_axis,
+    one_axis,
     one_per_program,
     right_rows,
     settings,
@@ -39,6 +41,8 @@ from poolbench.report.figures.style import (
     varied,
 )
 from poolbench.report.frame import RunFrame, axes_in
+
+BARS = "Median time per call; bars span the processes' medians. "
 
 
 def plot_time_by_size(direction: str) -> Maker:
@@ -53,15 +57,14 @@ def plot_time_by_size(direction: str) -> Maker:
         if not modes:
             return None
         look = looks(loaded, op)
-        width = 4.2 * len(modes) + 0.5
-        fig, axes = figure(1, len(modes), width, 4.3, sharex=True, sharey=True)
+        fig, axes = figure(1, len(modes), 4.2 * len(modes) + 0.5, 4.3, sharex=True, sharey=True)
         ends, same = [], ""
         for axis, mode in zip(axes[0], modes, strict=True):
             panel, words = one_per_program(rows[rows["mode"] == mode].sort_values("nbytes"))
             same += words
             ends.append(_curves(axis, panel, "nbytes", look))
         for axis, mode, lines in zip(axes[0], modes, ends, strict=True):
-            axis.set_title(MODE_WORDS.get(mode, mode))
+            axis.set_title(MODE_WORDS[mode])
             axis.set_xlabel("input (bytes)")
             axis.set_xscale("log")
             axis.set_yscale("log")
@@ -70,11 +73,11 @@ def plot_time_by_size(direction: str) -> Maker:
             label_ends(axis, lines)
         axes[0][0].set_ylabel("time per call")
         title = f"{title_of(op)}, {direction}: {_size_message(rows, modes)}"
-        finish(fig, title, width)
+        finish(fig, title)
         return Plot(
             name=f"time-by-size-{direction}",
             title=title,
-            caption="Median time per call; bars span the processes' medians. "
+            caption=BARS
             + settings(loaded, op, device, ("shape", "mode", "direction"))
             + same.replace("One program", "With XLA one program"),
             figure=fig,
@@ -91,7 +94,7 @@ def _size_message(rows: pd.DataFrame, modes: Sequence[str]) -> str:
         if len(panel) > 1:
             order = panel.sort_values("seconds")
             spread = float(order.iloc[-1]["seconds"] / order.iloc[0]["seconds"])
-            parts.append(f"{significant(spread, 2)}x {MODE_WORDS.get(mode, mode)}")
+            parts.append(f"{significant(spread, 2)}x {MODE_WORDS[mode]}")
     if not parts:
         return "time grows with the input"
     return f"fastest and slowest differ by {join_names(parts)} at the largest input"
@@ -112,13 +115,13 @@ def plot_by_axis(name: str) -> Maker:
             f"{title_of(op)}: {words} changes the time of {short(most)} most, "
             f"by {significant(float(spread.max()), 2)}x"
         )
-        draw = _lines if _is_ordinal(op, name, rows[name]) else _marks
-        caption = "Median time per call; bars span the processes' medians. "
         return Plot(
             name=f"by-{slug(name)}",
             title=title,
-            caption=f"{caption}{settings(loaded, op, device, (name,))}{same}",
-            figure=draw(rows, name, title, looks(loaded, op)),
+            caption=f"{BARS}{settings(loaded, op, device, (name,))}{same}",
+            figure=_lines(rows, name, title, looks(loaded, op))
+            if _is_ordinal(op, name, rows[name])
+            else _marks(rows, name, title),
         )
 
     return make
@@ -138,8 +141,13 @@ def _curves(axis: Axes, rows: pd.DataFrame, x: str, look: Mapping[str, Look]) ->
     """Plot time over a column, a line per candidate, with the bandwidth limit; return the lines' ends."""
     ends = []
     for name, line in rows.sort_values(x).groupby("candidate", sort=False):
-        curve(axis, line, x, look[str(name)])
-        ends.append((float(line["seconds"].iloc[-1]), str(name), look[str(name)][0]))
+        colour, marker = look[str(name)]
+        places, seconds = line[x].to_numpy(dtype=float), line["seconds"].to_numpy()
+        # One path with gaps for all bars: a path per bar takes longer to write than all the rest.
+        bars = [line["seconds_low"], line["seconds_high"], np.full(len(line), np.nan)]
+        axis.plot(places.repeat(3), np.stack(bars, axis=1).ravel(), color=colour, lw=0.9)
+        axis.plot(places, seconds, color=colour, marker=marker, ms=4, lw=1.1)
+        ends.append((float(seconds[-1]), str(name), colour))
     limit = rows.dropna(subset="bandwidth_limit_seconds")
     limit = limit.groupby(x)["bandwidth_limit_seconds"].median()
     if len(limit) > 1:
@@ -149,9 +157,7 @@ def _curves(axis: Axes, rows: pd.DataFrame, x: str, look: Mapping[str, Look]) ->
 
 
 def _lines(rows: pd.DataFrame, name: str, title: str, look: Mapping[str, Look]) -> Figure:
-    width = 7.4
-    fig, axes = figure(1, 1, width, 4.2)
-    axis = axes[0][0]
+    fig, axis = one_axis(4.2)
     ends = _curves(axis, rows, name, look)
     axis.set_xscale("log", base=2)
     axis.set_yscale("log")
@@ -162,18 +168,16 @@ def _lines(rows: pd.DataFrame, name: str, title: str, look: Mapping[str, Look]) 
     axis.set_xlabel(name.replace("_", " "))
     axis.set_ylabel("time per call")
     label_ends(axis, ends)
-    finish(fig, title, width)
+    finish(fig, title)
     return fig
 
 
-def _marks(rows: pd.DataFrame, name: str, title: str, look: Mapping[str, Look]) -> Figure:
-    del look  # the shape of a mark shows the value
+def _marks(rows: pd.DataFrame, name: str, title: str) -> Figure:
     values: list[Any] = [plain(value) for value in rows[name]]
     labels = [label_value(op, name, value) for op, value in zip(rows["op"], values, strict=True)]
     return dots(
-        rows.assign(setting=labels),
-        value="seconds", low="seconds_low", high="seconds_high", hue="setting",
-        label="time per call (bars span the processes' medians)", title=title, formatter=format_seconds,
+        rows.assign(setting=labels), value="seconds", hue="setting", title=title,
+        label="time per call (bars span the processes' medians)", formatter=format_seconds,
     )  # fmt: skip
 
 
@@ -205,12 +209,7 @@ def plot_mode_direction(loaded: RunFrame, op: str, device: str) -> Plot | None:
         return None
     rows = pd.concat(
         right_rows(
-            at_base(
-                loaded,
-                op,
-                ("mode",),
-                {"device": device, "direction": direction, **shape},
-            )
+            at_base(loaded, op, ("mode",), {"device": device, "direction": direction, **shape})
         )
         for direction, shape in shapes.items()
     )
@@ -218,38 +217,26 @@ def plot_mode_direction(loaded: RunFrame, op: str, device: str) -> Plot | None:
     if not directions or rows["mode"].nunique() < 2:
         return None
     names = list(dict.fromkeys(rows.sort_values("seconds", ascending=False)["candidate"]))
-    place = {name: i for i, name in enumerate(names)}
-    width = 4.2 * len(directions) + 1
-    fig, axes = figure(1, len(directions), width, 1.7 + 0.36 * len(names), sharey=True)
-    look = kind_marks(MODES)
-    modes = [mode for mode in MODES if mode in set(rows["mode"])]
+    width, height = 4.2 * len(directions) + 1, 1.7 + 0.36 * len(names)
+    fig, axes = figure(1, len(directions), width, height, sharey=True)
+    modes = set(rows["mode"])
+    marks = {mode: mark for mode, mark in kind_marks(MODES).items() if mode in modes}
     handles: dict[str, Any] = {}
     for axis, direction in zip(axes[0], directions, strict=True):
-        for i, mode in enumerate(modes):
-            part = rows[(rows["direction"] == direction) & (rows["mode"] == mode)]
-            if part.empty:
-                continue
-            low = (part["seconds"] - part["seconds_low"]).clip(lower=0)
-            high = (part["seconds_high"] - part["seconds"]).clip(lower=0)
-            offset = (i - (len(modes) - 1) / 2) * 0.22
-            handles[MODE_WORDS[mode]] = axis.errorbar(
-                part["seconds"], [place[n] + offset for n in part["candidate"]], xerr=[low, high],
-                ms=5, elinewidth=1.2, capsize=2, **look[mode],
-            )  # fmt: skip
+        panel = rows[rows["direction"] == direction]
+        drawn = mark_candidates(axis, panel, names, "seconds", "mode", marks)
+        handles |= {MODE_WORDS[mode]: mark for mode, mark in drawn.items()}
         axis.set_xscale("log")
         time_axis(axis.xaxis)
         axis.set_title(", ".join([direction, *shapes[direction].values()]))
         axis.set_xlabel("time per call")
-        axis.set_yticks(range(len(names)), [short(name) for name in names])
-        axis.set_ylim(-0.6, len(names) - 0.4)
     legend_below(fig, handles, 3)
     title = f"{title_of(op)}: {_mode_message(rows)}"
-    finish(fig, title, width)
+    finish(fig, title)
     return Plot(
         name="mode-direction",
         title=title,
-        caption="Median time per call; bars span the processes' medians. A missing mark: "
-        "not right, or not supported there. "
+        caption=f"{BARS}A missing mark: not right, or not supported there. "
         + settings(loaded, op, device, ("mode", "direction", "shape")),
         figure=fig,
     )

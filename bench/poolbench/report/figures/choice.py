@@ -14,7 +14,6 @@ from matplotlib.colors import ListedColormap
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter
 
-from poolbench.core.records import MatrixCell
 from poolbench.core.text import format_share, join_names, significant
 from poolbench.report.cases import MODE_WORDS, at_base, base_values
 from poolbench.report.figures.style import (
@@ -30,8 +29,8 @@ from poolbench.report.figures.style import (
     label_ends,
     legend_below,
     looks,
-    names_of,
     nbytes_axis,
+    one_axis,
     one_per_program,
     right_rows,
     settings,
@@ -41,6 +40,7 @@ from poolbench.report.figures.style import (
 )
 from poolbench.report.frame import RunFrame, axes_in
 from poolbench.report.recommend import Answers
+from poolbench.report.support import Support
 from poolbench.report.tables import break_even_table
 
 NEAR, FARTHEST = 1.1, 10.0  # factors of the best: what counts as near, and where the profile ends
@@ -56,9 +56,7 @@ def plot_profile(loaded: RunFrame, answers: Answers, op: str, device: str) -> Pl
     share = {name: float(np.mean(np.array(v) <= NEAR)) for name, v in profile.items()}
     names = sorted(profile, key=lambda name: (name != advice.candidate, -share[name]))
     shown = [name for name in names if look[name][0] != GREY or len(names) <= len(COLOURS)]
-    width = 7.4
-    fig, axes = figure(1, 1, width, 3.6)
-    axis = axes[0][0]
+    fig, axis = one_axis(3.6)
     ends = []
     for name in reversed(shown):
         values = np.sort(profile[name])
@@ -78,12 +76,12 @@ def plot_profile(loaded: RunFrame, answers: Answers, op: str, device: str) -> Pl
     axis.set_xlabel("time over the best one's in the same case")
     axis.set_ylabel("share of cases")
     label_ends(axis, ends)
-    near = sum(value <= NEAR for value in profile.get(advice.candidate, ()))
+    near = sum(loss.ratio[0] <= NEAR for loss in advice.losses)
     title = (
         f"{title_of(op)}: {short(advice.candidate)} is within {NEAR - 1:.0%} of the best "
         f"in {near} of {advice.all_cases} cases"
     )
-    finish(fig, title, width)
+    finish(fig, title)
     caption = (
         "Higher and further left is better. A case that failed, was wrong, or was faster than the memory "
         "allows counts as never. Drawn: what was raced in at least half of the cases."
@@ -100,9 +98,7 @@ def plot_roofline(loaded: RunFrame, op: str, device: str) -> Plot | None:
     if len(limit) < 2:
         return None
     look = looks(loaded, op)
-    width = 7.4
-    fig, axes = figure(1, 1, width, 4.6)
-    axis = axes[0][0]
+    fig, axis = one_axis(4.6)
     handles: dict[str, Any] = {}
     for name in reversed(look):  # the first ones on top
         part = rows[rows["candidate"] == name]
@@ -126,7 +122,7 @@ def plot_roofline(loaded: RunFrame, op: str, device: str) -> Plot | None:
         f"{title_of(op)}: {short(best['candidate'])} comes nearest to the memory-bandwidth limit, "
         f"{format_share(best['efficiency'])} of it {MODE_WORDS.get(best['mode'], best['mode'])}"
     )
-    finish(fig, title, width)
+    finish(fig, title)
     caption = (
         f"All cases on {device}, a mark each. The limit is bytes over the bandwidth that probes reached "
         "in the same rounds, from 1 MiB up."
@@ -145,7 +141,9 @@ def plot_heatmap(*, xla: bool) -> Maker:
         if rows.empty:
             return None
         sizes = rows.drop_duplicates("shape").sort_values("nbytes")["shape"].tolist()
-        names = [name for name in names_of(loaded, op) if name in set(rows["candidate"])]
+        table, found = loaded.table, set(rows["candidate"])
+        order = dict.fromkeys(table.loc[table["op"] == op, "candidate"])
+        names = [name for name in order if name in found]
         places = set(zip(rows["direction"], rows["mode"], strict=True))
         panels = [(d, m) for d in ("forward", "training") for m in MODES if (d, m) in places]
         if len(sizes) > 8:  # an even choice keeps the cells readable; the table holds all
@@ -166,7 +164,7 @@ def plot_heatmap(*, xla: bool) -> Maker:
             axis.set_title(f"{direction}, {mode}")
         over = short(str(rows["baseline"].iloc[0]))
         title = f"{title_of(op)}{' with XLA' * xla}: speed over the baseline, {over}, by size"
-        finish(fig, title, width)
+        finish(fig, title)
         return Plot(
             name="speed-up-xla" if xla else "speed-up",
             title=title,
@@ -219,7 +217,7 @@ def _heat(
     for (i, j), word in np.ndenumerate(text):
         value = grid[i, j]
         if word:
-            dark = math.isfinite(value) and abs(value) > 0.62 * limit
+            dark = abs(value) > 0.62 * limit
             colour = "white" if dark else ("#111111" if math.isfinite(value) else INK)
             axis.text(
                 j + 0.5, i + 0.5, word, ha="center", va="center", fontsize=7.2, color=colour, clip_on=True,
@@ -261,7 +259,7 @@ def plot_break_even(loaded: RunFrame, op: str, device: str) -> Plot | None:
         ", where it pays at all" if never else ""
     )
     fig = dots(
-        paid.assign(low=math.nan, high=math.nan), value="calls", low="low", high="high", hue="mode",
+        paid.assign(calls_low=math.nan, calls_high=math.nan), value="calls", hue="mode",
         label="calls until the first call's cost is won back over eager", title=title,
         formatter=lambda v: f"{v:.0f}",
     )  # fmt: skip
@@ -284,29 +282,23 @@ STATE_COLOURS = {  # Okabe and Ito's, distinguishable with colour-vision deficie
 }
 
 
-def plot_support(capabilities: Sequence[MatrixCell], op: str, device: str) -> Plot | None:
+def plot_support(matrix: Support) -> Plot:
     """The support matrix."""
-    cells = [c for c in capabilities if c.op == op and c.device == device]
-    if not cells:
-        return None
+    cells = matrix.cells
     probes = list(dict.fromkeys(c.probe for c in cells))
     names = list(dict.fromkeys(c.candidate for c in cells))
     states = list(STATE_COLOURS)
     grid = np.full((len(names), len(probes)), np.nan)
     for cell in cells:
         grid[names.index(cell.candidate), probes.index(cell.probe)] = states.index(cell.state)
-    width = 2.6 + 0.36 * len(probes)
-    fig, axes = figure(1, 1, max(width, 5.5), 2.4 + 0.27 * len(names))
-    axis = axes[0][0]
+    fig, axis = one_axis(2.4 + 0.27 * len(names), max(2.6 + 0.36 * len(probes), 5.5))
     sns.heatmap(
         grid, ax=axis, cmap=ListedColormap(list(STATE_COLOURS.values())), vmin=-0.5, vmax=len(states) - 0.5,
         cbar=False, xticklabels=False, yticklabels=False, linewidths=0.8, linecolor="#80808055",
     )  # fmt: skip
     axis.grid(False)
     for (i, j), value in np.ndenumerate(grid):
-        if (
-            math.isfinite(value) and value > 0
-        ):  # a letter beside the colour, for readers without colour vision
+        if value > 0:  # a letter beside the colour, for readers without colour vision
             axis.text(
                 j + 0.5,
                 i + 0.5,
@@ -327,15 +319,13 @@ def plot_support(capabilities: Sequence[MatrixCell], op: str, device: str) -> Pl
     axis.tick_params(length=0)
     seen = [s for s in states if any(c.state == s for c in cells)]
     legend_below(fig, {s.replace("_", " "): Patch(color=STATE_COLOURS[s]) for s in seen}, len(seen))
-    clean = [
-        n for n in names if all(c.state in ("pass", "not_run") for c in cells if c.candidate == n)
-    ]
-    title = f"{title_of(op)} on {device}: " + (
-        f"{join_names([short(n) for n in clean[:3]])} {'pass' if len(clean) > 1 else 'passes'} every probe"
-        if clean and len(clean) <= 3
+    clean = [n for n in names if matrix.of(n) and not matrix.caveats(n)]
+    title = f"{title_of(matrix.op)} on {matrix.device}: " + (
+        f"{join_names([short(n) for n in clean])} {'pass' if len(clean) > 1 else 'passes'} every probe"
+        if 0 < len(clean) <= 3
         else f"{len(clean) or 'no'} of {len(names)} implementations pass every probe"
     )
-    finish(fig, title, max(width, 5.5))
+    finish(fig, title)
     return Plot(
         name="support",
         title=title,

@@ -53,13 +53,14 @@ def write_figures(
             for figure in draw(lambda: maker(loaded, op, device), op)  # noqa: B023
         ]
         if (op, device) in at:
-            cells = at[op, device].cells
-            shown += draw(lambda: figures.plot_support(cells, op, device), op)  # noqa: B023
+            matrix = at[op, device]
+            shown += draw(lambda: figures.plot_support(matrix), op)  # noqa: B023
         notes = _direction_note(loaded, op), clock_note(loaded, op, device), *failed
         groups.append(
             {
                 "op": op, "device": device, "title": figures.title_of(op), "profile": profile,
-                "figures": shown, "anchor": f"figures-{len(groups)}", "note": " ".join(filter(None, notes)),
+                "figures": shown, "failed": bool(failed), "anchor": f"figures-{len(groups)}",
+                "note": " ".join(filter(None, notes)),
             }
         )  # fmt: skip
     failed.clear()
@@ -68,7 +69,7 @@ def write_figures(
         groups.append(
             {
                 "op": "", "device": "", "title": "Self-test", "anchor": "figures-selftest",
-                "note": " ".join(failed), "profile": [], "figures": selftest,
+                "note": " ".join(failed), "failed": bool(failed), "profile": [], "figures": selftest,
             }
         )  # fmt: skip
     return groups

@@ -9,12 +9,11 @@ import math
 import re
 import textwrap
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import matplotlib as mpl
-import numpy as np
 import pandas as pd
 
 mpl.use("Agg")
@@ -121,10 +120,10 @@ def looks(loaded: RunFrame, op: str) -> dict[str, Look]:
     Eight have a colour: the recommended ones, the baseline, then those raced most. The rest are grey.
     """
     rows = loaded.table[loaded.table["op"] == op]
-    advised = [r.candidate for (o, _), r in answer(loaded).recommendations.items() if o == op]
-    over = [r.over for (o, _), r in answer(loaded).recommendations.items() if o == op and r.over]
-    counts = rows.loc[rows["right"], "candidate"].value_counts(sort=True)
-    order = dict.fromkeys([*advised, *over, *rows["baseline"], *counts.index, *rows["candidate"]])
+    advice = [one for one in answer(loaded).recommendations.values() if one.op == op]
+    first = [*(one.candidate for one in advice), *(one.over for one in advice if one.over)]
+    counts = rows.loc[rows["right"], "candidate"].value_counts()
+    order = dict.fromkeys([*first, *rows["baseline"], *counts.index, *rows["candidate"]])
     there = set(rows["candidate"])
     names = [name for name in order if name in there]
     return {
@@ -166,21 +165,16 @@ def label_ends(axis: Axes, ends: Sequence[End]) -> None:
         )  # fmt: skip
 
 
-def names_of(loaded: RunFrame, op: str) -> list[str]:
-    """Return the op's candidates in the order of the run."""
-    table = loaded.table
-    return list(dict.fromkeys(table.loc[table["op"] == op, "candidate"]))
-
-
 def settings(loaded: RunFrame, op: str, device: str, free: Sequence[str]) -> str:
     """Describe the axis values that a figure keeps fixed."""
-    base = {**base_values(loaded, op), "device": device}
-    words = []
-    for name in axes_of(op):
-        value = base.get(name)
-        if name in free or name == "device" or value is None or is_usual(op, name, value):
-            continue
-        words.append(f"{name.replace('_', ' ')} {value}")
+    base = base_values(loaded, op)
+    words = [
+        f"{name.replace('_', ' ')} {value}"
+        for name in axes_of(op)
+        if name not in (*free, "device")
+        and (value := base.get(name)) is not None
+        and not is_usual(op, name, value)
+    ]
     return f"On {device}; {', '.join(words)}."
 
 
@@ -193,9 +187,16 @@ def figure(
     return fig, axes
 
 
-def finish(fig: Figure, title: str, width: float) -> None:
+def one_axis(height: float, width: float = 7.4) -> tuple[Figure, Any]:
+    """Return a figure and its only axis."""
+    fig, axes = figure(1, 1, width, height)
+    return fig, axes[0][0]
+
+
+def finish(fig: Figure, title: str) -> None:
     """Set the title, wrapped to the figure's width."""
-    fig.suptitle(textwrap.fill(title, int(width * 9.5)), color=INK, fontweight="bold")
+    letters = int(fig.get_figwidth() * 9.5)
+    fig.suptitle(textwrap.fill(title, letters), color=INK, fontweight="bold")
 
 
 def legend_below(fig: Figure, handles: dict[str, Any], columns: int) -> None:
@@ -271,59 +272,54 @@ def right_rows(rows: pd.DataFrame) -> pd.DataFrame:
     return rows[rows["right"] & rows["seconds"].notna()]
 
 
-def curve(axis: Axes, rows: pd.DataFrame, x: str, look: Look) -> None:
-    """Plot time over a column of one candidate's rows, with bars that span the processes' medians.
-
-    All bars are one path with gaps: a path per bar takes longer to write than the rest of the figure.
-    """
-    colour, marker = look
-    places, seconds = rows[x].to_numpy(dtype=float), rows["seconds"].to_numpy()
-    ends = [rows["seconds_low"], rows["seconds_high"], np.full(len(rows), np.nan)]
-    axis.plot(places.repeat(3), np.stack(ends, axis=1).ravel(), color=colour, lw=0.9)
-    axis.plot(places, seconds, color=colour, marker=marker, ms=4, lw=1.1)
+def mark_candidates(
+    axis: Axes,
+    rows: pd.DataFrame,
+    names: Sequence[str],
+    value: str,
+    hue: str,
+    marks: Mapping[str, dict[str, Any]],
+) -> dict[str, Any]:
+    """Plot candidates (down) and a value with its interval (across); return the marks by value of `hue`."""
+    place = {name: i for i, name in enumerate(names)}
+    drawn: dict[str, Any] = {}
+    for i, (kind, look) in enumerate(marks.items()):
+        part = rows[rows[hue] == kind]
+        if part.empty:
+            continue
+        offset = (i - (len(marks) - 1) / 2) * 0.22
+        y = [place[name] + offset for name in part["candidate"]]
+        below = (part[value] - part[f"{value}_low"]).clip(lower=0).fillna(0)
+        above = (part[f"{value}_high"] - part[value]).clip(lower=0).fillna(0)
+        drawn[kind] = axis.errorbar(
+            part[value], y, xerr=[below, above], ms=5, elinewidth=1.2, capsize=2, **look
+        )
+    axis.set_yticks(range(len(names)), [short(name) for name in names])
+    axis.set_ylim(-0.6, len(names) - 0.4)
+    return drawn
 
 
 def dots(
     rows: pd.DataFrame,
     *,
     value: str,
-    low: str,
-    high: str,
     hue: str,
     label: str,
     title: str,
     formatter: Callable[[float], str],
 ) -> Figure:
-    """Plot candidates (down) and a value with its interval (across), one colour and marker per value of `hue`."""
+    """Plot candidates (down) and a value with its interval (across), one marker per value of `hue`."""
     names = list(dict.fromkeys(rows.sort_values(value)["candidate"]))
-    kinds = (
-        [kind for kind in MODES if kind in set(rows[hue])]
-        if hue == "mode"
-        else sorted(set(rows[hue]))
-    )
-    width = 7.4
-    fig, axes = figure(1, 1, width, 1.5 + 0.34 * len(names))
-    axis = axes[0][0]
-    look = kind_marks([str(kind) for kind in kinds])
-    place = {name: i for i, name in enumerate(names)}
-    handles: dict[str, Any] = {}
-    for i, kind in enumerate(kinds):
-        part = rows[rows[hue] == kind]
-        offset = (i - (len(kinds) - 1) / 2) * 0.22
-        y = [place[name] + offset for name in part["candidate"]]
-        below = (part[value] - part[low]).clip(lower=0).fillna(0)
-        above = (part[high] - part[value]).clip(lower=0).fillna(0)
-        handles[str(kind)] = axis.errorbar(
-            part[value], y, xerr=[below, above], ms=5, elinewidth=1.2, capsize=2, **look[str(kind)]
-        )
-    axis.set_yticks(range(len(names)), [short(name) for name in names])
-    axis.set_ylim(-0.6, len(names) - 0.4)
+    found = set(rows[hue])
+    kinds = [kind for kind in MODES if kind in found] if hue == "mode" else sorted(found)
+    fig, axis = one_axis(1.5 + 0.34 * len(names))
+    drawn = mark_candidates(axis, rows, names, value, hue, kind_marks(kinds))
     axis.set_xlabel(label)
     axis.set_xscale("log")
     log_axis(axis.xaxis, formatter)
     if len(kinds) > 1:
-        legend_below(fig, handles, len(kinds))
-    finish(fig, title, width)
+        legend_below(fig, drawn, len(kinds))
+    finish(fig, title)
     return fig
 
 
@@ -345,8 +341,7 @@ def png_of(fig: Figure) -> bytes:
     with styled():
         if layout := fig.get_layout_engine():
             layout.execute(fig)
-        fig.set_layout_engine(
-            None
-        )  # "none" would leave a placeholder, which makes savefig draw twice
+        # "none" would leave a placeholder, which makes savefig draw twice.
+        fig.set_layout_engine(None)
         fig.savefig(out, format="png", dpi=130, facecolor="white")
     return out.getvalue()

@@ -21,6 +21,7 @@ from poolbench.report.figures.style import (
     legend_below,
     looks,
     nbytes_axis,
+    one_axis,
     one_per_program,
     right_rows,
     settings,
@@ -44,8 +45,7 @@ def plot_accuracy(loaded: RunFrame, op: str, device: str) -> Plot | None:
     if rows["mode"].nunique() > 1:
         rows = rows[rows["mode"] == rows["mode"].mode().iloc[0]]
     look = looks(loaded, op)
-    width = 9.6
-    fig, axes = figure(1, 2, width, 4.2, sharey=True)
+    fig, axes = figure(1, 2, 9.6, 4.2, sharey=True)
     ends: list[End] = []
     for name, line in rows.groupby("candidate", sort=False):
         colour, marker = look[name]
@@ -54,8 +54,7 @@ def plot_accuracy(loaded: RunFrame, op: str, device: str) -> Plot | None:
         ends.append((float(by_size.iloc[-1]), str(name), colour))
         largest = line[line["nbytes"] == line["nbytes"].max()]
         axes[0][1].plot(largest["seconds"], largest["max_relative"], marker, color=colour, ms=6)
-    bounds = rows["max_relative"] / rows["worst"]
-    limit = float(bounds.median())
+    limit = float((rows["max_relative"] / rows["worst"]).median())
     for axis in axes[0]:
         axis.set_xscale("log")
         axis.set_yscale("log")
@@ -76,7 +75,7 @@ def plot_accuracy(loaded: RunFrame, op: str, device: str) -> Plot | None:
         else "every candidate stays within the tolerance"
     )
     title = f"{title_of(op)} in {dtype}: {message}"
-    finish(fig, title, width)
+    finish(fig, title)
     return Plot(
         name="accuracy",
         title=title,
@@ -93,9 +92,7 @@ def plot_spread(loaded: RunFrame, op: str, device: str) -> Plot | None:
     if rows.empty:
         return None
     names = rows.sort_values("seconds", ascending=False)["candidate"].tolist()
-    width = 7.4
-    fig, axes = figure(1, 1, width, 1.6 + 0.4 * len(names))
-    axis = axes[0][0]
+    fig, axis = one_axis(1.6 + 0.4 * len(names))
     look = looks(loaded, op)
     spreads: dict[str, float] = {}
     for index, row in rows.iterrows():
@@ -108,7 +105,7 @@ def plot_spread(loaded: RunFrame, op: str, device: str) -> Plot | None:
         spreads[row["candidate"]] = float(medians.max() / medians.min() - 1)
         for i, kind in enumerate(kinds):
             points = np.clip(relative[process == kind], 0.5, 2.0)
-            offset = (i - (len(kinds) - 1) / 2) * 0.6 / max(1, len(kinds))
+            offset = (i - (len(kinds) - 1) / 2) * 0.6 / len(kinds)
             axis.plot(
                 points,
                 np.full(len(points), y + offset),
@@ -127,7 +124,7 @@ def plot_spread(loaded: RunFrame, op: str, device: str) -> Plot | None:
     title = (
         f"{title_of(op)}: {short(worst)}'s processes differ most, by {format_share(spreads[worst])}"
     )
-    finish(fig, title, width)
+    finish(fig, title)
     return Plot(
         name="spread",
         title=title,
@@ -142,9 +139,7 @@ def plot_selftest(selftests: Sequence[Selftest]) -> Plot | None:
     if not selftests:
         return None
     rows = sorted(selftests, key=lambda s: (s.margin, s.injected))
-    width = 7.4
-    fig, axes = figure(1, 1, width, 1.4 + 0.34 * len(rows))
-    axis = axes[0][0]
+    fig, axis = one_axis(1.4 + 0.34 * len(rows))
     kinds = (
         ("faster", "#0173b2"),
         ("same", "#949494"),
@@ -169,7 +164,7 @@ def plot_selftest(selftests: Sequence[Selftest]) -> Plot | None:
     same = [s for s in rows if s.injected == 0]
     alarms = sum(s.faster + s.slower for s in same)
     title = f"Self-test: {alarms} false alarms in {sum(s.comparisons for s in same)} comparisons of an op with itself"
-    finish(fig, title, width)
+    finish(fig, title)
     floor = max((s.noise_floor for s in same), default=math.nan)
     caption = (
         f"Noise floor (95th percentile of the A/A ratio): {format_share(floor) or 'not measured'}."

@@ -35,29 +35,14 @@ const byKey = new Map(data.answers.map((a) => [JSON.stringify(a.key), a]));
 const caveatsOf = (op, device, name) => (data.caveats.find((r) => r[0] === op && r[1] === device && r[2] === name) || [])[3];
 const distinct = (values) => [...new Set(values)];
 
-function options(select, values, labels = values) {
+const optionOf = (value, text) => Object.assign(element("option", text), { value });
+function options(select, values) {
   const before = select.value;
-  select.replaceChildren(...values.map((value, i) => {
-    const option = element("option", labels[i]);
-    option.value = value;
-    return option;
-  }));
+  select.replaceChildren(...values.map((value) => optionOf(value, value)));
   if (values.includes(before)) select.value = before;
 }
 function volume(shape) { return shape.split("x").reduce((a, b) => a * Number(b), 1); }
 
-function offer() {
-  const op = chooser.elements.op.value;
-  const mine = data.answers.filter((a) => a.key[0] === op);
-  const sizes = distinct(mine.map((a) => a.key[5])).sort((a, b) => volume(a) - volume(b));
-  document.getElementById("sizes").replaceChildren(...sizes.map((s) => {
-    const option = element("option");
-    option.value = s;
-    return option;
-  }));
-  chooser.elements.shape.parentElement.hidden = sizes.every((s) => !s);
-  options(chooser.elements.others, distinct(mine.map((a) => a.key[6])));
-}
 function start() {
   const ops = distinct(data.answers.map((a) => a.key[0]));
   if (!ops.length) {
@@ -80,9 +65,12 @@ function start() {
   chooser.addEventListener("submit", (event) => event.preventDefault());
   show();
 }
-function fill() { // the op's most measured combination
-  offer();
+function fill() { // what the op offers, and its most measured combination
   const mine = data.answers.filter((a) => a.key[0] === chooser.elements.op.value);
+  const sizes = distinct(mine.map((a) => a.key[5])).sort((a, b) => volume(a) - volume(b));
+  document.getElementById("sizes").replaceChildren(...sizes.map((size) => optionOf(size)));
+  chooser.elements.shape.parentElement.hidden = sizes.every((s) => !s);
+  options(chooser.elements.others, distinct(mine.map((a) => a.key[6])));
   const count = new Map();
   for (const a of mine) for (let i = 1; i < FIELDS.length; i++) {
     const k = i + ":" + a.key[i];
@@ -93,7 +81,7 @@ function fill() { // the op's most measured combination
   FIELDS.slice(1).forEach((name, i) => { chooser.elements[name].value = first.key[i + 1]; });
 }
 async function copy(button, pre) {
-  const label = button.textContent;
+  const label = (button.dataset.label ??= button.textContent); // a second click finds 'Copied'
   try {
     await navigator.clipboard.writeText(pre.textContent);
     button.textContent = "Copied";
@@ -119,9 +107,8 @@ function command(chosen) {
   const [op, device, mode, direction, dtype, shape, others] = chosen;
   const [, , settings] = data.settings.find((one) => one[0] === op && one[1] === others) || [0, 0, []];
   const axes = [...(shape ? [["shape", shape]] : []), ["mode", mode], ["direction", direction], ["dtype", dtype], ...settings];
-  if (!/^(cpu|gpu):0$/.test(device)) axes.push(["device", device]);
+  if (device !== "cpu:0") axes.push(["device", device === "gpu:0" ? "gpu" : device]);
   const safe = (text) => (/^[A-Za-z0-9_:.-]+$/.test(text) ? text : "'...'");
-  if (device === "gpu:0") axes.push(["device", "gpu"]);
   const select = /^[A-Za-z0-9_]+$/.test(op) ? " --op " + op : "";
   return "poolbench run" + select + axes.map(([n, v]) => " --axis " + n + "=" + safe(v)).join("");
 }
@@ -142,8 +129,7 @@ function show() {
   }
   const parts = [element("p", "Use " + found.use, "use"), ...found.text.map((line) => element("p", line))];
   const code = data.codes[found.code];
-  if (code) parts.push(copyable(code));
-  else parts.push(element("p", "Its code is in the file that registered it, which is not at hand here."));
+  parts.push(code ? copyable(code) : element("p", "Its code is in the file that registered it, which is not at hand here."));
   const caveats = caveatsOf(chosen[0], chosen[1], found.use);
   if (caveats === undefined) parts.push(element("p", "No support matrix is at hand. To record one, type: poolbench matrix"));
   else if (!caveats.length) parts.push(element("p", "It passes every check of the support matrix."));
@@ -225,12 +211,11 @@ function strip(values, lengths, sorted) {
 // The table.
 // What sorts last at the first click: slow times, small speeds; so does what has no figure.
 const LAST = { seconds: Infinity, number: Infinity, times: -1, share: -1, samples: -1 };
-const SEQUENCES = { times: ["desc", "asc"], share: ["desc", "asc"], samples: ["desc", "asc"] };
 function table() {
   const columns = data.columns.map(([title, kind], place) => ({
     title,
     data: null,
-    orderSequence: SEQUENCES[kind] || ["asc", "desc"],
+    orderSequence: LAST[kind] < 0 ? ["desc", "asc"] : ["asc", "desc"],
     render: (row, type) => {
       const value = data.rows[row][place];
       // DataTables would take text as markup: it gets none to show, and none with markup to search.
@@ -251,8 +236,7 @@ function table() {
         cell.replaceChildren(button);
       } else {
         cell.textContent = kind === "text" ? data.words[value] : value === null ? "" : FORMATS[kind](value);
-        if (kind === "text" && cell.textContent === "SLOWER") cell.className = "slower";
-        if (kind === "text" && cell.textContent === "FASTER") cell.className = "faster";
+        if (["SLOWER", "FASTER"].includes(cell.textContent)) cell.className = cell.textContent.toLowerCase();
       }
     },
   }));

@@ -14,6 +14,7 @@ from poolbench.core.plan import WorkerSpec
 from poolbench.core.program import Program
 from poolbench.machine.info import usable_threads
 from poolbench.worker.backends.base import Array, Backend, Call, count_threads, freeze, on_off
+from poolbench.worker.program import jax_program
 
 
 class JaxBackend(Backend):
@@ -157,8 +158,6 @@ class JaxBackend(Backend):
 
     def program(self, call: Call, arguments: Sequence[Any], mode: str) -> Program | None:  # noqa: ARG002
         """Return what XLA made of a compiled call; it is compiled once more."""
-        from poolbench.worker.program import jax_program
-
         return jax_program(call, *arguments)
 
     def clear(self) -> None:

@@ -14,6 +14,7 @@ from poolbench.core.plan import WorkerSpec
 from poolbench.core.program import Program
 from poolbench.machine.info import usable_threads
 from poolbench.worker.backends.base import Array, Backend, Call, freeze, on_off
+from poolbench.worker.program import tensorflow_operations, tensorflow_program
 
 
 class TensorFlowBackend(Backend):
@@ -213,11 +214,9 @@ class TensorFlowBackend(Backend):
 
     def program(self, call: Call, arguments: Sequence[Any], mode: str) -> Program | None:
         """Return what XLA made of a call, or the operations of its graph after grappler, or of its eager call."""
-        from poolbench.worker import program
-
         if mode == "xla":
-            return program.tensorflow_program(call, *arguments)
-        return program.tensorflow_operations(call, *arguments)
+            return tensorflow_program(call, *arguments)
+        return tensorflow_operations(call, *arguments)
 
     def identity(self, mode: str) -> Call:
         """Return an op that copies nothing; XLA copies what a program returns: there, one element."""
@@ -242,8 +241,6 @@ class TensorFlowBackend(Backend):
 def _uses_onednn() -> bool:
     """Tell whether oneDNN replaces operations: a matrix product's, in a graph."""
     import tensorflow as tf
-
-    from poolbench.worker.program import tensorflow_operations
 
     square = tf.ones([64, 64])
     found = tensorflow_operations(tf.function(lambda x: tf.matmul(x, x)), square)

@@ -10,6 +10,7 @@ from typing import Any
 from poolbench.core.plan import WorkerSpec
 from poolbench.core.program import Program
 from poolbench.worker.backends.base import Array, Backend, Call, freeze, on_off
+from poolbench.worker.program import torch_program
 
 
 class TorchBackend(Backend):
@@ -20,9 +21,8 @@ class TorchBackend(Backend):
     def start(self, spec: WorkerSpec) -> None:
         """Import PyTorch with a process' settings; they hold until the process ends."""
         os.environ["KERAS_BACKEND"] = "torch"
-        os.environ.setdefault(
-            "TORCHINDUCTOR_COMPILE_THREADS", "1"
-        )  # else a pool of processes stays
+        # Else a pool of processes stays.
+        os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
         import torch
 
         if spec.threads:
@@ -49,15 +49,11 @@ class TorchBackend(Backend):
 
     def on(self, device: str) -> Any:
         """Return a context in which Keras, too, makes its tensors on the device."""
-        if device.startswith("cpu"):
-            import torch
-
-            # Entering a device's context would slow each call of a function that makes no tensor.
-            return (
-                contextlib.nullcontext() if not torch.cuda.is_available() else torch.device("cpu")
-            )
         import torch
 
+        if device.startswith("cpu") and not torch.cuda.is_available():
+            # Entering a device's context would slow each call of a function that makes no tensor.
+            return contextlib.nullcontext()
         return torch.device(self._device(device))
 
     def put(self, arrays: Sequence[Array], device: str) -> tuple[Any, ...]:
@@ -174,8 +170,6 @@ class TorchBackend(Backend):
 
     def program(self, call: Call, arguments: Sequence[Any], mode: str) -> Program | None:
         """Return the operators that an eager call runs."""
-        from poolbench.worker.program import torch_program
-
         return torch_program(call, *arguments) if mode == "eager" else None
 
     def clear(self) -> None:
