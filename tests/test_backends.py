@@ -167,6 +167,11 @@ def test_compare_programs_only_fails_on_a_change_of_one_compiler(tmp_path, key, 
     assert VICTIM in done.stdout and "are equal" in done.stdout
     assert ("'measure again', not 'worse'" in done.stdout) == (code == 0)
     assert VICTIM in CliRunner().invoke(main, words).stdout, "beside the times too"
+    # A change of one compiler's counts, whatever else was upgraded.
+    other = msgspec.structs.replace(ONE, key="jax 0.10.2, threads=2")
+    run_of(tmp_path / "c", {VICTIM: changed, "slices-maximum": other})
+    mixed = ["compare", str(tmp_path / "a"), str(tmp_path / "c"), "--programs-only"]
+    assert CliRunner().invoke(main, mixed).exit_code == code
     refused = CliRunner().invoke(main, [*words, "--programs-only", "--format", "json"])
     assert refused.exit_code == 2 and "--format is for a comparison of times" in refused.output
 

@@ -43,6 +43,7 @@ def bisect(
     factor=1.1,
     noise=0.02,
     broken=(),
+    unbuilt=(),
     program=lambda point: None,
     clock=lambda: 0.0,
 ):
@@ -68,6 +69,8 @@ def bisect(
         return answers
 
     def make_side(point):
+        if int(point) in unbuilt:
+            raise UsageError("pip: no")
         return Side(title=point, worker=WorkerSpec(environment=(("POINT", point),)))
 
     pool = Pool(answers_of)
@@ -108,6 +111,12 @@ def test_bisection_names_the_points_that_cannot_be_judged():
     found, _ = bisect(slow_from=8, broken=(7, 8))
     assert (found.before, found.first) == ("6", "7 or 8 or 9")
     assert {step.verdict for step in found.steps} == {"slower", "as before", "cannot be judged"}
+
+
+def test_bisection_goes_on_past_a_point_that_cannot_be_built():
+    found, _ = bisect(slow_from=8, unbuilt=(7, 8))
+    assert (found.before, found.first) == ("6", "7 or 8 or 9")
+    assert {step.how for step in found.steps if step.verdict == "cannot be judged"} == {"pip: no"}
 
 
 def test_bisection_does_not_race_a_point_whose_program_is_that_of_an_end():

@@ -87,9 +87,16 @@ def test_an_axis_that_a_case_lacks_is_named():
         operator.attrgetter("strid")(BASE)
 
 
-@pytest.mark.parametrize("name", ["Width", "1x", "seconds"])
-def test_an_axis_is_no_column_of_a_report_and_has_a_plain_name(name):
-    with pytest.raises(UsageError, match="an axis is named by lower-case letters"):
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("Width", "an axis is named by lower-case letters"),
+        ("1x", "an axis is named by lower-case letters"),
+        ("seconds", "an axis may not be named as a column of a report; got 'seconds'"),
+    ],
+)
+def test_an_axis_is_no_column_of_a_report_and_has_a_plain_name(name, says):
+    with pytest.raises(UsageError, match=says):
         size_axis(name)
 
 

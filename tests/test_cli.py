@@ -160,8 +160,10 @@ def test_find_suites_all_ops_adds_the_further_ones_alone():
 @pytest.mark.parametrize("name", ["network", "suites/test_network.py"])
 def test_find_suites_knows_a_suite_by_its_name_from_any_folder(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "network").mkdir()  # of another purpose
     (found,) = find_suites([name])
     assert Path(found).is_file()
+    assert find_suites(["./network"]) == ["./network"]
 
 
 @pytest.mark.fault(
@@ -258,6 +260,7 @@ def test_option_type_reads_a_value(kind, text, value):
     [
         (PERCENT, "100%"), (PERCENT, "wide"), (PERCENT, "nan"), (BYTES, "lots"), (BYTES, "0"),
         (DURATION, "0"), (DURATION, "soon"), (COUNT, "0"), (RUN, "../up"), (RUN, ""),
+        (BYTES, "9" * 400), (DURATION, "9" * 400),
     ],
 )  # fmt: skip
 def test_option_type_refuses_a_bad_value(kind, text):

@@ -177,6 +177,7 @@ def test_energy_is_in_joules():
         ("2,3", "gpu:1", "index 3"),
         ("GPU-ab", "gpu:0", "uuid GPU-ab"),
         (None, "gpu:9", None),
+        (None, "gpu:H100", None),  # a kind, on another node of a cluster
     ],
 )
 def test_a_device_is_found_behind_cuda_visible_devices(monkeypatch, visible, device, handle):

@@ -129,6 +129,19 @@ def test_selftest_runs_prints_nominal_beside_observed_coverage(results):
     assert "expected 95%" in lines[-1]
 
 
+def test_selftest_runs_leaves_out_what_has_nothing_in_common(tmp_path):
+    for name, op in (("a", "o"), ("b", "another"), ("c", "o"), ("d", "")):
+        found = summary_of(name, op=op)
+        if not op:
+            found = msgspec.structs.replace(found, comparisons=())
+        (tmp_path / name).mkdir()
+        (tmp_path / name / history.SUMMARY).write_bytes(msgspec.json.encode(found))
+    done = CliRunner().invoke(main, ["selftest", "--runs", "--results", str(tmp_path)])
+    assert done.exit_code == 0, done.output
+    assert "a and c: 10 of 10 agree" in done.output
+    assert "d/summary.json is left out: it has no comparisons" in done.output
+
+
 def test_selftest_runs_without_two_runs_is_one_line_and_exit_2(tmp_path):
     make_run(tmp_path, "a", 0)
     (tmp_path / "b").mkdir()

@@ -24,6 +24,13 @@ def test_disable_idle_states_holds_its_request_until_enable_idle_states(tmp_path
     assert not idle._held
 
 
+def test_is_virtual_whatever_the_place_of_the_flag(tmp_path):
+    info = tmp_path / "cpuinfo"
+    for flags, virtual_one in (("hypervisor fpu", True), ("fpu hypervisor", True), ("fpu", False)):
+        info.write_text(f"flags : {flags}\n")
+        assert idle.is_virtual(info) == virtual_one
+
+
 def test_disable_idle_states_physical_machine_makes_no_request(tmp_path, monkeypatch):
     requests = virtual(tmp_path, monkeypatch, flags="fpu lahf_lm")
     assert not idle.disable_idle_states(requests)

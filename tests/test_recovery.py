@@ -7,9 +7,9 @@ from poolbench.core.case import make_case
 from poolbench.core.errors import WorkerFailure
 from poolbench.core.plan import Plan
 from poolbench.engine.race import MOST_SLEEPS, race_in_one_worker
-from poolbench.engine.recovery import MAX_DEATHS
+from poolbench.engine.recovery import MAX_DEATHS, Tasks
 from poolbench.machine.info import Usage
-from poolbench.worker import contender, session, timing, verify
+from poolbench.worker import contender, session, spots, timing, verify
 
 CASE = make_case(op="pool", shape=(8, 28, 28, 96), pool_size=3)
 CRASH = WorkerFailure("crashed", "killed by SIGABRT", lost=True)
@@ -26,7 +26,7 @@ def about(task, arguments):
     return arguments[0] if arguments and isinstance(arguments[0], str) else ""
 
 
-def run(faults):
+def run(faults, **tasks_of_race):
     """Race 'base' and 'other'; `faults` maps (task, subject) to answers, each given once."""
     faults = {key: list(answers) for key, answers in faults.items()}
     tasks = []
@@ -44,6 +44,7 @@ def run(faults):
     race = race_in_one_worker(
         CASE, [fake_candidate("base", "pool"), fake_candidate("other", "pool")], baseline="base",
         plan=Plan(processes=2), read_usage=lambda: QUIET,
+        tasks=Tasks(**tasks_of_race) if tasks_of_race else None,
     )  # fmt: skip
     for process in range(2):
         pool.worker(race.spec.workers[0], process).tail = "what it printed"
@@ -151,6 +152,12 @@ def test_worker_that_dies_again_and_again_ends_the_race():
     found, tasks = run({(session.open_case, ""): [IDLE] * 100})
     assert {m.status for m in found.values()} == {"crashed"}
     assert tasks.count((session.open_case, "")) == MAX_DEATHS + 1
+
+
+def test_worker_that_dies_whenever_results_are_expected_ends_the_race():
+    found, tasks = run({(spots.expect, ""): [CRASH] * 100}, compares_processes=True)
+    assert {m.status for m in found.values()} == {"crashed"}
+    assert tasks.count((spots.expect, "")) == 1
 
 
 def test_check_after_timing_that_fails_is_the_result_of_all():

@@ -207,6 +207,8 @@ def test_render_empty_run_says_what_is_missing(tmp_path):
 
 def test_format_value_scales_units():
     assert format_value(0.0012, "s") == "1.20 ms"
+    assert format_value(0.0009996, "s") == "1.00 ms"
+    assert format_value(9.996, "s") == "10.0 s"
     assert format_value(0.91, "%") == "91%"
     assert format_value(38.5 * 2**20, "B") == "38.5 MiB"
     assert format_value(np.nan, "s") == ""

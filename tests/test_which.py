@@ -196,6 +196,14 @@ def test_consumed_shapes_are_those_that_followers_take():
     assert consumed_shapes(model()) == {}
 
 
+@pytest.mark.parametrize("history", [5, [], None, "pool"])
+def test_consumed_shapes_of_a_damaged_config_are_none(history):
+    tensor = {"shape": 8, "keras_history": history}
+    node = {"args": [{"class_name": "__keras_tensor__", "config": tensor}], "kwargs": {}}
+    damaged = layer("Conv2D", inbound_nodes=[node], build_config=[1])
+    assert consumed_shapes(model("x", damaged, kind="Functional")) == {}
+
+
 # Inputs
 
 

@@ -60,7 +60,7 @@ class Main(click.Group):
 
     @staticmethod
     def _run(command: Callable[[], Any]) -> int:
-        from poolbench.core.errors import StoreError, UsageError
+        from poolbench.core.errors import StoreError, UsageError, WorkerFailure
 
         try:
             return int(command() or 0)
@@ -71,7 +71,7 @@ class Main(click.Group):
             return EXIT_UNUSABLE
         except click.ClickException as error:
             reason = _describe(error)
-        except (StoreError, UsageError) as error:
+        except (StoreError, UsageError, WorkerFailure) as error:
             reason = str(error)
         except OSError as error:
             named = error.filename is not None

@@ -165,7 +165,7 @@ def compare_runs(
 
 
 def compare_programs(base: str, run: str, results: Path) -> int:
-    """Print which programs of two stored runs differ; return 1 if any does, of one version of the compiler."""
+    """Print which programs of two stored runs differ; return 1 if any does of one version of its compiler."""
     refuse_given(OF_TIMES, "a comparison of times")
     from poolbench.report import programs
     from poolbench.store.journal import read_run
@@ -173,7 +173,7 @@ def compare_programs(base: str, run: str, results: Path) -> int:
 
     found = programs.compare_programs(*(read_run(find_run(results, name)) for name in (base, run)))
     emit("\n".join([found.summary or "No program is in both runs.", *found.changed]))
-    return int(bool(found.changed) and not found.keys)
+    return int(found.worse)
 
 
 @click.command()

@@ -52,10 +52,10 @@ def find_suites(named: Sequence[str], *, all_ops: bool = False) -> list[str]:
         return [str(path) for name, path in shipped.items() if name not in left_out]
     found = []
     for name in named:
-        if Path(name.partition("::")[0]).exists():
-            found.append(name)
-        elif name in shipped:
+        if name in shipped:  # also where a folder of that name is at hand: ./network
             found.append(str(shipped[name]))
+        elif Path(name.partition("::")[0]).exists():
+            found.append(name)
         elif Path(name).name in {path.name for path in shipped.values()}:
             found.append(str(suites_folder() / Path(name).name))  # suites/test_network.py elsewhere
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -55,15 +56,21 @@ class _Percent(Pattern):
         return value if value < 1 else None
 
 
+def _finite(value: float) -> float:
+    return value if math.isfinite(value) else 0.0
+
+
 class _Duration(Pattern):
     def read(self, found: re.Match[str]) -> float | None:
         units = {"": 1, "s": 1, "min": 60, "h": 3600}
-        return float(found[1]) * units[found[2].lower()] or None
+        return _finite(float(found[1]) * units[found[2].lower()]) or None
 
 
 class _Bytes(Pattern):
     def read(self, found: re.Match[str]) -> int | None:
-        return int(float(found[1]) * 1024 ** "_kmgt".index(found[2].lower() or "_")) or None
+        return (
+            int(_finite(float(found[1]) * 1024 ** "_kmgt".index(found[2].lower() or "_"))) or None
+        )
 
 
 class _Columns(Pattern):

@@ -97,10 +97,12 @@ class Axis(Generic[V]):
     inferred: bool = False
 
     def __post_init__(self) -> None:
-        if not NAME.fullmatch(self.name) or self.name in RESERVED:
+        if not NAME.fullmatch(self.name):
             raise UsageError(
                 f"an axis is named by lower-case letters, digits and _; got {self.name!r}"
             )
+        if self.name in RESERVED:
+            raise UsageError(f"an axis may not be named as a column of a report; got {self.name!r}")
 
     @property
     def info(self) -> AxisInfo:

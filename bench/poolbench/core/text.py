@@ -14,7 +14,10 @@ def significant(value: float, digits: int = 3) -> str:
     """Return the value with this many significant digits and no exponent: 7.5, 120, 0.0042."""
     if value == 0 or not math.isfinite(value):
         return str(value) if not math.isfinite(value) else "0"
-    places = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    exponent = int(
+        f"{value:.{digits - 1}e}".partition("e")[2]
+    )  # of the rounded value: 9.996 is 10.0
+    places = max(0, digits - 1 - exponent)
     text = f"{value:.{places}f}"
     return text.rstrip("0").rstrip(".") if "." in text and places > 3 else text
 
@@ -52,7 +55,8 @@ def format_count(value: float) -> str:
 def _scaled(value: float, units: tuple[tuple[float, str], ...]) -> str:
     if not math.isfinite(value):
         return ""
-    size, unit = next((one for one in units if abs(value) >= one[0]), units[-1])
+    shown = float(f"{abs(value):.2e}")  # 999.6 µs are 1.00 ms
+    size, unit = next((one for one in units if shown >= one[0]), units[-1])
     return f"{significant(value / size)} {unit}"
 
 

@@ -163,7 +163,11 @@ class Bisection:
     def _judge(self, point: str, rule: NearerTo) -> bool | None:
         """Return whether a point is slow; None if it cannot be judged."""
         start = self._clock()
-        found, (_, program), told = self._race(point, rule, self._budget_seconds)
+        try:
+            found, (_, program), told = self._race(point, rule, self._budget_seconds)
+        except UsageError as error:  # it cannot be installed or started
+            reason = str(error).removeprefix(f"{point}: ")
+            return self._enter(point, None, reason, self._clock() - start)
         seconds = self._clock() - start
         if told and not found.reason:
             slower = _hash(program) == _hash(self._programs[True])

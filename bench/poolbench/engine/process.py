@@ -175,7 +175,7 @@ class _Process:
             self._popen.kill()
 
     def end(self) -> int:
-        """End the process and all that it started; return its exit code, or None if it had to be killed."""
+        """End the process and all that it started; return its exit code."""
         limit = time.monotonic() + (END_SECONDS if self._replies_closed() else 0.0)
         while not self.watch.has_ended() and time.monotonic() < limit:
             time.sleep(0.005)

@@ -117,7 +117,7 @@ class RaceWorkers:
                 return
             self.seconds["allocation"] += opened.seconds
             complete = all(self._open_contender(record) for record in self._running(spec))
-            if complete and self._expect(spec):
+            if complete and (not self._running(spec) or self._expect(spec)):
                 return
 
     def fail(self, failure: WorkerFailure, spec: WorkerSpec | None = None) -> None:

@@ -159,7 +159,8 @@ class Run:
             self.journal()  # the journal begins once a worker has listed the devices
         start = time.monotonic()
         for spec in (wanted, *(self._spec(*ahead) for ahead in self._ahead)):
-            if spec.case not in self._submitted and not self._measured(spec):
+            known = spec.case in self._submitted or spec.case in self._faults
+            if not known and not self._measured(spec):
                 self._submitted.add(spec.case)
                 races.submit(spec)
         self._ahead.clear()

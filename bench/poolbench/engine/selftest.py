@@ -139,7 +139,7 @@ def _start(options: RunOptions) -> Run:
         bench.prepare()
         bench.worker(WorkerSpec(), DESIGN.plan.processes - 1)
         bench.journal()
-    except (UsageError, StoreError):
+    except BaseException:
         bench.close()
         raise
     return bench

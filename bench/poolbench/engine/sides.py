@@ -297,7 +297,9 @@ def _git(folder: Path, *words: str, check: bool = True) -> str:
     except (OSError, subprocess.TimeoutExpired) as error:
         raise UsageError(f"git cannot be run: {error}") from None
     if done.returncode and check:
-        raise UsageError(f"git {words[0]}: {done.stderr.strip().splitlines()[-1]}")
+        raise UsageError(
+            f"git {words[0]}: {(done.stderr.strip() or f'exit code {done.returncode}').splitlines()[-1]}"
+        )
     return "" if done.returncode else done.stdout.strip()
 
 

@@ -1,7 +1,7 @@
 """Record each candidate's trace in a process of its own, and summarise its time.
 
 Traced times are never reported as benchmarks, because the profiler slows small operations by up to 25%.
-Functions that run in the worker come first, the entry point last.
+The functions that run in the worker are in poolbench.worker.trace.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ _held: list[int] = []
 def is_virtual(cpu_info: Path = CPU_INFO) -> bool:
     """Tell whether this is a virtual machine, by its processors' flags."""
     try:
-        return " hypervisor " in cpu_info.read_text()
+        return "hypervisor" in cpu_info.read_text().split()
     except OSError:
         return False
 

@@ -74,7 +74,10 @@ def nvml_handle(nvml: Any, device: str) -> Any:
 
     Workers set CUDA_DEVICE_ORDER=PCI_BUS_ID, which is NVML's order.
     """
-    index = int(device.partition(":")[2])
+    number = device.partition(":")[2]
+    if not number.isdigit():  # a kind of GPU in a cluster: 'gpu:H100'
+        return None
+    index = int(number)
     visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
     name = visible[index] if visible != [""] and index < len(visible) else str(index)
     with contextlib.suppress(nvml.NVMLError):

@@ -239,14 +239,19 @@ def consumed_shapes(config: dict[str, Any]) -> dict[str, OpenShape]:
     found: dict[str, OpenShape] = {}
     for model in layer_entries(config):
         inner = model["config"]
-        layers = inner.get("layers") if isinstance(inner, dict) else None
-        if not isinstance(layers, list):
+        found_layers = inner.get("layers") if isinstance(inner, dict) else None
+        if not isinstance(found_layers, list):
             continue
+        layers = [entry for entry in found_layers if isinstance(entry, dict)]
         for entry, following in itertools.pairwise([*layers, {}]):
             for tensor in saved_tensors(entry.get("inbound_nodes")):
-                history = tensor.get("keras_history") or [None]
-                found.setdefault(str(history[0]), tuple(tensor.get("shape") or ()))
-            shape = (following.get("build_config") or {}).get("input_shape")
+                history, shape = tensor.get("keras_history"), tensor.get("shape")
+                if isinstance(history, list) and history:
+                    found.setdefault(
+                        str(history[0]), tuple(shape) if isinstance(shape, list) else ()
+                    )
+            built = following.get("build_config")
+            shape = built.get("input_shape") if isinstance(built, dict) else None
             if model.get("class_name") == "Sequential" and isinstance(shape, list):
                 found.setdefault(name_of(entry), tuple(shape))
     return {

@@ -144,11 +144,12 @@ def read_summaries(
 
 
 def _read(path: Path) -> RunSummary | str:
-    """Return a summary, or why it cannot be read."""
+    """Return a summary, or why it cannot be used."""
     try:
-        return msgspec.json.decode(path.read_bytes(), type=RunSummary)
+        found = msgspec.json.decode(path.read_bytes(), type=RunSummary)
     except (msgspec.MsgspecError, OSError, ValueError) as error:
         return one_line(str(error), 200)
+    return found if found.comparisons else "it has no comparisons"
 
 
 def alike(summaries: Iterable[RunSummary], one: RunSummary) -> list[RunSummary]:
@@ -266,6 +267,7 @@ def describe_history(results: Path, say: Callable[[str], object]) -> str:
             f"how often runs agree needs two runs of one machine and code in {results.name}; got "
             f"{len(summaries)} summaries of unlike ones: `poolbench run --repeat 2`"
         )
+    known = [one for one in known if estimates_of(one).keys() & estimates_of(known[-1]).keys()]
     found = agreements(known)
     lines = [f"{len(known)} runs of {known[-1].machine.get('processor', 'this machine')}, one code"]
     lines += [

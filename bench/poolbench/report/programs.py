@@ -39,11 +39,13 @@ class Programs:
         common: how many candidates and cases both runs have a program of.
         changed: a line each.
         keys: compilers that differ, 'tensorflow 2.20.0, threads=2 | tensorflow 2.21.0, threads=2'.
+        worse: whether one compiler made another program of a candidate.
     """
 
     common: int
     changed: tuple[str, ...]
     keys: tuple[str, ...]
+    worse: bool
 
     @property
     def summary(self) -> str:
@@ -83,7 +85,8 @@ def compare_programs(base: StoredRun, run: StoredRun) -> Programs:
         if old.hash != new.hash
     ]
     keys = dict.fromkeys(f"{old.key} | {new.key}" for _, old, new in shared if old.key != new.key)
-    return Programs(common=len(shared), changed=tuple(changed), keys=tuple(keys))
+    worse = any(old.hash != new.hash and old.key == new.key for _, old, new in shared)
+    return Programs(common=len(shared), changed=tuple(changed), keys=tuple(keys), worse=worse)
 
 
 def _counts(old: Program, new: Program) -> str:
