@@ -193,18 +193,18 @@ launch.PAUSE_SECONDS, launch.call_child = 0, call
 sys.exit(launch.launch_repeated([], {"results": sys.argv[2], "run": "r"}, 3)[1])
 """
 CHILD = """
-import signal, sys, time
+import os, signal, sys, time
 
 def end(*_):
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     time.sleep(0.5)
-    print("ended cleanly", flush=True)
+    os.write(1, b"ended cleanly\n")  # print may be at work below this handler
     sys.exit(130)
 
 for number in (signal.SIGINT, signal.SIGTERM):
     signal.signal(number, end)
-print("ready", flush=True)
+os.write(1, b"ready\n")
 time.sleep(600)
 """
 

@@ -316,6 +316,8 @@ def _for_tensorflow(pool_size: int, strides: int, same: bool, axis: int) -> Call
             with compiled_scope():
                 return _spread(x, dy, pool_size, strides, same, axis)
 
+        # Of a small input too, though to start a cluster takes longer than one plain operation does: a reduce_max
+        # here loses a NaN where XLA compiles the graph around it.
         with compiled_scope():
             return values(x), gradient
 
