@@ -192,7 +192,7 @@ def call(words):
 launch.PAUSE_SECONDS, launch.call_child = 0, call
 sys.exit(launch.launch_repeated([], {"results": sys.argv[2], "run": "r"}, 3)[1])
 """
-CHILD = """
+CHILD = r"""
 import os, signal, sys, time
 
 def end(*_):
