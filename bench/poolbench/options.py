@@ -143,7 +143,7 @@ OPTIONS = (
     Option(name="run", type=RUN, help="Name of the run. Default: the time and the sweep."),
     Option(name="resume", type=RUN, help="Go on with this run."),
     Option(name="allow-different", multiple=True, metavar="FIELD",
-           help="A field in which a resumed run may differ: tensorflow, commit, ..."),
+           help="A field in which a resumed run may differ: tensorflow-cpu, commit, ..."),
     Option(name="results", metavar="FOLDER", default="results", help="Folder that holds the runs."),
     Option(name="ray-address", metavar="ADDRESS",
            help="Race on the nodes of a Ray cluster: HOST:PORT, ray://HOST:PORT or auto."),

@@ -46,7 +46,7 @@ TIMEOUT_SECONDS = 120.0
 WORKERS = 2
 SECONDS_A_TRACE = 6.0
 # A trace belongs to a run only if it explains the run's figures.
-COMPARED_FIELDS = ("processor", "tensorflow")
+COMPARED_FIELDS = ("processor", "tensorflow", "tensorflow-cpu")
 # Of a case's candidates without a selection: three minutes on two cores for all the cases.
 DEFAULT_CANDIDATES = 6
 MODES = BACKENDS["tensorflow"]

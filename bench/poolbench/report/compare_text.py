@@ -75,7 +75,7 @@ def method(found: Compared) -> list[str]:
     """Explain the figures and their resolution in short sentences."""
     text = [
         "Ratios are run over base, normalised by the other candidates or the bandwidth limit of the same rounds.",
-        "Their 95% intervals hold what lies between two runs of one code (prior by class).",
+        "Their 95% intervals hold what lies between two runs of one code.",
         f"The margin is {format_share(found.margin)}; at most 5% of the verdicts are expected to be false.",
     ]
     if math.isfinite(found.detectable):

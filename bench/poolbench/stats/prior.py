@@ -55,7 +55,7 @@ SHIPPED = Prior(
     eager=1.4,
     one_thread=0.5,
     provenance="eight runs of a two-processor AMD EPYC virtual machine (134 comparisons each),"
-    " checked on runs of another machine",
+    " checked on later runs",
 )
 
 
