@@ -285,14 +285,14 @@ def test_many_mutated_summaries_of_other_runs(tmp_path, journal):
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
 def test_many_mutated_journals(tmp_path, journal, seed, peak_nbytes):
-    assert load_mutated_journals(tmp_path, journal, 3000, seed=f"many {seed}")
+    assert load_mutated_journals(tmp_path, journal, 1000, seed=f"many {seed}")
     assert peak_nbytes() < LIMIT_NBYTES
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2))
 def test_many_mutated_benchmark_files(tmp_path, seed, peak_nbytes):
-    assert import_mutated_files(tmp_path, 2500, seed=f"many {seed}")
+    assert import_mutated_files(tmp_path, 1000, seed=f"many {seed}")
     assert peak_nbytes() < LIMIT_NBYTES
 
 
