@@ -176,6 +176,18 @@ def test_compare_programs_only_fails_on_a_change_of_one_compiler(tmp_path, key, 
     assert refused.exit_code == 2 and "--format is for a comparison of times" in refused.output
 
 
+def test_compare_programs_only_without_a_common_program_is_refused(tmp_path):
+    run_of(tmp_path / "a", {})
+    found = [
+        msgspec.structs.replace(m, program=None)
+        for m in synthetic.records(1, cases=[CASE], with_extras=False)
+    ]
+    store(tmp_path / "b", found)
+    words = ["compare", str(tmp_path / "a"), str(tmp_path / "b"), "--programs-only"]
+    done = CliRunner().invoke(main, words)
+    assert done.exit_code == 2 and "nothing can be compared" in done.output
+
+
 def test_lay_out_unlike_settings_get_no_verdict(tmp_path):
     run = run_of(tmp_path / "a", {}, {VICTIM: {"threads": "1"}})
     loaded = lay_out(run)

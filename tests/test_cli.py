@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from poolbench.cli import emit, main
 from poolbench.core.errors import UsageError
 from poolbench.launch import find_suites, option_words, require_tensorflow
-from poolbench.options import BYTES, COUNT, DURATION, OPTIONS, PERCENT, RUN
+from poolbench.options import BYTES, COUNT, DURATION, INTEGER, OPTIONS, PERCENT, RUN
 
 COMMANDS = (
     "run", "report", "compare", "bisect", "import", "which", "trace", "tensorboard", "matrix", "selftest",
@@ -260,12 +260,39 @@ def test_option_type_reads_a_value(kind, text, value):
     [
         (PERCENT, "100%"), (PERCENT, "wide"), (PERCENT, "nan"), (BYTES, "lots"), (BYTES, "0"),
         (DURATION, "0"), (DURATION, "soon"), (COUNT, "0"), (RUN, "../up"), (RUN, ""),
-        (BYTES, "9" * 400), (DURATION, "9" * 400),
+        (BYTES, "9" * 400), (DURATION, "9" * 400), (INTEGER, "-5"),
     ],
 )  # fmt: skip
 def test_option_type_refuses_a_bad_value(kind, text):
     with pytest.raises(click.BadParameter, match="expected"):
         kind.convert(text, None, None)
+
+
+@pytest.mark.parametrize(("kind", "name"), [(PERCENT, "precision"), (DURATION, "budget")])
+@pytest.mark.parametrize("value", [1e-5, 0.3, 1e20, 3.000300030003e-05])
+def test_option_words_can_be_read_back(kind, name, value):
+    (word,) = option_words({name: value})
+    text = word.partition("=")[2]
+    assert "e" not in text
+    if kind is DURATION or value < 1:
+        assert kind.convert(text, None, None) == value
+
+
+def test_run_of_no_test_says_so(tmp_path):
+    words = ["run", "--dry-run", "--sweep", "quick", "-k", "nosuch", "--results", str(tmp_path)]
+    done = CliRunner().invoke(main, words)
+    assert done.exit_code == 2 and "no test matches -k nosuch" in done.output
+
+
+@pytest.mark.parametrize("body", ["import sys; sys.exit(0)", "raise ValueError('a\\nb')"])
+def test_candidates_file_that_exits_or_raises_is_one_line_and_exit_2(body, tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(body)
+    for words in (["trace"], ["compare", "--base-env", "A=1"]):
+        done = CliRunner().invoke(main, [*words, "--candidates", str(file)])
+        assert done.exit_code == 2, done.output
+        assert f"--candidates {file} cannot be loaded: " in done.output
+        assert done.output.count("\n") == 1
 
 
 @pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.name)

@@ -130,6 +130,8 @@ def test_selftest_runs_prints_nominal_beside_observed_coverage(results):
 
 
 def test_selftest_runs_leaves_out_what_has_nothing_in_common(tmp_path):
+    (tmp_path / "e").mkdir()
+    os.mkfifo(tmp_path / "e" / history.SUMMARY)  # would be read for ever
     for name, op in (("a", "o"), ("b", "another"), ("c", "o"), ("d", "")):
         found = summary_of(name, op=op)
         if not op:
@@ -140,6 +142,7 @@ def test_selftest_runs_leaves_out_what_has_nothing_in_common(tmp_path):
     assert done.exit_code == 0, done.output
     assert "a and c: 10 of 10 agree" in done.output
     assert "d/summary.json is left out: it has no comparisons" in done.output
+    assert "e/summary.json is left out: it is no file of up to " in done.output
 
 
 def test_selftest_runs_without_two_runs_is_one_line_and_exit_2(tmp_path):
@@ -173,6 +176,11 @@ def test_launch_repeated_shares_the_budget_and_stops_at_an_interrupt(tmp_path, m
     options = {"sweep": "quick", "results": tmp_path, "run": "r", "op": ("dense",)}
     folders, code = launch_repeated(["x.py"], options, 4)
     assert code == 130 and [folder.name for folder in folders] == ["r-1", "r-2"]
+    (tmp_path / "r-3").mkdir()
+    (tmp_path / "r-3" / "journal.jsonl").write_text("{}\n")
+    with pytest.raises(UsageError, match="r-3 holds a run already: choose another --run"):
+        launch_repeated(["x.py"], options, 4)
+    assert len(asked) == 2, "before anything is measured"
     assert asked[0] == [
         "--sweep=quick", "--op=dense", "--budget=1.0", "--run=r-1", f"--results={tmp_path}", "--", "x.py",
     ]  # fmt: skip
@@ -189,7 +197,7 @@ def call(words):
     started.append(words)
     return 0 if len(started) == 1 else call_child([sys.executable, "-c", sys.argv[1]])
 
-launch.PAUSE_SECONDS, launch.call_child = 0, call
+launch.PAUSE_SECONDS, launch.CHILD_END_SECONDS, launch.call_child = 0, 0.1, call
 sys.exit(launch.launch_repeated([], {"results": sys.argv[2], "run": "r"}, 3)[1])
 """
 CHILD = r"""

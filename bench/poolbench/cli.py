@@ -355,7 +355,12 @@ def trace(
 @main.command()
 @click.argument("run", required=False, type=RUN)
 @click.option("--host", default="127.0.0.1", help="Address to serve at.")
-@click.option("--port", type=int, default=0, help="Port to serve at. Default: a free one.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=0,
+    help="Port to serve at. Default: a free one.",
+)
 @results_option
 def tensorboard(run: str | None, host: str, port: int, results: Path) -> int:
     """Open the traces of a run in TensorBoard. Default: the newest run that has any."""

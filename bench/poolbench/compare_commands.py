@@ -171,8 +171,14 @@ def compare_programs(base: str, run: str, results: Path) -> int:
     from poolbench.store.journal import read_run
     from poolbench.store.runs import find_run
 
-    found = programs.compare_programs(*(read_run(find_run(results, name)) for name in (base, run)))
-    emit("\n".join([found.summary or "No program is in both runs.", *found.changed]))
+    runs = [read_run(find_run(results, name)) for name in (base, run)]
+    for one in runs:
+        if one.dropped:
+            say(f"{one.path.name}: {one.dropped}")
+    found = programs.compare_programs(*runs)
+    if not found.common:
+        raise UsageError(f"no candidate of {base} has a program in {run}: nothing can be compared")
+    emit("\n".join([found.summary, *found.changed]))
     return int(found.worse)
 
 
@@ -271,8 +277,7 @@ def _pool() -> Iterator[WorkerPool]:
 
 def _load(options: Mapping[str, Any], ops: Sequence[str]) -> None:
     """Register the ops that ship and the user's files; refuse an op that none of them registers."""
-    from poolbench.core.registry import REGISTRY, load_builtin
-    from poolbench.pytest_plugin import load_candidates
+    from poolbench.core.registry import REGISTRY, load_builtin, load_candidates
 
     load_builtin()
     for name in options["candidates"]:

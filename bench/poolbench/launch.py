@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from decimal import Decimal
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from poolbench.core.errors import UsageError
 from poolbench.core.plan import PRESETS, Plan
 from poolbench.core.terminal import emit
 from poolbench.options import OPTIONS
-from poolbench.store.runs import new_run_folder
+from poolbench.store.runs import check_run_name, has_journal, new_run_folder
 
 PACKAGE = Path(__file__).parent
 # Not benchmarks of ops: they run where they are named.
@@ -28,6 +29,7 @@ FURTHER_OPS = "further_ops"
 EXIT_UNUSABLE, EXIT_INTERRUPTED = 2, 130
 # Between repeated runs: a burst of load by others then seldom spans two.
 PAUSE_SECONDS = 30
+CHILD_END_SECONDS = 3.0  # that a run takes to end after Ctrl-C, with room
 
 
 def suites_folder() -> Path:
@@ -74,7 +76,9 @@ def option_words(options: Mapping[str, Any], prefix: str = "--poolbench-") -> It
                 yield f"{prefix}{option.name}"
         elif value is not None:
             for one in value if option.multiple else (value,):
-                yield f"{prefix}{option.name}={one}"
+                # Not 1e-05, which no option takes.
+                text = f"{Decimal(repr(one)):f}" if isinstance(one, float) else one
+                yield f"{prefix}{option.name}={text}"
 
 
 def require_tensorflow(files: Sequence[str]) -> None:
@@ -138,6 +142,8 @@ def launch(
     )  # fmt: skip
     # pytest's other exit statuses: errors of collection, internal and usage errors, no tests.
     code = int(status) if status in (0, 1) else EXIT_UNUSABLE
+    if status == pytest.ExitCode.NO_TESTS_COLLECTED and options.get("keyword"):
+        emit(f"no test matches -k {options['keyword']}", err=True)
     return launcher.folder, EXIT_INTERRUPTED if launcher.interrupted else code
 
 
@@ -158,6 +164,9 @@ def launch_repeated(
     budget = options.get("budget") or replace(Plan(), **PRESETS[sweep]).budget_seconds
     results = Path(options["results"]).absolute()
     name = options.get("run") or new_run_folder(results, sweep).name
+    for number in range(1, repeat + 1):
+        if has_journal(results / check_run_name(f"{name}-{number}")):
+            raise UsageError(f"{name}-{number} holds a run already: choose another --run")
 
     from poolbench.pytest_run import handle_stops, stop
 
@@ -196,8 +205,11 @@ def call_child(words: Sequence[str]) -> int:
     try:
         code = child.wait()
     except KeyboardInterrupt:
-        # A terminal sends Ctrl-C to the child too, `kill` does not. The child ignores a second signal.
-        child.terminate()
-        child.wait()
+        # A terminal sends Ctrl-C to the child too, which then ends by itself; `kill` does not.
+        try:
+            child.wait(CHILD_END_SECONDS)
+        except subprocess.TimeoutExpired:
+            child.terminate()
+            child.wait()
         raise
     return code if code >= 0 else 128 - code  # killed by a signal

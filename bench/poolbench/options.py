@@ -83,7 +83,7 @@ COLUMN = _Columns(
     "COLUMN=V1,V2", r"([^=]+)=(.+)", "a column and its values, such as mode=xla,graph"
 )
 COUNT = _Whole("N", r"[1-9]\d{0,3}", "a number from 1 to 9999, such as 5")
-INTEGER = _Whole("N", r"-?\d{1,18}", "a whole number, such as 7")
+INTEGER = _Whole("N", r"\d{1,18}", "a whole number from 0, such as 7")
 PERCENT = _Percent("PERCENT", r"(\d+(?:\.\d+)?)\s*(%?)", "a share below 100%, such as 5% or 0.05")
 DURATION = _Duration(
     "SECONDS", r"(\d+(?:\.\d+)?)\s*(s|min|h|)", "a time above 0, such as 10 or 2min"

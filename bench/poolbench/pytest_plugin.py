@@ -7,7 +7,6 @@ it is. Nothing here imports TensorFlow: collection reads the sweeps, workers do 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,8 +18,8 @@ from poolbench.core.op import Op
 from poolbench.core.registry import (
     REGISTRY,
     contender_names,
-    import_file,
     load_builtin,
+    load_candidates,
     parse_axis,
 )
 from poolbench.core.sweep import Sweep, SweepCase
@@ -77,27 +76,6 @@ def _read_options(config: pytest.Config) -> Asked:
     found = Asked(options=options, files=files)
     found.axes(STANDARD)  # raise errors of values before collection
     return found
-
-
-def load_candidates(name: str) -> Path:
-    """Import a user's file; return its path.
-
-    Raises:
-        UsageError: there is no such file, or it cannot be imported.
-    """
-    path = Path(name).resolve()
-    if not path.is_file():
-        raise UsageError(f"--candidates takes a Python file; there is no {name}")
-    try:
-        load_builtin()
-        import_file(path)
-    except UsageError:
-        raise
-    except Exception as error:  # noqa: BLE001 (a file may raise anything)
-        raise UsageError(
-            f"--candidates {name} cannot be loaded: {type(error).__name__}: {error}"
-        ) from None
-    return path
 
 
 def asked(config: pytest.Config) -> Asked:

@@ -29,6 +29,7 @@ from poolbench.core.case import Case
 from poolbench.core.errors import UsageError
 from poolbench.core.op import Op
 from poolbench.core.plan import PROBE_NAMES
+from poolbench.core.text import one_line
 
 MOST_SOURCE = 10_000  # characters of a user's candidate that a journal keeps
 
@@ -213,6 +214,26 @@ def load_suites(files: Iterable[str | Path]) -> Registry:
     for file in files:
         import_file(Path(file))
     return REGISTRY
+
+
+def load_candidates(name: str) -> Path:
+    """Import the ops that ship and a user's file that the command line names; return its path.
+
+    Raises:
+        UsageError: there is no such file, or it cannot be imported.
+    """
+    path = Path(name).resolve()
+    if not path.is_file():
+        raise UsageError(f"--candidates takes a Python file; there is no {name}")
+    load_builtin()
+    try:
+        import_file(path)
+    except UsageError:
+        raise
+    except (Exception, SystemExit) as error:  # noqa: BLE001 (a file may raise anything)
+        reason = one_line(f"{type(error).__name__}: {error}")
+        raise UsageError(f"--candidates {name} cannot be loaded: {reason}") from None
+    return path
 
 
 def user_files(named: Iterable[Path] = ()) -> tuple[Path, ...]:

@@ -22,7 +22,13 @@ from poolbench.core.errors import StoreError, UsageError, WorkerFailure
 from poolbench.core.op import Op
 from poolbench.core.plan import WorkerSpec
 from poolbench.core.records import TraceSummary
-from poolbench.core.registry import REGISTRY, load_suites, parse_axis, user_files
+from poolbench.core.registry import (
+    REGISTRY,
+    load_builtin,
+    load_candidates,
+    parse_axis,
+    user_files,
+)
 from poolbench.core.sweep import product
 from poolbench.core.terminal import emit, poolbench_command
 from poolbench.engine.contenders import worker_spec
@@ -240,10 +246,9 @@ def record_selection(
     Raises:
         UsageError: nothing fits the selection, or the run is another machine's.
     """
+    load_builtin()
     for file in candidates:
-        if not Path(file).is_file():
-            raise UsageError(f"--candidates takes a Python file; there is no {file}")
-    load_suites(candidates)
+        load_candidates(file)
     selection = Selection(words=tuple(words), axes=tuple(parse_axis(text) for text in axes))
     held = set() if words else _held_ops(results, run)
     ops = {name: op for name, op in REGISTRY.ops.items() if name in held} or REGISTRY.ops

@@ -16,7 +16,7 @@ import msgspec
 from poolbench.core.case import case_label
 from poolbench.core.errors import UsageError
 from poolbench.core.records import is_right
-from poolbench.core.text import format_share, one_line
+from poolbench.core.text import format_nbytes, format_share, one_line
 from poolbench.report import ratios
 from poolbench.report.environments import code_of, timing_facts
 from poolbench.stats import batch, estimate
@@ -30,6 +30,7 @@ SUMMARY = "summary.json"
 REFERENCE_RUNS = "reference-runs"  # in results/: one summary a run, without journals
 LIKE = 0.05  # |log ratio| below which two sides are alike
 MARGIN = 0.05
+MOST_NBYTES = 64 << 20  # of a summary; 100,000 comparisons are 25 MB
 Key = tuple[str, str, str, str]
 
 
@@ -146,6 +147,8 @@ def read_summaries(
 def _read(path: Path) -> RunSummary | str:
     """Return a summary, or why it cannot be used."""
     try:
+        if not path.is_file() or path.stat().st_size > MOST_NBYTES:
+            return f"it is no file of up to {format_nbytes(MOST_NBYTES)}"
         found = msgspec.json.decode(path.read_bytes(), type=RunSummary)
     except (msgspec.MsgspecError, OSError, ValueError) as error:
         return one_line(str(error), 200)
