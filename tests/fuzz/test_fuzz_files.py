@@ -277,20 +277,25 @@ def test_some_mutated_summaries_of_other_runs(tmp_path, journal):
     assert load_mutated_summaries(tmp_path, journal, 60, seed=3)
 
 
+def seeds(usual, more):
+    """Return so many seeds, and more that only the tests of many minutes take."""
+    return [*range(usual), *(pytest.param(usual + n, marks=pytest.mark.long) for n in range(more))]
+
+
 @pytest.mark.slow
 def test_many_mutated_summaries_of_other_runs(tmp_path, journal):
-    assert load_mutated_summaries(tmp_path, journal, 1500, seed="many")
+    assert load_mutated_summaries(tmp_path, journal, 500, seed="many")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", seeds(2, 13))
 def test_many_mutated_journals(tmp_path, journal, seed, peak_nbytes):
     assert load_mutated_journals(tmp_path, journal, 1000, seed=f"many {seed}")
     assert peak_nbytes() < LIMIT_NBYTES
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", seeds(1, 4))
 def test_many_mutated_benchmark_files(tmp_path, seed, peak_nbytes):
     assert import_mutated_files(tmp_path, 1000, seed=f"many {seed}")
     assert peak_nbytes() < LIMIT_NBYTES
