@@ -14,9 +14,8 @@ def significant(value: float, digits: int = 3) -> str:
     """Return the value with this many significant digits and no exponent: 7.5, 120, 0.0042."""
     if value == 0 or not math.isfinite(value):
         return str(value) if not math.isfinite(value) else "0"
-    exponent = int(
-        f"{value:.{digits - 1}e}".partition("e")[2]
-    )  # of the rounded value: 9.996 is 10.0
+    # The exponent of the rounded value: 9.996 is 10.0.
+    exponent = int(f"{value:.{digits - 1}e}".partition("e")[2])
     places = max(0, digits - 1 - exponent)
     text = f"{value:.{places}f}"
     return text.rstrip("0").rstrip(".") if "." in text and places > 3 else text

@@ -274,7 +274,7 @@ def _project(tree: Path) -> list[str]:
 def _install(words: Sequence[str], folder: Path) -> None:
     try:
         done = subprocess.run(  # noqa: S603
-            [word for word in words if word], cwd=folder, capture_output=True, text=True,
+            words, cwd=folder, capture_output=True, text=True,
             timeout=INSTALL_TIMEOUT_SECONDS, check=False,
         )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired) as error:
@@ -297,9 +297,8 @@ def _git(folder: Path, *words: str, check: bool = True) -> str:
     except (OSError, subprocess.TimeoutExpired) as error:
         raise UsageError(f"git cannot be run: {error}") from None
     if done.returncode and check:
-        raise UsageError(
-            f"git {words[0]}: {(done.stderr.strip() or f'exit code {done.returncode}').splitlines()[-1]}"
-        )
+        said = done.stderr.strip() or f"exit code {done.returncode}"
+        raise UsageError(f"git {words[0]}: {said.splitlines()[-1]}")
     return "" if done.returncode else done.stdout.strip()
 
 

@@ -270,7 +270,8 @@ def describe_history(results: Path, say: Callable[[str], object]) -> str:
             f"how often runs agree needs two runs of one machine and code in {results.name}; got "
             f"{len(summaries)} summaries of unlike ones: `poolbench run --repeat 2`"
         )
-    known = [one for one in known if estimates_of(one).keys() & estimates_of(known[-1]).keys()]
+    newest = {comparison.key for comparison in known[-1].comparisons}
+    known = [one for one in known if any(other.key in newest for other in one.comparisons)]
     found = agreements(known)
     lines = [f"{len(known)} runs of {known[-1].machine.get('processor', 'this machine')}, one code"]
     lines += [

@@ -282,7 +282,7 @@ def _regret(
             losses.append(Loss(row=row, best_row=row, ratio=(1.0, 1.0, 1.0)))
             kept.append(estimate.from_error(0.0, 0.0, 1, 1))
             continue
-        lowest, highest = (_exp(_end(found, sign * 0.025 / count)) for sign in (-1, 1))
+        lowest, highest = (estimate.to_ratio(_end(found, sign * 0.025 / count)) for sign in (-1, 1))
         ends = (max(1.0, lowest), highest)
         losses.append(Loss(row=row, best_row=other, ratio=(found.ratio, *ends)))
         kept.append(found)
@@ -291,15 +291,10 @@ def _regret(
     largest = losses[0].ratio[0]
     lowest = max(loss.ratio[1] for loss in losses)
     return (
-        (largest, lowest, max(largest, _exp(upper))),
+        (largest, lowest, max(largest, estimate.to_ratio(upper))),
         (mean, max(1.0, low), high),
         losses,
     )
-
-
-def _exp(log_ratio: float) -> float:
-    # Times of a damaged journal may overflow.
-    return math.exp(min(log_ratio, estimate.MOST_LOG))
 
 
 def _end(found: Estimate, tail: float) -> float:
@@ -354,7 +349,7 @@ def _profile(
             if row in ranked:
                 logs = (pairs.mean[row, other].log_ratio for other in rows if other != row)
                 worst = max((value for value in logs if math.isfinite(value)), default=0.0)
-                found[names[row]].append(_exp(max(0.0, worst)))
+                found[names[row]].append(estimate.to_ratio(max(0.0, worst)))
             elif not right[row]:  # else it was timed by another clock
                 found[names[row]].append(math.inf)
     return {

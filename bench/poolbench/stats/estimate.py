@@ -66,22 +66,22 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     @property
     def ratio(self) -> float:
-        return _exp(self.log_ratio)
+        return to_ratio(self.log_ratio)
 
     @property
     def ratio_low(self) -> float:
-        return math.nan if self.low is None else _exp(self.low)
+        return math.nan if self.low is None else to_ratio(self.low)
 
     @property
     def ratio_high(self) -> float:
-        return math.nan if self.high is None else _exp(self.high)
+        return math.nan if self.high is None else to_ratio(self.high)
 
     @property
     def half_width(self) -> float:
         """Return the relative half width of the interval, 0.02 for 2%; inf without an interval."""
         if self.low is None or self.high is None:
             return math.inf
-        return _exp((self.high - self.low) / 2) - 1.0
+        return to_ratio((self.high - self.low) / 2) - 1.0
 
     @property
     def spread(self) -> float:
@@ -102,9 +102,9 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         return max(_p_below(self.log_ratio, *args), _p_below(-self.log_ratio, *args))
 
 
-def _exp(value: float) -> float:
-    """Return e to the value; inf on overflow, which times of a damaged journal may cause."""
-    return math.exp(value) if not value > MOST_LOG else math.inf
+def to_ratio(log_ratio: float) -> float:
+    """Return e to the log; inf on overflow, which times of a damaged journal may cause."""
+    return math.exp(log_ratio) if not log_ratio > MOST_LOG else math.inf
 
 
 def log_margin(margin: float) -> float:
