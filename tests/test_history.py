@@ -167,7 +167,7 @@ def test_read_summaries_reads_those_that_ship_without_a_journal(results, tmp_pat
 def test_launch_repeated_shares_the_budget_and_stops_at_an_interrupt(tmp_path, monkeypatch):
     asked = []
 
-    def call(words):
+    def call(words, stops):
         asked.append(words[4:])
         return 130 if len(asked) == 2 else 1
 
@@ -193,9 +193,9 @@ from poolbench import launch
 
 started, call_child = [], launch.call_child
 
-def call(words):
+def call(words, stops):
     started.append(words)
-    return 0 if len(started) == 1 else call_child([sys.executable, "-c", sys.argv[1]])
+    return 0 if len(started) == 1 else call_child([sys.executable, "-c", sys.argv[1]], stops)
 
 launch.PAUSE_SECONDS, launch.CHILD_END_SECONDS, launch.call_child = 0, 0.1, call
 sys.exit(launch.launch_repeated([], {"results": sys.argv[2], "run": "r"}, 3)[1])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from typing import Any
 from poolbench.core.errors import UsageError
 from poolbench.core.plan import PRESETS, Plan
 from poolbench.core.terminal import emit
+from poolbench.engine.stops import Stops
 from poolbench.options import OPTIONS
 from poolbench.store.runs import check_run_name, has_journal, new_run_folder
 
@@ -168,10 +168,9 @@ def launch_repeated(
         if has_journal(results / check_run_name(f"{name}-{number}")):
             raise UsageError(f"{name}-{number} holds a run already: choose another --run")
 
-    from poolbench.pytest_run import handle_stops, stop
-
     codes: dict[Path, int] = {}
-    handlers = handle_stops(stop)
+    stops = Stops()
+    stops.handle()
     try:
         for number in range(1, repeat + 1):
             if number > 1:
@@ -179,7 +178,7 @@ def launch_repeated(
             run = f"{name}-{number}"
             own = {**options, "run": run, "budget": budget / repeat, "results": results}
             words = ["run", *option_words(own, "--"), "--", *suites]
-            code = call_child([sys.executable, "-m", "poolbench", *words])
+            code = call_child([sys.executable, "-m", "poolbench", *words], stops)
             codes[results / run] = code
             if code not in (0, 1):
                 break
@@ -187,15 +186,14 @@ def launch_repeated(
     except KeyboardInterrupt:
         highest = EXIT_INTERRUPTED
     finally:
-        for signal_number, handler in handlers.items():
-            signal.signal(signal_number, handler)
+        stops.restore()
     if highest == EXIT_INTERRUPTED:
         stored = [folder.name for folder, code in codes.items() if code in (0, 1)]
         emit(f"interrupted; whole runs stored: {', '.join(stored) or 'none'}")
     return list(codes), highest
 
 
-def call_child(words: Sequence[str]) -> int:
+def call_child(words: Sequence[str], stops: Stops) -> int:
     """Run a command and return its exit code, as a shell does.
 
     Raises:
@@ -205,6 +203,7 @@ def call_child(words: Sequence[str]) -> int:
     try:
         code = child.wait()
     except KeyboardInterrupt:
+        stops.ignore()
         # A terminal sends Ctrl-C to the child too, which then ends by itself; `kill` does not.
         try:
             child.wait(CHILD_END_SECONDS)

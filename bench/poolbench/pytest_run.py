@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import shlex
-import signal
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from poolbench.engine.progress import (
     format_minutes,
     own_terminal,
 )
+from poolbench.engine.stops import Stops
 
 if TYPE_CHECKING:
     from poolbench.core.records import Measurement
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
 # The exit status of a run that the disk stopped: pytest's own for an error that is no test's.
 EXIT_STOPPED = int(pytest.ExitCode.INTERNAL_ERROR)
-STOPS = (signal.SIGINT, signal.SIGTERM)
 STOPPED = (pytest.ExitCode.INTERRUPTED, pytest.ExitCode.INTERNAL_ERROR)
 
 
@@ -74,7 +73,7 @@ class RunSession:
         self._raced: dict[Case, dict[str, Measurement]] = {}
         self._run: Run | None = None
         self._progress: Progress | None = None
-        self._handlers: dict[int, Any] = {}
+        self._stops = Stops()
         self.unwritten = ""  # what the disk refused
 
     @property
@@ -178,7 +177,6 @@ class RunSession:
         """Print the races and stop, with --dry-run; otherwise show what is to come, and how it goes."""
         if session.config.option.collectonly:
             return None
-        self._handlers = handle_stops(stop)  # before anything that takes time
         if not self._cases:
             self._count_tests(session)
             return None
@@ -242,20 +240,20 @@ class RunSession:
     @pytest.hookimpl(tryfirst=True)
     def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
         """Show where the run was stopped, not every frame: to read their sources takes seconds."""
+        self._stops.ignore()
         if isinstance(excinfo.value, KeyboardInterrupt):
             excinfo.traceback = excinfo.traceback[-1:]
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """End the run: workers, journal, and its last line."""
-        before = handle_stops(signal.SIG_IGN)  # a second Ctrl-C would leave workers behind
+        self._stops.ignore()  # a second Ctrl-C would leave workers behind
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
         if self._run is not None:
             self._finish(session, self._run)
             self._run = None
-        for number, handler in {**before, **self._handlers}.items():
-            signal.signal(number, handler)
+        self._stops.restore()
 
     def _finish(self, session: pytest.Session, run: Run) -> None:
         stopped = session.exitstatus in STOPPED or bool(session.shouldfail or session.shouldstop)
@@ -287,6 +285,7 @@ class RunSession:
 
     def open_benchmark_json(self) -> None:
         """Open the journal; have pytest-benchmark write benchmark.json beside it, unless another file is given."""
+        self._stops.handle()  # before anything that takes time
         config, options = self._config, self.asked.options
         benchmarks = getattr(config, "_benchmarksession", None)
         skipped = benchmarks is not None and benchmarks.skip
@@ -343,19 +342,6 @@ def _save_json(
         with contextlib.suppress(OSError):
             path.unlink()
         session.unwritten = f"cannot write {path.name}: {error.strerror or error}"
-
-
-def handle_stops(handler: Any) -> dict[int, Any]:
-    """Handle Ctrl-C and SIGTERM in another way; return the previous handlers."""
-    with contextlib.suppress(ValueError):  # pytest runs in a thread: signals go elsewhere
-        return {number: signal.signal(number, handler) for number in STOPS}
-    return {}
-
-
-def stop(number: int, frame: object) -> None:  # noqa: ARG001 (a signal handler)
-    """Stop the run at the first signal; a second one would leave workers behind and print nothing."""
-    handle_stops(signal.SIG_IGN)
-    raise KeyboardInterrupt
 
 
 def find_launcher(config: pytest.Config) -> Launcher | None:

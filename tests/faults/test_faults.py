@@ -254,6 +254,7 @@ def test_full_disk_stops_the_run_and_keeps_synced_races(results):
     ("signals", "delay_seconds"),
     [
         pytest.param("SIGINT", 0.0, marks=pytest.mark.slow),
+        pytest.param("SIGINT", 0.15, marks=pytest.mark.slow),
         ("SIGINT SIGINT", 0.6),
         pytest.param("SIGTERM", 0.6, marks=pytest.mark.slow),
         pytest.param("SIGINT", 2.5, marks=pytest.mark.slow),
@@ -267,7 +268,9 @@ def test_signal_ends_a_run_at_once_and_prints_the_resume_command(results, signal
     folder = results / name
     runs.wait_for(lambda: (folder / "journal.jsonl").exists())
     start_seconds = time.monotonic() - begin
-    time.sleep(delay_seconds)  # while workers start; while they race; while one hangs
+    time.sleep(
+        delay_seconds
+    )  # while modules are imported; while workers start; while they race; while one hangs
     begin = time.monotonic()
     for number in signals.split():
         started.signal(signal.Signals[number])
