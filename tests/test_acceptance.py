@@ -162,9 +162,9 @@ def test_compare_measurements_incomplete_ones_are_left_out():
 @pytest.mark.parametrize(
     ("seconds", "passes"),
     [
-        ({"start": 20.0, "samples": 40.0, "other": 5.0}, True),
-        ({"start": 20.0, "samples": 20.0, "other": 5.0}, False),
-        ({"start": 20.0, "samples": 40.0, "other": 15.0}, False),
+        ({"start": 20.0, "samples": 25.0, "warmup": 25.0, "other": 5.0}, True),
+        ({"start": 20.0, "samples": 20.0, "warmup": 20.0, "other": 5.0}, False),
+        ({"start": 20.0, "samples": 25.0, "warmup": 25.0, "other": 15.0}, False),
     ],
 )
 def test_check_shares_start_of_workers_is_excluded(seconds, passes):

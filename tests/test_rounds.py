@@ -1,5 +1,6 @@
 """The plan of rounds: orders, untimed and timed calls, alternating workers."""
 
+import math
 import random
 from collections import Counter
 
@@ -33,8 +34,8 @@ def test_block_calls_any_duration_fill_the_block_and_have_a_warmup():
     for _ in range(200):
         seconds = 10 ** rng.uniform(-6, 0)
         warmup, calls = block_calls(seconds, 0.01, nbytes=1 << 24)
-        assert calls * seconds >= 0.01
-        assert 1 <= warmup <= calls
+        assert 0 <= calls * seconds - 0.01 < seconds, "no call more than fills the block"
+        assert warmup >= 1 and (warmup <= 8 or warmup == math.ceil(calls / 8))
         assert warmup >= 4 or warmup * seconds >= 0.0018
         within, _ = block_calls(seconds, 0.01, nbytes=1 << 20)
         assert within == warmup or 2 <= within < warmup

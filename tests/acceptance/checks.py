@@ -160,7 +160,7 @@ CHECKS: dict[str, Check] = {
         judge=lambda e: check_slowed_found(e.slowed_found),
     ),
     "default-shares": Check(
-        requirement="a default run: 30% of the time or more is samples, 10% or less unaccounted for",
+        requirement="a default run: 45% of the time or more is rounds, 10% or less unaccounted for",
         judge=lambda e: check_shares(_last_shares(e)),
     ),
 }

@@ -16,7 +16,7 @@ from poolbench.worker.timing import BlockRequest
 # Untimed calls before a block, by their time and at most so many. Behind another candidate a call of 1 ms over
 # 12 MB needs four until it is within 5% of an uninterrupted loop, one of 3 ms needs one. Where 32 MB of cache are
 # shared with other guests, one of 0.5 ms over 12 MB is a tenth above it behind eight and a sixteenth behind
-# twelve, which leave half of the rounds. Of arrays that a core's own cache holds, a call of 0.5 ms needs two,
+# twelve, which take half as long again. Of arrays that a core's own cache holds, a call of 0.5 ms needs two,
 # one of 0.3 ms four.
 MOST_WARMUPS, MOST_WARMUPS_WITHIN, LEAST_WARMUPS_WITHIN = 8, 4, 2
 WARMUP_SECONDS, WARMUP_SECONDS_WITHIN = 0.003, 0.00075
@@ -216,9 +216,10 @@ def block_calls(
     """Return (untimed, timed) calls of a block of an op that reads and writes so many bytes.
 
     The candidate before has evicted the op's data from the caches. The untimed calls bring back the steady
-    state that `cache=warm` promises. They are no more than the timed ones, except where `cold`: behind a
-    probe, another worker or an allocation. A fractional number of them is rounded up where its remainder is
-    above 1 - `dither`: by chance, so that of two near-equal contenders not one always has a call more.
+    state that `cache=warm` promises; they are more where `cold`: behind a probe, another worker or an
+    allocation. A fractional number of them is rounded up where its remainder is above 1 - `dither`: by chance,
+    so that of two near-equal contenders not one always has a call more. The timed calls are as few as fill the
+    block: those of one block share the state of the machine, so that eight of 1 ms vary as much as one.
     """
     call_seconds = max(call_seconds, 1e-9)
     within = nbytes <= OWN_CACHE_NBYTES
@@ -226,7 +227,7 @@ def block_calls(
     least = min(LEAST_WARMUPS_WITHIN if within else 1, round(WARMUP_SECONDS / call_seconds))
     most = MOST_WARMUPS_WITHIN if within else MOST_WARMUPS
     warmup = max(1, least, min(most, math.floor(seconds / call_seconds + dither)))
-    calls = max(warmup, math.ceil(block_seconds / call_seconds))
+    calls = math.ceil(block_seconds / call_seconds)
     if cold:
         warmup = max(warmup, min(MOST_COLD_WARMUPS, round(COLD_WARMUP_SECONDS / call_seconds)))
     return max(warmup, math.ceil(calls / 8)), calls
