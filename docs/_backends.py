@@ -24,7 +24,8 @@ from poolbench.report.backends import (
     settings_table,
 )
 from poolbench.report.formats import as_markdown
-from poolbench.report.frame import RunFrame
+from poolbench.report.frame import RunFrame, load
+from poolbench.report.page import programs_sentence
 from poolbench.store.journal import StoredRun, read_run
 
 STORED = Path("results") / "reference-backends"
@@ -79,6 +80,17 @@ def support_block(_: RunFrame, root: Path) -> str:
         row = rows.setdefault(cell.candidate, {"op": cell.op, "candidate": cell.candidate})
         row[PROBES[cell.probe].title] = f"{cell.state}: {cell.evidence}"
     return as_markdown(pd.DataFrame(rows.values())).strip()
+
+
+def programs_block(_: RunFrame, root: Path) -> str:
+    """Return the verdicts on pairs of candidates that XLA made one program of, and how many programs there are."""
+    loaded = load(root / "results" / "reference-programs", margin=0.02)
+    hashes: dict[tuple[str, str], set[str]] = {}
+    for m in loaded.run.measurements:
+        if m.program:
+            hashes.setdefault((m.case.op, str(m.case.direction)), set()).add(m.program.hash)
+    counts = [f"`{op}` {direction} {len(some)}" for (op, direction), some in hashes.items()]
+    return f"{programs_sentence(loaded)} Programs: {', '.join(counts)}."
 
 
 def aa_block(_: RunFrame, root: Path) -> str:
@@ -169,4 +181,5 @@ BLOCKS = {
     "backends-settings": settings_block,
     "backends-support": support_block,
     "backends-aa": aa_block,
+    "backends-programs": programs_block,
 }

@@ -30,7 +30,7 @@ def make_run(results, name, seed, *, summary=True, **environment):
     found = synthetic.records(seed, cases=CASES, plan=PLAN, with_extras=False)
     folder = synthetic.write(results / name, found, synthetic.header(name, **environment))
     if summary:
-        history.write_summary(read_run(folder))
+        history.write_summary(read_run(folder), print)
     return folder
 
 
@@ -41,6 +41,14 @@ def results(tmp_path_factory):
     for seed in range(3):
         make_run(results, f"run-{seed}", seed)
     return results
+
+
+def test_summary_that_cannot_be_written_is_a_line(tmp_path):
+    folder = make_run(tmp_path, "r", 0, summary=False)
+    (folder / history.SUMMARY).mkdir()
+    said = []
+    history.write_summary(read_run(folder), said.append)
+    assert said == [f"cannot write {folder / history.SUMMARY}: Is a directory"]
 
 
 def test_summarise_holds_the_estimates_of_the_report(results):

@@ -201,7 +201,7 @@ def _run_suites(suites: Sequence[str], options: dict[str, Any]) -> int:
             from poolbench.store.journal import read_run
 
             stored = read_run(folder)
-            write_summary(stored)
+            write_summary(stored, say)
             _report([stored], options.get("margin", 0.05))
         emit(f"{poolbench_command()} report --open {shlex.quote(str(folder))}")
     return code
@@ -215,6 +215,10 @@ def report(
     show: bool, results: Path,
 ) -> None:  # fmt: skip
     """Render a run, or several of one machine and code as one. Default: the newest run."""
+    if kind and (out or show):
+        raise click.UsageError(
+            "--format prints a table and writes no page: leave out --out and --open"
+        )
     with _no_collection():
         from poolbench.store.runs import find_run
 

@@ -227,7 +227,7 @@ def load_mutated_summaries(results, lines, count, seed):
     for folder in (one, other):
         folder.mkdir(parents=True)
         (folder / JOURNAL).write_bytes(b"".join(lines))
-        write_summary(read_run(folder))
+        write_summary(read_run(folder), print)
     whole = json.loads((one / SUMMARY).read_bytes()) | {"run": "other"}
     generator = random.Random(seed)
     read = 0

@@ -119,12 +119,15 @@ def summarise(run: StoredRun) -> RunSummary:
     )
 
 
-def write_summary(run: StoredRun) -> None:
-    """Write a run's summary into its folder; none without comparisons."""
+def write_summary(run: StoredRun, say: Callable[[str], object]) -> None:
+    """Write a run's summary into its folder, none without comparisons; `say` takes a line where that fails."""
     found = summarise(run)
     if found.comparisons:
         text = msgspec.json.format(msgspec.json.encode(found), indent=0)
-        (run.path / SUMMARY).write_bytes(text + b"\n")
+        try:
+            (run.path / SUMMARY).write_bytes(text + b"\n")
+        except OSError as error:  # the report needs none
+            say(f"cannot write {error.filename}: {error.strerror}")
 
 
 def read_summaries(
