@@ -217,7 +217,7 @@ def report(
     """Render a run, or several of one machine and code as one. Default: the newest run."""
     if kind and (out or show):
         raise click.UsageError(
-            "--format prints a table and writes no page: leave out --out and --open"
+            "--format prints a table and writes no page: leave out --out, --open"
         )
     with _no_collection():
         from poolbench.store.runs import find_run
