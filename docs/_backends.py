@@ -1,4 +1,4 @@
-"""Format results/reference-backends, the run of `nox -s bench-backends -- --processes 8 --budget 8`, for docs/backends.md."""
+"""Format results/reference-backends, a long run of `nox -s bench-backends`, for docs/backends.md."""
 
 from __future__ import annotations
 

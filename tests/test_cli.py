@@ -59,7 +59,10 @@ def test_help_is_quick_and_imports_no_heavy_library():
         (["report", "--margin", "200%"], "--margin: expected a share below 100%"),
         (["report", "--select", "op"], "--select: expected a column and its values"),
         (["report", "--format", "xml"], "--format: 'xml' is not one of"),
-        (["report", "--format", "csv", "--out", "x"], "--format prints a table and writes no page"),
+        (
+            ["report", "--format", "csv", "--out", "x"],
+            "--format prints a table: leave out --out and --open",
+        ),
         (["which", "x.keras", "--processes", "0"], "--processes: expected a number from 1"),
         (["trace", "--run", "../up"], "--run: expected a run's name"),
         (["trace", "--candidates", "no.py"], "there is no no.py"),

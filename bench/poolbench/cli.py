@@ -216,9 +216,7 @@ def report(
 ) -> None:  # fmt: skip
     """Render a run, or several of one machine and code as one. Default: the newest run."""
     if kind and (out or show):
-        raise click.UsageError(
-            "--format prints a table and writes no page: leave out --out, --open"
-        )
+        raise click.UsageError("--format prints a table: leave out --out and --open")
     with _no_collection():
         from poolbench.store.runs import find_run
 
