@@ -20,14 +20,14 @@ from typing import Any
 
 from poolbench.core.case import case_label
 from poolbench.core.plan import WorkerSpec
-from poolbench.core.registry import REGISTRY, load_builtin
+from poolbench.core.registry import REGISTRY, load_builtin, load_candidates
 from poolbench.engine.contenders import worker_spec
 from poolbench.engine.pool import WorkerPool
 from poolbench.engine.side_by_side import PROCESSES, Job, merge, run_job, start_workers
 from poolbench.engine.sides import Side
 from poolbench.machine.info import collect_environment
 from poolbench.machine.limits import total_memory_nbytes
-from poolbench.pytest_plugin import load_candidates, planned_cases, racing
+from poolbench.pytest_plugin import planned_cases, racing
 from poolbench.stats.side_by_side import Report, SideBySide
 
 ROOT = Path(__file__).resolve().parents[2]
