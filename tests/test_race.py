@@ -241,10 +241,10 @@ def test_noisy_rounds_are_marked_and_run_again_within_bounds():
 
 
 def test_noisy_rounds_without_seconds_for_more_are_not_counted_as_redone():
-    found, _, _ = run({"base": MS}, plan=Plan(rounds=1000, budget_seconds=8), busy=1.0)
+    # Whole batches fill these seconds: a batch of one round would be too short to be judged.
+    found, _, _ = run({"base": MS}, plan=Plan(rounds=1000, budget_seconds=10), busy=1.0)
     contention = found["base"].contention
-    marked = sum(sum(m.samples.contended) for m in found.values())
-    assert contention.blocks_marked == marked > 0.9 * sum(len(m.samples) for m in found.values())
+    assert contention.blocks_marked == sum(len(m.samples) for m in found.values())
     assert contention.blocks_redone == 0
 
 

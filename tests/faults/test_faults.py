@@ -268,9 +268,8 @@ def test_signal_ends_a_run_at_once_and_prints_the_resume_command(results, signal
     folder = results / name
     runs.wait_for(lambda: (folder / "journal.jsonl").exists())
     start_seconds = time.monotonic() - begin
-    time.sleep(
-        delay_seconds
-    )  # while modules are imported; while workers start; while they race; while one hangs
+    # While modules are imported; while workers start; while they race; while one hangs.
+    time.sleep(delay_seconds)
     begin = time.monotonic()
     for number in signals.split():
         started.signal(signal.Signals[number])
