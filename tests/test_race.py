@@ -249,8 +249,8 @@ def test_noisy_rounds_without_seconds_for_more_are_not_counted_as_redone():
 
 
 def test_slow_candidate_skips_rounds_and_the_baseline_never_does():
-    plan = Plan(budget_seconds=120)
-    found, _, _ = run({"base": 3 * MS, "b": 3 * MS, "c": 3 * MS, "slow": 27 * MS}, plan=plan)
+    plan = Plan(budget_seconds=400)
+    found, _, _ = run({"base": 30 * MS, "b": 30 * MS, "c": 30 * MS, "slow": 270 * MS}, plan=plan)
     rounds = {name: len(m.samples) for name, m in found.items()}
     assert rounds["base"] == rounds["b"] == BLOCKS
     assert rounds["slow"] == BLOCKS / MOST_ROUNDS_OUT

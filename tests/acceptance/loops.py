@@ -112,7 +112,7 @@ def measure_bias(bias: Bias, turns: int, worker: Worker, block_seconds: float) -
             requests = []
             for place, name in enumerate(order):
                 cold = place == 0 and number % PROBE_TURN == 1
-                warmup, calls = blocks[name](cold=cold)
+                warmup, calls = blocks[name](cold=cold, dither=generator.random())
                 requests.append(BlockRequest(name=name, warmup=warmup, calls=calls))
             batch = worker.call(time_batch, requests, timeout=limit)
             warm = batch.blocks[1 + shuffled.index(bias.subject)].seconds

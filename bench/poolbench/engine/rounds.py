@@ -14,7 +14,9 @@ from poolbench.machine.nvml import is_gpu
 from poolbench.worker.timing import BlockRequest
 
 # Untimed calls before a block, by their time and at most so many. Behind another candidate a call of 1 ms over
-# 12 MB needs four until it is within 5% of an uninterrupted loop, one of 3 ms needs one. Where 32 MB of cache are
+# 12 MB needs four until it is within 5% of an uninterrupted loop, one of 3 ms needs one. The first call takes 4% longer
+# than the second at 3 to 4 ms (median of 9 candidates, 36 races), 1% at 4 to 6 ms (27), nothing above (26): there
+# are fewer than one, by chance, and every second or third block has none. Where 32 MB of cache are
 # shared with other guests, one of 0.5 ms over 12 MB is a tenth above it behind eight and a sixteenth behind
 # twelve, which take half as long again. Of arrays that a core's own cache holds, a call of 0.5 ms needs two,
 # one of 0.3 ms four.
@@ -182,7 +184,8 @@ class Rounds:
         )
 
     def _block_cost(self, record: ContenderRecord) -> float:
-        warmup, calls = self._block_calls(record)
+        _, calls = self._block_calls(record)
+        warmup = usual_warmup(record.call_seconds, calls, nbytes=record.nbytes)
         warmup *= record.name not in self._alone
         return max((warmup + calls) * record.usual_seconds, 1e-9)
 
@@ -222,15 +225,22 @@ def block_calls(
     block: those of one block share the state of the machine, so that eight of 1 ms vary as much as one.
     """
     call_seconds = max(call_seconds, 1e-9)
-    within = nbytes <= OWN_CACHE_NBYTES
-    seconds = WARMUP_SECONDS_WITHIN if within else WARMUP_SECONDS
-    least = min(LEAST_WARMUPS_WITHIN if within else 1, round(WARMUP_SECONDS / call_seconds))
-    most = MOST_WARMUPS_WITHIN if within else MOST_WARMUPS
-    warmup = max(1, least, min(most, math.floor(seconds / call_seconds + dither)))
     calls = math.ceil(block_seconds / call_seconds)
+    warmup = math.floor(usual_warmup(call_seconds, calls, nbytes=nbytes) + dither)
     if cold:
         warmup = max(warmup, min(MOST_COLD_WARMUPS, round(COLD_WARMUP_SECONDS / call_seconds)))
-    return max(warmup, math.ceil(calls / 8)), calls
+    return warmup, calls
+
+
+def usual_warmup(call_seconds: float, calls: int, *, nbytes: int) -> float:
+    """Return the mean number of untimed calls before so many timed ones."""
+    call_seconds = max(call_seconds, 1e-9)
+    if nbytes <= OWN_CACHE_NBYTES:
+        least = min(LEAST_WARMUPS_WITHIN, round(WARMUP_SECONDS / call_seconds))
+        usual = max(least, min(MOST_WARMUPS_WITHIN, WARMUP_SECONDS_WITHIN / call_seconds))
+    else:
+        usual = min(MOST_WARMUPS, WARMUP_SECONDS / call_seconds)
+    return max(usual, calls // 8)
 
 
 def balanced_orders(names: Sequence[Name], generator: random.Random) -> Iterator[list[Name]]:
