@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import statistics
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,7 @@ from poolbench.report.backends import (
     settings_table,
 )
 from poolbench.report.formats import as_markdown
-from poolbench.report.frame import RunFrame, load
-from poolbench.report.page import programs_sentence
+from poolbench.report.frame import RunFrame
 from poolbench.store.journal import StoredRun, read_run
 
 STORED = Path("results") / "reference-backends"
@@ -83,14 +83,20 @@ def support_block(_: RunFrame, root: Path) -> str:
 
 
 def programs_block(_: RunFrame, root: Path) -> str:
-    """Return the verdicts on pairs of candidates that XLA made one program of, and how many programs there are."""
-    loaded = load(root / "results" / "reference-programs", margin=0.02)
-    hashes: dict[tuple[str, str], set[str]] = {}
-    for m in loaded.run.measurements:
-        if m.program:
-            hashes.setdefault((m.case.op, str(m.case.direction)), set()).add(m.program.hash)
-    counts = [f"`{op}` {direction} {len(some)}" for (op, direction), some in hashes.items()]
-    return f"{programs_sentence(loaded)} Programs: {', '.join(counts)}."
+    """Return the verdicts on pairs of candidates that XLA made one program of, by op and direction."""
+    stored = json.loads((root / STORED / "programs.json").read_bytes())
+    rows = []
+    for race in stored["races"]:
+        verdicts = Counter(pair["verdict"] for pair in race["pairs"])
+        widths = [pair["half_width"] for pair in race["pairs"]]
+        rows.append(
+            {"op": race["op"], "direction": race["direction"], "candidates": race["candidates"],
+             "programs": race["programs"], "pairs of one program": len(widths),
+             "called different": verdicts["FASTER"] + verdicts["SLOWER"], "SAME": verdicts["SAME"],
+             "undecided": verdicts["UNDECIDED"], "median half-width": format_share(statistics.median(widths)),
+             "largest ratio": f"{max(max(p['ratio'], 1 / p['ratio']) for p in race['pairs']):.4g}"}
+        )  # fmt: skip
+    return as_markdown(pd.DataFrame(rows)).strip()
 
 
 def aa_block(_: RunFrame, root: Path) -> str:

@@ -292,6 +292,13 @@ def test_compare_field_not_allowed_is_refused(base, tmp_path):
     assert "tensorflow (2.21.0 | 2.20.0)" in line and "cores (" not in line
 
 
+def test_compare_allowing_a_field_that_no_run_has_is_refused(base, tmp_path):
+    other = write(tmp_path / "other", records(1), **UNLIKE["cores"])
+    line = refusal(base, other, "--allow-different", "coers")
+    assert "a field that one of the runs has; got 'coers', did you mean cores?" in line
+    assert call(base, other, *("--allow-different", "cores") * 2)[0] == 0
+
+
 def test_compare_different_nodes_of_a_cluster_are_named(tmp_path):
     pair = []
     for cores in (2, 4):
@@ -299,6 +306,7 @@ def test_compare_different_nodes_of_a_cluster_are_named(tmp_path):
         environment = msgspec.structs.replace(synthetic.ENVIRONMENT, machine=machine)
         pair.append(write(tmp_path / f"of-{cores}", [Node(name="far", environment=environment)]))
     assert "--allow-different far.cores" in refusal(*pair)
+    assert "far.cores" not in refusal(*pair, "--allow-different", "far.cores")
 
 
 def test_compare_other_commit_is_accepted(base, tmp_path):

@@ -40,6 +40,18 @@ def test_the_components_are_those_that_were_put_in(levels):
     assert found.rounds == 9
 
 
+def test_training_with_xla_is_predicted_to_open_for_longest():
+    def seconds(**axes):
+        case = synthetic.op_case("depth_max_pool", **axes)
+        return planning.predict_seconds({case: ("a", "b")}, Plan())
+
+    found = [
+        seconds(direction=d, mode=m) for d in ("forward", "training") for m in ("graph", "xla")
+    ]
+    assert found == sorted(found) and found[0] < found[-1]
+    assert found[0] > Plan().budget_seconds
+
+
 def test_a_level_that_was_not_repeated_has_no_component():
     once = samples(np.ones((1, 4, 4)))
     assert planning.components(once, once) is None

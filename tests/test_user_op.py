@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from fakes import fake_candidate
 from poolbench.cli import main
 from poolbench.core.axes import STANDARD, AxisInfo, declare_infos, size_axis
 from poolbench.core.case import Case, case_label, make_case
 from poolbench.core.errors import UsageError
 from poolbench.core.plan import WorkerSpec
-from poolbench.core.registry import REGISTRY, candidate, import_file
+from poolbench.core.registry import REGISTRY, Registry, candidate, import_file
 from poolbench.store.journal import read_run
 from poolbench.store.validate import _check_case
 from poolbench.worker import again
@@ -207,6 +208,23 @@ def test_candidate_that_cannot_be_registered_is_refused(dense, changed, says):
     entry = dataclasses.replace(REGISTRY.candidates["dense", "matmul"], **changed)
     with pytest.raises(UsageError, match=says):
         REGISTRY.add_candidate(entry)
+
+
+def test_second_candidate_of_one_name_in_a_file_is_refused():
+    registry = Registry()
+    registry.add_candidate(fake_candidate("same"))
+    with pytest.raises(UsageError, match="'same' of fake is registered twice in here"):
+        registry.add_candidate(fake_candidate("same"))
+
+
+def test_candidate_of_an_op_that_no_file_registers_is_refused(dense):
+    REGISTRY.check_ops()
+    registry = Registry(ops={"dense": dense})
+    registry.add_candidate(dataclasses.replace(fake_candidate("x"), op="dens"))
+    with pytest.raises(
+        UsageError, match=r"of the op 'dens', which is not registered; there are dense$"
+    ):
+        registry.check_ops()
 
 
 def test_candidate_of_an_unknown_form_is_refused():

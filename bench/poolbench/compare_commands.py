@@ -282,6 +282,7 @@ def _load(options: Mapping[str, Any], ops: Sequence[str]) -> None:
     load_builtin()
     for name in options["candidates"]:
         load_candidates(name)
+    REGISTRY.check_ops()
     if unknown := [name for name in ops if name not in REGISTRY.ops]:
         raise UsageError(f"no op {unknown[0]!r} is registered; there are {', '.join(REGISTRY.ops)}")
 

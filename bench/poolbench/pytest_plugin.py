@@ -184,6 +184,10 @@ def _refuse(config: pytest.Config, ops: set[str]) -> None:
     """Refuse what collection found wrong, an axis of no collected op, and pytest-timeout."""
     if reason := config.stash.get(_REFUSED, ""):
         raise pytest.UsageError(reason)
+    try:
+        REGISTRY.check_ops()
+    except UsageError as error:
+        raise pytest.UsageError(str(error)) from None
     for text in asked(config).options["axis"]:
         if reason := _axis_error(text, ops):
             raise pytest.UsageError(reason)

@@ -1,4 +1,4 @@
-"""Run `python tests/acceptance checks`, `tools`, `backends` or `sides`; nox calls them."""
+"""Run `python tests/acceptance checks`, `tools`, `backends`, `programs` or `sides`; nox calls most of them."""
 
 import os
 import sys
@@ -14,12 +14,13 @@ os.environ["POOLBENCH_TASK_MODULES"] = "acceptance.loops,acceptance.tools"
 
 def main(arguments: list[str]) -> int:
     """Run one of the commands; return its exit code."""
-    from acceptance import backends, checks, sides, tool_comparison
+    from acceptance import backends, checks, programs, sides, tool_comparison
 
     commands = {
         "checks": checks.main,
         "tools": tool_comparison.main,
         "backends": backends.main,
+        "programs": programs.main,
         "sides": sides.main,
     }
     if not arguments or arguments[0] not in commands:

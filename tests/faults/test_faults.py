@@ -134,6 +134,7 @@ def test_run_existing_name_is_refused_and_unchanged(without_faults):
     [
         (["--seed", "7"], "other options: seed differ; go on by --allow-different seed"),
         (["--processes", "4"], "other options: processes differ; "),
+        (["--allow-different", "sede"], "got 'sede', did you mean seed?"),
     ],
 )
 def test_a_resume_that_asks_for_other_measurements_is_refused(without_faults, words, said):

@@ -79,12 +79,25 @@ class Registry:
                 f"candidate {entry.name!r} of {entry.op} is registered by {known.file} already; "
                 f"{entry.file} must pick another name"
             )
+        if known is not None and _of_one_import(known.build, entry.build):
+            raise UsageError(
+                f"candidate {entry.name!r} of {entry.op} is registered twice in {entry.file}; pick another name"
+            )
         self.candidates[key] = entry
         return entry
 
     def of(self, op: str) -> dict[str, Candidate]:
         """Return the candidates of an op by name, in the order of registration."""
         return {name: entry for (o, name), entry in self.candidates.items() if o == op}
+
+    def check_ops(self) -> None:
+        """Raise UsageError for a candidate of an op that no file has registered, once all files are loaded."""
+        for (op, name), entry in self.candidates.items():
+            if op not in self.ops:
+                raise UsageError(
+                    f"candidate {name!r} in {entry.file} is of the op {op!r}, which is not registered; there are "
+                    f"{', '.join(self.ops)}"
+                )
 
     def axis_infos(self, ops: Iterable[str]) -> dict[str, tuple[AxisInfo, ...]]:
         """Return the axes of these ops as a journal's header carries them."""
@@ -104,6 +117,12 @@ class Registry:
 
 
 REGISTRY = Registry()
+
+
+def _of_one_import(one: Builder, other: Builder) -> bool:
+    """Tell whether one execution of a file made both builders."""
+    spaces = [getattr(builder, "__globals__", builder) for builder in (one, other)]
+    return one is not other and spaces[0] is spaces[1]
 
 
 def register(op: Op) -> Op:

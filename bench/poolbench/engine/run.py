@@ -41,7 +41,14 @@ from poolbench.engine.scheduler import (
 )
 from poolbench.machine.info import collect_environment
 from poolbench.store.journal import Journal, StoredRun, read_run
-from poolbench.store.runs import differing_fields, differing_options, source_digests
+from poolbench.store.runs import (
+    COMPARED_OPTIONS,
+    check_allowed,
+    differing_fields,
+    differing_options,
+    field_names,
+    source_digests,
+)
 
 Key = tuple[Case, str]
 # Total memory varies by some megabytes with the kernel, and in a virtual machine with what its host takes back.
@@ -313,6 +320,7 @@ class Run:
         old = run.header.environment
         here = msgspec.structs.replace(self.environment(), devices=old.devices)
         asked = dict(self.options.asked) | {"seed": self.options.plan.seed}
+        check_allowed(self.options.allow_different, {*field_names(old, here), *COMPARED_OPTIONS})
         refuse_different(old, here, self.options, differing_options(run.header, asked))
         self.resumed = run
         self.done = {(m.case, m.candidate): m for m in run.measurements}

@@ -249,6 +249,7 @@ def record_selection(
     load_builtin()
     for file in candidates:
         load_candidates(file)
+    REGISTRY.check_ops()
     selection = Selection(words=tuple(words), axes=tuple(parse_axis(text) for text in axes))
     held = set() if words else _held_ops(results, run)
     ops = {name: op for name, op in REGISTRY.ops.items() if name in held} or REGISTRY.ops

@@ -47,6 +47,7 @@ from poolbench.stats.batch import Logs
 from poolbench.stats.prior import SHIPPED, Prior
 from poolbench.stats.runs import detectable_slowdown
 from poolbench.store.journal import StoredRun
+from poolbench.store.runs import check_allowed, field_names
 
 # One process does not show how processes differ: a candidate that stopped early in its first process must
 # change by this much to count. Between processes a true ratio moves by a few percent (docs/method.md).
@@ -134,6 +135,7 @@ def compare_runs(
                 f"{one.path.name}: {one.dropped}; finish the run with --resume {one.path.name}"
             )
     differences = differing(base, run)
+    check_allowed(allowed, {name for one in (base, run) for name in _fields(one)})
     _refuse(differences, allowed)
     before, after = races_of(base), races_of(run)
     pairs = common(before, after)
@@ -170,6 +172,12 @@ def differing(base: StoredRun, run: StoredRun) -> list[Difference]:
     for name in sorted(old.keys() & new.keys()):
         found += [replace(d, name=f"{name}.{d.name}") for d in _differing(old[name], new[name])]
     return found
+
+
+def _fields(run: StoredRun) -> set[str]:
+    return field_names(run.header.environment) | {
+        f"{node.name}.{name}" for node in run.of(Node) for name in field_names(node.environment)
+    }
 
 
 def _differing(before: Environment, after: Environment) -> list[Difference]:

@@ -38,6 +38,7 @@ from poolbench.report.recommend import answer
 from poolbench.report.support import STANDS_IN, Support, supports
 from poolbench.report.template import embed_json, fill_template
 from poolbench.report.terminal import headline_text, interval_line
+from poolbench.stats.estimate import Estimate
 from poolbench.stats.verdict import verdict
 
 TOP_PARTS = 12
@@ -212,8 +213,8 @@ def selftest_sentence(loaded: RunFrame) -> str:
     )
 
 
-def programs_sentence(loaded: RunFrame) -> str:
-    """Describe the pairs of candidates that are one program, which are further A/A comparisons; '' without one."""
+def program_pairs(loaded: RunFrame) -> dict[tuple[int, int], Estimate]:
+    """Return the estimate of each pair of rows that XLA made one program of, which has an interval."""
     table = loaded.table
     groups: dict[tuple[Any, ...], list[int]] = {}
     chosen = (
@@ -226,7 +227,16 @@ def programs_sentence(loaded: RunFrame) -> str:
         if program := loaded.measurement(row).program:
             groups.setdefault((table["race"][row], program.hash, program.key), []).append(row)
     found = estimate_pairs(loaded, groups.values()).mean
-    pairs = [one for (row, other), one in found.items() if row < other and one.low is not None]
+    return {
+        (row, other): one
+        for (row, other), one in found.items()
+        if row < other and one.low is not None
+    }
+
+
+def programs_sentence(loaded: RunFrame) -> str:
+    """Describe the pairs of candidates that are one program, which are further A/A comparisons; '' without one."""
+    pairs = program_pairs(loaded).values()
     if not pairs:
         return ""
     verdicts = Counter(verdict(one, loaded.margin) for one in pairs)

@@ -30,7 +30,12 @@ from poolbench.store.runs import runs_newest_first
 
 MIDMEAN_VARIANCE = 1.2  # variance of an interquartile mean over that of a mean, normal noise
 START_SECONDS = 2.5  # start of a worker beside others
-OPEN_SECONDS = 0.06  # of a contender: trace, first call, check
+# Of a contender: trace, compilation, first call. Means of 474 contenders of seven ops; other modes: OPEN.
+OPEN_SECONDS = {
+    "forward": {"graph": 0.06, "xla": 0.15},
+    "training": {"graph": 0.2, "xla": 0.5},
+}
+OPEN = 0.04
 OPEN_BYTES_PER_SECOND = 2e9
 # On a GPU: compiling takes longer, each allocation is recorded, and each candidate's energy is counted once.
 GPU_OPEN_SECONDS, GPU_RECORD_SECONDS, GPU_ENERGY_SECONDS = 0.12, 0.3, 0.2
@@ -42,7 +47,8 @@ def predict_seconds(cases: Mapping[Case, tuple[str, ...]], plan: Plan) -> float:
     seconds = settings * plan.processes * START_SECONDS
     for case, names in cases.items():
         on_gpu = is_gpu(case.device)
-        opening = GPU_OPEN_SECONDS if on_gpu else OPEN_SECONDS
+        usual = OPEN_SECONDS.get(case.direction, {}).get(case.mode, OPEN)
+        opening = GPU_OPEN_SECONDS if on_gpu else usual
         contender = opening + input_nbytes(case) / OPEN_BYTES_PER_SECOND
         if on_gpu:
             seconds += plan.processes * plan.allocations * GPU_RECORD_SECONDS

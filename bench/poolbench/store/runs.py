@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import datetime as dt
+import difflib
 import hashlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from poolbench.core.errors import StoreError, UsageError
 from poolbench.core.records import Environment, Header
+from poolbench.core.text import one_line
 from poolbench.store.journal import JOURNAL, MAX_LINE_NBYTES
 
 # The folder of traces within a run, as TensorBoard's profile plugin expects it.
 PROFILES = Path("plugins") / "profile"
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,80}")
+PARTS = ("machine", "devices", "versions", "settings", "source")  # of an Environment
 # Options that a resumed run may not change, because the rest would be a different measurement.
 COMPARED_OPTIONS = ("seed", "processes", "budget_seconds", "precision", "margin")
 
@@ -124,10 +127,26 @@ def source_digests(files: Sequence[Path]) -> dict[str, str]:
     return digests
 
 
+def field_names(*environments: Environment) -> set[str]:
+    """Return the names of all fields of these environments: 'tensorflow', 'processor', 'commit', ..."""
+    return {name for one in environments for part in PARTS for name in getattr(one, part)}
+
+
+def check_allowed(names: Collection[str], known: Collection[str]) -> None:
+    """Raise UsageError for a name of `--allow-different` that neither run has."""
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            raise UsageError(
+                f"--allow-different takes the name of a field that one of the runs has; got "
+                f"{one_line(name, 40)!r}{f', did you mean {near[0]}?' if near else ''}"
+            )
+
+
 def differing_fields(old: Environment, new: Environment) -> list[str]:
-    """Return the names of the fields that differ: 'tensorflow', 'processor', 'commit', ..."""
+    """Return the names of the fields that differ."""
     names = []
-    for part in ("machine", "devices", "versions", "settings", "source"):
+    for part in PARTS:
         before, after = getattr(old, part), getattr(new, part)
         names += [key for key in sorted({*before, *after}) if before.get(key) != after.get(key)]
     return names

@@ -1,0 +1,66 @@
+"""Judge the pairs of candidates that XLA made one program of: comparisons of a program with itself.
+
+`python tests/acceptance programs RUN` writes results/reference-backends/programs.json of a run's journal, which is too
+large to be kept: docs/backends.md has the command that makes the run.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from poolbench.core.case import case_label
+from poolbench.report.frame import load
+from poolbench.report.page import program_pairs
+from poolbench.stats.verdict import SAME, verdict
+
+STORED = Path(__file__).resolve().parents[2] / "results" / "reference-backends" / "programs.json"
+MARGIN = 0.02
+
+
+def main(arguments: list[str]) -> int:
+    """Write the verdicts on the pairs of a run; return 1 unless all are SAME."""
+    if len(arguments) != 1 or not Path(arguments[0]).is_dir():
+        print(
+            f"expected the folder of one run; got {' '.join(arguments) or 'nothing'}",
+            file=sys.stderr,
+        )
+        return 2
+    found = judge(Path(arguments[0]))
+    STORED.write_text(json.dumps(found, indent=1) + "\n")
+    verdicts = Counter(pair["verdict"] for race in found["races"] for pair in race["pairs"])
+    print(f"{verdicts.total()} pairs of one program: {dict(verdicts)}")
+    return int(set(verdicts) != {SAME})
+
+
+def judge(run: Path) -> dict[str, Any]:
+    """Return, by race, how many programs there are and each pair of one program with its ratio and verdict."""
+    loaded = load(run, margin=MARGIN)
+    head = loaded.run.header
+    races: dict[str, dict[str, Any]] = {}
+    hashes: dict[str, set[str]] = {}
+    for m in loaded.run.measurements:
+        if m.program is not None:
+            label = f"{m.case.op} {case_label(m.case)}"
+            hashes.setdefault(label, set()).add(m.program.hash)
+            races.setdefault(
+                label,
+                {"op": m.case.op, "case": case_label(m.case), "direction": m.case.direction,
+                 "candidates": 0, "programs": 0, "pairs": []},
+            )["candidates"] += 1  # fmt: skip
+    for (row, other), one in program_pairs(loaded).items():
+        m = loaded.measurement(row)
+        races[f"{m.case.op} {case_label(m.case)}"]["pairs"].append(
+            {"one": m.candidate, "other": loaded.measurement(other).candidate, "ratio": one.ratio,
+             "low": one.ratio_low, "high": one.ratio_high, "half_width": one.half_width,
+             "verdict": verdict(one, MARGIN)}
+        )  # fmt: skip
+    for label, race in races.items():
+        race["programs"] = len(hashes[label])
+    return {
+        "created": head.created, "machine": head.environment.machine, "options": head.options,
+        "code": head.environment.source, "margin": MARGIN, "races": list(races.values()),
+    }  # fmt: skip
