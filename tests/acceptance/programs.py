@@ -1,7 +1,7 @@
 """Judge the pairs of candidates that XLA made one program of: comparisons of a program with itself.
 
-`python tests/acceptance programs RUN` writes results/reference-backends/programs.json of a run's journal, which is too
-large to be kept: docs/backends.md has the command that makes the run.
+`python tests/acceptance programs RUN...` writes results/reference-backends/programs.json of the runs' journals, which
+are too large to be kept: docs/backends.md has the command that makes the run. Several runs are pooled.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ MARGIN = 0.02
 
 
 def main(arguments: list[str]) -> int:
-    """Write the verdicts on the pairs of a run; return 1 unless all are SAME."""
-    if len(arguments) != 1 or not Path(arguments[0]).is_dir():
+    """Write the verdicts on the pairs of the runs; return 1 unless all are SAME."""
+    if not arguments or not all(Path(name).is_dir() for name in arguments):
         print(
-            f"expected the folder of one run; got {' '.join(arguments) or 'nothing'}",
+            f"expected folders of runs; got {' '.join(arguments) or 'nothing'}",
             file=sys.stderr,
         )
         return 2
-    found = judge(Path(arguments[0]))
+    found = judge([Path(name) for name in arguments])
     STORED.write_text(json.dumps(found, indent=1) + "\n")
     verdicts = Counter(pair["verdict"] for race in found["races"] for pair in race["pairs"])
     print(f"{verdicts.total()} pairs of one program: {dict(verdicts)}")
     return int(set(verdicts) != {SAME})
 
 
-def judge(run: Path) -> dict[str, Any]:
+def judge(runs: list[Path]) -> dict[str, Any]:
     """Return, by race, how many programs there are and each pair of one program with its ratio and verdict."""
-    loaded = load(run, margin=MARGIN)
-    head = loaded.run.header
+    loaded = load(*runs, margin=MARGIN)
     races: dict[str, dict[str, Any]] = {}
     hashes: dict[str, set[str]] = {}
-    for m in loaded.run.measurements:
+    for row in range(len(loaded.table)):
+        m = loaded.measurement(row)
         if m.program is not None:
             label = f"{m.case.op} {case_label(m.case)}"
             hashes.setdefault(label, set()).add(m.program.hash)
@@ -60,7 +60,9 @@ def judge(run: Path) -> dict[str, Any]:
         )  # fmt: skip
     for label, race in races.items():
         race["programs"] = len(hashes[label])
+    heads = [run.header for run in loaded.runs]
     return {
-        "created": head.created, "machine": head.environment.machine, "options": head.options,
-        "code": head.environment.source, "margin": MARGIN, "races": list(races.values()),
+        "machine": heads[0].environment.machine, "code": heads[0].environment.source, "margin": MARGIN,
+        "runs": [{"created": head.created, "options": head.options} for head in heads],
+        "races": list(races.values()),
     }  # fmt: skip
