@@ -30,7 +30,8 @@ from poolbench.store.runs import runs_newest_first
 
 MIDMEAN_VARIANCE = 1.2  # variance of an interquartile mean over that of a mean, normal noise
 START_SECONDS = 2.5  # start of a worker beside others
-# Of a contender: trace, compilation, first call. Means of 474 contenders of seven ops; other modes: OPEN.
+# Of a contender: trace, compilation, first call; other modes: OPEN. Means of 474 contenders of seven ops; forward in
+# graph mode of those of a default run.
 OPEN_SECONDS = {
     "forward": {"graph": 0.06, "xla": 0.15},
     "training": {"graph": 0.2, "xla": 0.5},
