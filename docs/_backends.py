@@ -88,15 +88,26 @@ def programs_block(_: RunFrame, root: Path) -> str:
     rows = []
     for race in stored["races"]:
         verdicts = Counter(pair["verdict"] for pair in race["pairs"])
-        widths = [pair["half_width"] for pair in race["pairs"]]
         rows.append(
             {"op": race["op"], "direction": race["direction"], "candidates": race["candidates"],
-             "programs": race["programs"], "pairs of one program": len(widths),
-             "called different": verdicts["FASTER"] + verdicts["SLOWER"], "SAME": verdicts["SAME"],
-             "undecided": verdicts["UNDECIDED"], "median half-width": format_share(statistics.median(widths)),
-             "largest ratio": f"{max(max(p['ratio'], 1 / p['ratio']) for p in race['pairs']):.4g}"}
+             "programs": race["programs"], "pairs of one program": len(race["pairs"]),
+             "called different": _false(race["pairs"]), "SAME": verdicts["SAME"],
+             "undecided": verdicts["UNDECIDED"], **_spread(race["pairs"], 4)}
         )  # fmt: skip
     return as_markdown(pd.DataFrame(rows)).strip()
+
+
+def _false(equal: list[dict[str, Any]]) -> int:
+    """Return how many comparisons of equal sides have a verdict that says they differ."""
+    return sum(one["verdict"] in ("FASTER", "SLOWER") for one in equal)
+
+
+def _spread(equal: list[dict[str, Any]], digits: int) -> dict[str, str]:
+    """Return cells: how wide and how far from 1 comparisons of equal sides are."""
+    return {
+        "median half-width": format_share(statistics.median(one["half_width"] for one in equal)),
+        "largest ratio": f"{max(max(one['ratio'], 1 / one['ratio']) for one in equal):.{digits}g}",
+    }
 
 
 def aa_block(_: RunFrame, root: Path) -> str:
@@ -106,11 +117,8 @@ def aa_block(_: RunFrame, root: Path) -> str:
     for label, backend in BACKENDS.items():
         some = [o for o in stored["comparisons"] if o["backend"] == (label or "tensorflow")]
         if some:
-            false = sum(o["verdict"] in ("FASTER", "SLOWER") for o in some)
             rows.append(
-                {"backend": backend, "comparisons": len(some), "false verdicts": false,
-                 "median half-width": format_share(statistics.median(o["half_width"] for o in some)),
-                 "largest ratio": f"{max(max(o['ratio'], 1 / o['ratio']) for o in some):.3g}"}
+                {"backend": backend, "comparisons": len(some), "false verdicts": _false(some), **_spread(some, 3)}
             )  # fmt: skip
     total = sum(row["comparisons"] for row in rows)
     false = sum(row["false verdicts"] for row in rows)
