@@ -14,7 +14,7 @@ from typing import Any
 from poolbench.core.case import Case, make_case
 from poolbench.engine.aa import ProofError
 from poolbench.engine.process import Worker
-from poolbench.engine.rounds import PROBE_TURN, block_calls
+from poolbench.engine.rounds import PROBE_TURN, block_calls, lost_calls
 from poolbench.machine import idle
 from poolbench.worker.contender import open_contender
 from poolbench.worker.session import Session, close_case, open_case
@@ -84,6 +84,7 @@ def measure_bias(bias: Bias, turns: int, worker: Worker, block_seconds: float) -
     worker.call(open_case, bias.case, 0, timeout=limit)
     names = (bias.subject, *bias.others)
     blocks: dict[str, Callable[..., tuple[int, int]]] = {}
+    lost: dict[str, list[float]] = {}
     for name in (*names, PROBE):
         contender = worker.call(functools.partial(open_contender, check=True), name, timeout=limit)
         if contender.status != "ok":
@@ -94,6 +95,7 @@ def measure_bias(bias: Bias, turns: int, worker: Worker, block_seconds: float) -
         seconds = min(contender.call_seconds, *(block.seconds for block in seen))
         nbytes = contender.read_nbytes + contender.written_nbytes
         blocks[name] = functools.partial(block_calls, seconds, block_seconds, nbytes=nbytes)
+        lost[name] = [0.0]
         if name == bias.subject:
             before_loop = math.ceil(LOOP_WARMUP_SECONDS / seconds)
             loop_calls = math.ceil(LOOP_SECONDS / seconds)
@@ -112,9 +114,13 @@ def measure_bias(bias: Bias, turns: int, worker: Worker, block_seconds: float) -
             requests = []
             for place, name in enumerate(order):
                 cold = place == 0 and number % PROBE_TURN == 1
-                warmup, calls = blocks[name](cold=cold, dither=generator.random())
+                known = statistics.median(lost[name])
+                warmup, calls = blocks[name](lost=known, cold=cold, dither=generator.random())
                 requests.append(BlockRequest(name=name, warmup=warmup, calls=calls))
             batch = worker.call(time_batch, requests, timeout=limit)
+            for request, block in zip(requests, batch.blocks, strict=True):
+                if request.warmup:
+                    lost[request.name].append(lost_calls(request, block))
             warm = batch.blocks[1 + shuffled.index(bias.subject)].seconds
             _, calls = blocks[bias.subject]()
             some = min(MOST_LOOP_BLOCKS, math.ceil(loop_calls / calls))

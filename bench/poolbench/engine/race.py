@@ -27,7 +27,7 @@ from poolbench.engine.recorder import (
     pairs,
 )
 from poolbench.engine.recovery import RaceWorkers, Tasks, Workers
-from poolbench.engine.rounds import PlannedBlock, Rounds, Task, one_by_one
+from poolbench.engine.rounds import PlannedBlock, Rounds, Task, lost_calls, one_by_one
 from poolbench.machine.info import Seen, Usage, seen_together
 from poolbench.machine.nvml import is_gpu
 from poolbench.worker import timing
@@ -301,6 +301,8 @@ class Race:
             calls, seconds = planned.request.calls, float(f"{block.seconds:.6g}")
             place = process, allocation, planned.round, calls
             planned.record.columns.append((*place, seconds, int(noisy)))
+            if planned.request.warmup:
+                planned.record.lost_columns.append(lost_calls(planned.request, block))
             if self._rounds.workers > 1:
                 planned.record.processor_columns.append((*place, block.processor_seconds, 0))
             self.seconds["samples"] += block.seconds * calls

@@ -58,6 +58,7 @@ class ContenderRecord:
     first_calls: list[float] = field(default_factory=list)
     call_seconds: float = 0.0  # the minimum so far
     usual_seconds: float = 0.0
+    lost_calls: float = 0.0  # by a block before the call is steady, the median so far
     read_nbytes: int = 0
     written_nbytes: int = 0
     peak_nbytes: int | None = None
@@ -69,6 +70,7 @@ class ContenderRecord:
     columns: list[Row] = field(default_factory=list)
     device_columns: list[Row] = field(default_factory=list)
     processor_columns: list[Row] = field(default_factory=list)  # of races of several workers
+    lost_columns: list[float] = field(default_factory=list)  # of blocks with untimed calls
 
     @property
     def runs(self) -> bool:

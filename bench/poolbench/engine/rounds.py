@@ -11,19 +11,21 @@ from poolbench.core.case import Case
 from poolbench.core.plan import Plan, WorkerSpec
 from poolbench.engine.recorder import ContenderRecord, middle
 from poolbench.machine.nvml import is_gpu
-from poolbench.worker.timing import BlockRequest
+from poolbench.worker.timing import Block, BlockRequest
 
 # Untimed calls before a block, by their time and at most so many. Behind another candidate a call of 1 ms over
 # 12 MB needs four until it is within 5% of an uninterrupted loop, one of 3 ms needs one. The first call takes 4% longer
 # than the second at 3 to 4 ms (median of 9 candidates, 36 races), 1% at 4 to 6 ms (27), nothing above (26): there
-# are fewer than one, by chance, and every second or third block has none. Where 32 MB of cache are
-# shared with other guests, one of 0.5 ms over 12 MB is a tenth above it behind eight and a sixteenth behind
-# twelve, which take half as long again. Of arrays that a core's own cache holds, a call of 0.5 ms needs two,
-# one of 0.3 ms four.
+# are fewer than one, by chance, and every second or third block has none. Of arrays that a core's own cache holds,
+# a call of 0.5 ms needs two, one of 0.3 ms four.
 MOST_WARMUPS, MOST_WARMUPS_WITHIN, LEAST_WARMUPS_WITHIN = 8, 4, 2
 WARMUP_SECONDS, WARMUP_SECONDS_WITHIN = 0.003, 0.00075
 OWN_CACHE_NBYTES = 4 << 20
-COLD_WARMUP_SECONDS, MOST_COLD_WARMUPS = 0.012, 16
+COLD_WARMUP_SECONDS, MOST_COLD_WARMUPS = 0.012, 24
+# A call that others slow down for longer has more: so many for each call's time that is lost before it is steady.
+# Where 32 MB of cache are shared with other guests (417 rounds), a call of 0.35 ms over 12 MB loses 2 to 3 behind
+# calls of 2 ms; it is 10% above an uninterrupted loop behind eight, 4% behind fourteen, 2.5% behind twenty.
+WARMUPS_PER_LOST, MOST_WARMUPS_LOST = 8, 24
 # Bandwidth probes evict the candidates' data from the cache: the next candidate then runs up to 25% slower for
 # several calls. Probes therefore run last, only in every fifth round, and are followed by a longer warm-up.
 PROBE_TURN = 5
@@ -113,6 +115,7 @@ class Rounds:
             seen = [row[4] for row in record.columns]
             record.call_seconds = min([record.call_seconds, *seen])
             record.usual_seconds = middle(seen or [record.call_seconds])
+            record.lost_calls = middle(record.lost_columns or [0.0])
         self._costs = costs = {record.name: self._block_cost(record) for record in contenders}
         usual = middle(costs[record.name] for record in contenders if record.candidate)
         for record in contenders:
@@ -180,12 +183,15 @@ class Rounds:
         least = 0.0 if record.candidate else PROBE_BLOCK_SECONDS
         seconds = max(self._block_seconds, least)
         return block_calls(
-            record.call_seconds, seconds, nbytes=record.nbytes, cold=cold, dither=dither
-        )
+            record.call_seconds, seconds, nbytes=record.nbytes, lost=record.lost_calls, cold=cold,
+            dither=dither,
+        )  # fmt: skip
 
     def _block_cost(self, record: ContenderRecord) -> float:
         _, calls = self._block_calls(record)
-        warmup = usual_warmup(record.call_seconds, calls, nbytes=record.nbytes)
+        warmup = usual_warmup(
+            record.call_seconds, calls, nbytes=record.nbytes, lost=record.lost_calls
+        )
         warmup *= record.name not in self._alone
         return max((warmup + calls) * record.usual_seconds, 1e-9)
 
@@ -213,6 +219,7 @@ def block_calls(
     block_seconds: float,
     *,
     nbytes: int,
+    lost: float = 0.0,
     cold: bool = False,
     dither: float = 0.5,
 ) -> tuple[int, int]:
@@ -226,20 +233,27 @@ def block_calls(
     """
     call_seconds = max(call_seconds, 1e-9)
     calls = math.ceil(block_seconds / call_seconds)
-    warmup = math.floor(usual_warmup(call_seconds, calls, nbytes=nbytes) + dither)
+    warmup = math.floor(usual_warmup(call_seconds, calls, nbytes=nbytes, lost=lost) + dither)
     if cold:
         warmup = max(warmup, min(MOST_COLD_WARMUPS, round(COLD_WARMUP_SECONDS / call_seconds)))
     return warmup, calls
 
 
-def usual_warmup(call_seconds: float, calls: int, *, nbytes: int) -> float:
-    """Return the mean number of untimed calls before so many timed ones."""
+def lost_calls(request: BlockRequest, block: Block) -> float:
+    """Return how much longer the untimed calls of a block took than as many timed ones, in timed calls."""
+    return block.warmup_seconds / max(block.seconds, 1e-9) - request.warmup
+
+
+def usual_warmup(call_seconds: float, calls: int, *, nbytes: int, lost: float = 0.0) -> float:
+    """Return the mean number of untimed calls before so many timed ones; `lost` is the median of `lost_calls`."""
     call_seconds = max(call_seconds, 1e-9)
     if nbytes <= OWN_CACHE_NBYTES:
         least = min(LEAST_WARMUPS_WITHIN, round(WARMUP_SECONDS / call_seconds))
         usual = max(least, min(MOST_WARMUPS_WITHIN, WARMUP_SECONDS_WITHIN / call_seconds))
     else:
         usual = min(MOST_WARMUPS, WARMUP_SECONDS / call_seconds)
+        if usual >= 1:  # of longer calls few are seen, and noise would decide
+            usual = max(usual, min(MOST_WARMUPS_LOST, WARMUPS_PER_LOST * lost))
     return max(usual, calls // 8)
 
 
