@@ -54,10 +54,11 @@ BIASES = {
         mode="graph",
     ),
 }
-# The median of few rounds is dominated by the machine's noise: a turn goes on until its standard error is 1%.
-LEAST_BIAS_ROUNDS, MOST_BIAS_ROUNDS = 40, 400
-BIAS_ERROR = 0.01
-BIAS_TURN_SECONDS = 45.0
+# The median of few rounds is dominated by the machine's noise: a turn goes on until its standard error is 0.5%.
+LEAST_BIAS_ROUNDS, MOST_BIAS_ROUNDS = 40, 1600
+BIAS_ERROR = 0.005
+BIAS_TURN_SECONDS = 60.0
+ROUNDS_PER_LOOP = 4  # a round's one block varies more than the loop, which takes longer
 # Long enough for slow effects too, such as waking a second CPU.
 LOOP_WARMUP_SECONDS = 0.05
 # Few blocks for a large op: the warm blocks, one per round, need most of the time.
@@ -75,7 +76,7 @@ def time_loop(session: Session, name: str, warmup: int, calls: int, blocks: int)
 
 
 def measure_bias(bias: Bias, turns: int, worker: Worker, block_seconds: float) -> list[float]:
-    """Return per turn the median ratio of a warm block to the uninterrupted loop that follows it.
+    """Return per turn the median ratio of a warm block to the uninterrupted loop that follows it and its neighbours.
 
     Raises:
         ProofError: a contender cannot be opened.
@@ -105,8 +106,10 @@ def measure_bias(bias: Bias, turns: int, worker: Worker, block_seconds: float) -
         rounds: list[float] = []
         end = time.perf_counter() + BIAS_TURN_SECONDS
         for number in range(MOST_BIAS_ROUNDS):
-            if rounds and (time.perf_counter() > end or is_known(rounds)):
-                break
+            if number % ROUNDS_PER_LOOP == 0:
+                if rounds and (time.perf_counter() > end or is_known(rounds)):
+                    break
+                warm: list[float] = []
             # As in a race: probes run last, in every fifth round, followed by a longer warm-up. Another candidate goes first,
             # so that the candidate does not profit from the loop before.
             shuffled = generator.sample(names, len(names))
@@ -121,21 +124,24 @@ def measure_bias(bias: Bias, turns: int, worker: Worker, block_seconds: float) -
             for request, block in zip(requests, batch.blocks, strict=True):
                 if request.warmup:
                     lost[request.name].append(lost_calls(request, block))
-            warm = batch.blocks[1 + shuffled.index(bias.subject)].seconds
+            warm.append(batch.blocks[1 + shuffled.index(bias.subject)].seconds)
+            if len(warm) < ROUNDS_PER_LOOP:
+                continue
             _, calls = blocks[bias.subject]()
             some = min(MOST_LOOP_BLOCKS, math.ceil(loop_calls / calls))
             loop = worker.call(
                 time_loop_without_idle, bias.subject, before_loop, calls, some, timeout=limit
             )
-            # Per round: the machine's speed drifts within seconds and affects both alike.
-            rounds.append(warm / statistics.median(loop))
+            # With the loop beside them: the machine's speed drifts within seconds and affects both alike.
+            middle = statistics.median(loop)
+            rounds += [one / middle for one in warm]
         ratios.append(statistics.median(rounds))
     worker.call(close_case, timeout=limit)
     return ratios
 
 
 def is_known(ratios: Sequence[float]) -> bool:
-    """Return whether the standard error of their median, of a normal distribution by its quartiles, is at most 1%."""
+    """Return whether the standard error of their median, of a normal distribution by its quartiles, is at most 0.5%."""
     if len(ratios) < LEAST_BIAS_ROUNDS:
         return False
     low, _, high = statistics.quantiles(ratios, n=4)
