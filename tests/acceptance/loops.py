@@ -65,6 +65,7 @@ LOOP_WARMUP_SECONDS = 0.05
 LOOP_SECONDS, MOST_LOOP_BLOCKS = 0.1, 10
 SLEEP_LOOPS = 20
 PROBE = "bandwidth-copy"
+LIMIT_SECONDS = 120.0  # of a task
 
 
 def time_loop(session: Session, name: str, warmup: int, calls: int, blocks: int) -> list[float]:
@@ -81,63 +82,81 @@ def measure_bias(bias: Bias, turns: int, worker: Worker, block_seconds: float) -
     Raises:
         ProofError: a contender cannot be opened.
     """
-    limit = 120.0
-    worker.call(open_case, bias.case, 0, timeout=limit)
-    names = (bias.subject, *bias.others)
-    blocks: dict[str, Callable[..., tuple[int, int]]] = {}
-    lost: dict[str, list[float]] = {}
-    for name in (*names, PROBE):
-        contender = worker.call(functools.partial(open_contender, check=True), name, timeout=limit)
-        if contender.status != "ok":
-            raise ProofError(f"{name}: {contender.status}: {contender.reason}")
-        # As in a race, where the quickest block so far decides on the calls.
-        single = [BlockRequest(name=name, warmup=1, calls=1)] * 10
-        seen = worker.call(time_batch, single, timeout=limit).blocks
-        seconds = min(contender.call_seconds, *(block.seconds for block in seen))
-        nbytes = contender.read_nbytes + contender.written_nbytes
-        blocks[name] = functools.partial(block_calls, seconds, block_seconds, nbytes=nbytes)
-        lost[name] = [0.0]
-        if name == bias.subject:
-            before_loop = math.ceil(LOOP_WARMUP_SECONDS / seconds)
-            loop_calls = math.ceil(LOOP_SECONDS / seconds)
-    generator = random.Random(0)
-    ratios = []
-    for _ in range(turns):
-        rounds: list[float] = []
-        end = time.perf_counter() + BIAS_TURN_SECONDS
-        for number in range(MOST_BIAS_ROUNDS):
-            if number % ROUNDS_PER_LOOP == 0:
-                if rounds and (time.perf_counter() > end or is_known(rounds)):
-                    break
-                warm: list[float] = []
-            # As in a race: probes run last, in every fifth round, followed by a longer warm-up. Another candidate goes first,
-            # so that the candidate does not profit from the loop before.
-            shuffled = generator.sample(names, len(names))
-            order = [bias.others[0], *shuffled, *[PROBE] * (number % PROBE_TURN == 0)]
-            requests = []
-            for place, name in enumerate(order):
-                cold = place == 0 and number % PROBE_TURN == 1
-                known = statistics.median(lost[name])
-                warmup, calls = blocks[name](lost=known, cold=cold, dither=generator.random())
-                requests.append(BlockRequest(name=name, warmup=warmup, calls=calls))
-            batch = worker.call(time_batch, requests, timeout=limit)
-            for request, block in zip(requests, batch.blocks, strict=True):
-                if request.warmup:
-                    lost[request.name].append(lost_calls(request, block))
-            warm.append(batch.blocks[1 + shuffled.index(bias.subject)].seconds)
-            if len(warm) < ROUNDS_PER_LOOP:
-                continue
-            _, calls = blocks[bias.subject]()
-            some = min(MOST_LOOP_BLOCKS, math.ceil(loop_calls / calls))
-            loop = worker.call(
-                time_loop_without_idle, bias.subject, before_loop, calls, some, timeout=limit
-            )
-            # With the loop beside them: the machine's speed drifts within seconds and affects both alike.
-            middle = statistics.median(loop)
-            rounds += [one / middle for one in warm]
-        ratios.append(statistics.median(rounds))
-    worker.call(close_case, timeout=limit)
+    worker.call(open_case, bias.case, 0, timeout=LIMIT_SECONDS)
+    beside = _Beside(bias, worker, block_seconds)
+    ratios = [statistics.median(beside.turn()) for _ in range(turns)]
+    worker.call(close_case, timeout=LIMIT_SECONDS)
     return ratios
+
+
+class _Beside:
+    """Rounds of a race, and uninterrupted loops of its subject between them."""
+
+    def __init__(self, bias: Bias, worker: Worker, block_seconds: float) -> None:
+        self._bias, self._worker = bias, worker
+        self._names = (bias.subject, *bias.others)
+        self._blocks: dict[str, Callable[..., tuple[int, int]]] = {}
+        self._lost: dict[str, list[float]] = {name: [0.0] for name in (*self._names, PROBE)}
+        self._random = random.Random(0)
+        for name in (*self._names, PROBE):
+            contender = self._call(functools.partial(open_contender, check=True), name)
+            if contender.status != "ok":
+                raise ProofError(f"{name}: {contender.status}: {contender.reason}")
+            # As in a race, where the quickest block so far decides on the calls.
+            single = [BlockRequest(name=name, warmup=1, calls=1)] * 10
+            seen = self._call(time_batch, single).blocks
+            seconds = min(contender.call_seconds, *(block.seconds for block in seen))
+            nbytes = contender.read_nbytes + contender.written_nbytes
+            self._blocks[name] = functools.partial(
+                block_calls, seconds, block_seconds, nbytes=nbytes
+            )
+            if name == bias.subject:
+                self._before_loop = math.ceil(LOOP_WARMUP_SECONDS / seconds)
+                self._loop_calls = math.ceil(LOOP_SECONDS / seconds)
+
+    def turn(self) -> list[float]:
+        """Return the ratios of a turn's rounds."""
+        ratios: list[float] = []
+        end = time.perf_counter() + BIAS_TURN_SECONDS
+        for first in range(0, MOST_BIAS_ROUNDS, ROUNDS_PER_LOOP):
+            if ratios and (time.perf_counter() > end or is_known(ratios)):
+                break
+            warm = [self._round(first + number) for number in range(ROUNDS_PER_LOOP)]
+            # With the loop beside them: the machine's speed drifts within seconds and affects both alike.
+            loop = self._loop()
+            ratios += [seconds / loop for seconds in warm]
+        return ratios
+
+    def _round(self, number: int) -> float:
+        """Return the subject's seconds per call in a round.
+
+        As in a race: probes run last, in every fifth round, followed by a longer warm-up. Another candidate goes
+        first, so that the subject does not profit from the loop before.
+        """
+        shuffled = self._random.sample(self._names, len(self._names))
+        order = [self._bias.others[0], *shuffled, *[PROBE] * (number % PROBE_TURN == 0)]
+        requests = []
+        for place, name in enumerate(order):
+            cold = place == 0 and number % PROBE_TURN == 1
+            lost = statistics.median(self._lost[name])
+            warmup, calls = self._blocks[name](lost=lost, cold=cold, dither=self._random.random())
+            requests.append(BlockRequest(name=name, warmup=warmup, calls=calls))
+        blocks = self._call(time_batch, requests).blocks
+        for request, block in zip(requests, blocks, strict=True):
+            if request.warmup:
+                self._lost[request.name].append(lost_calls(request, block))
+        return float(blocks[1 + shuffled.index(self._bias.subject)].seconds)
+
+    def _loop(self) -> float:
+        """Return the subject's seconds per call in an uninterrupted loop."""
+        subject = self._bias.subject
+        _, calls = self._blocks[subject]()
+        some = min(MOST_LOOP_BLOCKS, math.ceil(self._loop_calls / calls))
+        loop = self._call(time_loop_without_idle, subject, self._before_loop, calls, some)
+        return statistics.median(loop)
+
+    def _call(self, task: Callable[..., Any], *words: Any) -> Any:
+        return self._worker.call(task, *words, timeout=LIMIT_SECONDS)
 
 
 def is_known(ratios: Sequence[float]) -> bool:
@@ -165,10 +184,9 @@ def measure_sleep(bias: Bias, turns: int, worker: Worker) -> list[float]:
     """
     if not idle.can_disable_idle_states():
         raise ProofError("the system does not let this user disable CPU idle states")
-    limit = 120.0
-    worker.call(open_case, bias.case, 0, timeout=limit)
+    worker.call(open_case, bias.case, 0, timeout=LIMIT_SECONDS)
     contender = worker.call(
-        functools.partial(open_contender, check=True), bias.subject, timeout=limit
+        functools.partial(open_contender, check=True), bias.subject, timeout=LIMIT_SECONDS
     )
     if contender.status != "ok":
         raise ProofError(f"{bias.subject}: {contender.status}: {contender.reason}")
@@ -178,11 +196,11 @@ def measure_sleep(bias: Bias, turns: int, worker: Worker) -> list[float]:
         seconds: dict[Callable[..., list[float]], list[float]] = {}
         for loop in (time_loop_without_idle, time_loop) * SLEEP_LOOPS:
             seconds.setdefault(loop, []).extend(
-                worker.call(loop, bias.subject, warmup, 2, MOST_LOOP_BLOCKS, timeout=limit)
+                worker.call(loop, bias.subject, warmup, 2, MOST_LOOP_BLOCKS, timeout=LIMIT_SECONDS)
             )
         ratios.append(
             statistics.median(seconds[time_loop])
             / statistics.median(seconds[time_loop_without_idle])
         )
-    worker.call(close_case, timeout=limit)
+    worker.call(close_case, timeout=LIMIT_SECONDS)
     return ratios
