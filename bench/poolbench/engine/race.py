@@ -202,8 +202,7 @@ class Race:
                     self._workers, self._running(), self._rounds.shuffled, (process, allocation)
                 )
                 self.seconds["device_clock"] += self._noise.now() - start
-        # Evicting the caches between calls uses energy too.
-        if process == 0 and on_gpu and self.spec.case.cache == "warm":
+        if process == 0 and on_gpu and self.spec.case.cache == "warm":  # evicting uses energy too
             start = self._noise.now()
             device.measure_energy(self._workers, self._candidates())
             self.seconds["energy"] += self._noise.now() - start
