@@ -152,7 +152,9 @@ class _Beside:
         subject = self._bias.subject
         _, calls = self._blocks[subject]()
         some = min(MOST_LOOP_BLOCKS, math.ceil(self._loop_calls / calls))
-        loop = self._call(time_loop_without_idle, subject, self._before_loop, calls, some)
+        loop: list[float] = self._call(
+            time_loop_without_idle, subject, self._before_loop, calls, some
+        )
         return statistics.median(loop)
 
     def _call(self, task: Callable[..., Any], *words: Any) -> Any:
