@@ -7,7 +7,7 @@ import math
 import random
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -121,13 +121,14 @@ class _Beside:
         for first in range(0, MOST_BIAS_ROUNDS, ROUNDS_PER_LOOP):
             if ratios and (time.perf_counter() > end or is_known(ratios)):
                 break
-            warm = [self._round(first + number) for number in range(ROUNDS_PER_LOOP)]
+            lost = {name: statistics.median(some) for name, some in self._lost.items()}
+            warm = [self._round(first + number, lost) for number in range(ROUNDS_PER_LOOP)]
             # With the loop beside them: the machine's speed drifts within seconds and affects both alike.
             loop = self._loop()
             ratios += [seconds / loop for seconds in warm]
         return ratios
 
-    def _round(self, number: int) -> float:
+    def _round(self, number: int, lost: Mapping[str, float]) -> float:
         """Return the subject's seconds per call in a round.
 
         As in a race: probes run last, in every fifth round, followed by a longer warm-up. Another candidate goes
@@ -138,8 +139,9 @@ class _Beside:
         requests = []
         for place, name in enumerate(order):
             cold = place == 0 and number % PROBE_TURN == 1
-            lost = statistics.median(self._lost[name])
-            warmup, calls = self._blocks[name](lost=lost, cold=cold, dither=self._random.random())
+            warmup, calls = self._blocks[name](
+                lost=lost[name], cold=cold, dither=self._random.random()
+            )
             requests.append(BlockRequest(name=name, warmup=warmup, calls=calls))
         blocks = self._call(time_batch, requests).blocks
         for request, block in zip(requests, blocks, strict=True):
