@@ -134,6 +134,22 @@ def test_compare_output_to_a_full_disk_exits_2(results, monkeypatch, capfd, full
 
 
 @pytest.mark.fault(
+    "the disk fills up while a report is written",
+    "one line with the folder and exit code 2; the run is kept",
+)
+@pytest.mark.skipif(not FULL.exists(), reason="the system has no /dev/full")
+@pytest.mark.parametrize(
+    ("words", "page"),
+    [(["report", "base"], "index.html"), (["compare", "base", "base"], "compare.html")],
+)
+def test_report_to_a_full_disk_names_the_folder(results, tmp_path, capfd, words, page):
+    (tmp_path / page).symlink_to(FULL)
+    assert call(*words, "--results", results, "--out", tmp_path) == 2
+    expected = f"poolbench: cannot write into {tmp_path}: No space left on device; mend that"
+    assert capfd.readouterr().err.splitlines()[-1].startswith(expected)
+
+
+@pytest.mark.fault(
     "a run that was killed before its header was written",
     "the report skips it, with one line",
 )

@@ -13,6 +13,7 @@ from poolbench.core.text import format_seconds, format_share, markdown_cell, wit
 from poolbench.report.compare import ORDER, Compared, place_of
 from poolbench.report.formats import WRITERS, as_markdown
 from poolbench.report.template import fill_template
+from poolbench.report.writing import writing_into
 
 # A comment on a pull request has at most 65,536 characters: its tables have the first of these rows that fit.
 COMMENT_LENGTH, ROWS_SHOWN = 65_536, (100, 30, 10)
@@ -132,7 +133,6 @@ def _shown(frame: pd.DataFrame, as_text: Callable[[pd.DataFrame], pd.DataFrame],
 
 def write_page(found: Compared, folder: Path) -> Path:
     """Write the comparison as one HTML file in the folder and return its path."""
-    folder.mkdir(parents=True, exist_ok=True)
     page = folder / "compare.html"
     context = {
         "found": found,
@@ -142,7 +142,8 @@ def write_page(found: Compared, folder: Path) -> Path:
         "statuses": changed_statuses(found.table),
         "verdicts": verdict_table(found.table),
     }
-    page.write_text(fill_template("compare.html", context), encoding="utf-8")
+    with writing_into(folder):
+        page.write_text(fill_template("compare.html", context), encoding="utf-8")
     return page
 
 

@@ -127,7 +127,7 @@ def write_summary(run: StoredRun, say: Callable[[str], object]) -> None:
         try:
             (run.path / SUMMARY).write_bytes(text + b"\n")
         except OSError as error:  # the report needs none
-            say(f"cannot write {error.filename}: {error.strerror}")
+            say(f"cannot write {run.path / SUMMARY}: {error.strerror}")
 
 
 def read_summaries(

@@ -38,6 +38,7 @@ from poolbench.report.recommend import answer
 from poolbench.report.support import STANDS_IN, Support, supports
 from poolbench.report.template import embed_json, fill_template
 from poolbench.report.terminal import headline_text, interval_line
+from poolbench.report.writing import writing_into
 from poolbench.stats.estimate import Estimate
 from poolbench.stats.verdict import verdict
 
@@ -59,9 +60,15 @@ def render(loaded: RunFrame, out: Path) -> RenderedReport:
     Returns:
         The page's path and the headline as text.
     """
+    with writing_into(out):
+        page = _write(loaded, out)
+    return RenderedReport(page=page, headline=headline_text(loaded))
+
+
+def _write(loaded: RunFrame, out: Path) -> Path:
+    """Write the page and its files; return its path."""
     from poolbench.report.figures.files import write_figures
 
-    out.mkdir(parents=True, exist_ok=True)
     answers = answer(loaded)
     matrices = supports(loaded)
     summary = tables.headline_table(loaded, answers)
@@ -118,7 +125,7 @@ def render(loaded: RunFrame, out: Path) -> RenderedReport:
     }
     page = out / "index.html"
     page.write_text(fill_template("page.html", context), encoding="utf-8")
-    return RenderedReport(page=page, headline=headline_text(loaded))
+    return page
 
 
 def _for_page(summary: pd.DataFrame) -> pd.DataFrame:
