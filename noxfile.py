@@ -18,7 +18,6 @@ CONSTRAINTS = ROOT / "constraints.txt"
 ENVIRONMENTS = Path(os.environ.get("NOXENVDIR", ROOT / ".nox"))
 # The oldest and the newest Python that TensorFlow has packages for.
 OLDEST, NEWEST = (3, 10), (3, 13)
-# All but the last have a default run of their own in results/.
 FURTHER_OPS = (
     "masked_global_pool",
     "adaptive_pool",

@@ -97,10 +97,10 @@ def selftest_block(loaded: RunFrame, root: Path) -> str:
     del loaded
     text = ""
     if (found_alarms := alarms(root)) is not None:
-        count, total = found_alarms
+        machine, count, total = found_alarms
         most = stats.binomtest(count, total, alternative="less").proportion_ci(0.95).high
         text = (
-            f"An op raced against itself on the reference machine: {count} false alarms in {total} comparisons, so at "
+            f"An op raced against itself on {machine}: {count} false alarms in {total} comparisons, so at "
             f"most {most:.1%} at 95% confidence."
         )
     if groups := reference_runs(root):

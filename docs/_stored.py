@@ -117,16 +117,17 @@ def acceptance_block(found: Found) -> str:
     return f"{held} of {len(rows)} checks hold on {where} (`nox -s acceptance`):\n\n{table}"
 
 
-def alarms(root: Path) -> tuple[int, int] | None:
-    """Return the false alarms of the acceptance's A/A comparisons, and how many those are; None if not measured."""
+def alarms(root: Path) -> tuple[str, int, int] | None:
+    """Return the acceptance's machine, its false A/A alarms and of how many comparisons; None if not measured."""
     path = root / ACCEPTANCE
-    checks = json.loads(path.read_bytes())["checks"] if path.exists() else ()
-    for check in checks:
+    found = json.loads(path.read_bytes()) if path.exists() else {"checks": ()}
+    for check in found["checks"]:
         if check["name"] == "aa-alarms" and "SAME" in check["figures"]:
             verdicts = {
                 name: check["figures"][name] for name in ("FASTER", "SLOWER", "SAME", "UNDECIDED")
             }
-            return verdicts["FASTER"] + verdicts["SLOWER"], sum(verdicts.values())
+            machine = machine_text(found["environment"]["machine"])
+            return machine, verdicts["FASTER"] + verdicts["SLOWER"], sum(verdicts.values())
     return None
 
 

@@ -323,7 +323,7 @@ def import_command(file: Path, run: str | None, results: Path) -> None:
 @click.option("--write", type=click.Path(path_type=Path), metavar="FILE",
               help="Write the model with the advised replacement: out.keras.")  # fmt: skip
 @click.option("--processes", type=COUNT, default=3, help="Fresh processes, at least 2.")
-@click.option("--budget", type=DURATION, default=12.0, help="Seconds of rounds in each race.")
+@click.option("--budget", type=DURATION, default=12.0, help="Seconds of rounds of six processes.")
 def which(model: Path, **asked: Any) -> int:
     """Recommend implementations for the pooling layers of a saved Keras model."""
     from poolbench.models.advise import advise
@@ -334,7 +334,7 @@ def which(model: Path, **asked: Any) -> int:
 @main.command()
 @click.argument("words", nargs=-1, metavar="[OP|MODE|CANDIDATE]...")
 @click.option("--axis", "axes", type=AXIS, multiple=True, help="Values of an axis.")
-@click.option("--run", type=RUN, help="Run that holds the traces. Default: the newest.")
+@click.option("--run", type=RUN, help="Run that gets the traces. Default: the newest with the op.")
 @click.option(
     "--candidates", multiple=True, metavar="FILE", help="A file that registers candidates."
 )
