@@ -120,8 +120,8 @@ def acceptance_block(found: Found) -> str:
 def alarms(root: Path) -> tuple[str, int, int] | None:
     """Return the acceptance's machine, its false A/A alarms and of how many comparisons; None if not measured."""
     path = root / ACCEPTANCE
-    found = json.loads(path.read_bytes()) if path.exists() else {"checks": ()}
-    for check in found["checks"]:
+    found: Found = json.loads(path.read_bytes()) if path.exists() else {}
+    for check in found.get("checks", ()):
         if check["name"] == "aa-alarms" and "SAME" in check["figures"]:
             verdicts = {
                 name: check["figures"][name] for name in ("FASTER", "SLOWER", "SAME", "UNDECIDED")
