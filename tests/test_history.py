@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -19,6 +20,7 @@ from poolbench.report.recommend import answer
 from poolbench.stats.prior import SHIPPED
 from poolbench.store.journal import read_run
 
+ROOT = Path(__file__).parents[1]
 PLAN = synthetic.Plan(processes=5, allocations=2, rounds=6)
 CASES = [
     synthetic.op_case("global_avg_pool", mode=mode, shape=(n, 28, 28, 96))
@@ -170,6 +172,25 @@ def test_read_summaries_reads_those_that_ship_without_a_journal(results, tmp_pat
     (tmp_path / history.REFERENCE_RUNS / "first.json").write_bytes(text)
     (found,) = history.read_summaries(tmp_path)
     assert found == msgspec.json.decode(text, type=history.RunSummary)
+
+
+def test_shipped_prior_covers_95_percent_of_the_committed_runs():
+    known = history.read_summaries(ROOT / "results")
+    known = [one for one in known if one.run.startswith("default-")]
+    groups = {(one.code, tuple(sorted(one.machine.items()))): one for one in known}.values()
+    found = [a.coverage for one in groups for a in history.agreements(history.alike(known, one))]
+    count = sum(one.comparisons for one in found)
+    assert len({one.machine["features"] for one in groups}) > 1 and count > 1900
+    assert 0.94 <= sum(one.inside for one in found) / count <= 0.96
+
+
+def test_method_page_has_the_constants_of_the_shipped_prior():
+    page = (ROOT / "docs" / "method.md").read_text(encoding="utf-8")
+    constants = (
+        f"hypot({SHIPPED.base:.1%}, {SHIPPED.slope:.1%} * sqrt(min(|theta|, 1)))"
+        f" * ({SHIPPED.eager} in eager mode) * ({SHIPPED.one_thread} on one thread)"
+    )
+    assert constants in page
 
 
 def test_launch_repeated_shares_the_budget_and_stops_at_an_interrupt(tmp_path, monkeypatch):

@@ -102,7 +102,8 @@ def test_widen_near_tie_stays_narrow_and_unlike_sides_do_not():
     assert one.half_width < found.mean.half_width < 0.015
     assert found.mean.half_width < found.next_run.half_width < 0.021
     assert widen(make_one(1.0)).mean.half_width > 0.035
-    assert widen(one, one_thread=True).tau == pytest.approx(0.5 * prior.SHIPPED.base)
+    factor = prior.SHIPPED.one_thread
+    assert widen(one, one_thread=True).tau == pytest.approx(factor * prior.SHIPPED.base)
     assert widen(one, eager=True).tau == pytest.approx(prior.SHIPPED.eager * prior.SHIPPED.base)
 
 

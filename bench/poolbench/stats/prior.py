@@ -51,11 +51,11 @@ class Prior:
 
 SHIPPED = Prior(
     base=0.004,
-    slope=0.018,
-    eager=1.4,
-    one_thread=0.5,
-    provenance="eight runs of a two-processor AMD EPYC virtual machine (134 comparisons each),"
-    " checked on later runs",
+    slope=0.026,
+    eager=0.5,
+    one_thread=0.7,
+    provenance="18 runs of virtual machines with two processors, AMD EPYC with and without AVX-512"
+    " (134 comparisons each), checked on later runs",
 )
 
 

@@ -91,8 +91,8 @@ def combine(
     runs where there are two or more, then moderated by the comparison's own runs.
 
     Simulated coverage of the next run (tests/test_runs.py), nominally 95%: 93 to 97% of two and more
-    runs, whatever moves them. One run shows nothing of what lies between runs: 96% where the prior
-    is right, 98% where runs do not differ, 90% where tau is 1.6 times the prior, 85% where it is twice.
+    runs, whatever moves them. One run shows nothing of what lies between runs: 95% where the prior
+    is right, 98% where runs do not differ, 89% where tau is 1.6 times the prior, 85% where it is twice.
     """
     middle, square, own, usual = table.between()
     runs = int(own.max(initial=0)) + 1
