@@ -326,7 +326,7 @@ def network_sentence(networks: Sequence[ModelResult]) -> str:
         if (name, direction) not in small
     ]
     if len(small) < len(shares):
-        found.append("That is enough for the choice to be seen in the step.")
+        found.append(f"From {SMALL_SHARE:.0%} on, the choice can be seen in the step.")
     if small:
         names = join_names(list(dict.fromkeys(name for name, _ in small)))
         most = format_share(max(share[1] for share in small.values()))
