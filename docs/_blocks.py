@@ -23,15 +23,14 @@ from poolbench.report.history import (
     RunSummary,
     agreements,
     alike,
+    estimates_of,
     read_summaries,
-    table_of,
 )
 from poolbench.report.recommend import answer
 from poolbench.report.tables import headline_table, network_sentence
 from poolbench.report.terminal import headline_text
 from poolbench.stats import estimate
 from poolbench.stats.planning import START_SECONDS, predict_seconds
-from poolbench.stats.runs import combine
 from poolbench.store.journal import MAX_NBYTES, encode_line
 from scipy import stats
 
@@ -147,7 +146,24 @@ def _runs_table(runs: Sequence[RunSummary]) -> str:
     table = as_markdown(pd.DataFrame(rows)).strip()
     return (
         f"Default runs of one code on {machine}, each with the next; 95% are expected to agree:\n\n{table}\n\n"
-        f"{_pooled_text(runs)}"
+        f"{_pooled_text(runs)}{_predicted_text(runs)}"
+    )
+
+
+def _predicted_text(runs: Sequence[RunSummary]) -> str:
+    """Return how often a run's ratio lay where the earlier ones together expected it; '' of two runs."""
+    inside = []
+    for at in range(2, len(runs)):
+        expected = estimates_of(*runs[:at])
+        for one in runs[at].comparisons:
+            next_run = expected[one.key].next_run if one.key in expected else None
+            if next_run and next_run.low is not None and next_run.high is not None:
+                inside.append(next_run.low <= one.log_ratio <= next_run.high)
+    if not inside:
+        return ""
+    return (
+        f" Of the ratios of each run from the third on, {format_share(statistics.mean(inside))} lay where the runs "
+        "before it, together, expect 95%."
     )
 
 
@@ -155,7 +171,8 @@ def _pooled_text(runs: Sequence[RunSummary]) -> str:
     """Return how wide the intervals are that several of these runs give together."""
     texts = []
     for count in sorted({min(POOLED_RUNS, len(runs)), len(runs)}):
-        means = [found.mean for found in combine(table_of(runs[:count])) if found.mean.degrees > 0]
+        found = estimates_of(*runs[:count]).values()
+        means = [one.mean for one in found if one.mean.degrees > 0]
         like = [one.half_width for one in means if abs(one.log_ratio) < LIKE]
         texts.append(
             f"{format_share(statistics.median(one.half_width for one in means))} for the first {count} "

@@ -185,14 +185,20 @@ def prior_for(run: StoredRun, results: Path, *, without: Collection[str] = ()) -
 def table_of(summaries: Sequence[RunSummary]) -> RunTable:
     """Return the comparisons of runs of one machine: a row per comparison, a column per run."""
     by_run = [{one.key: one for one in summary.comparisons} for summary in summaries]
-    first: dict[Key, Comparison] = {}
-    for some in reversed(by_run):
-        first |= some
+    first = _first_of(summaries)
     return tabulate(
         [[some[key].estimate if key in some else None for some in by_run] for key in first],
         eager=[one.eager for one in first.values()],
         one_thread=[one.one_thread for one in first.values()],
     )
+
+
+def _first_of(summaries: Sequence[RunSummary]) -> dict[Key, Comparison]:
+    """Return each comparison as the first run has it, in the order of the table's rows."""
+    first: dict[Key, Comparison] = {}
+    for summary in reversed(summaries):
+        first |= {one.key: one for one in summary.comparisons}
+    return first
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,10 +219,9 @@ class Agreement:
     reversed: int
 
 
-def estimates_of(summary: RunSummary) -> dict[Key, RunsEstimate]:
-    """Return what a run alone prints."""
-    keys = [one.key for one in summary.comparisons]
-    return dict(zip(keys, combine(table_of([summary])), strict=True))
+def estimates_of(*summaries: RunSummary) -> dict[Key, RunsEstimate]:
+    """Return what a run alone prints, or several runs of one machine together."""
+    return dict(zip(_first_of(summaries), combine(table_of(summaries)), strict=True))
 
 
 def runs_of_machine(run: StoredRun) -> list[tuple[RunSummary, dict[Key, RunsEstimate]]]:
