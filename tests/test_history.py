@@ -68,7 +68,8 @@ def test_load_takes_the_prior_from_the_runs_of_the_machine(results, tmp_path):
     assert found.source == "this machine: 3 runs" and found.prior != SHIPPED
     alone = load(make_run(tmp_path, "alone", 0))
     assert alone.source == "prior" and alone.prior == SHIPPED
-    # These runs differ by nothing but noise: their own variance is below the shipped one.
+    # These runs differ by nothing but noise: their own variance is below the shipped one, and counts down to a bound.
+    assert found.prior.slope == history.NARROWEST * SHIPPED.slope
     widths = [
         np.nanmedian(np.log(one.table["ratio_high"] / one.table["ratio_low"]))
         for one in (found, alone)
