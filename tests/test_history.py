@@ -144,7 +144,7 @@ def test_selftest_runs_leaves_out_what_has_nothing_in_common(tmp_path):
     (tmp_path / "e").mkdir()
     os.mkfifo(tmp_path / "e" / history.SUMMARY)  # would be read for ever
     for name, op in (("a", "o"), ("b", "another"), ("c", "o"), ("d", "")):
-        found = summary_of(name, op=op)
+        found = summary_of(name, op=op, moved=0.001 * (name == "c"))
         if not op:
             found = msgspec.structs.replace(found, comparisons=())
         (tmp_path / name).mkdir()
@@ -173,6 +173,46 @@ def test_read_summaries_reads_those_that_ship_without_a_journal(results, tmp_pat
     (tmp_path / history.REFERENCE_RUNS / "first.json").write_bytes(text)
     (found,) = history.read_summaries(tmp_path)
     assert found == msgspec.json.decode(text, type=history.RunSummary)
+
+
+def test_read_summaries_counts_a_copied_run_once(results, tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        text = (results / "run-0" / history.SUMMARY).read_text().replace('"run-0"', f'"{name}"')
+        (tmp_path / name / history.SUMMARY).write_text(text)
+    assert [one.run for one in history.read_summaries(tmp_path)] in (["a"], ["b"])
+    with pytest.raises(UsageError, match="needs two runs of one machine, code and op"):
+        history.describe_history(tmp_path, print)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("log_ratio", 1e200), ("standard_error", 1e308), ("degrees", 0.0)]
+)
+def test_read_summaries_leaves_out_impossible_numbers(results, tmp_path, field, value):
+    found = msgspec.json.decode((results / "run-0" / history.SUMMARY).read_bytes())
+    found["comparisons"][0][field] = value
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / history.SUMMARY).write_bytes(msgspec.json.encode(found))
+    said = []
+    assert history.read_summaries(tmp_path, said.append) == []
+    assert said[0].startswith("a/summary.json is left out: Expected ")
+
+
+def test_describe_history_skips_pairs_without_a_comparison_in_common(tmp_path):
+    runs = [("a", ["x"]), ("b", ["y"]), ("c", ["x", "y"])]
+    for number, (name, ops) in enumerate(runs):
+        parts = [summary_of(name, op=op) for op in ops]
+        one = msgspec.structs.replace(
+            parts[0], created=f"2026-01-0{number + 1}T00:00:00+00:00",
+            comparisons=sum((part.comparisons for part in parts), ()),
+        )  # fmt: skip
+        (tmp_path / name).mkdir()
+        (tmp_path / name / history.SUMMARY).write_bytes(msgspec.json.encode(one))
+    text = history.describe_history(tmp_path, print)
+    assert "b and c: 10 of 10 agree" in text and "a and b" not in text
+    (tmp_path / "c" / history.SUMMARY).unlink()
+    with pytest.raises(UsageError, match="code and op"):
+        history.describe_history(tmp_path, print)
 
 
 def test_shipped_prior_covers_95_percent_of_the_committed_runs():

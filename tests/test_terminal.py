@@ -149,6 +149,15 @@ def test_report_to_a_full_disk_names_the_folder(results, tmp_path, capfd, words,
     assert capfd.readouterr().err.splitlines()[-1].startswith(expected)
 
 
+def test_report_into_a_folder_of_somebody_keeps_his_files(results, tmp_path):
+    kept = [tmp_path / "figures" / "logo.svg", tmp_path / "samples" / "lib.js"]
+    for path in kept:
+        path.parent.mkdir()
+        path.write_text("mine")
+    assert call("report", "base", "--results", results, "--out", tmp_path) in (0, 1)
+    assert [path.read_text() for path in kept] == ["mine", "mine"]
+
+
 @pytest.mark.fault(
     "a run that was killed before its header was written",
     "the report skips it, with one line",

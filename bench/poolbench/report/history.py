@@ -10,6 +10,7 @@ import statistics
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 
@@ -52,10 +53,10 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     candidate: str
     eager: bool
     one_thread: bool
-    log_ratio: float
-    standard_error: float
-    degrees: float
-    processes: int
+    log_ratio: Annotated[float, msgspec.Meta(ge=-50, le=50)]
+    standard_error: Annotated[float, msgspec.Meta(ge=0, le=50)]
+    degrees: Annotated[float, msgspec.Meta(gt=0, le=1e6)]
+    processes: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
 
     @property
     def key(self) -> Key:
@@ -136,18 +137,18 @@ def write_summary(run: StoredRun, say: Callable[[str], object]) -> None:
 def read_summaries(
     results: Path, say: Callable[[str], object] = lambda _: None
 ) -> list[RunSummary]:
-    """Return the summaries of the runs in a folder, the oldest first.
+    """Return the summaries of the runs in a folder, the oldest first; a copy of one does not confirm it.
 
     `say` takes a line about each that cannot be read: it is left out, as it can be made again.
     """
-    found = []
+    found: dict[tuple[str, tuple[Comparison, ...]], RunSummary] = {}
     for path in [*results.glob(f"*/{SUMMARY}"), *results.glob(f"{REFERENCE_RUNS}/*.json")]:
         one = _read(path)
         if isinstance(one, RunSummary):
-            found.append(one)
+            found.setdefault((one.created, one.comparisons), one)
         else:
             say(f"{path.parent.name}/{path.name} is left out: {one}")
-    return sorted(found, key=lambda one: (one.created, one.run))
+    return sorted(found.values(), key=lambda one: (one.created, one.run))
 
 
 def _read(path: Path) -> RunSummary | str:
@@ -183,8 +184,10 @@ def prior_for(run: StoredRun, results: Path, *, without: Collection[str] = ()) -
     if len(known) < 2:
         return SHIPPED, 0
     found = fit_prior([table_of(known)])
-    least = {name: NARROWEST * getattr(SHIPPED, name) for name in ("base", "slope")}
-    wide = {name: max(getattr(found, name), low) for name, low in least.items()}
+    if found is SHIPPED:  # they have no comparison in common
+        return SHIPPED, 0
+    least = {"base": NARROWEST, "slope": NARROWEST, "eager": 1.0, "one_thread": 1.0}
+    wide = {n: max(getattr(found, n), share * getattr(SHIPPED, n)) for n, share in least.items()}
     return replace(found, **wide), len(known)
 
 
@@ -234,7 +237,8 @@ def runs_of_machine(run: StoredRun) -> list[tuple[RunSummary, dict[Key, RunsEsti
     """Return the runs of a run's machine beside it, of any code, the oldest first, with what each alone prints."""
     machine = timing_facts(run.header.environment)
     like = [s for s in read_summaries(run.path.absolute().parent) if s.machine == machine]
-    if like and run.header.run not in {one.run for one in like}:
+    head = run.header
+    if like and not any(head.run == one.run or head.created == one.created for one in like):
         like = sorted([*like, summarise(run)], key=lambda one: one.created)
     return [(one, estimates_of(one)) for one in like if one.comparisons]
 
@@ -279,14 +283,17 @@ def describe_history(results: Path, say: Callable[[str], object]) -> str:
     known = next(
         (some for one in reversed(summaries) if len(some := alike(summaries, one)) > 1), []
     )
-    if not known:
+    newest = set(_first_of(known[-1:]))
+    known = [one for one in known if not newest.isdisjoint(_first_of([one]))]
+    pairs = itertools.pairwise(known)
+    found = [
+        agree(*both) for both in pairs if set.intersection(*(set(_first_of([one])) for one in both))
+    ]
+    if not found:
         raise UsageError(
-            f"how often runs agree needs two runs of one machine and code in {results.name}; got "
+            f"how often runs agree needs two runs of one machine, code and op in {results.name}; got "
             f"{len(summaries)} summaries of unlike ones: `poolbench run --repeat 2`"
         )
-    newest = {comparison.key for comparison in known[-1].comparisons}
-    known = [one for one in known if any(other.key in newest for other in one.comparisons)]
-    found = agreements(known)
     lines = [f"{len(known)} runs of {known[-1].machine.get('processor', 'this machine')}, one code"]
     lines += [
         f"{a.runs[0]} and {a.runs[1]}: {a.coverage.inside} of {a.coverage.comparisons} agree "

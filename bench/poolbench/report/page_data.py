@@ -136,7 +136,7 @@ def _lengths(process: tuple[int, ...]) -> list[int]:
 def write_samples(samples: Sequence[Samples], folder: Path) -> None:
     """Write raw samples in files that the page loads on demand: [float32 seconds, processes' lengths]."""
     folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob("*.js"):
+    for old in folder.glob("[0-9]*.js"):
         old.unlink()
     for start in range(0, len(samples), CHUNK):
         rows = []
