@@ -173,6 +173,9 @@ def test_read_summaries_reads_those_that_ship_without_a_journal(results, tmp_pat
     (tmp_path / history.REFERENCE_RUNS / "first.json").write_bytes(text)
     (found,) = history.read_summaries(tmp_path)
     assert found == msgspec.json.decode(text, type=history.RunSummary)
+    (tmp_path / "copy").mkdir()
+    (tmp_path / "copy" / history.SUMMARY).write_bytes(text.replace(b'"run-1"', b'"copy"'))
+    assert history.read_summaries(tmp_path) == [found], "the one that ships stands for its copy"
 
 
 def test_read_summaries_counts_a_copied_run_once(results, tmp_path):

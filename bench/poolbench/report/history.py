@@ -142,7 +142,7 @@ def read_summaries(
     `say` takes a line about each that cannot be read: it is left out, as it can be made again.
     """
     found: dict[tuple[str, tuple[Comparison, ...]], RunSummary] = {}
-    for path in [*results.glob(f"*/{SUMMARY}"), *results.glob(f"{REFERENCE_RUNS}/*.json")]:
+    for path in [*results.glob(f"{REFERENCE_RUNS}/*.json"), *results.glob(f"*/{SUMMARY}")]:
         one = _read(path)
         if isinstance(one, RunSummary):
             found.setdefault((one.created, one.comparisons), one)
@@ -283,18 +283,17 @@ def describe_history(results: Path, say: Callable[[str], object]) -> str:
     known = next(
         (some for one in reversed(summaries) if len(some := alike(summaries, one)) > 1), []
     )
-    newest = set(_first_of(known[-1:]))
-    known = [one for one in known if not newest.isdisjoint(_first_of([one]))]
-    pairs = itertools.pairwise(known)
-    found = [
-        agree(*both) for both in pairs if set.intersection(*(set(_first_of([one])) for one in both))
-    ]
+    raced = [(one, set(_first_of([one]))) for one in known]
+    raced = [(one, keys) for one, keys in raced if keys & raced[-1][1]]
+    pairs = itertools.pairwise(raced)
+    found = [agree(one, other) for (one, mine), (other, its) in pairs if mine & its]
     if not found:
         raise UsageError(
             f"how often runs agree needs two runs of one machine, code and op in {results.name}; got "
             f"{len(summaries)} summaries of unlike ones: `poolbench run --repeat 2`"
         )
-    lines = [f"{len(known)} runs of {known[-1].machine.get('processor', 'this machine')}, one code"]
+    machine = known[-1].machine
+    lines = [f"{len(raced)} runs of {machine.get('processor', 'this machine')}, one code"]
     lines += [
         f"{a.runs[0]} and {a.runs[1]}: {a.coverage.inside} of {a.coverage.comparisons} agree "
         f"({format_share(a.coverage.observed)}), half-width {format_share(a.half_width)}, of like sides "

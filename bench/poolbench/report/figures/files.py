@@ -26,7 +26,7 @@ def write_figures(
     A figure that cannot be drawn leaves the others, and the page says which and why.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for old in (*folder.glob("[0-9][0-9]-*.svg"), *folder.glob("[0-9][0-9]-*.png")):
+    for old in (*folder.glob("[0-9][0-9]*-*.svg"), *folder.glob("[0-9][0-9]*-*.png")):
         old.unlink()
     groups: list[dict[str, Any]] = []
     pairs = list(dict.fromkeys(zip(loaded.table["op"], loaded.table["device"], strict=True)))
@@ -39,7 +39,7 @@ def write_figures(
             with figures.styled():
                 plot = make()
             return [_write_figure(plot, next(number), op, folder)] if plot else []
-        except OSError:
+        except OSError:  # a full disk: the report fails as one
             raise
         except Exception as error:  # noqa: BLE001 (a plotting library's, of any kind: the page goes on without)
             failed.append(f"A figure could not be drawn: {reason_of(error)}.")
